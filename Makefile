@@ -1,0 +1,60 @@
+# `make demo` and `make test` set up everything from a bare checkout; all they need is Python 3.10-3.13 with venv and pip.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-all lint format types doctest docs wheel clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      train, prune, export and run the digits example"
+	@echo "make test      the tests without the slow ones"
+	@echo "make test-all  every test"
+	@echo "make lint      ruff check and the formatter's check"
+	@echo "make format    ruff's fixes and formatting"
+	@echo "make types     pyright"
+	@echo "make doctest   the examples in the docstrings"
+	@echo "make docs      the documentation, warnings are errors (docs/_build/html)"
+	@echo "make wheel     build the wheel, install it into an empty environment, import it"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"lightning_prune is set up with Python 3.10 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; name another one: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) comes without venv or ensurepip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/digits.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+doctest: $(READY)
+	$(BIN)/python -m pytest --doctest-modules lightning_prune
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+wheel: $(READY)
+	.ci/wheel $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,56 @@
+"""Prune a model while Lightning trains it, remove what was pruned, and ship the result with ExecuTorch."""
+
+from lightning_prune._version import __version__
+from lightning_prune.allocation import ERK, Candidates, Global, Uniform
+from lightning_prune.callback import PruningCallback
+from lightning_prune.compaction import Compaction, compact
+from lightning_prune.criteria import GradientCriterion, Magnitude, Random, Taylor
+from lightning_prune.errors import PruningError
+from lightning_prune.finalization import finalize
+from lightning_prune.granularity import Block, Channel, Element, Granularity, NOfM
+from lightning_prune.graph import channel_groups
+from lightning_prune.mixin import PruningMixin
+from lightning_prune.policies import Keep, LRRewind, Mask, Reset, Rewarm, RewindWeights
+from lightning_prune.recipe import Recipe
+from lightning_prune.report import summarize
+from lightning_prune.schedules import Exponential, Iterative, Linear, OneCycle, OneShot, Polynomial
+from lightning_prune.targets import Targets
+
+__all__ = [
+    "ERK",
+    "Block",
+    "Candidates",
+    "Channel",
+    "Compaction",
+    "Element",
+    "Exponential",
+    "Global",
+    "GradientCriterion",
+    "Granularity",
+    "Iterative",
+    "Keep",
+    "LRRewind",
+    "Linear",
+    "Magnitude",
+    "Mask",
+    "NOfM",
+    "OneCycle",
+    "OneShot",
+    "Polynomial",
+    "PruningCallback",
+    "PruningError",
+    "PruningMixin",
+    "Random",
+    "Recipe",
+    "Reset",
+    "Rewarm",
+    "RewindWeights",
+    "Targets",
+    "Taylor",
+    "Uniform",
+    "__version__",
+    "channel_groups",
+    "compact",
+    "finalize",
+    "summarize",
+]

@@ -1,0 +1,111 @@
+"""How overall sparsity is spread: the share of all units -> the share of each target's (or channel group's) units.
+
+An allocation is any callable ``allocation(share, candidates) -> {name: share}``; shares are cumulative, in [0, 1],
+and must not fall when ``share`` rises.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_prune.criteria import Scores
+from lightning_prune.ranking import Cut, count_removed, lowest
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The units that may be removed.
+
+    Args:
+        scores: name of the target or channel group -> score of each of its units (any shape; -inf where removed
+            already). May be computed when read: use :meth:`pieces` to go through large ones.
+        shapes: name -> shape of the weight that the units belong to.
+        sizes: name -> number of units.
+        removed: name -> how many of them are removed already.
+        dtype: float64 if any score is, otherwise float32.
+    """
+
+    scores: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
+    removed: Mapping[str, int]
+    dtype: torch.dtype = torch.float32
+    _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
+
+    def cut(self, k: int) -> Cut:
+        """Return the cut that removes the k lowest of all units, ties by order of names; remembered."""
+        if k not in self._cuts:
+            self._cuts[k] = lowest(lambda: (piece for name in self.sizes for piece in self.pieces(name)), k, self.dtype)
+        return self._cuts[k]
+
+    def cut_of(self, name: str, k: int) -> Cut:
+        """Return the cut that removes the k lowest units of one name: quick when it is that of all units."""
+        latest = next(reversed(self._cuts.values()), None)
+        return lowest(lambda: self.pieces(name), k, self.dtype, guess=latest)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield the scores of one target in row-major order, flat, in pieces of bounded size where possible."""
+        found = self.scores.chunks(name) if isinstance(self.scores, Scores) else (self.scores[name].flatten(),)
+        for piece in found:
+            yield piece.to(self.dtype)
+
+    @property
+    def total(self) -> int:
+        """The number of units of all targets together."""
+        return sum(self.sizes.values())
+
+
+Allocation = Callable[[float, Candidates], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same share everywhere."""
+
+    def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
+        """Return ``share`` for each name."""
+        return dict.fromkeys(candidates.sizes, share)
+
+
+@dataclass(frozen=True)
+class ERK:
+    """Erdős-Rényi-Kernel: a layer keeps in proportion to sum(shape) / prod(shape), so large layers lose most.
+
+    density_l = min(1, eps * sum(shape_l) / prod(shape_l)), with eps such that the overall share is met.
+
+    Source:
+        Evci et al. 2020, "Rigging the Lottery" (RigL), section 3; for Linear layers Mocanu et al. 2018.
+    """
+
+    def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
+        """Return the share of each name."""
+        raw = {name: sum(shape) / math.prod(shape) for name, shape in candidates.shapes.items()}
+        kept = (1 - share) * candidates.total
+        dense = {name for name in raw if not candidates.sizes[name]}
+        while len(dense) < len(raw):
+            rest = sum(raw[n] * candidates.sizes[n] for n in raw if n not in dense)
+            eps = max(0.0, kept - sum(candidates.sizes[n] for n in dense)) / rest
+            above = {n for n in raw if n not in dense and eps * raw[n] > 1}
+            if not above:
+                return {n: 0.0 if n in dense else 1 - eps * raw[n] for n in raw}
+            dense |= above
+        return dict.fromkeys(raw, 0.0)
+
+
+@dataclass(frozen=True)
+class Global:
+    """One ranking over all units: the lowest scores go, wherever they are; ties by order of names."""
+
+    def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
+        """Return the share of each name."""
+        names = tuple(candidates.sizes)
+        cut = candidates.cut(round(share * candidates.total))
+        removed = dict.fromkeys(names, 0)
+        for name in names:
+            for piece in candidates.pieces(name):
+                count, cut = count_removed(piece, cut)
+                removed[name] += count
+        return {name: removed[name] / max(candidates.sizes[name], 1) for name in names}

@@ -1,0 +1,106 @@
+"""What a checkpoint says about pruning, and how a model takes the shape that a checkpoint has.
+
+A checkpoint needs no pickled modules: masked weights show in the names of its state dict (``weight_orig`` beside
+``weight_mask``), sizes in its shapes, and what neither tells stands as plain values under :data:`KEY`.
+"""
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import masks
+from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
+from lightning_prune.errors import CheckpointError
+
+KEY = "lightning_prune"
+VERSION = 1
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Return what a checkpoint must say of the model besides its state dict: plain values only.
+
+    Returns:
+        ``version``; ``structured``: dense names whose masks cover whole channels; ``compaction``: the plan of what is
+        removed already as JSON, or None.
+    """
+    plan = applied_plan(model)
+    return {
+        "version": VERSION,
+        "structured": list(masks.structured_names(model)),
+        "compaction": None if plan is None else plan.to_json(),
+    }
+
+
+def masked_in(state_dict: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
+    """Return the dense names of the model's parameters that are masked in a state dict.
+
+    A name counts only when ``_orig`` and ``_mask`` stand side by side and the model has that parameter, so a buffer
+    of the user's that happens to be called ``attn_mask`` is none.
+    """
+    known = masks.dense_parameters(model)
+    return tuple(name for name in known if f"{name}_orig" in state_dict and f"{name}_mask" in state_dict)
+
+
+def fits(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
+    """Say whether a state dict has the masks and the shapes that the model has already."""
+    wanted = masked_in(state_dict, model)
+    if set(wanted) != set(masks.read(model)):
+        return False
+    dense = dense_state(state_dict, wanted)
+    return all(t.shape == dense[name].shape for name, t in masks.dense_names(model).items() if name in dense)
+
+
+def adapt(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str, Any] | None) -> None:
+    """Let the model take the shape and the masks of a state dict, so that it can be loaded strictly.
+
+    Args:
+        model: dense, masked or compact.
+        state_dict: of a dense, masked or compact model of the same class.
+        entry: what stood under :data:`KEY` in its checkpoint; None: the state dict has to speak for itself.
+
+    Raises:
+        CheckpointError: the entry is of a newer version.
+
+    Changes:
+        hooks, mask buffers, shapes and size attributes of the model's layers; its weights are to be loaded next.
+    """
+    entry = entry or {}
+    if entry.get("version", VERSION) > VERSION:
+        raise CheckpointError(
+            f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
+        )
+    text = entry.get("compaction")
+    plan = None if text is None else Compaction.from_json(text)
+    wanted = masked_in(state_dict, model)
+    masks.detach(model, set(masks.read(model)) - set(wanted))
+    known = [p for p in (applied_plan(model), plan) if p is not None]
+    reshape_like(model, dense_state(state_dict, wanted), {k: v for p in known for k, v in p.attributes.items()})
+    set_plan(model, plan)
+    flat = any(state_dict[f"{name}_mask"].dim() == 1 for name in wanted)
+    structured = set(entry.get("structured", wanted if flat else ()))
+    masks.attach(model, [name for name in wanted if name in structured], is_structured=True)
+    masks.attach(model, [name for name in wanted if name not in structured])
+
+
+def dense_state(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> dict[str, Tensor]:
+    """Return a state dict under dense names: ``weight_orig`` as ``weight``, mask buffers left out."""
+    dense = dict(state_dict)
+    for name in masked:
+        dense[name] = dense.pop(f"{name}_orig")
+        del dense[f"{name}_mask"]
+    return dense
+
+
+def add_masks(model: nn.Module, state_dict: MutableMapping[str, Tensor]) -> None:
+    """Rename what the model has masked and the state dict has not, so that an unmasked state can be loaded.
+
+    Changes:
+        the state dict: ``weight`` becomes ``weight_orig`` beside an all-True ``weight_mask``.
+    """
+    for name in masks.read(model):
+        if name in state_dict and f"{name}_orig" not in state_dict:
+            weight = state_dict.pop(name)
+            state_dict[f"{name}_orig"] = weight
+            state_dict[f"{name}_mask"] = torch.ones_like(weight, dtype=torch.bool)

@@ -1,0 +1,130 @@
+"""Apply a plan: smaller layers and smaller optimizer state, in place, all or nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from lightning_prune.compaction import resize
+from lightning_prune.compaction.equivalence import Inputs, largest_errors
+from lightning_prune.compaction.plan import Compaction, remember
+from lightning_prune.masks import dense_parameters
+from lightning_prune.optimizer_surgery import put_back, references, slice_state
+
+
+@dataclass(frozen=True)
+class CompactionReport:
+    """What a removal did.
+
+    Args:
+        parameters_before: number of parameters.
+        parameters_after: number of parameters left.
+        removed: channel group -> (channels removed, channels before).
+        errors: precision -> largest relative error between the masked and the compact model; empty when no example
+            inputs were given.
+    """
+
+    parameters_before: int
+    parameters_after: int
+    removed: Mapping[str, tuple[int, int]]
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def compact(
+    model: nn.Module,
+    plan: Compaction,
+    example_inputs: Tensor | Sequence[Any] | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-9,
+) -> CompactionReport:
+    """Remove the channels of a plan from a model, in place and atomically.
+
+    With example inputs the masked and the compact model are first compared on copies, see
+    :func:`lightning_prune.compaction.equivalence.largest_errors`. Whatever goes wrong, an interrupt from the keyboard
+    included, model and optimizers are left byte for byte as they were.
+
+    Args:
+        model: the model that the plan was made for, dense or masked; masks that are attached shrink with it.
+        plan: what goes.
+        example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``; None: no check.
+        optimizer: one or several, whose state is sliced too.
+        example_kwargs: keyword arguments of ``forward``.
+        tolerance: largest relative error allowed at float64.
+
+    Returns:
+        Sizes before and after, and the errors that were measured.
+
+    Raises:
+        CompactionError: the plan is for another model, or the compact model would compute something else.
+        OptimizerStateError: the state of an optimizer cannot be sliced.
+
+    Changes:
+        ``data`` and ``grad`` of parameters (the Parameter objects stay), buffers, masks, size attributes of layers,
+        optimizer state; the plan stays on the model, composed with earlier ones. A DistributedDataParallel wrapper
+        built before has to be built anew.
+
+    Example:
+        >>> from lightning_prune import channel_groups
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> groups = channel_groups(net, torch.zeros(1, 4))
+        >>> report = compact(net, Compaction.from_keep(groups, {"0": [0, 2, 5]}), torch.zeros(1, 4))
+        >>> net[0], report.parameters_before, report.parameters_after
+        (Linear(in_features=4, out_features=3, bias=True), 58, 23)
+    """
+    optimizers = _optimizers(optimizer)
+    plan.check_fits(model)
+    errors = {}
+    if example_inputs is not None or example_kwargs:
+        errors = largest_errors(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
+    before = _count(model)
+    with resize.all_or_nothing() as undo:
+        parameters = dense_parameters(model)
+        shapes = {parameters[name]: parameters[name].shape for name in plan.keep if name in parameters}
+        resize.cut(model, plan.keep, plan.attributes, undo)
+        keep = {parameters[name]: _as_tensors(axes) for name, axes in plan.keep.items() if name in parameters}
+        for one in optimizers:
+            undo.append(partial(put_back, one, references(one)))
+            slice_state(one, keep, shapes)
+        remember(model, plan, undo)
+        removed = {name: (removal.removed, removal.size) for name, removal in plan.removals.items()}
+        return CompactionReport(before, _count(model), removed, errors)
+
+
+def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> Sequence[Optimizer]:
+    several = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for one in several:
+        if not isinstance(one, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
+    return several
+
+
+def _inputs(
+    model: nn.Module, example_inputs: Tensor | Sequence[Any] | None, example_kwargs: Mapping[str, Any] | None
+) -> Inputs:
+    given = () if example_inputs is None else example_inputs
+    args = tuple(given) if isinstance(given, tuple | list) else (given,)
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1:
+        return args, dict(example_kwargs or {})
+    device = devices.pop()
+    move = partial(_to, device=device)
+    return tree_map(move, args), tree_map(move, dict(example_kwargs or {}))
+
+
+def _to(leaf: Any, device: torch.device) -> Any:  # noqa: ANN401
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+
+def _as_tensors(axes: Mapping[int, tuple[int, ...]]) -> dict[int, Tensor]:
+    return {axis: torch.tensor(kept) for axis, kept in axes.items()}
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,226 @@
+"""Proof that a compact model computes what the masked one does: on copies, in two precisions, on two batches."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_prune.compaction.plan import Compaction
+from lightning_prune.errors import CompactionError
+from lightning_prune.masks import fold
+
+Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and keyword arguments of ``forward``."""
+
+_SLACK_32 = 1e6
+"""How much more error float32 is allowed; its rounding is 5e8 times coarser than that of float64."""
+
+
+def largest_errors(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) -> dict[str, float]:
+    """Compare the masked with the compact model and return the largest relative error in each precision.
+
+    error = max|masked - compact| / max|masked| of each output (over at least a thousandth of the largest output of
+    all), in eval mode, on the inputs and on a second random batch of the same shapes. Half precision is compared at
+    float32 and float64, float64 at float64 alone. A model that does not run at float64, because its code names a
+    type, is compared at float32 alone.
+
+    Args:
+        model: as it is before the removal, masked or not; it is copied, not touched.
+        plan: what would be removed.
+        inputs: of the model.
+        tolerance: largest error allowed at float64; float32 is allowed a million times as much.
+
+    Raises:
+        CompactionError: the masked model does not run on the inputs, or the compact one computes something else, with
+            the name of the first differing module.
+    """
+    masked = fold(copy.deepcopy(model)).eval()
+    plan.mask(masked)
+    compact = plan.rebuild(copy.deepcopy(masked))
+    errors: dict[str, float] = {}
+    for dtype in _dtypes(model):
+        for one in (masked, compact):
+            one.double() if dtype is torch.float64 else one.float()
+        try:
+            references = list(_references(masked, _cast(inputs, dtype)))
+        except Exception as error:
+            if errors:
+                break
+            raise CompactionError(
+                f"{type(model).__name__} does not run on the example inputs in eval mode: {type(error).__name__}:"
+                f" {error}"
+            ) from error
+        allowed = tolerance if dtype is torch.float64 else tolerance * _SLACK_32
+        check = _Check(masked, compact, allowed, str(dtype).removeprefix("torch."))
+        errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)
+    return errors
+
+
+def _dtypes(model: nn.Module) -> tuple[torch.dtype, ...]:
+    floats = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if any(tensor.device.type == "mps" for tensor in floats):
+        return (torch.float32,)
+    if floats and floats[0].dtype is torch.float64:
+        return (torch.float64,)
+    return (torch.float32, torch.float64)
+
+
+def _references(masked: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
+    """Yield the inputs and a second batch, each with its outputs.
+
+    A model may refuse values that differ from its example, such as lengths that are no longer sorted: floats alone are
+    drawn anew then, and when it refuses these too the example has to do.
+    """
+    yield inputs, _run(masked, inputs)
+    for permuted in (True, False):
+        batch = _second_batch(inputs, permuted)
+        try:
+            outputs = _run(masked, batch)
+        except Exception:
+            continue
+        yield batch, outputs
+        return
+
+
+def _second_batch(inputs: Inputs, permuted: bool) -> Inputs:
+    """Random floats of the mean and spread of the inputs; other tensors hold the same values, permuted or not."""
+    generator = torch.Generator().manual_seed(0)
+
+    def fresh(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.numel() and bool(tensor.isfinite().all()):
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            return tensor.mean() + noise * (float(tensor.std(correction=0)) or 1.0)
+        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        return tensor.flatten()[order].reshape(tensor.shape) if permuted else tensor
+
+    return _map_tensors(fresh, inputs)
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+
+
+def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return _map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
+
+
+def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run the model on a copy of the inputs without a trace in the global random generators; return its tensors."""
+    args, kwargs = _map_tensors(lambda tensor: tensor.detach().clone(), inputs)
+    devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        outputs = list(_tensors(model(*args, **kwargs)))
+    if not outputs:
+        raise TypeError(f"{type(model).__name__} returns no tensor that could be compared")
+    return outputs
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Yield the tensors in nested containers and dataclasses, in order."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from _tensors(list(leaf.values()))
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+
+
+def relative_error(masked: list[Tensor], compact: list[Tensor]) -> float:
+    """Return the largest of max|masked - compact| / max|masked| over the outputs; infinite for other shapes.
+
+    Outputs that are not floats must be equal, NaN and infinities must stand in the same places. An output much smaller
+    than the largest of all is measured against a thousandth of that.
+    """
+    if [tensor.shape for tensor in masked] != [tensor.shape for tensor in compact]:
+        return float("inf")
+    scales = [_largest(tensor) for tensor in masked if tensor.is_floating_point() or tensor.is_complex()]
+    floor = max(scales, default=0.0) / 1000
+    return max((_error(m, c, floor) for m, c in zip(masked, compact, strict=True)), default=0.0)
+
+
+def _error(masked: Tensor, compact: Tensor, floor: float) -> float:
+    same = (masked == compact) | ((masked != masked) & (compact != compact))
+    if bool(same.all()):
+        return 0.0
+    if not (masked.is_floating_point() or masked.is_complex()):
+        return float("inf")
+    difference, scale = (masked - compact).abs()[~same].double(), max(_largest(masked), floor)
+    return float(difference.max()) / scale if scale > 0 and bool(difference.isfinite().all()) else float("inf")
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor.detach()[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Check:
+    """Two models, and how far apart they may be."""
+
+    masked: nn.Module
+    compact: nn.Module
+    allowed: float
+    precision: str
+
+    def error(self, batch: Inputs, reference: list[Tensor]) -> float:
+        """Return the relative error on one batch. Raises CompactionError when it is more than allowed."""
+        try:
+            error = relative_error(reference, _run(self.compact, batch))
+        except Exception as cause:
+            raise CompactionError(self._broken(batch, cause)) from cause
+        if error <= self.allowed:
+            return error
+        raise CompactionError(
+            f"the compact model computes something else than the masked one: relative error {error:.2g} at"
+            f" {self.precision}, allowed {self.allowed:.2g}. It first differs in {self._first_difference(batch)}. Leave"
+            " the channel groups that reach it out of the plan"
+        )
+
+    def _broken(self, batch: Inputs, cause: Exception) -> str:
+        where = next((path for path, outputs in _recorded(self.compact, batch) if outputs is None), "")
+        return (
+            f"the compact model does not run: {self._name(where)} raises {type(cause).__name__}: {cause}. Its code"
+            " seems to hold a size that the removal changes; leave the channel groups that reach it out of the plan"
+        )
+
+    def _first_difference(self, batch: Inputs) -> str:
+        """Name the first module whose output has the same shape in both models, but not the same values."""
+        pairs = zip(_recorded(self.masked, batch), _recorded(self.compact, batch), strict=False)
+        for (path, masked), (_, compact) in pairs:
+            comparable = [(m, c) for m, c in zip(masked or (), compact or (), strict=False) if m.shape == c.shape]
+            if comparable and relative_error(*map(list, zip(*comparable, strict=True))) > self.allowed:
+                return self._name(path)
+        return "the shapes of its outputs"
+
+    def _name(self, path: str) -> str:
+        kind = type(self.masked.get_submodule(path)).__name__
+        return f"{path} ({kind})" if path else f"the forward of {kind} itself"
+
+
+def _recorded(model: nn.Module, batch: Inputs) -> list[tuple[str, list[Tensor] | None]]:
+    """Return (path, outputs) of each module call in the order of completion; first the one that raises, with None."""
+    finished: list[tuple[str, list[Tensor] | None]] = []
+    running: list[str] = []
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda *_: running.append(path)
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        finished.append((running.pop(), list(_tensors(output))))
+
+    handles = [module.register_forward_pre_hook(enter(path)) for path, module in model.named_modules()]
+    handles += [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        _run(model, batch)
+    except Exception:
+        return [(running[-1] if running else "", None), *finished]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return finished

@@ -1,0 +1,282 @@
+"""The plan of a removal: which channels go, as a plain value that JSON holds."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.compaction import resize
+from lightning_prune.compaction.channels import checked, entries_without, masked_out, named
+from lightning_prune.compaction.entries import Entries, complement, fit, ints, merge, translate
+from lightning_prune.errors import CompactionError
+from lightning_prune.graph import ChannelGroups
+from lightning_prune.masks import dense_names, dense_parameters, read, refresh
+
+FORMAT = "lightning_prune.compaction"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What one channel group loses.
+
+    Args:
+        size: number of its channels before.
+        removed: number of channels that go.
+        entries: the removed entries of every parameter and buffer: dense name -> axis -> sorted indices.
+    """
+
+    size: int
+    removed: int
+    entries: Entries
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """Which channels of a model are removed; names and numbers only, so that it outlives the model.
+
+    Make it with :meth:`from_keep` or :meth:`from_masks`; apply it with :func:`lightning_prune.compact`.
+
+    Args:
+        shapes: dense name -> shape before, of every parameter and buffer in the model's graph.
+        removals: channel group -> what it loses. Groups that lose nothing do not appear.
+        attributes: path of a module's attribute that no shape of its own tells (``conv.groups``) -> (dense name,
+            axis) to whose length it is proportional.
+
+    Raises:
+        ValueError: an entry outside its tensor, or an axis that would keep nothing.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    removals: Mapping[str, Removal]
+    attributes: Mapping[str, tuple[str, int]]
+
+    def __post_init__(self) -> None:
+        for group, removal in self.removals.items():
+            if wrong := fit(removal.entries, self.shapes):
+                raise ValueError(f"channel group {group!r} removes entries from {wrong}")
+        for name, axes in self.keep.items():
+            for axis, kept in axes.items():
+                if not kept:
+                    raise ValueError(f"the plan keeps nothing of {name} along axis {axis}; keep at least one index")
+
+    @cached_property
+    def removed(self) -> Entries:
+        """Dense name -> axis -> removed indices, of all channel groups together."""
+        return merge(removal.entries for removal in self.removals.values())
+
+    @cached_property
+    def keep(self) -> Entries:
+        """Dense name -> axis -> kept indices, of every axis that shrinks; empty for a plan that removes nothing."""
+        return complement(self.removed, self.shapes)
+
+    @property
+    def shapes_after(self) -> dict[str, tuple[int, ...]]:
+        """Dense name -> shape in the compact model."""
+        return {
+            name: tuple(len(self.keep.get(name, {}).get(axis, range(size))) for axis, size in enumerate(shape))
+            for name, shape in self.shapes.items()
+        }
+
+    @classmethod
+    def from_keep(cls, groups: ChannelGroups, keep: Mapping[str, Collection[int] | Tensor]) -> "Compaction":
+        """Plan to keep the given channels of the named groups, and all channels of the others.
+
+        Args:
+            groups: of the model.
+            keep: channel group's name -> indices of the channels to keep, in any order.
+
+        Raises:
+            ValueError: no such group, one that is not prunable, an index outside it, or none at all.
+        """
+        removals = {}
+        for name, indices in keep.items():
+            group = named(groups, name)
+            kept = checked(group, indices)
+            if len(kept) < group.size:
+                removals[name] = Removal(group.size, group.size - len(kept), entries_without(group, kept))
+        gone = merge(removal.entries for removal in removals.values())
+        whole = {
+            weight: weight.rpartition(".")[0] for weight in sorted(groups.conv_groups) if 0 in gone.get(weight, {})
+        }
+        attributes = {(f"{path}.groups" if path else "groups"): (weight, 0) for weight, path in whole.items()}
+        return cls({name: ints(shape) for name, shape in groups.shapes.items()}, removals, attributes)
+
+    @classmethod
+    def from_masks(cls, model: nn.Module, groups: ChannelGroups) -> "Compaction":
+        """Plan to remove each channel of which every parameter slice is masked out; buffers carry no mask.
+
+        Of a group that is masked out entirely the first channel stays, at zero.
+
+        Args:
+            model: the masked model.
+            groups: its channel groups.
+        """
+        masks, parameters = read(model), dense_parameters(model)
+        keep = {}
+        for group in groups:
+            if group.prunable:
+                dead = masked_out(group, masks, parameters)
+                dead[0] &= not dead.all()
+                keep[group.name] = np.flatnonzero(~dead).tolist()
+        return cls.from_keep(groups, keep)
+
+    def mask(self, model: nn.Module) -> None:
+        """Set what the plan would remove to zero, to look before cutting.
+
+        Raises:
+            CompactionError: the plan is for another model.
+
+        Changes:
+            the parameters, in place. Buffers stay: where a channel goes, what reads it is zeroed too.
+        """
+        self.check_fits(model)
+        parameters = dense_parameters(model)
+        with torch.no_grad():
+            for name in self.removed.keys() & parameters.keys():
+                for axis, gone in self.removed[name].items():
+                    parameters[name].index_fill_(axis, torch.tensor(gone, device=parameters[name].device), 0)
+        refresh(model)
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        """Bring a fresh model into the pruned shape, in place, ready for ``load_state_dict``; returns it.
+
+        Raises:
+            CompactionError: the plan is for another model; the model is as it was.
+
+        Changes:
+            the model.
+        """
+        self.check_fits(model)
+        with resize.all_or_nothing() as undo:
+            resize.cut(model, self.keep, self.attributes, undo)
+            remember(model, self, undo)
+        return model
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Compare the plan's shapes with the model's.
+
+        Raises:
+            CompactionError: names the first difference.
+        """
+        named, kind = dense_names(model), type(model).__name__
+        remake = "make the plan from channel_groups(model, example_inputs) of this very model"
+        for name, shape in self.shapes.items():
+            if name not in named:
+                raise CompactionError(f"the plan is for another model: {kind} has no {name}; {remake}")
+            if tuple(named[name].shape) != shape:
+                raise CompactionError(
+                    f"the plan is for another model: {name} has shape {tuple(named[name].shape)} in {kind} and {shape}"
+                    f" in the plan; {remake}"
+                )
+
+    def then(self, other: "Compaction") -> "Compaction":
+        """Compose: the one plan that does what this one and then ``other``, made for its result, do.
+
+        Raises:
+            CompactionError: ``other`` does not begin where this plan ends.
+        """
+        after = self.shapes_after
+        for name, shape in other.shapes.items():
+            if after.get(name, shape) != shape:
+                raise CompactionError(
+                    f"the plans do not follow each other: {name} is of shape {after[name]} after the first one and of"
+                    f" shape {shape} before the second; make the second from the compact model"
+                )
+        removals = dict(self.removals)
+        for name, removal in other.removals.items():
+            moved = replace(removal, entries=translate(removal.entries, self.keep))
+            earlier = removals.get(name)
+            if earlier is not None and earlier.size - earlier.removed == removal.size:
+                both = merge([earlier.entries, moved.entries])
+                removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both)
+            else:
+                removals[_unused(name, removals)] = moved
+        return Compaction({**other.shapes, **self.shapes}, removals, {**self.attributes, **other.attributes})
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        removals = {
+            name: {"size": removal.size, "removed": removal.removed, "entries": removal.entries}
+            for name, removal in self.removals.items()
+        }
+        head = {"format": FORMAT, "version": VERSION}
+        return json.dumps({**head, "shapes": self.shapes, "removals": removals, "attributes": self.attributes})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Compaction":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is no such JSON, or of a newer version.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the plan is no JSON text: {error}; pass what Compaction.to_json() returned") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f'the JSON text is no plan, "format" is not "{FORMAT}"; pass what to_json() returned')
+        version = document.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise ValueError(
+                f"the plan is of version {version!r}, this package reads up to {VERSION}; upgrade lightning_prune"
+            )
+        try:
+            return _parsed(document)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"the plan is malformed: {type(error).__name__}: {error}") from error
+
+
+def applied_plan(model: nn.Module) -> Compaction | None:
+    """Return the plan that brought this model into its shape; None for a model that lost nothing."""
+    return model.__dict__.get("_compaction")
+
+
+def remember(model: nn.Module, plan: Compaction, undo: resize.Undo) -> None:
+    """Keep the plan, composed with those applied before, on the model.
+
+    Changes:
+        the plain attribute ``_compaction`` of the model; the undo log.
+    """
+    earlier = applied_plan(model)
+    composed = plan if earlier is None else earlier.then(plan)
+    undo.append(partial(set_plan, model, earlier))
+    set_plan(model, composed)
+
+
+def set_plan(model: nn.Module, plan: Compaction | None) -> None:
+    """Say which plan brought this model into its shape; None: it has the shape that it was built with.
+
+    Changes:
+        the plain attribute ``_compaction`` of the model.
+    """
+    """Let the model remember this plan as the one that brought it into its shape; None: it is dense."""
+    if plan is None:
+        model.__dict__.pop("_compaction", None)
+    else:
+        model.__dict__["_compaction"] = plan
+
+
+def _parsed(document: Mapping[str, Any]) -> Compaction:
+    removals = {
+        name: Removal(
+            int(held["size"]),
+            int(held["removed"]),
+            {entry: {int(axis): ints(i) for axis, i in axes.items()} for entry, axes in held["entries"].items()},
+        )
+        for name, held in document["removals"].items()
+    }
+    attributes = {path: (str(name), int(axis)) for path, (name, axis) in document["attributes"].items()}
+    return Compaction({name: ints(shape) for name, shape in document["shapes"].items()}, removals, attributes)
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    stem, number = name, 2
+    while name in taken:
+        name, number = f"{stem}#{number}", number + 1
+    return name

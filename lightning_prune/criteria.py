@@ -1,0 +1,224 @@
+"""Which weights matter: parameters -> scores, higher = keep."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_prune.errors import NonFiniteError, PruningError
+
+Criterion = Callable[[str, Tensor], Tensor]
+"""``criterion(name, weight) -> scores`` of the weight's shape; any function will do."""
+
+CHUNK = 1 << 18
+"""Elements looked at together: small enough to stay in a processor's cache."""
+
+
+class GradientCriterion(ABC):
+    """A criterion that watches the gradients of training: its score is the mean of :meth:`observe` over the steps."""
+
+    @abstractmethod
+    def observe(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Return what one optimizer step says about each weight.
+
+        Args:
+            weight: the parameter before the step, any shape.
+            gradient: the gradient of the loss, same shape: unscaled, before clipping, averaged over ranks.
+        """
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """|w| (norm 1) or w^2 (norm 2); single weights rank alike, sums over a channel or block do not.
+
+    Args:
+        norm: 1 or 2.
+
+    Source:
+        Han et al. 2015, "Learning both Weights and Connections"; Li et al. 2017 for the sum over a filter.
+
+    Example:
+        >>> Magnitude()("fc.weight", torch.tensor([1.0, -3.0]))
+        tensor([1., 3.])
+    """
+
+    norm: int = 1
+
+    def __post_init__(self) -> None:
+        if self.norm not in (1, 2):
+            raise ValueError(f"Magnitude.norm must be 1 (sum of |w|) or 2 (sum of w^2), got {self.norm!r}")
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """Return the scores, shape of ``weight``."""
+        return weight.abs() if self.norm == 1 else weight.square()
+
+
+@dataclass(frozen=True)
+class Random:
+    """A uniform score in [0, 1) that depends on seed and name alone: the same at each event and on each rank.
+
+    Args:
+        seed: any whole number.
+    """
+
+    seed: int = 0
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """Return the scores, shape of ``weight``."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+        return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+@dataclass(frozen=True)
+class Taylor(GradientCriterion):
+    """First-order effect on the loss of setting a weight to zero: the mean over the steps of (g w)^2.
+
+    g is the gradient of the step's batch, w the weight. A channel's score is the sum over all its coupled weights.
+
+    Source:
+        Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8, averaged over
+        mini-batches as there. The 2017 paper takes |mean of g a| of activations a instead, which cancels signs within
+        a batch and needs a normalisation layer by layer. We differ in summing the squares over a channel's
+        weights (their equation 9 squares the sum over a gate's outputs), since the sum of g w over a convolution's
+        weights before a batch norm vanishes.
+
+    Example:
+        >>> Taylor().observe(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5]))
+        tensor([9., 1.])
+    """
+
+    def observe(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Return (g w)^2, shape of ``weight``."""
+        return (gradient * weight).square()
+
+
+@dataclass
+class Observations:
+    """The running sums of a gradient criterion: for each parameter the sum of its terms and how many there were.
+
+    Args:
+        sums: dense name -> sum of the observed terms, shape of the parameter, float32 or wider.
+        steps: dense name -> number of terms.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def add(self, criterion: GradientCriterion, name: str, weight: Tensor) -> None:
+        """Add what this step's gradient (``weight.grad``) says; a parameter without one is left alone."""
+        if weight.grad is None:
+            return
+        term = criterion.observe(weight.detach(), weight.grad.to(weight.dtype))
+        wide = torch.promote_types(term.dtype, torch.float32)
+        if name in self.sums:
+            self.sums[name].add_(term)
+        else:
+            self.sums[name] = term.to(wide, copy=True)
+        self.steps[name] = self.steps.get(name, 0) + 1
+
+    def mean(self, name: str) -> Tensor:
+        """Return the mean of the terms of one parameter.
+
+        Raises:
+            PruningError: none was observed since the last event.
+        """
+        if name not in self.sums:
+            raise PruningError(
+                f"{name} has had no gradient since the last event, so a gradient criterion cannot score it; let"
+                " begin_step be at least 1, or exclude this parameter"
+            )
+        return self.sums[name] / self.steps[name]
+
+    def clear(self) -> None:
+        """Forget everything: the next mean starts at the next step."""
+        self.sums.clear()
+        self.steps.clear()
+
+
+class Scores(Mapping[str, Tensor]):
+    """The scores of each parameter, computed when read and not kept: at most one parameter's stand in memory.
+
+    Args:
+        criterion: a criterion or gradient criterion.
+        weights: dense name -> parameter.
+        observed: what a gradient criterion has seen; unused otherwise.
+        pruned: dense name -> bool mask (True = kept); pruned positions score -inf, so that they stay pruned.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion | GradientCriterion,
+        weights: Mapping[str, Tensor],
+        observed: Observations,
+        pruned: Mapping[str, Tensor],
+    ) -> None:
+        self._criterion = criterion
+        self._weights = weights
+        self._observed = observed
+        self._pruned = pruned
+        self._touched = {name for name, mask in pruned.items() if int(torch.count_nonzero(mask)) < mask.numel()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which these scores are compared: float64 if any weight is, otherwise float32."""
+        wide = any(weight.dtype == torch.float64 for weight in self._weights.values())
+        return torch.float64 if wide else torch.float32
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getitem__(self, name: str) -> Tensor:
+        scores = self._raw(name, self._weights[name].detach())
+        return scores.masked_fill(~self._pruned[name], -torch.inf) if name in self._touched else scores
+
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """Yield the scores of one parameter as flat pieces in row-major order."""
+        if not isinstance(self._criterion, Magnitude):
+            yield from self[name].flatten().split(CHUNK)
+            return
+        mask = self._pruned[name].flatten() if name in self._touched else None
+        for start, weight in enumerate(self._weights[name].detach().flatten().split(CHUNK)):
+            scores = self._raw(name, weight)
+            if mask is not None:
+                scores = torch.where(mask[start * CHUNK : (start + 1) * CHUNK], scores, -torch.inf)
+            yield scores
+
+    def _raw(self, name: str, weight: Tensor) -> Tensor:
+        if isinstance(self._criterion, GradientCriterion):
+            scores = self._observed.mean(name)
+        else:
+            scores = self._criterion(name, weight)
+        if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"{self._criterion} returned {got} for {name} of shape {tuple(weight.shape)}; same shape")
+        return scores
+
+    def check(self) -> None:
+        """Look at every weight and score once, so that nothing is pruned by a broken one.
+
+        Raises:
+            NonFiniteError: one is NaN or infinite; it names the parameter.
+            PruningError: a gradient criterion has seen no gradient of a parameter.
+        """
+        for name, weight in self._weights.items():
+            for piece in weight.detach().flatten().split(CHUNK):
+                _check_finite(name, "weights", piece)
+            if not isinstance(self._criterion, Magnitude):
+                _check_finite(name, "scores", self._raw(name, weight.detach()))
+
+
+def _check_finite(name: str, what: str, values: Tensor) -> None:
+    # a sum is one fast pass; only when it overflows or is NaN do we look at each element
+    if not torch.isfinite(values.sum(dtype=torch.float32)) and not bool(torch.isfinite(values).all()):
+        count = int((~torch.isfinite(values)).sum())
+        raise NonFiniteError(
+            f"{name} has {count} {what} that are NaN or infinite; nothing was pruned. Look at the loss and the"
+            " learning rate of the last steps, or resume from an earlier checkpoint"
+        )

@@ -1,0 +1,153 @@
+"""The eager side: a folded copy of the model, and the inputs on which file and copy must agree."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from lightning_prune.deploy.signature import describe, flatten_outputs
+from lightning_prune.errors import ExportError
+from lightning_prune.masks import fold
+from lightning_prune.report import as_tuple, example_of
+
+
+class EagerModel(nn.Module):
+    """A model as export sees it: positional tensors in, a flat tuple of tensors out.
+
+    It is also the root that ExecuTorch needs: its batch-norm fusion fails on a bare ``nn.Sequential``.
+
+    Args:
+        model: what :func:`folded_copy` returned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors in what the model returns."""
+        return tuple(pytree.tree_leaves(self.model(*inputs)))
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the same for inputs that the model may change in place."""
+        return self(*(x.clone() for x in inputs))
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Leave gradients, autocast and inference mode outside, and the caller's random state as it was."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        yield
+
+
+def folded_copy(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU in eval mode, masks folded, every tensor contiguous; the model is not touched.
+
+    Raises:
+        ExportError: the model cannot be copied, or has parameters without values.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise ExportError(f"{name} has no values yet: run the model on one batch or load its weights, then export")
+    try:
+        copied = copy.deepcopy(model, _detached(model))
+    except Exception as error:
+        raise ExportError(f"{type(model).__name__} cannot be copied for the export: {error}") from error
+    copied = fold(copied).cpu().eval()
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.data = tensor.data.contiguous()
+    return copied
+
+
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    # copy.deepcopy refuses tensors with a history, which a pruned module and a recorded activation have
+    held = pytree.tree_leaves([list(vars(module).values()) for module in model.modules()])
+    return {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
+
+
+def example_tensors(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    """Return the example inputs as tensors of our own: on the CPU, contiguous, without history.
+
+    Raises:
+        ValueError: there are none.
+        TypeError: one is no tensor.
+    """
+    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+    if not inputs:
+        raise ValueError(
+            f"{type(model).__name__} has no example_input_array: pass inputs of the shape that the app will use, as in"
+            " export(model, 'model.pte', example_inputs=torch.zeros(1, 3, 224, 224))"
+        )
+    for index, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"example_inputs[{index}] is a {type(value).__name__}: pass one tensor per positional argument of"
+                " forward, and wrap a model that takes anything else"
+            )
+    return tuple(x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in inputs)
+
+
+def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Run the copy on the example inputs and return its outputs by name.
+
+    Raises:
+        ExportError: it rejects them or changes them in place, or an output is no tensor.
+    """
+    given = [x.clone() for x in inputs]
+    versions = [x._version for x in given]
+    try:
+        outputs = eager.model(*given)
+    except Exception as error:
+        raise ExportError(
+            f"{type(eager.model).__name__} rejects the example inputs {describe(inputs)}: {error}; pass"
+            " example_inputs= that its forward takes"
+        ) from error
+    if versions != [x._version for x in given]:
+        raise ExportError(
+            f"{type(eager.model).__name__} changes its input in place, which a .pte cannot: use the operator without"
+            " the underscore, or begin forward with x = x.clone()"
+        )
+    return flatten_outputs(outputs)
+
+
+def random_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return inputs of the same shapes, the same at each call.
+
+    Floating ones are uniform over the range of the given, or standard normal where that is a single value; all others
+    are the given.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(x: Tensor) -> Tensor:
+        if not x.is_floating_point() or x.numel() == 0:
+            return x
+        low, high = x.double().aminmax()
+        if low == high:
+            return torch.randn(x.shape, generator=generator).to(x.dtype)
+        return (low + (high - low) * torch.rand(x.shape, generator=generator)).to(x.dtype)
+
+    return tuple(drawn(x) for x in inputs)
+
+
+def trials(eager: EagerModel, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
+    """Return the inputs to compare on, by what they are, and a note where random ones tell nothing."""
+    drawn = random_like(inputs)
+    found = {"the example inputs": inputs}
+    if all(new is given for new, given in zip(drawn, inputs, strict=True)):
+        return found, ()
+    try:
+        finite = all(bool(torch.isfinite(y).all()) for y in eager.run(*drawn))
+    except Exception:
+        finite = False
+    if finite:
+        return found | {"random inputs": drawn}, ()
+    return found, ("Compared on the example inputs alone: the model gives no finite output on random ones.",)

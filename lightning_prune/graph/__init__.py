@@ -1,0 +1,5 @@
+"""Which channels shrink together: ``channel_groups`` reads it off the graph that torch.export records."""
+
+from lightning_prune.graph.groups import ChannelGroup, ChannelGroups, Member, channel_groups
+
+__all__ = ["ChannelGroup", "ChannelGroups", "Member", "channel_groups"]

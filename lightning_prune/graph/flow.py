@@ -1,0 +1,192 @@
+"""Carry atoms through the graph, rule by rule, until nothing changes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from lightning_prune.graph.axes import NOT_A_CHANNEL, Axes, Dim, Dims, Fixed
+from lightning_prune.graph.removed_value import RemovedValue
+from lightning_prune.graph.rules.table import rule_of
+from lightning_prune.graph.trace import Call, Trace
+
+SplitKey = tuple[fx.Node, int]
+"""A split of axes: the node, and the first of the new axes."""
+
+MAX_RESTARTS = 12
+MAX_PASSES = 20
+
+
+class Flow(Axes):
+    """The axes of every tensor in a traced graph: what a rule reads and writes.
+
+    Attributes:
+        dims: axes of the result of each node; a list of them for a node with several results, None for no tensor.
+        is_strict: in the second half of the passes, what is still in conflict gets frozen.
+        scouts: while looking ahead, the atoms of their own that the new axes of each split get; None otherwise.
+        splits: what each split chose in this round: (its atoms, number of candidates).
+        whole: weights of grouped convolutions that lose whole convolution groups.
+        slotwise: weights of grouped convolutions that lose the same slots in each group.
+        unknown: operators without a rule.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace.shapes)
+        self.trace = trace
+        self.removed_value = RemovedValue(trace)
+        self.scouts: dict[SplitKey, list[np.ndarray]] | None = None
+        self.is_strict = False
+        self._candidates: dict[SplitKey, list[int]] = {}
+        self._choices: dict[SplitKey, int] = {}
+        self.dims: dict[fx.Node, Any] = {}
+        self.activations = _activations(trace)
+        self.unknown: dict[str, None] = {}
+
+    def solve(self) -> None:
+        """Run passes to a fixpoint; start again while an axis chosen to carry a split turns out frozen."""
+        self._scout()
+        for _ in range(MAX_RESTARTS):
+            self._start()
+            for self.is_strict in (False, True):
+                self._settle_passes()
+            dead = [key for key, (atoms, count) in self.splits.items() if self._can_try_another(key, atoms, count)]
+            if not dead:
+                return
+            for key in dead:
+                self._choices[key] = self._choices.get(key, 0) + 1
+
+    def _start(self) -> None:
+        self.restart()
+        self.splits: dict[SplitKey, tuple[np.ndarray, int]] = {}
+        self.slotwise: set[str] = set()
+
+    def _scout(self) -> None:
+        """Look ahead: give the new axes of each split atoms of their own, and see which of them get frozen."""
+        self._start()
+        self.scouts = {}
+        self._settle_passes()
+        for key, parts in self.scouts.items():
+            self._candidates[key] = [position for position, atoms in enumerate(parts) if self.is_live(atoms)]
+        self.scouts = None
+
+    def carriers(self, key: SplitKey, sizes: list[int]) -> list[int]:
+        """Return the axes that can carry a split, the one to use first: not frozen further down, then by size."""
+        candidates = self._candidates.get(key) or list(range(len(sizes)))
+        ranked = sorted(candidates, key=lambda position: -sizes[position])
+        first = min(self._choices.get(key, 0), len(ranked) - 1)
+        return ranked[first:] + ranked[:first]
+
+    def _can_try_another(self, key: SplitKey, atoms: np.ndarray, count: int) -> bool:
+        return bool(self.frozen[atoms].all()) and self._choices.get(key, 0) + 1 < count
+
+    def _settle_passes(self) -> None:
+        passes = 0
+        while True:
+            before, slotwise = self.label, len(self.slotwise)
+            self.begin_pass()
+            self._run()
+            if not self.end_pass() and slotwise == len(self.slotwise):
+                return
+            passes += 1
+            if passes > MAX_PASSES:
+                size = self.count
+                self.freeze((before[:size] != self.label[:size]).nonzero()[0], "its coupling does not settle")
+
+    def _run(self) -> None:
+        self.whole: set[str] = set()
+        for node in self.trace.nodes:
+            if node.op == "placeholder":
+                self.dims[node] = self._source(node)
+            elif node.op == "output":
+                self.freeze_nodes(node, "model output")
+            elif node.target is operator.getitem:
+                self.dims[node] = self._item(node, *node.args)
+            elif node in self.trace.calls:
+                self.dims[node] = self._apply(self.trace.calls[node])
+            else:
+                self.dims[node] = self.fixed(node, "constant")
+
+    def _item(self, node: fx.Node, several: Any, number: Any) -> Dims | None:  # noqa: ANN401
+        results = self.dims[several]
+        return results[number] if isinstance(results, list) else self.fixed(node, "not a tensor")
+
+    def _source(self, node: fx.Node) -> Dims | None:
+        name = self.trace.names.get(node)
+        if name is None or name not in self.trace.shapes:
+            return self.fixed(node, "input of the model")
+        value = node.meta["val"]
+        dims = [self.atoms(name, axis) for axis in range(value.dim())]
+        for dim in dims:
+            if dim.size == 1:
+                self.freeze(dim, NOT_A_CHANNEL)
+        if name in self.trace.kept:
+            self.freeze(dims, self.trace.kept[name])
+        if not value.is_floating_point() and not value.is_complex():
+            self.freeze(dims, f"{name} holds {value.dtype} numbers")
+        return tuple(Fixed("a single entry, broadcast") if dim.size == 1 else dim for dim in dims)
+
+    def _apply(self, call: Call) -> Any:  # noqa: ANN401
+        rule = rule_of(call)
+        result = rule(call, self) if rule is not None else self.give_up(call)
+        values, results = (call.output, result) if isinstance(result, list) else ([call.output], [result])
+        fits = all(_has_axes(value, dims) for value, dims in zip(values, results, strict=True))
+        return result if fits else self.give_up(call, f"the rule for {call.place} does not fit its result")
+
+    def of(self, node: fx.Node) -> Dims:
+        """Return the axes of a node's tensor."""
+        return self.dims[node]
+
+    def is_activation(self, node: fx.Node) -> bool:
+        """Tell whether a node depends on the model's inputs."""
+        return node in self.activations
+
+    def fixed(self, node: fx.Node, reason: str) -> Any:  # noqa: ANN401
+        """Return fixed axes for whatever the node returns."""
+        return _fixed(node.meta.get("val"), Fixed(reason))
+
+    def freeze_nodes(self, node: fx.Node, reason: str) -> None:
+        """Freeze every axis of every tensor that goes into a node."""
+        self.freeze(self._inputs(node), reason)
+
+    def _inputs(self, node: fx.Node) -> Iterator[Dim]:
+        for argument in node.all_input_nodes:
+            dims = self.dims.get(argument)
+            for one in dims if isinstance(dims, list) else [dims]:
+                yield from one or ()
+
+    def give_up(self, call: Call, reason: str | None = None) -> Any:  # noqa: ANN401
+        """Freeze what goes in and out; without a reason the operator is reported as unknown."""
+        if reason is None:
+            reason = f"no rule for {call.node.target} at {call.where or 'the root'}"
+            if any(isinstance(dim, np.ndarray) for dim in self._inputs(call.node)):
+                self.unknown[str(call.node.target)] = None
+        self.freeze_nodes(call.node, reason)
+        return self.fixed(call.node, reason)
+
+
+def _has_axes(value: Any, dims: Dims | None) -> bool:  # noqa: ANN401
+    """Tell whether these axes are those of a result; one that is no tensor needs none."""
+    if not isinstance(value, torch.Tensor) or dims is None:
+        return not isinstance(value, torch.Tensor)
+    sizes = [size if isinstance(dim, Fixed) else dim.size for dim, size in zip(dims, value.shape, strict=False)]
+    return len(dims) == value.dim() and sizes == list(value.shape)
+
+
+def _fixed(value: Any, dim: Dim) -> Any:  # noqa: ANN401
+    if isinstance(value, torch.Tensor):
+        return (dim,) * value.dim()
+    return [_fixed(one, dim) for one in value] if isinstance(value, (tuple, list)) else None
+
+
+def _activations(trace: Trace) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    for node in trace.nodes:
+        is_input = node.op == "placeholder" and node not in trace.names
+        if is_input or any(argument in found for argument in node.all_input_nodes):
+            found.add(node)
+    return found

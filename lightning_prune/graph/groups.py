@@ -1,0 +1,193 @@
+"""The channel groups of a model: which channels of which layers can only be removed together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+from torch import nn
+
+from lightning_prune.graph.axes import NOT_A_CHANNEL
+from lightning_prune.graph.flow import Flow
+from lightning_prune.graph.trace import trace
+from lightning_prune.graph.units import Signature, signatures
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """The entries of one parameter axis that belong to a channel group.
+
+    Attributes:
+        parameter: dense name of the parameter or buffer; its first name if it has several.
+        axis: the axis along which entries belong to channels.
+        indices: entries of each channel along the axis, ascending; shape (size, entries per channel), int64.
+        role: "output" for what is made with the channel (weight rows, bias, batch-norm entries), "input" for the slice
+            of a consumer that reads it.
+    """
+
+    parameter: str
+    axis: int
+    indices: np.ndarray
+    role: Literal["output", "input"]
+
+    @property
+    def offset(self) -> int:
+        """The first entry of the first channel."""
+        return int(self.indices[0, 0])
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are removed one by one, each from all members at once.
+
+    Attributes:
+        name: path of the first module that makes the channels.
+        size: number of channels.
+        members: everything that loses entries when a channel goes.
+        prunable: whether removing a channel computes the same as masking it.
+        reason: why not, in words; "" for a prunable group.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    prunable: bool
+    reason: str
+
+
+class ChannelGroups(Sequence[ChannelGroup]):
+    """The channel groups of a model in the order of its graph; ``str()`` is a table of them.
+
+    Attributes:
+        shapes: shape of every parameter and buffer in the graph, by dense name.
+        conv_groups: weights of grouped convolutions that lose whole convolution groups along axis 0, so that the
+            ``groups`` of the module shrinks in proportion.
+        unknown: operators without a rule; the axes that touch them are not prunable.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        shapes: Mapping[str, tuple[int, ...]],
+        conv_groups: frozenset[str] = frozenset(),
+        unknown: tuple[str, ...] = (),
+    ) -> None:
+        self._groups = tuple(groups)
+        self._by_name = {group.name: group for group in groups}
+        self.shapes = dict(shapes)
+        self.conv_groups = conv_groups
+        self.unknown = unknown
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self._groups)
+
+    @overload
+    def __getitem__(self, index: int | str) -> ChannelGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ChannelGroup]: ...
+    def __getitem__(self, index: int | str | slice) -> ChannelGroup | Sequence[ChannelGroup]:
+        if not isinstance(index, str):
+            return self._groups[index]
+        if index not in self._by_name:
+            raise KeyError(f"no channel group is called {index!r}; there are {', '.join(self._by_name) or 'none'}")
+        return self._by_name[index]
+
+    def __repr__(self) -> str:
+        prunable = sum(group.prunable for group in self)
+        return f"<ChannelGroups: {len(self)} channel groups, {prunable} prunable>"
+
+    def __str__(self) -> str:
+        header = ("channel group", "size", "members (parameter, axis, offset)", "prunable", "why not")
+        rows = [header, *(row for group in self for row in _rows(group))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _rows(group: ChannelGroup) -> Iterator[tuple[str, str, str, str, str]]:
+    first = (group.name, str(group.size), "yes" if group.prunable else "no", group.reason)
+    for number, member in enumerate(group.members):
+        name, size, prunable, reason = ("", "", "", "") if number else first
+        yield name, size, f"({member.parameter}, {member.axis}, {member.offset})", prunable, reason
+
+
+def channel_groups(
+    model: nn.Module,
+    example_inputs: Any,  # noqa: ANN401
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> ChannelGroups:
+    """Find the channels of a model that can be removed, and what has to go with each.
+
+    The model is traced by torch.export on a copy in eval mode with its masks folded; the caller's model, its mode and
+    the random generators are left as they are. A channel is prunable when zeroing every member's entries computes
+    exactly what removing them computes. An operator without a rule makes the axes that touch it not prunable.
+
+    Args:
+        model: any module that torch.export accepts; also a LightningModule, also a masked one.
+        example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``.
+        example_kwargs: keyword arguments of ``forward``.
+
+    Returns:
+        All channel groups, prunable or not.
+
+    Raises:
+        GraphError: torch.export refuses the model or these inputs.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> groups = channel_groups(net, torch.zeros(1, 4))
+        >>> [(group.name, group.size, group.reason) for group in groups]
+        [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]
+    """
+    flow = Flow(trace(model, example_inputs, example_kwargs))
+    flow.solve()
+    for operator in flow.unknown:
+        warnings.warn(
+            f"lightning_prune has no rule for {operator}: the channels that touch it stay. A rule is one function in "
+            "lightning_prune/graph/rules.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return ChannelGroups(_groups(flow), flow.trace.shapes, frozenset(flow.whole), tuple(flow.unknown))
+
+
+def _groups(flow: Flow) -> list[ChannelGroup]:
+    found = [signature for signature in signatures(flow) if signature.reason != NOT_A_CHANNEL]
+    members = [tuple(_members(flow, signature)) for signature in found]
+    names = _unique([_name(one) for one in members], [signature.reason == "" for signature in found])
+    return [
+        ChannelGroup(name, signature.size, one, signature.reason == "", signature.reason)
+        for name, signature, one in zip(names, found, members, strict=True)
+    ]
+
+
+def _members(flow: Flow, signature: Signature) -> Iterator[Member]:
+    for slot, atoms in zip(signature.slots, signature.atoms, strict=True):
+        parameter, axis = flow.slots[slot]
+        is_input = bool(flow.consumed[atoms].all()) and not bool(flow.produced[atoms].any())
+        yield Member(parameter, axis, atoms - flow.starts[slot], "input" if is_input else "output")
+
+
+def _name(members: tuple[Member, ...]) -> str:
+    """Return the module path of the first producer; of the first consumer, marked, when nothing makes the channels."""
+    producers = [member for member in members if member.role == "output"]
+    parameter = (producers or members)[0].parameter
+    path = parameter.rpartition(".")[0] or parameter
+    return path if producers else f"{path} (input)"
+
+
+def _unique(names: list[str], prunable: list[bool]) -> list[str]:
+    """Number what has the same name; the prunable ones come first."""
+    unique, seen = list(names), dict[str, int]()
+    for position in sorted(range(len(names)), key=lambda position: not prunable[position]):
+        name = names[position]
+        seen[name] = seen.get(name, 0) + 1
+        unique[position] = name if seen[name] == 1 else f"{name}#{seen[name]}"
+    return unique

@@ -1,0 +1,98 @@
+"""What a tensor holds where a channel was removed, as long as that follows from the masked parameters alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from lightning_prune.graph.rules.families import COPIES, RESHAPES, base_name, is_pointwise
+from lightning_prune.graph.trace import Call, Trace
+
+SAME_ENTRIES = COPIES | RESHAPES | {"permute", "transpose", "t", "numpy_T", "swapaxes", "expand", "repeat", "flip"}
+
+
+NEVER_NEGATIVE = frozenset(("abs", "square", "relu", "sigmoid", "exp", "softplus", "var", "std", "linalg_vector_norm"))
+
+
+def _is_number(term: Any) -> bool:  # noqa: ANN401
+    """Tell whether an argument is a positive constant."""
+    return isinstance(term, (int, float)) and term > 0
+
+
+class RemovedValue:
+    """The value of tensors made of parameters only, at the entries that a mask sets to zero.
+
+    A weight contributes nothing at removed entries when it is zero there, and a division is safe when its denominator
+    is not. Both are decided by running the same operators on single numbers.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._known: dict[tuple[fx.Node, bool], float | None] = {}
+
+    def is_zero(self, node: fx.Node) -> bool:
+        """Tell whether masking the parameters makes the node zero there; buffers carry no mask."""
+        return self._value(node, False) == 0.0
+
+    def is_positive(self, node: fx.Node) -> bool:
+        """Tell whether the node is positive there: by its value, with a buffer counted as zero, or for any input."""
+        value = self._value(node, True)
+        return (value is not None and 0.0 < value < math.inf) or self._is_above_zero(node)
+
+    def _is_above_zero(self, node: fx.Node) -> bool:
+        """Tell whether the operator adds a positive number to something that is never negative, or clips above zero."""
+        call = self._trace.calls.get(node)
+        if call is None:
+            return False
+        name = base_name(call.operator)
+        if name == "add":
+            terms = [call["self"], call["other"]]
+            return all(self._is_at_least_zero(term) for term in terms) and any(_is_number(term) for term in terms)
+        if name in ("clamp", "clamp_min"):
+            return _is_number(call.get("min"))
+        return name in ("sqrt", "expand", "expand_as") and self._is_above_zero(call["self"])
+
+    def _is_at_least_zero(self, term: Any) -> bool:  # noqa: ANN401
+        if not isinstance(term, fx.Node):
+            return _is_number(term)
+        call = self._trace.calls.get(term)
+        is_square = call is not None and call.get("exponent") == 2
+        return call is not None and (is_square or base_name(call.operator) in NEVER_NEGATIVE)
+
+    def _value(self, node: fx.Node, with_buffers: bool) -> float | None:
+        key = (node, with_buffers)
+        if key not in self._known:
+            self._known[key] = self._compute(node, with_buffers)
+        return self._known[key]
+
+    def _compute(self, node: fx.Node, with_buffers: bool) -> float | None:
+        if node in self._trace.names:
+            return 0.0 if with_buffers or self._trace.names[node] in self._trace.parameters else None
+        call = self._trace.calls.get(node)
+        if call is None or not isinstance(call.output, torch.Tensor):
+            return None
+        inputs = [(argument, self._value(argument, with_buffers)) for argument in node.all_input_nodes]
+        name = base_name(call.operator)
+        if name in SAME_ENTRIES or name in ("cat", "stack"):
+            values = {value for _, value in inputs}
+            return values.pop() if len(values) == 1 else None
+        return self._evaluate(call, dict(inputs)) if is_pointwise(call) else None
+
+    def _evaluate(self, call: Call, values: dict[fx.Node, float | None]) -> float | None:
+        """Run the operator on the numbers; an operand that is broadcast holds other entries as well: unknown."""
+        shape = call.output.shape
+        whole = {node: value for node, value in values.items() if node.meta["val"].shape == shape}
+        if base_name(call.operator) == "mul" and 0.0 in whole.values():
+            return 0.0
+        if len(whole) < len(values) or None in whole.values():
+            return None
+
+        def number(node: fx.Node) -> Any:  # noqa: ANN401
+            return torch.tensor(whole[node], dtype=torch.float64)
+
+        target: Any = call.node.target
+        args = fx.map_arg(call.node.args, number)
+        return float(target(*args, **fx.map_arg(call.node.kwargs, number)))

@@ -1,0 +1,201 @@
+"""Operators that sum over channels with a weight: convolution, linear, matrix products, attention, embedding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+
+from lightning_prune.graph.axes import NOT_A_CHANNEL, Dim, Dims, Fixed
+
+if TYPE_CHECKING:
+    from lightning_prune.graph.flow import Flow
+    from lightning_prune.graph.trace import Call
+
+SPACE = Fixed("spatial axis")
+
+
+def contract(call: Call, flow: Flow, channel: Dim, weight: fx.Node, axis: int) -> None:
+    """Join a channel with the weight axis that sums over it; both stay where a masked weight would not be zero."""
+    dim = flow.of(weight)[axis]
+    flow.consume(dim)
+    if flow.is_activation(weight) or not flow.removed_value.is_zero(weight):
+        flow.freeze((channel, dim), f"{call.place} sums over it with a weight that no mask makes zero")
+    else:
+        flow.join(channel, dim)
+
+
+def linear(call: Call, flow: Flow) -> Dims:
+    """Weight (out, in): the last axis goes from in to out."""
+    dims, weight = flow.of(call["input"]), call["weight"]
+    contract(call, flow, dims[-1], weight, 1)
+    flow.produce(flow.of(weight)[0])
+    return (*dims[:-1], _with_bias(flow, flow.of(weight)[0], call["bias"]))
+
+
+def conv(call: Call, flow: Flow) -> Dims:
+    """Weight (out, in / groups, *kernel): the channel axis goes from in to out."""
+    weight, groups = call["weight"], call["groups"]
+    rows, columns, *kernel = flow.of(weight)
+    channel = _enter(call, flow, kernel)
+    if groups == 1:
+        contract(call, flow, channel, weight, 1)
+        out: Dim = rows
+    else:
+        out = _grouped(call, flow, channel, rows, columns)
+    flow.produce(out)
+    return _leave(call, flow, _with_bias(flow, out, call["bias"]))
+
+
+def conv_transpose(call: Call, flow: Flow) -> Dims:
+    """Weight (in, out / groups, *kernel): the channel axis goes from in to out."""
+    weight, groups = call["weight"], call["groups"]
+    rows, columns, *kernel = flow.of(weight)
+    channel = _enter(call, flow, kernel)
+    if groups == 1:
+        contract(call, flow, channel, weight, 0)
+        out: Dim = columns
+        flow.produce(columns)
+    else:
+        out = _grouped_transpose(call, flow, channel, rows, columns)
+    return _leave(call, flow, _with_bias(flow, out, call["bias"]))
+
+
+def _enter(call: Call, flow: Flow, kernel: list[Dim]) -> Dim:
+    """Freeze kernel and space; return the channel axis of the input, batched or not."""
+    dims = flow.of(call["input"])
+    flow.freeze(kernel, NOT_A_CHANNEL)
+    flow.freeze(dims[len(dims) - len(kernel) :], f"spatial axis of {call.place}")
+    return dims[-len(kernel) - 1]
+
+
+def _leave(call: Call, flow: Flow, channel: Dim) -> Dims:
+    count = call["weight"].meta["val"].dim() - 2
+    return (*flow.of(call["input"])[: -count - 1], channel, *(SPACE,) * count)
+
+
+def _grouped(call: Call, flow: Flow, channel: Dim, rows: Dim, columns: Dim) -> Dim:
+    """Remove whole convolution groups, or the same slots in each group, whichever leaves more to choose from."""
+    groups, (total, inside) = call["groups"], call["weight"].meta["val"].shape[:2]
+    name = flow.trace.names.get(call["weight"])
+    if name is None or not isinstance(rows, np.ndarray):
+        reason = rows.reason if isinstance(rows, Fixed) else f"{call.place} has groups and a computed weight"
+        flow.freeze((channel, rows, columns), reason)
+        return Fixed(reason)
+    if groups >= inside and name not in flow.slotwise and flow.is_live(channel):
+        flow.freeze(columns, NOT_A_CHANNEL)
+        flow.whole.add(name)
+        flow.tie(np.concatenate([flow.fill(channel, 0).reshape(groups, -1), rows.reshape(groups, -1)], axis=1))
+        return rows
+    flow.slotwise.add(name)
+    if inside > 1:
+        table = flow.fill(channel, groups * inside).reshape(groups, -1).T
+        contract(call, flow, flow.tie(table), call["weight"], 1)
+    if total == groups:
+        kept = flow.settle(channel)
+        reason = kept.reason if isinstance(kept, Fixed) else f"{call.place} has one channel for each group"
+        flow.freeze((channel, rows), reason)
+    else:
+        flow.tie(rows.reshape(groups, -1).T)
+    return rows
+
+
+def _grouped_transpose(call: Call, flow: Flow, channel: Dim, rows: Dim, columns: Dim) -> Dim:
+    """Remove whole convolution groups."""
+    groups, outside = call["groups"], call["weight"].meta["val"].shape[1]
+    name = flow.trace.names.get(call["weight"])
+    flow.freeze(columns, NOT_A_CHANNEL)
+    if name is None or not isinstance(rows, np.ndarray) or not isinstance(channel, np.ndarray):
+        kept = channel if isinstance(channel, Fixed) else Fixed(f"{call.place} has groups and a computed weight")
+        flow.freeze((channel, rows), kept.reason)
+        return kept
+    flow.whole.add(name)
+    first = flow.tie(np.concatenate([rows.reshape(groups, -1), channel.reshape(groups, -1)], axis=1))
+    flow.produce(rows)
+    return np.repeat(first, outside)
+
+
+def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """(…, n, k) times (…, k, m): one side may be a weight; between activations only the leading axes can go."""
+    left, right = call["self"], call.get("other", call.get("mat2"))
+    a, b = flow.of(left), flow.of(right)
+    if len(a) < 2 or len(b) < 2:
+        return flow.give_up(call, f"{call.place} multiplies a vector")
+    out = _leading(flow, left, right, len(call.output.shape) - 2)
+    if flow.is_activation(left) and flow.is_activation(right):
+        reason = f"{call.place} multiplies two activations"
+        flow.freeze((a[-1], a[-2], b[-1], b[-2]), reason)
+        return (*out, Fixed(reason), Fixed(reason))
+    weight, axis, channel = (left, -1, b[-2]) if not flow.is_activation(left) else (right, -2, a[-1])
+    contract(call, flow, channel, weight, axis)
+    return (*out, a[-2], b[-1])
+
+
+def addmm(call: Call, flow: Flow) -> Dims:
+    """Bias (m) or (n, m), input (n, k), weight (k, m)."""
+    rows, channel = flow.of(call["mat1"])
+    weight = call["mat2"]
+    contract(call, flow, channel, weight, 0)
+    flow.produce(flow.of(weight)[1])
+    return rows, _with_bias(flow, flow.of(weight)[1], call["self"])
+
+
+def _with_bias(flow: Flow, out: Dim, bias: Any) -> Dim:  # noqa: ANN401
+    return flow.join(out, flow.of(bias)[-1]) if isinstance(bias, fx.Node) else out
+
+
+def _leading(flow: Flow, left: fx.Node, right: fx.Node, count: int) -> Dims:
+    """Join the broadcast leading axes of a matrix product."""
+    out: list[Dim] = []
+    for axis in range(-count - 2, -2):
+        operands = [node for node in (left, right) if len(flow.of(node)) >= -axis]
+        size = max(node.meta["val"].shape[axis] for node in operands)
+        dims = [flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]
+        out.append(dims[0] if len(dims) == 1 else flow.join(dims[0], dims[1]))
+    return tuple(out)
+
+
+def attention(call: Call, flow: Flow) -> Dims:
+    """scaled_dot_product_attention: whole heads can go, never the width of query, key or value."""
+    nodes = [call["query"], call["key"], call["value"]]
+    reason = f"width of the heads of {call.place}"
+    for node in nodes:
+        flow.freeze(flow.of(node)[-2:], reason)
+    query, *others = nodes
+    out: list[Dim] = []
+    for axis in range(len(call.output.shape) - 2):
+        dim = flow.of(query)[axis]
+        for node in others:
+            dim = _shared_heads(flow, dim, flow.of(node)[axis], query.meta["val"].shape[axis])
+        out.append(_with_attention_mask(call, flow, dim, axis))
+    return (*out, Fixed(reason), Fixed(reason))
+
+
+def _shared_heads(flow: Flow, dim: Dim, other: Dim, heads: int) -> Dim:
+    """Join query heads with key or value heads; with fewer of those, each belongs to a block of query heads."""
+    if isinstance(other, np.ndarray) and other.size != heads:
+        other = np.repeat(other, heads // other.size)
+    return flow.join(dim, other)
+
+
+def _with_attention_mask(call: Call, flow: Flow, dim: Dim, axis: int) -> Dim:
+    mask = call.get("attn_mask")
+    if not isinstance(mask, fx.Node):
+        return dim
+    position = axis - len(call.output.shape) + mask.meta["val"].dim()
+    is_broadcast = position < 0 or mask.meta["val"].shape[position] == 1
+    return dim if is_broadcast else flow.join(dim, flow.of(mask)[position])
+
+
+def embedding(call: Call, flow: Flow) -> Dims:
+    """Rows are looked up, so they stay; columns are channels."""
+    rows, columns = flow.of(call["weight"])
+    flow.freeze(rows, f"{call.place} looks its rows up by index")
+    flow.produce(columns)
+    return (*flow.of(call["indices"]), columns)
+
+
+def recurrent(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Recurrent layers keep their sizes."""
+    return flow.give_up(call, f"{call.place}: recurrent layers keep their sizes")

@@ -1,0 +1,87 @@
+"""Operators that look at one entry at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from lightning_prune.graph.axes import Dim, Dims, Fixed
+from lightning_prune.graph.rules.families import base_name
+
+if TYPE_CHECKING:
+    from lightning_prune.graph.flow import Flow
+    from lightning_prune.graph.trace import Call
+
+POLE_AT_ZERO = ("log", "log2", "log10", "logit", "reciprocal", "rsqrt", "digamma", "lgamma", "acosh")
+DIVISIONS = ("div", "true_divide", "floor_divide", "remainder", "fmod", "divide")
+
+
+def pointwise(call: Call, flow: Flow) -> Dims:
+    """Activations, sums, products, comparisons: axes of the same size are one, axes of size 1 are broadcast."""
+    _refuse_poles(call, flow)
+    shape = call.output.shape
+    tensors = [node for node in call.node.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
+    out: list[Dim] = []
+    for axis, size in enumerate(shape):
+        dims = [dim for node in tensors if (dim := _aligned(node, axis - len(shape), size, flow)) is not None]
+        joined: Dim = dims[0] if dims else Fixed(f"broadcast by {call.place}")
+        for dim in dims[1:]:
+            joined = flow.join(joined, dim)
+        out.append(joined)
+    return tuple(out)
+
+
+def copy(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Dropout, casts, clone: the axes of the first argument."""
+    dims = flow.of(call.node.all_input_nodes[0])
+    return [dims] * len(call.output) if isinstance(call.output, (tuple, list)) else dims
+
+
+def create(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Constants have no channels."""
+    return flow.fixed(call.node, f"constant made by {call.place}")
+
+
+def prelu(call: Call, flow: Flow) -> Dims:
+    """The slope is one number, or one for each channel (axis 1)."""
+    dims, slope = list(flow.of(call["self"])), flow.of(call["weight"])
+    if call["weight"].meta["val"].numel() > 1:
+        dims[1] = flow.join(dims[1], slope[0])
+    return tuple(dims)
+
+
+def glu(call: Call, flow: Flow) -> Dims:
+    """Both halves of the axis are the same channels."""
+    dims = list(flow.of(call["self"]))
+    dim = dims[call["dim"]]
+    if isinstance(dim, np.ndarray):
+        dims[call["dim"]] = flow.tie(dim.reshape(2, -1).T)
+    return tuple(dims)
+
+
+def _aligned(node: fx.Node, axis_from_end: int, size: int, flow: Flow) -> Dim | None:
+    shape = node.meta["val"].shape
+    if len(shape) < -axis_from_end or (shape[axis_from_end] == 1 and size != 1):
+        return None
+    return flow.of(node)[axis_from_end]
+
+
+def _refuse_poles(call: Call, flow: Flow) -> None:
+    """Freeze what an operator would turn into infinity or NaN where a mask has put zeros."""
+    node = _argument_with_a_pole(call)
+    is_tensor = isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+    if is_tensor and not flow.removed_value.is_positive(node):
+        flow.freeze(flow.of(node), f"{call.place} may not be finite where a channel is zero")
+
+
+def _argument_with_a_pole(call: Call) -> Any:  # noqa: ANN401
+    name = base_name(call.operator)
+    if name in POLE_AT_ZERO:
+        return call["self"]
+    if name in DIVISIONS or name == "addcdiv":
+        return call["tensor2" if name == "addcdiv" else "other"]
+    exponent = call.get("exponent")
+    is_whole_power = isinstance(exponent, (int, float)) and exponent >= 0
+    return call["self"] if name in ("pow", "float_power") and exponent is not None and not is_whole_power else None

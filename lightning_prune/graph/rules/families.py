@@ -1,0 +1,91 @@
+"""Families of ATen operators that share one rule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_prune.graph.trace import Call
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+COPIES = _words(
+    "clone contiguous alias detach dropout feature_dropout alpha_dropout feature_alpha_dropout to _to_copy type_as "
+    "lift_fresh_copy lift_fresh zeros_like ones_like full_like empty_like rand_like randn_like float half double "
+    "zero fill positive"
+)
+"""Operators whose result has the axes of their first argument."""
+
+UNTAGGED = _words("hardswish log_sigmoid true_divide square float_power __and__ __or__ __xor__")
+"""Pointwise operators that torch does not tag."""
+
+RESHAPES = _words("view reshape _unsafe_view flatten squeeze unsqueeze unflatten view_as reshape_as _reshape_alias")
+"""Operators that keep the order of the entries and change the shape."""
+
+CREATIONS = _words(
+    "arange zeros ones full empty scalar_tensor new_ones new_zeros new_full new_empty eye linspace rand randn tensor "
+    "tril_indices triu_indices"
+)
+"""Operators that make a constant."""
+
+SPATIAL = {
+    f"{kind}{count}d{suffix}": count
+    for kind in (
+        *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool"),
+        *("upsample_nearest", "_upsample_nearest_exact"),
+    )
+    for count in (1, 2, 3)
+    for suffix in ("", "_with_indices")
+} | {
+    "upsample_linear1d": 1,
+    "upsample_bilinear2d": 2,
+    "upsample_bicubic2d": 2,
+    "_upsample_bilinear2d_aa": 2,
+    "_upsample_bicubic2d_aa": 2,
+    "upsample_trilinear3d": 3,
+    "reflection_pad1d": 1,
+    "reflection_pad2d": 2,
+    "reflection_pad3d": 3,
+    "replication_pad1d": 1,
+    "replication_pad2d": 2,
+    "replication_pad3d": 3,
+}
+"""Operators that mix the last axes, as many as given here, in each channel by itself."""
+
+REDUCTIONS = _words(
+    "mean sum amax amin var std prod any all argmax argmin norm linalg_vector_norm logsumexp max min var_mean std_mean "
+    "median count_nonzero"
+)
+"""Operators that reduce the axes ``dim``, or all of them."""
+
+ALONG = _words("softmax log_softmax _softmax _log_softmax cumsum cumprod sort topk argsort")
+"""Operators that mix the entries along one axis ``dim`` and keep the number of axes."""
+
+RECURRENT = _words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+"""Recurrent layers and cells."""
+
+
+def base_name(operator: str) -> str:
+    """Return the name without the underscore of the in-place form.
+
+    Example:
+        >>> base_name("add_"), base_name("_softmax"), base_name("__and__")
+        ('add', '_softmax', '__and__')
+    """
+    return operator if operator.startswith("__") else operator.rstrip("_")
+
+
+def is_pointwise(call: Call) -> bool:
+    """Tell whether each entry of the result depends on the same entry of the (broadcast) arguments alone.
+
+    torch tags such operators, but not every overload and in-place form of them.
+    """
+    name = base_name(call.operator)
+    packet = getattr(torch.ops.aten, name, None)
+    if not isinstance(call.output, Tensor) or packet is None or not str(call.node.target).startswith("aten."):
+        return False
+    overloads = (getattr(packet, overload) for overload in packet.overloads())
+    return name in UNTAGGED or any(torch.Tag.pointwise in overload.tags for overload in overloads)

@@ -1,0 +1,228 @@
+"""Operators that move entries around: permutations, concatenation, splits, slices, shuffles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from lightning_prune.graph.axes import Dim, Dims, Fixed
+
+if TYPE_CHECKING:
+    from lightning_prune.graph.flow import Flow
+    from lightning_prune.graph.trace import Call
+
+
+def permute(call: Call, flow: Flow) -> Dims:
+    """Axes in the order ``dims``."""
+    dims = flow.of(call["self"])
+    return tuple(dims[axis] for axis in call["dims"])
+
+
+def transpose(call: Call, flow: Flow) -> Dims:
+    """Two axes change places."""
+    dims = list(flow.of(call["self"]))
+    a, b = (call["dim0"], call["dim1"]) if "dim0" in call.arguments else (call["axis0"], call["axis1"])
+    dims[a], dims[b] = dims[b], dims[a]
+    return tuple(dims)
+
+
+def swap_last(call: Call, flow: Flow) -> Dims:
+    """The matrix transpose ``mT``: the last two axes change places."""
+    *leading, rows, columns = flow.of(call["self"])
+    return (*leading, columns, rows)
+
+
+def movedim(call: Call, flow: Flow) -> Dims:
+    """Axes ``source`` go to the places ``destination``, the others keep their order."""
+    dims = flow.of(call["self"])
+    source, destination = ([axis % len(dims) for axis in _as_list(call[name])] for name in ("source", "destination"))
+    rest = iter([axis for axis in range(len(dims)) if axis not in source])
+    moved = dict(zip(destination, source, strict=True))
+    return tuple(dims[moved[place] if place in moved else next(rest)] for place in range(len(dims)))
+
+
+def _as_list(value: Any) -> list[int]:  # noqa: ANN401
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def reverse(call: Call, flow: Flow) -> Dims:
+    """The transpose ``t``: axes in reverse order."""
+    return tuple(reversed(flow.of(call["self"])))
+
+
+def expand(call: Call, flow: Flow) -> Dims:
+    """Axes that keep their size go on; broadcast ones are fixed."""
+    node = call["self"]
+    new = len(call.output.shape) - len(flow.of(node))
+    pairs = zip(flow.of(node), node.meta["val"].shape, call.output.shape[new:], strict=True)
+    broadcast = Fixed(f"broadcast by {call.place}")
+    return (*(broadcast,) * new, *(dim if before == after else broadcast for dim, before, after in pairs))
+
+
+def repeat(call: Call, flow: Flow) -> Dims:
+    """Each axis laid out several times; the copies of a channel are the same channel."""
+    dims, repeats = flow.of(call["self"]), call["repeats"]
+    new = len(repeats) - len(dims)
+    out: list[Dim] = [Fixed(f"repeated by {call.place}")] * new
+    out += [np.tile(d, n) if isinstance(d, np.ndarray) else d for d, n in zip(dims, repeats[new:], strict=True)]
+    return tuple(out)
+
+
+def repeat_interleave(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Each entry of one axis several times in a row: the same channel."""
+    repeats, axis = call["repeats"], call["dim"]
+    if not isinstance(repeats, int) or axis is None:
+        return flow.give_up(call, f"{call.place} repeats entries one by one")
+    dims = list(flow.of(call["self"]))
+    dim = dims[axis]
+    dims[axis] = np.repeat(dim, repeats) if isinstance(dim, np.ndarray) else dim
+    return tuple(dims)
+
+
+def flip(call: Call, flow: Flow) -> Dims:
+    """Entries in reverse order along some axes."""
+    dims = list(flow.of(call["self"]))
+    for axis in call["dims"]:
+        dim = dims[axis]
+        dims[axis] = dim[::-1].copy() if isinstance(dim, np.ndarray) else dim
+    return tuple(dims)
+
+
+def cat(call: Call, flow: Flow) -> Dims:
+    """Atoms one after the other along ``dim``; the other axes are one. Empty tensors of one axis are skipped."""
+    count = call.output.dim()
+    nodes = [node for node in call["tensors"] if len(flow.of(node)) == count]
+    along = call["dim"] % count
+    return tuple(
+        _concatenated(flow, nodes, axis) if axis == along else _joined(flow, [flow.of(node)[axis] for node in nodes])
+        for axis in range(count)
+    )
+
+
+def stack(call: Call, flow: Flow) -> Dims:
+    """A new axis of fixed size; the others are one."""
+    parts = [flow.of(node) for node in call["tensors"]]
+    out = [_joined(flow, list(dims)) for dims in zip(*parts, strict=True)]
+    out.insert(call["dim"] % call.output.dim(), Fixed(f"stacked by {call.place}"))
+    return tuple(out)
+
+
+def _concatenated(flow: Flow, nodes: list[fx.Node], axis: int) -> Dim:
+    dims = [flow.of(node)[axis] for node in nodes]
+    for fixed in dims:
+        if all(isinstance(dim, Fixed) for dim in dims):
+            return fixed
+    return np.concatenate([flow.fill(dim, node.meta["val"].shape[axis]) for dim, node in zip(dims, nodes, strict=True)])
+
+
+def _joined(flow: Flow, dims: list[Dim]) -> Dim:
+    joined = dims[0]
+    for dim in dims[1:]:
+        joined = flow.join(joined, dim)
+    return joined
+
+
+def split(call: Call, flow: Flow) -> list[Dims]:
+    """Parts of a stated size: a smaller axis would be cut elsewhere, so it keeps its size."""
+    dims = flow.of(call["self"])
+    axis = call["dim"] % len(dims)
+    reason = f"{call.place} cuts it into parts of a stated size"
+    flow.freeze(dims[axis], reason)
+    return [(*dims[:axis], Fixed(reason), *dims[axis + 1 :])] * len(call.output)
+
+
+def chunk(call: Call, flow: Flow) -> list[Dims]:
+    """A stated number of parts: equal ones are the same channels; unequal ones keep their size."""
+    dims = flow.of(call["self"])
+    axis = call["dim"] % len(dims)
+    dim, sizes = dims[axis], [part.shape[axis] for part in call.output]
+    if isinstance(dim, Fixed) or len(set(sizes)) > 1 or len(sizes) != call["chunks"]:
+        return split(call, flow)
+    parts = dim.reshape(len(sizes), -1)
+    flow.tie(parts.T)
+    return [(*dims[:axis], part.copy(), *dims[axis + 1 :]) for part in parts]
+
+
+def drop_axis(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Select and unbind: entries of the axis are addressed by number, so it keeps its size."""
+    dims = flow.of(call["self"])
+    axis = call["dim"] % len(dims)
+    flow.freeze(dims[axis], f"{call.place} addresses its entries by number")
+    out = (*dims[:axis], *dims[axis + 1 :])
+    return out if isinstance(call.output, Tensor) else [out] * len(call.output)
+
+
+def resized(call: Call, flow: Flow) -> Dims:
+    """Slices and padding: an axis whose size changes keeps its size from now on, the others go on."""
+    node = call["self"]
+    dims = list(flow.of(node))
+    reason = f"{call.place} takes or adds a part of it"
+    for axis, (before, after) in enumerate(zip(node.meta["val"].shape, call.output.shape, strict=True)):
+        if before != after:
+            flow.freeze(dims[axis], reason)
+            dims[axis] = Fixed(reason)
+    return tuple(dims)
+
+
+def pad(call: Call, flow: Flow) -> Dims:
+    """Padded axes keep their size, even where what is added at one end is cut at the other."""
+    dims = list(flow.of(call["self"]))
+    reason = f"{call.place} pads it"
+    amounts = call["pad"]
+    for number in range(len(amounts) // 2):
+        if amounts[2 * number] or amounts[2 * number + 1]:
+            flow.freeze(dims[-1 - number], reason)
+            dims[-1 - number] = Fixed(reason)
+    return tuple(dims)
+
+
+def roll(call: Call, flow: Flow) -> Dims:
+    """Rolled axes keep their size."""
+    dims = list(flow.of(call["self"]))
+    reason = f"{call.place} moves its entries by a fixed number"
+    for axis in call["dims"] or range(len(dims)):
+        flow.freeze(dims[axis], reason)
+        dims[axis] = Fixed(reason)
+    return tuple(dims)
+
+
+def index(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """x[:, idx]: the indexed axis keeps its size; with several index tensors everything does."""
+    indexed = [axis for axis, tensor in enumerate(call["indices"]) if tensor is not None]
+    reason = f"{call.place} addresses its entries by number"
+    if len(indexed) != 1:
+        return flow.give_up(call, reason)
+    axis, node = indexed[0], call["indices"][indexed[0]]
+    dims = flow.of(call["self"])
+    flow.freeze([dims[axis], *flow.of(node)], reason)
+    return (*dims[:axis], *(Fixed(reason),) * node.meta["val"].dim(), *dims[axis + 1 :])
+
+
+def pixel_shuffle(call: Call, flow: Flow) -> Dims:
+    """(…, c·r², h, w) to (…, c, h·r, w·r): r² neighbouring channels become one."""
+    *leading, channel, height, width = flow.of(call["self"])
+    flow.freeze((height, width), f"spatial axis of {call.place}")
+    if isinstance(channel, np.ndarray):
+        channel = flow.tie(channel.reshape(-1, call["upscale_factor"] ** 2))
+    return (*leading, channel, *(Fixed(f"spatial axis of {call.place}"),) * 2)
+
+
+def pixel_unshuffle(call: Call, flow: Flow) -> Dims:
+    """(…, c, h·r, w·r) to (…, c·r², h, w): each channel becomes r² neighbouring ones."""
+    *leading, channel, height, width = flow.of(call["self"])
+    flow.freeze((height, width), f"spatial axis of {call.place}")
+    if isinstance(channel, np.ndarray):
+        channel = np.repeat(channel, call["downscale_factor"] ** 2)
+    return (*leading, channel, *(Fixed(f"spatial axis of {call.place}"),) * 2)
+
+
+def channel_shuffle(call: Call, flow: Flow) -> Dims:
+    """Axis 1 seen as (groups, n) and transposed; the same slot of every group goes together."""
+    dims = list(flow.of(call["self"]))
+    if isinstance(dims[1], np.ndarray):
+        table = dims[1].reshape(call["groups"], -1).T
+        flow.tie(table)
+        dims[1] = table.reshape(-1).copy()
+    return tuple(dims)

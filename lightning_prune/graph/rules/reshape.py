@@ -1,0 +1,104 @@
+"""Reshapes: factor both shapes into the smallest blocks of equal product, and carry atoms through each block."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_prune.graph.axes import Dim, Dims, Fixed
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from lightning_prune.graph.flow import Flow, SplitKey
+    from lightning_prune.graph.trace import Call
+
+
+def reshape(call: Call, flow: Flow) -> Dims:
+    """View, flatten, squeeze, unflatten: entries keep their order, axes merge and split."""
+    source = call.node.all_input_nodes[0]
+    dims, before, after = flow.of(source), source.meta["val"].shape, call.output.shape
+    if math.prod(before) != math.prod(after) or 0 in before:
+        return flow.give_up(call, f"{call.place} changes the number of entries")
+    out: list[Dim] = [Fixed(f"reshaped by {call.place}")] * len(after)
+    for taken, made in blocks(before, after):
+        live = [axis for axis in taken if flow.is_live(dims[axis])]
+        if len(taken) == len(made) == 1:
+            out[made[0]] = dims[taken[0]]
+        elif live:
+            carrier = max(live, key=lambda axis: before[axis])
+            _freeze_the_rest(call, flow, [dims[axis] for axis in taken if axis != carrier])
+            atoms = _spread(flow.fill(dims[carrier], 0), taken.index(carrier), [before[axis] for axis in taken])
+            _split(flow, call.node, made, [after[axis] for axis in made], atoms, out)
+        else:
+            _keep_reason(flow, [dims[axis] for axis in taken], made, out)
+    return tuple(out)
+
+
+def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Pair the axes of two shapes into the smallest runs of equal product; axes of size 1 are left out.
+
+    Example:
+        >>> blocks((2, 8, 3, 3), (2, 72))
+        [([0], [0]), ([1, 2, 3], [1])]
+    """
+    left = [axis for axis, size in enumerate(before) if size != 1]
+    right = [axis for axis, size in enumerate(after) if size != 1]
+    found: list[tuple[list[int], list[int]]] = []
+    while left and right:
+        taken, made = [left.pop(0)], [right.pop(0)]
+        while (p := math.prod(before[a] for a in taken)) != (q := math.prod(after[a] for a in made)):
+            shorter, longer = (taken, left) if p < q else (made, right)
+            shorter.append(longer.pop(0))
+        found.append((taken, made))
+    return found
+
+
+def _freeze_the_rest(call: Call, flow: Flow, dims: list[Dim]) -> None:
+    if flow.is_strict:
+        flow.freeze(dims, f"{call.place} merges it with a larger axis")
+
+
+def _spread(atoms: np.ndarray, position: int, sizes: list[int]) -> np.ndarray:
+    """Repeat the atoms of one axis over the others of its block; flat."""
+    shape = [1] * len(sizes)
+    shape[position] = sizes[position]
+    return np.broadcast_to(atoms.reshape(shape), sizes).reshape(-1)
+
+
+def _split(flow: Flow, node: fx.Node, made: list[int], sizes: list[int], atoms: np.ndarray, out: list[Dim]) -> None:
+    """Choose the new axis that carries the atoms: one along which alone they differ, else the largest that can."""
+    table = atoms.reshape(sizes)
+    consistent = [position for position in range(len(made)) if _differs_only_along(flow.label[table], position)]
+    key = (node, made[0])
+    if flow.scouts is not None and not consistent:
+        for axis, own in zip(made, _scouts_of(flow.scouts, flow, key, sizes), strict=True):
+            out[axis] = own
+        return
+    ranked = sorted(consistent, key=lambda position: -sizes[position]) or flow.carriers(key, sizes)
+    chosen = ranked[0]
+    carried = flow.tie(np.moveaxis(table, chosen, 0).reshape(sizes[chosen], -1))
+    if not consistent:
+        flow.splits[key] = (carried, len(ranked))
+    out[made[chosen]] = carried
+
+
+def _scouts_of(
+    scouts: dict[SplitKey, list[np.ndarray]], flow: Flow, key: SplitKey, sizes: list[int]
+) -> list[np.ndarray]:
+    if key not in scouts:
+        scouts[key] = [flow.scratch(size) for size in sizes]
+    return scouts[key]
+
+
+def _differs_only_along(labels: np.ndarray, position: int) -> bool:
+    others = tuple(axis for axis in range(labels.ndim) if axis != position)
+    return bool((labels.min(axis=others) == labels.max(axis=others)).all())
+
+
+def _keep_reason(flow: Flow, dims: list[Dim], made: list[int], out: list[Dim]) -> None:
+    settled = [flow.settle(dim) for dim in dims]
+    for axis in made:
+        out[axis] = settled[0]

@@ -1,0 +1,113 @@
+"""Every ATen operator that is understood, and the rule for it.
+
+To add one: write ``def my_rule(call, flow) -> Dims`` in the module of its family, enter it in ``RULES`` under the
+operator's ATen name (in-place forms find the same entry), and test it in ``tests/test_graph_rules.py``. A rule reads
+axes with ``flow.of(node)``, joins them with ``flow.join``, keeps them with ``flow.freeze(dims, reason)``, and returns
+the axes of the result (a list of them for several results).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation
+from lightning_prune.graph.rules.families import (
+    ALONG,
+    COPIES,
+    CREATIONS,
+    RECURRENT,
+    REDUCTIONS,
+    RESHAPES,
+    SPATIAL,
+    base_name,
+    is_pointwise,
+)
+from lightning_prune.graph.rules.reshape import reshape
+
+if TYPE_CHECKING:
+    from lightning_prune.graph.flow import Flow
+    from lightning_prune.graph.trace import Call
+
+Rule = Callable[["Call", "Flow"], Any]
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(COPIES, elementwise.copy),
+    **dict.fromkeys(CREATIONS, elementwise.create),
+    **dict.fromkeys(RESHAPES, reshape),
+    **dict.fromkeys(SPATIAL, normalisation.spatial),
+    **dict.fromkeys(REDUCTIONS, normalisation.reduce),
+    **dict.fromkeys(ALONG, normalisation.along),
+    **dict.fromkeys(RECURRENT, contraction.recurrent),
+    "conv1d": contraction.conv,
+    "conv2d": contraction.conv,
+    "conv3d": contraction.conv,
+    "conv_transpose1d": contraction.conv_transpose,
+    "conv_transpose2d": contraction.conv_transpose,
+    "conv_transpose3d": contraction.conv_transpose,
+    "linear": contraction.linear,
+    "matmul": contraction.matmul,
+    "mm": contraction.matmul,
+    "bmm": contraction.matmul,
+    "addmm": contraction.addmm,
+    "scaled_dot_product_attention": contraction.attention,
+    "embedding": contraction.embedding,
+    "batch_norm": normalisation.batch_norm,
+    "instance_norm": normalisation.batch_norm,
+    "layer_norm": normalisation.layer_norm,
+    "rms_norm": normalisation.layer_norm,
+    "group_norm": normalisation.group_norm,
+    "copy": elementwise.pointwise,
+    "prelu": elementwise.prelu,
+    "glu": elementwise.glu,
+    "permute": layout.permute,
+    "transpose": layout.transpose,
+    "swapaxes": layout.transpose,
+    "mT": layout.swap_last,
+    "movedim": layout.movedim,
+    "moveaxis": layout.movedim,
+    "t": layout.reverse,
+    "numpy_T": layout.reverse,
+    "expand": layout.expand,
+    "expand_as": layout.expand,
+    "repeat": layout.repeat,
+    "repeat_interleave": layout.repeat_interleave,
+    "flip": layout.flip,
+    "cat": layout.cat,
+    "concat": layout.cat,
+    "stack": layout.stack,
+    "split": layout.split,
+    "split_with_sizes": layout.split,
+    "chunk": layout.chunk,
+    "unbind": layout.drop_axis,
+    "select": layout.drop_axis,
+    "slice": layout.resized,
+    "narrow": layout.resized,
+    "pad": layout.pad,
+    "constant_pad_nd": layout.pad,
+    "roll": layout.roll,
+    "index": layout.index,
+    "pixel_shuffle": layout.pixel_shuffle,
+    "pixel_unshuffle": layout.pixel_unshuffle,
+    "channel_shuffle": layout.channel_shuffle,
+}
+
+
+def rule_of(call: Call) -> Rule | None:
+    """Return the rule for a call: its entry, the one of pointwise operators, or None."""
+    if not isinstance(call.node.target, torch._ops.OpOverload):
+        return None
+    if call.operator.startswith(("_assert", "sym_", "_guard")):
+        return _nothing
+    name = base_name(call.operator)
+    is_other_overload = name in REDUCTIONS and isinstance(call.get("other"), fx.Node)
+    if name in RULES and not is_other_overload:
+        return RULES[name]
+    return elementwise.pointwise if is_pointwise(call) else None
+
+
+def _nothing(call: Call, flow: Flow) -> None:
+    """Checks return no tensor."""

@@ -1,0 +1,199 @@
+"""A model as the list of its operator calls, recorded by torch.export on a copy."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lightning_prune.errors import GraphError
+from lightning_prune.masks import fold
+
+KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operator call.
+
+    Attributes:
+        node: its node in the graph.
+        operator: ATen name without overload, e.g. ``conv2d``.
+        arguments: value by the argument's name in the operator's schema, defaults filled in.
+        where: path of the module whose forward made the call.
+    """
+
+    node: fx.Node
+    operator: str
+    arguments: Mapping[str, Any] = field(repr=False)
+    where: str
+
+    @property
+    def output(self) -> Any:  # noqa: ANN401  (a tensor, a list of them, a number or None)
+        """Fake tensor, or list of fake tensors, that the call returns."""
+        return self.node.meta.get("val")
+
+    @property
+    def place(self) -> str:
+        """The operator and its module, in words."""
+        return f"{self.operator} at {self.where}" if self.where else f"{self.operator} in the model's own forward"
+
+    def __getitem__(self, argument: str) -> Any:  # noqa: ANN401
+        return self.arguments[argument]
+
+    def get(self, argument: str, default: Any = None) -> Any:  # noqa: ANN401
+        """Return an argument, or the default where the operator has no such argument."""
+        return self.arguments.get(argument, default)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What torch.export recorded.
+
+    Attributes:
+        nodes: nodes of the graph in order.
+        calls: operator call of each ``call_function`` node that calls an operator.
+        names: dense name of the parameter or buffer that a placeholder node stands for.
+        shapes: shape of each parameter and buffer that the graph uses, by dense name, in the order of first use.
+        parameters: which of them are parameters.
+        kept: reason for each parameter that keeps its sizes because its module does.
+    """
+
+    nodes: list[fx.Node]
+    calls: Mapping[fx.Node, Call]
+    names: Mapping[fx.Node, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: frozenset[str]
+    kept: Mapping[str, str]
+
+
+class _Forward(nn.Module):
+    """Forwards to the model: torch.export inspects its root, and a LightningModule has properties that then raise."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return self.inner(*args, **kwargs)
+
+
+def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Trace:  # noqa: ANN401
+    """Record the operator calls of a model in eval mode, masks folded; the model itself is not touched.
+
+    Args:
+        model: any module that torch.export accepts.
+        example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``.
+        example_kwargs: keyword arguments of ``forward``.
+
+    Returns:
+        The calls, and the dense names of the parameters and buffers in them.
+
+    Raises:
+        GraphError: torch.export refuses the model or these inputs.
+    """
+    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    kwargs = dict(example_kwargs or {})
+    try:
+        inner = fold(copy.deepcopy(model)).eval()
+        with _quietly(inner):
+            exported = torch.export.export(_Forward(inner), args, kwargs, strict=False)
+    except Exception as error:
+        raise GraphError(_explain(model, args, kwargs, error)) from error
+    return _record(exported, inner)
+
+
+def _record(exported: torch.export.ExportedProgram, inner: nn.Module) -> Trace:
+    canonical = _canonical_names(inner)
+    targets = {
+        spec.arg.name: canonical[spec.target.removeprefix("inner.")]
+        for spec in exported.graph_signature.input_specs
+        if spec.target is not None and spec.target.removeprefix("inner.") in canonical
+    }
+    nodes = list(exported.graph.nodes)
+    names = {node: targets[node.name] for node in nodes if node.op == "placeholder" and node.name in targets}
+    users = [names[argument] for node in nodes for argument in node.all_input_nodes if argument in names]
+    tensors = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    return Trace(
+        nodes=nodes,
+        calls={node: call for node in nodes if (call := _call(node)) is not None},
+        names=names,
+        shapes={name: tuple(tensors[name].shape) for name in dict.fromkeys(users)},
+        parameters=frozenset(name for name, _ in inner.named_parameters()),
+        kept=_kept(inner, canonical),
+    )
+
+
+def _call(node: fx.Node) -> Call | None:
+    if node.op != "call_function" or node.target is operator.getitem:
+        return None
+    where = module_path(node)
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return Call(node, getattr(node.target, "__name__", str(node.target)), {}, where)
+    schema = node.target._schema
+    arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    arguments.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+    return Call(node, schema.name.split("::")[1], {**arguments, **node.kwargs}, where)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module whose forward made this node; "" is the model itself."""
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())
+    path = re.sub(r"@\d+", "", str(stack[-1][0]))
+    return "" if path == "inner" else path.removeprefix("inner.")
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Map every name of a parameter or buffer to the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(model)}
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _kept(model: nn.Module, canonical: Mapping[str, str]) -> dict[str, str]:
+    return {
+        canonical[f"{path}.{name}" if path else name]: f"{type(module).__name__} at {path or 'the root'} keeps its size"
+        for path, module in model.named_modules()
+        if isinstance(module, KEEPS_ITS_SIZES)
+        for name, _ in module.named_parameters()
+    }
+
+
+@contextmanager
+def _quietly(model: nn.Module) -> Iterator[None]:
+    """Trace without gradients, warnings, fused attention paths, or draws from the global random generators."""
+    devices = {tensor.device for _, tensor in _named_tensors(model) if tensor.device.type == "cuda"}
+    has_fast_path = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(has_fast_path)
+
+
+def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> str:
+    shapes = [_shape(value) for value in args] + [f"{name}={_shape(value)}" for name, value in kwargs.items()]
+    message = str(error).strip().split("\n\n")[0][:600]
+    return (
+        f"{type(model).__name__} cannot be traced with inputs ({', '.join(shapes)}): {type(error).__name__}: "
+        f"{message}. Pass example_inputs (a tensor or a tuple) and example_kwargs that model.eval()(*example_inputs) "
+        "accepts, on the model's device; if it does, its forward holds code that torch.export cannot record."
+    )
+
+
+def _shape(value: Any) -> str:  # noqa: ANN401
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

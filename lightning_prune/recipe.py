@@ -1,0 +1,87 @@
+"""A recipe: the chosen parts of a pruning run as one frozen value."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightning_prune import schedules
+from lightning_prune.allocation import Allocation, Global
+from lightning_prune.criteria import Criterion, GradientCriterion, Magnitude
+from lightning_prune.granularity import Channel, Element, Granularity, NOfM
+from lightning_prune.policies import Mask, OptimizerPolicy, as_policies
+from lightning_prune.schedules import Schedule
+from lightning_prune.targets import Targets
+
+Count = Literal["channels", "params", "macs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The chosen parts of a pruning run.
+
+    Args:
+        schedule: completed optimizer steps -> cumulative sparsity.
+        granularity: the unit of removal.
+        criterion: which units matter.
+        allocation: how the sparsity is spread over targets or channel groups.
+        targets: what may be pruned; for Channel: the layers whose output channels may go.
+        count: what the sparsity counts. "channels": the channels that can be removed (Channel only); "params" and
+            "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
+            (weights of the targets; channels).
+        optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
+
+    Example:
+        >>> recipe = Recipe(schedule=schedules.OneShot(final_sparsity=0.5, begin_step=30))
+        >>> recipe.granularity, recipe.criterion
+        (Element(), Magnitude(norm=1))
+    """
+
+    schedule: Schedule
+    granularity: Granularity | Channel = field(default_factory=Element)
+    criterion: Criterion | GradientCriterion = field(default_factory=Magnitude)
+    allocation: Allocation = field(default_factory=Global)
+    targets: Targets = field(default_factory=Targets)
+    count: Count | None = None
+    optimizer_policy: OptimizerPolicy | Sequence[OptimizerPolicy] = field(default_factory=Mask)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.granularity, Granularity | Channel):
+            raise TypeError(
+                f"Recipe.granularity must be Element(), NOfM(n, m), Block(shape) or Channel(), got {self.granularity!r}"
+            )
+        for name in ("schedule", "allocation"):
+            if not callable(getattr(self, name)):
+                raise TypeError(
+                    f"Recipe.{name} must be callable, such as {'Polynomial(…)' if name == 'schedule' else 'Global()'}, got {getattr(self, name)!r}"
+                )
+        if not (callable(self.criterion) or isinstance(self.criterion, GradientCriterion)):
+            raise TypeError(f"Recipe.criterion must be callable or a GradientCriterion, got {self.criterion!r}")
+        if not isinstance(self.targets, Targets):
+            raise TypeError(f"Recipe.targets must be Targets(include=…, exclude=…), got {self.targets!r}")
+        if self.count not in (None, "channels", "params", "macs"):
+            raise ValueError(f'Recipe.count must be "channels", "params" or "macs", got {self.count!r}')
+        if self.count == "channels" and not self.is_structured:
+            raise ValueError(f'Recipe.count = "channels" needs granularity=Channel(), got {self.granularity}')
+        as_policies(self.optimizer_policy)
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        final = schedules.final_sparsity(self.schedule)
+        if not 0 < final < 1:
+            raise ValueError(f"Recipe.schedule ends at sparsity {final!r}; it must lie in (0, 1), or nothing is pruned")
+        if isinstance(self.granularity, NOfM) and self.count is None:
+            full = self.granularity.full_sparsity
+            if abs(final - full) > 1e-9:
+                raise ValueError(
+                    f"{self.granularity} ends at sparsity {full:g} and the schedule at {final:g}; set final_sparsity={full:g}"
+                )
+        if isinstance(self.criterion, GradientCriterion) and self.schedule(0) > 0:
+            raise ValueError(
+                f"{self.criterion} watches the gradients of the steps before an event, and {self.schedule} prunes before"
+                " the first step; let begin_step be at least 1"
+            )
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether whole channels go, so that layers become smaller."""
+        return isinstance(self.granularity, Channel)

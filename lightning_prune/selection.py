@@ -1,0 +1,274 @@
+"""Which units go: scores + shares + granularity + channel groups -> boolean masks; pure tensor maths.
+
+Two kinds of units have the same four questions to answer (:class:`Units`): those inside one target
+(:class:`ElementUnits`) and channels, which span layers (:class:`ChannelUnits`).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_prune.allocation import Candidates
+from lightning_prune.criteria import Scores
+from lightning_prune.granularity import Channel, Element, Granularity
+from lightning_prune.graph import ChannelGroup
+from lightning_prune.ranking import keep_mask
+from lightning_prune.targets import Target
+
+Masks = Mapping[str, Tensor]
+"""Dense name -> bool mask of the parameter's shape, True = keep."""
+
+
+class Units(Protocol):
+    """The units that one recipe may remove from one model."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Dense name -> shape of every parameter that gets a mask."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Target or channel group -> number of its units."""
+        ...
+
+    def most_removable(self) -> dict[str, int]:
+        """Return how many units of each target or channel group may go at most."""
+        ...
+
+    def sparsity(self, masks: Masks) -> float:
+        """Return what share of the units' own measure (weights of the targets; channels) is gone."""
+        ...
+
+    def candidates(self, scores: Scores, masks: Masks) -> Candidates:
+        """Return every unit with its score: -inf where the masks removed it already."""
+        ...
+
+    def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
+        """Return how many units go per name, those removed already included."""
+        ...
+
+    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+        """Return the share of each parameter's elements that is left when so many units go."""
+        ...
+
+    def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
+        """Yield (dense name, bool mask) of every masked parameter, one at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class ElementUnits:
+    """Units inside single targets: weights, n:m blocks, blocks.
+
+    Args:
+        granularity: how a target is cut into units.
+        targets: what may be pruned.
+    """
+
+    granularity: Granularity
+    targets: tuple[Target, ...]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Dense name -> shape of every target."""
+        return {target.name: target.shape for target in self.targets}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Target -> number of its units."""
+        return {t.name: self.granularity.units(torch.empty(t.shape, device="meta"), t).numel() for t in self.targets}
+
+    def most_removable(self) -> dict[str, int]:
+        """Return every unit of every target."""
+        return self.sizes
+
+    def sparsity(self, masks: Masks) -> float:
+        """Return the share of the targets' weights that is masked out."""
+        kept = sum(int(torch.count_nonzero(masks[target.name])) for target in self.targets)
+        return 1 - kept / sum(math.prod(target.shape) for target in self.targets)
+
+    def candidates(self, scores: Scores, masks: Masks) -> Candidates:
+        """Return every unit; for single weights the scores are computed only when they are read."""
+        if isinstance(self.granularity, Element):
+            sizes = self.sizes
+            before = {name: size - int(torch.count_nonzero(masks[name])) for name, size in sizes.items()}
+            return Candidates(scores, self.shapes, sizes, before, scores.dtype)
+        units: dict[str, Tensor] = {}
+        for target in self.targets:
+            gone = self.granularity.removed(masks[target.name], target)
+            of_target = self.granularity.units(finite(scores[target.name]), target)
+            units[target.name] = of_target.masked_fill(gone, -torch.inf)
+        return _candidates(units, self.shapes, scores.dtype)
+
+    def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
+        """Return how many units go per target: exact in the sum."""
+        return apportion(shares, candidates.sizes, candidates.removed)
+
+    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+        """Return the share of each target's weights that is left."""
+        return {t.name: 1 - self.granularity.zeros(removed[t.name], t) / math.prod(t.shape) for t in self.targets}
+
+    def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
+        """Yield the mask of each target."""
+        for target in self.targets:
+            keep = keep_highest(candidates, target.name, removed[target.name])
+            if isinstance(self.granularity, Element):
+                yield target.name, keep.view(target.shape)
+            else:
+                keep = keep.view(candidates.scores[target.name].shape)
+                yield target.name, self.granularity.elements(keep, scores[target.name], target)
+
+
+@dataclass(frozen=True)
+class ChannelUnits:
+    """Channels: everything in all layers that goes with one.
+
+    Args:
+        granularity: bounds on the widths.
+        groups: the channel groups that may shrink.
+        shapes: dense name -> shape of every member parameter; other members (buffers) carry no mask.
+    """
+
+    granularity: Channel
+    groups: tuple[ChannelGroup, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Channel group -> number of its channels."""
+        return {group.name: group.size for group in self.groups}
+
+    def most_removable(self) -> dict[str, int]:
+        """Return what brings each group down to the narrowest allowed width."""
+        return {group.name: group.size - self.granularity.widths(group.size)[-1] for group in self.groups}
+
+    def sparsity(self, masks: Masks) -> float:
+        """Return the share of the channels that are masked out everywhere."""
+        return sum(int(gone.sum()) for gone in self.gone(masks).values()) / sum(self.sizes.values())
+
+    def _members(self) -> dict[str, list[tuple[ChannelGroup, int, Tensor]]]:
+        """Return the (group, axis, indices (size, per channel)) that lie in each masked parameter."""
+        members: dict[str, list[tuple[ChannelGroup, int, Tensor]]] = defaultdict(list)
+        for group in self.groups:
+            for member in group.members:
+                if member.parameter in self.shapes:
+                    members[member.parameter].append((group, member.axis, torch.from_numpy(member.indices)))
+        return members
+
+    def candidates(self, scores: Scores, masks: Masks) -> Candidates:
+        """Return every channel; its score is the sum over all weights that go with it."""
+        totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in self.groups}
+        for parameter, members in self._members().items():
+            if parameter in scores:
+                values = finite(scores[parameter])
+                for group, axis, indices in members:
+                    totals[group.name] += _sum_along(values, axis).cpu().double()[indices].sum(dim=1)
+        gone = self.gone(masks)
+        units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
+        first = {g.name: next(m.parameter for m in g.members if m.role == "output") for g in self.groups}
+        shapes = {name: self.shapes[parameter] for name, parameter in first.items()}
+        return _candidates(units, shapes, torch.float64)
+
+    def gone(self, masks: Masks) -> dict[str, Tensor]:
+        """Return for each group which channels (bool, shape (size,)) are masked out everywhere."""
+        alive = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in self.groups}
+        for parameter, members in self._members().items():
+            for group, axis, indices in members:
+                along = _sum_along(masks[parameter].to(torch.int32), axis).cpu() > 0
+                alive[group.name] |= along[indices].any(dim=1)
+        return {name: ~some for name, some in alive.items()}
+
+    def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
+        """Return how many channels go per group, moved to a width that the granularity allows.
+
+        A kept width is rounded down to the next allowed one; it never grows again.
+        """
+        wanted = apportion(shares, candidates.sizes, candidates.removed)
+        result: dict[str, int] = {}
+        for group in self.groups:
+            widths = self.granularity.widths(group.size)
+            kept = next((width for width in widths if width <= group.size - wanted[group.name]), widths[-1])
+            result[group.name] = max(group.size - kept, candidates.removed[group.name])
+        return result
+
+    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+        """Return the share of each member parameter that is left."""
+        lost: dict[tuple[str, int], int] = defaultdict(int)
+        for parameter, members in self._members().items():
+            for group, axis, indices in members:
+                lost[parameter, axis] += removed[group.name] * indices.shape[1]
+        left: dict[str, float] = {}
+        for (parameter, axis), count in lost.items():
+            left[parameter] = left.get(parameter, 1.0) * (1 - count / self.shapes[parameter][axis])
+        return left
+
+    def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
+        """Yield the mask of each member parameter."""
+        keep = {g.name: keep_highest(candidates, g.name, removed[g.name]) for g in self.groups}
+        for parameter, members in self._members().items():
+            mask = torch.ones(self.shapes[parameter], dtype=torch.bool)
+            for group, axis, indices in members:
+                mask.index_fill_(axis, indices[~keep[group.name]].flatten(), False)
+            yield parameter, mask
+
+
+def _candidates(units: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> Candidates:
+    sizes = {name: scores.numel() for name, scores in units.items()}
+    removed = {name: int((scores == -torch.inf).sum()) for name, scores in units.items()}
+    return Candidates(units, shapes, sizes, removed, dtype)
+
+
+def apportion(shares: Mapping[str, float], sizes: Mapping[str, int], removed: Mapping[str, int]) -> dict[str, int]:
+    """Return how many units go from each name, so that the sum is exactly round(sum of share * size).
+
+    Each gets the floor of share * size and never less than is removed already; what is missing goes to the largest
+    remainders, what is too much comes back from the smallest, ties to the first name.
+
+    Raises:
+        ValueError: the shares are not one number in [0, 1] for each name.
+
+    Example:
+        >>> apportion({"a": 0.5, "b": 0.5}, {"a": 3, "b": 3}, {"a": 0, "b": 0})
+        {'a': 2, 'b': 1}
+    """
+    if set(shares) != set(sizes):
+        odd = sorted(set(shares) ^ set(sizes))
+        raise ValueError(f"the allocation must return one share for each target; it differs in {odd[:5]}")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"the allocation gave {name} the share {share!r}; it must lie in [0, 1]")
+    exact = {name: shares[name] * sizes[name] for name in sizes}
+    # a share that is k / size in floating point must give k
+    result = {name: max(math.floor(exact[name] + 1e-9), removed[name]) for name in sizes}
+    missing = round(sum(exact.values())) - sum(result.values())
+    for name in sorted(sizes, key=lambda name: result[name] - exact[name], reverse=missing < 0):
+        moved = min(sizes[name] - result[name], 1) if missing > 0 else -min(result[name] - removed[name], 1)
+        if missing and moved:
+            result[name] += moved
+            missing -= moved
+    return result
+
+
+def keep_highest(candidates: Candidates, name: str, k: int) -> Tensor:
+    """Return which units of one name stay (bool, flat) when its k lowest go."""
+    cut = candidates.cut_of(name, k)
+    kept = []
+    for piece in candidates.pieces(name):
+        mask, cut = keep_mask(piece, cut)
+        kept.append(mask)
+    return torch.cat(kept)
+
+
+def finite(scores: Tensor) -> Tensor:
+    """Return the scores with 0 where they are -inf (pruned), so that sums over units stay finite."""
+    return scores.masked_fill(scores == -torch.inf, 0)
+
+
+def _sum_along(values: Tensor, axis: int) -> Tensor:
+    return values.movedim(axis, 0).flatten(1).sum(dim=1) if values.dim() > 1 else values
