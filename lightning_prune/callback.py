@@ -156,25 +156,36 @@ class PruningCallback(Callback):
 
 
 class _Loading:
-    """A load_state_dict pre-hook: lets the model take the shape and masks of the state that is about to load."""
+    """A load_state_dict pre-hook: lets the model take the shape and masks of the state that is about to load.
 
-    def __init__(self, callback: PruningCallback, trainer: Trainer) -> None:
+    A copy of the model, deep or pickled, gets one that knows neither callback nor trainer.
+    """
+
+    def __init__(self, callback: PruningCallback | None = None, trainer: Trainer | None = None) -> None:
         self._callback = callback
         self._trainer = trainer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Loading":
+        return _Loading()
+
+    def __reduce__(self) -> tuple[type["_Loading"], tuple[()]]:
+        return _Loading, ()
 
     def __call__(self, model: LightningModule, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
         if prefix:
             return
         if not checkpoints.fits(model, state_dict):
             checkpoints.adapt(model, state_dict, self._entry())
-        if self._trainer.state.fn == "fit" and not self._callback.is_done:
+        if self._callback and self._trainer and self._trainer.state.fn == "fit" and not self._callback.is_done:
             self._callback._bind(self._trainer, model).attach(model)
             checkpoints.add_masks(model, state_dict)
 
     def _entry(self) -> dict[str, Any] | None:
         """Return what the checkpoint that is being restored says of pruning; Lightning does not hand it to hooks."""
-        path = self._trainer.ckpt_path
-        return None if path is None else self._trainer.strategy.load_checkpoint(path, True).get(checkpoints.KEY)
+        path = self._trainer.ckpt_path if self._trainer else None
+        if self._trainer is None or path is None:
+            return None
+        return self._trainer.strategy.load_checkpoint(path, True).get(checkpoints.KEY)
 
 
 def _check_alone(trainer: Trainer) -> None:

@@ -53,7 +53,7 @@ class Magnitude:
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """Return the scores, shape of ``weight``."""
-        return weight.abs() if self.norm == 1 else weight.square()
+        return weight.abs() if self.norm == 1 else weight.to(_wide(weight)).square()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class Observations:
     """The running sums of a gradient criterion: for each parameter the sum of its terms and how many there were.
 
     Args:
-        sums: dense name -> sum of the observed terms, shape of the parameter, float32 or wider.
+        sums: dense name -> sum of the observed terms, shape of the parameter, float32 or wider, as what
+            ``observe`` gets is.
         steps: dense name -> number of terms.
     """
 
@@ -112,12 +113,11 @@ class Observations:
         """Add what this step's gradient (``weight.grad``) says; a parameter without one is left alone."""
         if weight.grad is None:
             return
-        term = criterion.observe(weight.detach(), weight.grad.to(weight.dtype))
-        wide = torch.promote_types(term.dtype, torch.float32)
+        term = criterion.observe(weight.detach().to(_wide(weight)), weight.grad.to(_wide(weight)))
         if name in self.sums:
             self.sums[name].add_(term)
         else:
-            self.sums[name] = term.to(wide, copy=True)
+            self.sums[name] = term.to(_wide(term), copy=True)
         self.steps[name] = self.steps.get(name, 0) + 1
 
     def mean(self, name: str) -> Tensor:
@@ -180,7 +180,7 @@ class Scores(Mapping[str, Tensor]):
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """Yield the scores of one parameter as flat pieces in row-major order."""
-        if not isinstance(self._criterion, Magnitude):
+        if type(self._criterion) is not Magnitude:
             yield from self[name].flatten().split(CHUNK)
             return
         mask = self._pruned[name].flatten() if name in self._touched else None
@@ -197,8 +197,11 @@ class Scores(Mapping[str, Tensor]):
             scores = self._criterion(name, weight)
         if not isinstance(scores, Tensor) or scores.shape != weight.shape:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"{self._criterion} returned {got} for {name} of shape {tuple(weight.shape)}; same shape")
-        return scores
+            raise ValueError(
+                f"{self._criterion} returned {got} for {name}; let it return a tensor of scores of the weight's shape"
+                f" {tuple(weight.shape)}"
+            )
+        return scores.to(_wide(scores))
 
     def check(self) -> None:
         """Look at every weight and score once, so that nothing is pruned by a broken one.
@@ -210,8 +213,18 @@ class Scores(Mapping[str, Tensor]):
         for name, weight in self._weights.items():
             for piece in weight.detach().flatten().split(CHUNK):
                 _check_finite(name, "weights", piece)
-            if not isinstance(self._criterion, Magnitude):
-                _check_finite(name, "scores", self._raw(name, weight.detach()))
+                if self._criterion == Magnitude(norm=2):
+                    _check_finite(name, "scores", self._raw(name, piece))
+            if type(self._criterion) is not Magnitude:
+                scores = self._raw(name, weight.detach())
+                if name in self._touched:
+                    scores = scores.masked_fill(~self._pruned[name], 0)
+                _check_finite(name, "scores", scores)
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    """Return the dtype to calculate in: squares and sums over many overflow and underflow in half precision."""
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 def _check_finite(name: str, what: str, values: Tensor) -> None:

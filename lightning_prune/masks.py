@@ -156,6 +156,23 @@ def attach(model: nn.Module, names: Iterable[str], is_structured: bool = False) 
             hook.is_structured |= is_structured
         else:
             _renamed(module, name, f"{name}_orig", partial(MaskMethod.apply, module, name, is_structured))
+    _serve_attention(model)
+
+
+def _serve_attention(model: nn.Module) -> None:
+    """Let each nn.MultiheadAttention run the mask hooks of its ``out_proj``, whose weights it reads without a call."""
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            own = [key for key, hook in module._forward_pre_hooks.items() if hook is _mask_out_proj]
+            if _hooks(module.out_proj) and not own:
+                module.register_forward_pre_hook(_mask_out_proj)
+            elif own and not _hooks(module.out_proj):
+                del module._forward_pre_hooks[own[0]]
+
+
+def _mask_out_proj(attention: nn.MultiheadAttention, inputs: object) -> None:
+    for hook in _hooks(attention.out_proj).values():
+        hook(attention.out_proj, inputs)
 
 
 def _places_of(
@@ -201,6 +218,7 @@ def detach(model: nn.Module, names: Iterable[str] | None = None) -> None:
         if wanted is None or dense_name in wanted:
             _zero_pruned(mask_of(module, name), original_of(module, name))
             _renamed(module, f"{name}_orig", name, partial(_unhook, module, name, hook))
+    _serve_attention(model)
 
 
 def fold(model: nn.Module) -> nn.Module:

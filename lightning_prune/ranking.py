@@ -23,9 +23,6 @@ class Cut:
     ties: int
 
 
-NOTHING = Cut(bits=-(1 << 63), ties=0)
-
-
 def ordered_bits(scores: Tensor) -> Tensor:
     """Return whole numbers that compare as the floats do, same shape: int64 for float64, otherwise int32.
 
@@ -77,7 +74,7 @@ def lowest(
         if not 0 <= left <= int(cumulative[-1]):
             raise ValueError(f"cannot remove {k} of {int(cumulative[-1])} scores")
         if k == 0:
-            return NOTHING
+            return Cut(bits=-1 << (width - 1), ties=0)
         digit = int(torch.searchsorted(cumulative, left))
         left -= int(cumulative[digit - 1]) if digit else 0
         prefix = digit - _BINS // 2 if prefix is None else (prefix << _DIGIT) | digit

@@ -89,9 +89,9 @@ class ElementUnits:
         return self.sizes
 
     def sparsity(self, masks: Masks) -> float:
-        """Return the share of the targets' weights that is masked out."""
-        kept = sum(int(torch.count_nonzero(masks[target.name])) for target in self.targets)
-        return 1 - kept / sum(math.prod(target.shape) for target in self.targets)
+        """Return the share of the weights in units that is masked out."""
+        gone = sum(math.prod(t.shape) - int(torch.count_nonzero(masks[t.name])) for t in self.targets)
+        return gone / sum(self.granularity.within(target) for target in self.targets)
 
     def candidates(self, scores: Scores, masks: Masks) -> Candidates:
         """Return every unit; for single weights the scores are computed only when they are read."""
@@ -171,9 +171,12 @@ class ChannelUnits:
                     totals[group.name] += _sum_along(values, axis).cpu().double()[indices].sum(dim=1)
         gone = self.gone(masks)
         units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
-        first = {g.name: next(m.parameter for m in g.members if m.role == "output") for g in self.groups}
-        shapes = {name: self.shapes[parameter] for name, parameter in first.items()}
-        return _candidates(units, shapes, torch.float64)
+        return _candidates(units, {g.name: self._weight_shape(g) for g in self.groups}, torch.float64)
+
+    def _weight_shape(self, group: ChannelGroup) -> tuple[int, ...]:
+        """Return the shape of the first weight that makes the channels of this group."""
+        made = (self.shapes[m.parameter] for m in group.members if m.role == "output" and m.parameter in self.shapes)
+        return next(shape for shape in made if len(shape) > 1)
 
     def gone(self, masks: Masks) -> dict[str, Tensor]:
         """Return for each group which channels (bool, shape (size,)) are masked out everywhere."""
@@ -227,8 +230,9 @@ def _candidates(units: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
 def apportion(shares: Mapping[str, float], sizes: Mapping[str, int], removed: Mapping[str, int]) -> dict[str, int]:
     """Return how many units go from each name, so that the sum is exactly round(sum of share * size).
 
-    Each gets the floor of share * size and never less than is removed already; what is missing goes to the largest
-    remainders, what is too much comes back from the smallest, ties to the first name.
+    Each gets the floor of share * size; what is missing goes to the largest remainders, ties to the first name. Where
+    more is removed already than that, it stays removed and the others give way in proportion; only when more is
+    removed in all is the sum larger.
 
     Raises:
         ValueError: the shares are not one number in [0, 1] for each name.
@@ -239,20 +243,33 @@ def apportion(shares: Mapping[str, float], sizes: Mapping[str, int], removed: Ma
     """
     if set(shares) != set(sizes):
         odd = sorted(set(shares) ^ set(sizes))
-        raise ValueError(f"the allocation must return one share for each target; it differs in {odd[:5]}")
+        raise ValueError(f"the allocation must return one share for each target; that is not so for {odd[:5]}")
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"the allocation gave {name} the share {share!r}; it must lie in [0, 1]")
-    exact = {name: shares[name] * sizes[name] for name in sizes}
+    wanted = {name: shares[name] * sizes[name] for name in sizes}
+    total = max(round(sum(wanted.values())), sum(removed.values()))
+    exact = _above(wanted, removed)
     # a share that is k / size in floating point must give k
-    result = {name: max(math.floor(exact[name] + 1e-9), removed[name]) for name in sizes}
-    missing = round(sum(exact.values())) - sum(result.values())
-    for name in sorted(sizes, key=lambda name: result[name] - exact[name], reverse=missing < 0):
-        moved = min(sizes[name] - result[name], 1) if missing > 0 else -min(result[name] - removed[name], 1)
-        if missing and moved:
-            result[name] += moved
-            missing -= moved
+    result = {name: math.floor(exact[name] + 1e-9) for name in sizes}
+    missing = total - sum(result.values())
+    for name in sorted(sizes, key=lambda name: result[name] - exact[name])[:missing]:
+        result[name] += 1
     return result
+
+
+def _above(wanted: Mapping[str, float], least: Mapping[str, int]) -> dict[str, float]:
+    """Return numbers with the sum of ``wanted`` that are nowhere below ``least``; those above it give in proportion."""
+    total = sum(wanted.values())
+    at_least: dict[str, float] = {}
+    while True:
+        free = {name: number for name, number in wanted.items() if name not in at_least}
+        left = max(0.0, total - sum(at_least.values()))
+        scale = left / sum(free.values()) if at_least and any(free.values()) else 1.0
+        below = {name: float(least[name]) for name, number in free.items() if number * scale < least[name]}
+        if not below:
+            return {name: at_least.get(name, number * scale) for name, number in wanted.items()}
+        at_least |= below
 
 
 def keep_highest(candidates: Candidates, name: str, k: int) -> Tensor:

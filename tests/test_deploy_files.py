@@ -42,9 +42,13 @@ def test_permissions_are_those_of_any_new_file(old: Path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_the_older_pair_and_nothing_else(old: Path, error: type[BaseException]):
-    with pytest.raises(error), staged(old) as files:
-        written(files, "new")
-        raise error
+    def failing() -> None:
+        with staged(old) as files:
+            written(files, "new")
+            raise error
+
+    with pytest.raises(error):
+        failing()
     assert contents(old.parent) == {"m.pte": "old", "m.json": "old"}
 
 

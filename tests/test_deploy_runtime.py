@@ -77,12 +77,13 @@ class TestThreadCount:
             pass
 
 
-class TestLatency:
-    @pytest.fixture(scope="class")
-    def measured(self, artifact: Artifact) -> Latencies:
-        other = shutil.copy(artifact.path, artifact.path.with_name("other.pte"))
-        return latency({"dense": artifact.path, "pruned": other}, EXAMPLE, rounds=5)
+@pytest.fixture(scope="module")
+def measured(artifact: Artifact) -> Latencies:
+    other = shutil.copy(artifact.path, artifact.path.with_name("other.pte"))
+    return latency({"dense": artifact.path, "pruned": other}, EXAMPLE, rounds=5)
 
+
+class TestLatency:
     def test_values(self, measured: Latencies):
         assert list(measured) == ["dense", "pruned"]
         assert measured["dense"].ratio == 1

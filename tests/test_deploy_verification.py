@@ -1,4 +1,5 @@
 import math
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lightning_prune.deploy.verification import (
 )
 from lightning_prune.errors import ExportError, VerificationError
 
+Pair = namedtuple("Pair", ["left", "right"])
 IMAGE = TensorSpec("image", (4, 3), torch.float32)
 LOGITS = TensorSpec("logits", (4, 2), torch.float32)
 
@@ -96,7 +98,15 @@ class TestLoader:
             assert targets is y
 
     def test_batches_that_do_not_fit(self):
-        for batch in (torch.zeros(2, 4), torch.zeros(2, 3).double(), "text", (), torch.zeros(()), {"x": 1}):
+        for batch in (
+            torch.zeros(2, 4),
+            torch.zeros(0, 3),
+            torch.zeros(2, 3).double(),
+            "text",
+            (),
+            torch.zeros(()),
+            {"x": 1},
+        ):
             with pytest.raises(ValueError, match=r"the example inputs are \(N, 3\) float32"):
                 split_batch(batch, [IMAGE], False)
         with pytest.raises(ValueError, match=r"each batch must be \(inputs, targets\)"):
@@ -145,7 +155,7 @@ class TestSignature:
         assert list(flatten_outputs(x)) == ["output"]
         assert list(flatten_outputs((x, x))) == ["output_0", "output_1"]
         assert list(flatten_outputs({"b": x, "a": [x, {"c": x}]})) == ["b", "a.0", "a.1.c"]
-        assert list(flatten_outputs(torch.max(torch.zeros(2, 2), 0))) == ["values", "indices"]
+        assert list(flatten_outputs(Pair(x, (x, x)))) == ["left", "right.0", "right.1"]
 
     def test_nothing_comes_out(self):
         with pytest.raises(ExportError, match="returns no tensor"):

@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,15 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "AdamW-tensor-lr": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.05), foreach=False),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def network() -> nn.Module:

@@ -1,7 +1,7 @@
 """Remove channels: a plan that is a plain value, its application to a model, and the proof that nothing changed."""
 
 from lightning_prune.compaction.apply import CompactionReport, compact
-from lightning_prune.compaction.plan import Compaction, Removal, applied_plan, set_plan, set_plan
+from lightning_prune.compaction.plan import Compaction, Removal, applied_plan, set_plan
 from lightning_prune.compaction.resize import reshape_like
 
 __all__ = ["Compaction", "CompactionReport", "Removal", "applied_plan", "compact", "reshape_like", "set_plan"]

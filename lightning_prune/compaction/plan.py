@@ -255,7 +255,6 @@ def set_plan(model: nn.Module, plan: Compaction | None) -> None:
     Changes:
         the plain attribute ``_compaction`` of the model.
     """
-    """Let the model remember this plan as the one that brought it into its shape; None: it is dense."""
     if plan is None:
         model.__dict__.pop("_compaction", None)
     else:

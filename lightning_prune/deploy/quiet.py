@@ -1,5 +1,6 @@
 """ExecuTorch's noise, silenced line by line: what is not on the lists here comes through."""
 
+import io
 import logging
 import os
 import re
@@ -7,7 +8,8 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from typing import IO
 
 _DEPRECATING_MODULES = r"executorch\.|torchao\.|torch\.jit\.|importlib\.resources|copyreg$"
 _LOGGED = {
@@ -69,27 +71,36 @@ def _without(pattern: re.Pattern[str]) -> logging.Filter:
 
 @contextmanager
 def native_lines() -> Iterator[list[str]]:
-    """Collect what is written to file descriptor 2, by C++ too; the list is filled when the block ends.
+    """Collect what is written to stderr, by Python and by C++; the list is filled when the block ends.
 
-    The caller passes on what it wants seen with :func:`tell`. Where there is no descriptor 2 nothing is collected.
+    ExecuTorch's C++ writes some lines to ``sys.stderr`` and some to file descriptor 2. The caller passes on what it
+    wants seen with :func:`tell`.
     """
     lines: list[str] = []
+    with tempfile.TemporaryFile() as sink, io.StringIO() as text:
+        try:
+            with _descriptor_to(sink), redirect_stderr(text):
+                yield lines
+        finally:
+            sink.seek(0)
+            lines += [*text.getvalue().splitlines(), *sink.read().decode(errors="replace").splitlines()]
+
+
+@contextmanager
+def _descriptor_to(sink: IO[bytes]) -> Iterator[None]:
     try:
         original = os.dup(2)
-    except OSError:
-        yield lines
+    except OSError:  # a process without standard streams has nothing to collect
+        yield
         return
-    with tempfile.TemporaryFile() as sink:
-        _flush()
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            _flush()
-            os.dup2(original, 2)
-            os.close(original)
-            sink.seek(0)
-            lines += sink.read().decode(errors="replace").splitlines()
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
 
 
 @contextmanager
@@ -105,10 +116,6 @@ def quiet_native() -> Iterator[None]:
 
 def tell(lines: list[str]) -> None:
     """Write lines to stderr, the known noise left out."""
-    for line in (line for line in lines if not _NATIVE.match(line)):
-        os.write(2, f"{line}\n".encode())
-
-
-def _flush() -> None:
-    if sys.stderr is not None and not sys.stderr.closed:
-        sys.stderr.flush()
+    unknown = [line for line in lines if not _NATIVE.match(line)]
+    if unknown and sys.stderr is not None:
+        sys.stderr.write("\n".join([*unknown, ""]))

@@ -174,7 +174,8 @@ def split_batch(batch: object, inputs: Sequence[TensorSpec], needs_targets: bool
         x.shape[1:] == s.shape[1:] and x.ndim == len(s.shape) and x.dtype == s.dtype
         for x, s in zip(tensors, inputs, strict=True)
     )
-    if not fits or len({len(x) for x in tensors}) != 1:
+    sizes = {len(x) for x in tensors} if fits else set()
+    if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"verify_on: a batch holds the inputs {describe(given)}, the example inputs are {wanted}")
     if needs_targets and len(parts) <= count:
         raise ValueError("verify_on: with a metric each batch must be (inputs, targets); got the inputs alone")
