@@ -23,12 +23,15 @@ from sklearn.model_selection import StratifiedKFold
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples.digits import ResidualCNN, digits, train
-from lightning_prune import Channel, Element, Polynomial, PruningCallback, Recipe, Taylor, summarize
+from lightning_prune import Channel, Element, Global, Polynomial, PruningCallback, Recipe, Taylor, summarize
 
 CHANNELS = Recipe(
-    granularity=Channel(), criterion=Taylor(), count="macs",
-    schedule=Polynomial(final_sparsity=0.9, begin_step=0.01, end_step=0.3, frequency=15),
-)  # fmt: skip
+    granularity=Channel(),
+    criterion=Taylor(),
+    allocation=Global(cost="macs"),
+    count="macs",
+    schedule=Polynomial(final_sparsity=0.9, begin_step=0.01, end_step=0.25, frequency=15),
+)
 ELEMENTS = Recipe(
     granularity=Element(), criterion=Taylor(),
     schedule=Polynomial(final_sparsity=0.95, begin_step=0.01, end_step=0.5, frequency=15),
@@ -74,8 +77,6 @@ def one_fold(index: int, data: list[DataLoader], test: DataLoader, epochs: tuple
     dense = ResidualCNN()
     train(dense, data, first)
     models = {name: copy.deepcopy(dense) for name in ("channels", "elements", "dense, trained on")}
-    for model in models.values():
-        model.rate = dense.rate / 2
     train(models["channels"], data, more, PruningCallback(CHANNELS))
     train(models["elements"], data, more, PruningCallback(ELEMENTS))
     train(models["dense, trained on"], data, more)
@@ -83,12 +84,16 @@ def one_fold(index: int, data: list[DataLoader], test: DataLoader, epochs: tuple
     models["small dense"] = ResidualCNN(width=small_width(summarize(models["channels"]).macs or 0))
     train(models["small dense"], data, first + more)
     exported = {"dense": dense} | models
-    return [evaluate(n, m, test, folder if n in ("dense", "channels", "elements") else None) for n, m in exported.items()]
+    return [
+        evaluate(n, m, test, folder if n in ("dense", "channels", "elements") else None) for n, m in exported.items()
+    ]
 
 
 def report(rows: list[Row]) -> str:
     """Return the table over all folds; the standard error is that of a share of so many images."""
-    lines = [f"{'':>18}{'test accuracy':>15}{'std. error':>12}{'MACs':>11}{'non-zero':>10}{'.pte error':>12}{'changed':>9}"]
+    lines = [
+        f"{'':>18}{'test accuracy':>15}{'std. error':>12}{'MACs':>11}{'non-zero':>10}{'.pte error':>12}{'changed':>9}"
+    ]
     for name in dict.fromkeys(row.name for row in rows):
         own = [row for row in rows if row.name == name]
         images, right = sum(r.images for r in own), sum(r.right for r in own)
@@ -96,7 +101,9 @@ def report(rows: list[Row]) -> str:
         error = math.sqrt(share * (1 - share) / images)
         macs, weights = max(r.macs for r in own), max(r.parameters for r in own)
         files = [r for r in own if r.changed is not None]
-        parity = f"{max(r.max_abs_error or 0 for r in files):>12.1e}{sum(r.changed or 0 for r in files):>9}" if files else ""
+        parity = (
+            f"{max(r.max_abs_error or 0 for r in files):>12.1e}{sum(r.changed or 0 for r in files):>9}" if files else ""
+        )
         lines.append(f"{name:>18}{share:>14.2%} {error:>11.2%}{macs:>12,}{weights:>10,}{parity}")
     return "\n".join(lines)
 

@@ -20,7 +20,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_prune import Element, Global, Magnitude, OneShot, Recipe
-from lightning_prune.pruner import bind, prune_step
+from lightning_prune.binding import bind
+from lightning_prune.pruner import prune_step
 
 SPARSITY = 0.9
 
@@ -49,7 +50,11 @@ def measure(side: str, millions: int, threads: int) -> dict[str, float]:
     model = network(millions)
     weights = sum(p.numel() for p in model.parameters())
     if side == "ours":
-        pruner = bind(Recipe(schedule=OneShot(SPARSITY), granularity=Element(), criterion=Magnitude(), allocation=Global()), model, None)
+        pruner = bind(
+            Recipe(schedule=OneShot(SPARSITY), granularity=Element(), criterion=Magnitude(), allocation=Global()),
+            model,
+            None,
+        )
         pruner.attach(model)
         run = lambda: prune_step(pruner, model, SPARSITY)  # noqa: E731
     else:
@@ -76,14 +81,27 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {"torch": [], "ours": []}
     for _ in range(args.rounds):
         for side, found in results.items():
-            command = [sys.executable, __file__, "--side", side, "--millions", str(args.millions), "--threads", str(args.threads)]
+            command = [
+                sys.executable,
+                __file__,
+                "--side",
+                side,
+                "--millions",
+                str(args.millions),
+                "--threads",
+                str(args.threads),
+            ]
             found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    print(f"{results['ours'][0]['weights']:,} weights, sparsity {SPARSITY}, {args.threads} threads, median of {args.rounds}")
+    weights = results["ours"][0]["weights"]
+    print(f"{weights:,} weights, sparsity {SPARSITY}, {args.threads} threads, median of {args.rounds}")
     medians = {}
     for side, found in results.items():
         median = sorted(found, key=lambda r: r["seconds"])[len(found) // 2]
         medians[side] = median["seconds"]
-        print(f"{side:>6}: {median['seconds']:7.2f} s   {max(r['bytes'] for r in found):6.2f} extra bytes per weight at the peak   zeros {median['zeros']:.6f}")
+        extra = max(result["bytes"] for result in found)
+        print(
+            f"{side:>6}: {median['seconds']:7.2f} s   {extra:6.2f} extra bytes per weight   zeros {median['zeros']:.6f}"
+        )
     print(f"torch / ours: {medians['torch'] / medians['ours']:.1f} x")
 
 

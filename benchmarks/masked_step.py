@@ -59,7 +59,9 @@ def torchs(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def stepper(model: nn.Module, inputs: Tensor, targets: Tensor, optimizer: torch.optim.Optimizer, run: PruningRun | None) -> Callable[[], None]:
+def stepper(
+    model: nn.Module, inputs: Tensor, targets: Tensor, optimizer: torch.optim.Optimizer, run: PruningRun | None
+) -> Callable[[], None]:
     """Return a function that does one training step."""
 
     def step() -> None:
@@ -98,10 +100,11 @@ def measure(name: str, dense: nn.Module, inputs: Tensor, rounds: int) -> None:
         run.stop()
         same = [type(m) for m in finalize(mine).modules()] == [type(m) for m in plain.modules()]
         hooks = sum(len(m._forward_pre_hooks) for m in mine.modules())
+        is_plain = same and not hooks and list(mine.state_dict()) == list(plain.state_dict())
         print(
             f"{name:>14} {kind.__name__:>6}: ours / torch.nn.utils.prune = {medians['ours'] / medians['torch']:.3f}"
             f"   ours / dense = {medians['ours'] / medians['dense']:.3f}"
-            f"   plain modules after finalize: {same and not hooks and list(mine.state_dict()) == list(plain.state_dict())}"
+            f"   plain modules after finalize: {is_plain}"
         )
 
 

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_prune import Channel, Element, Polynomial, PruningCallback, PruningMixin, Recipe, Taylor, summarize
+from lightning_prune import (
+    Channel,
+    Element,
+    Global,
+    Polynomial,
+    PruningCallback,
+    PruningMixin,
+    Recipe,
+    Taylor,
+    summarize,
+)
 from lightning_prune.deploy import Artifact, latency
 
 
@@ -49,15 +59,17 @@ class Block(nn.Module):
 class ResidualCNN(PruningMixin, L.LightningModule):
     """A residual network with batch norm: 151,274 parameters at width 32 for 8x8 digits."""
 
-    def __init__(self, width: int = 32, channels: int = 1, size: int = 8, classes: int = 10, rate: float = 0.01) -> None:
+    def __init__(
+        self, width: int = 32, channels: int = 1, size: int = 8, classes: int = 10, rate: float = 0.01
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.rate = rate
         self.example_input_array = torch.zeros(1, channels, size, size)
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.blocks = nn.Sequential(
-            Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
+        self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes))
         self.val_acc = MulticlassAccuracy(classes, average="micro")
 
@@ -75,7 +87,7 @@ class ResidualCNN(PruningMixin, L.LightningModule):
         self.val_acc(self(batch[0]), batch[1])
         self.log("val_acc", self.val_acc, prog_bar=True)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> dict[str, Any]:
         """Return AdamW with one cycle of the learning rate."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.rate, weight_decay=1e-3)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -153,10 +165,10 @@ def train(model: L.LightningModule, data: Iterable[DataLoader], epochs: int, *ca
 
 def recipes() -> dict[str, Recipe]:
     """Return the two ways to prune."""
-    gradually = {"begin_step": 0.02, "end_step": 0.5, "frequency": 15}
+    gradually = {"begin_step": 0.02, "end_step": 0.3, "frequency": 15}
     return {
         "channels": Recipe(
-            granularity=Channel(), criterion=Taylor(), count="macs",
+            granularity=Channel(), criterion=Taylor(), allocation=Global(cost="macs"), count="macs",
             schedule=Polynomial(final_sparsity=0.9, **gradually),
         ),
         "elements": Recipe(
@@ -181,7 +193,6 @@ def run(data: list[DataLoader], make: dict[str, Any], epochs: int, folder: Path)
     models, histories = {"dense": dense}, {"dense": train(dense, data, epochs)}
     for name, recipe in recipes().items():
         models[name] = copy.deepcopy(dense)
-        models[name].rate = dense.rate / 2
         histories[name] = train(models[name], data, epochs * 3 // 2, PruningCallback(recipe))
     labels = [str(label) for label in range(dense.hparams["classes"])]
     return {

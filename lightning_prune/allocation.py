@@ -6,11 +6,13 @@ and must not fall when ``share`` rises.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_prune.choice import Choice
 from lightning_prune.criteria import Scores
 from lightning_prune.ranking import Cut, count_removed, lowest
 
@@ -26,6 +28,8 @@ class Candidates:
         sizes: name -> number of units.
         removed: name -> how many of them are removed already.
         dtype: float64 if any score is, otherwise float32.
+        costs: "params" and, with an example input, "macs" -> name -> what one of its units costs in the dense network.
+        scales: name -> what its scores are divided by before they are ranked; 1 where missing.
     """
 
     scores: Mapping[str, Tensor]
@@ -33,6 +37,8 @@ class Candidates:
     sizes: Mapping[str, int]
     removed: Mapping[str, int]
     dtype: torch.dtype = torch.float32
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
     _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
 
     def cut(self, k: int) -> Cut:
@@ -49,8 +55,20 @@ class Candidates:
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Yield the scores of one target in row-major order, flat, in pieces of bounded size where possible."""
         found = self.scores.chunks(name) if isinstance(self.scores, Scores) else (self.scores[name].flatten(),)
+        scale = self.scales.get(name, 1.0)
         for piece in found:
-            yield piece.to(self.dtype)
+            yield piece.to(self.dtype) if scale == 1.0 else piece.to(self.dtype) / scale
+
+    def per_cost(self, costs: Mapping[str, float]) -> "Candidates":
+        """Return the same units with each score divided by the cost of the unit.
+
+        Raises:
+            ValueError: a name has no cost, or one that is not positive.
+        """
+        for name in self.sizes:
+            if not costs.get(name, 0) > 0:
+                raise ValueError(f"Global.cost gives {name} the cost {costs.get(name)!r}; each must be positive")
+        return replace(self, scales=costs, _cuts={})
 
     @property
     def total(self) -> int:
@@ -62,7 +80,7 @@ Allocation = Callable[[float, Candidates], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Choice):
     """The same share everywhere."""
 
     def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
@@ -71,7 +89,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class ERK:
+class ERK(Choice):
     """Erdős-Rényi-Kernel: a layer keeps in proportion to sum(shape) / prod(shape), so large layers lose most.
 
     density_l = min(1, eps * sum(shape_l) / prod(shape_l)), with eps such that the overall share is met.
@@ -96,11 +114,25 @@ class ERK:
 
 
 @dataclass(frozen=True)
-class Global:
-    """One ranking over all units: the lowest scores go, wherever they are; ties by order of names."""
+class Global(Choice):
+    """One ranking over all units: the lowest scores go, wherever they are; ties by order of names.
+
+    Args:
+        cost: rank by score per cost, so that an expensive channel goes before a cheap one of the same score: "params",
+            "macs", or a table target or channel group -> cost of one of its units (measured milliseconds, say).
+            None: by score alone.
+    """
+
+    cost: Literal["params", "macs"] | Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cost, Mapping) and self.cost not in (None, "params", "macs"):
+            raise ValueError(f'Global.cost must be "params", "macs", a table or None, got {self.cost!r}')
 
     def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
         """Return the share of each name."""
+        if self.cost is not None:
+            candidates = candidates.per_cost(self._table(candidates))
         names = tuple(candidates.sizes)
         cut = candidates.cut(round(share * candidates.total))
         removed = dict.fromkeys(names, 0)
@@ -109,3 +141,10 @@ class Global:
                 count, cut = count_removed(piece, cut)
                 removed[name] += count
         return {name: removed[name] / max(candidates.sizes[name], 1) for name in names}
+
+    def _table(self, candidates: Candidates) -> Mapping[str, float]:
+        if isinstance(self.cost, Mapping):
+            return self.cost
+        if self.cost not in candidates.costs:
+            raise ValueError(f"Global(cost={self.cost!r}) needs an example input: set example_input_array")
+        return candidates.costs[self.cost]

@@ -10,15 +10,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import checkpoints, masks, schedules
 from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.finalization import finalize as finalize_model
+from lightning_prune.optimizer_surgery import parameters_of
 from lightning_prune.pruner import Event
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import example_of
+from lightning_prune.report import example_of, on_device_of
 from lightning_prune.run import PruningRun, rehearsal
 
 log = logging.getLogger(__name__)
@@ -38,18 +40,13 @@ class PruningCallback(Callback):
     """
 
     def __init__(self, recipe: Recipe | Sequence[Recipe], finalize: bool = True) -> None:
-        self.recipes: tuple[Recipe, ...] = (recipe,) if isinstance(recipe, Recipe) else tuple(recipe)
-        for given in self.recipes:
-            if not isinstance(given, Recipe):
-                raise TypeError(f"PruningCallback takes a Recipe or a list of them, got {given!r}")
-        if not self.recipes:
-            raise ValueError("PruningCallback got an empty list of recipes; pass at least one")
+        self.recipes: tuple[Recipe, ...] = (recipe,) if isinstance(recipe, Recipe) else _several(recipe)
         self.finalize = finalize
         self.events: list[Event] = []
         self.is_done = False
+        self.is_from_module = False
         self._run: PruningRun | None = None
         self._model: LightningModule | None = None
-        self._total_steps: int | None = None
         self._state: dict[str, Any] | None = None
         self._load_hook: RemovableHandle | None = None
 
@@ -58,82 +55,88 @@ class PruningCallback(Callback):
         """The sparsity reached so far, in what the recipe counts."""
         return 0.0 if self._run is None else self._run.sparsity
 
+    @property
+    def _active(self) -> PruningRun | None:
+        return None if self.is_done else self._run
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Attach the masks, before the strategy wraps the model and weights load."""
+        """Attach the masks, before the strategy wraps the model and weights load.
+
+        A module with a ``setup`` or ``configure_model`` of its own may make layers or loaders there, which run after
+        this hook: it gets its masks before the weights of a checkpoint load, or else when the fit starts.
+        """
         _check_alone(trainer)
+        self._unhook()
         self._load_hook = pl_module.register_load_state_dict_pre_hook(_Loading(self, trainer))
         if stage == "fit":
             if self._model is not pl_module:
-                self._model, self._run, self._state, self.is_done = pl_module, None, None, False
-            self._total_steps = _total_steps(trainer)
-            if not (self.is_done or self._run or is_overridden("configure_model", pl_module)):
+                self._model, self._run, self._state, self.is_done, self.events = pl_module, None, None, False, []
+            if not (self.is_done or any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))):
                 self._bind(trainer, pl_module)
 
     def _bind(self, trainer: Trainer, pl_module: LightningModule) -> PruningRun:
         if self._run is None:
-            recipes = [rehearsal(r) for r in self.recipes] if trainer.fast_dev_run else self.recipes
-            self._run = PruningRun(recipes, pl_module, example_of(pl_module), self._total_steps)
+            recipes = [rehearsal(r) for r in self.recipes] if _is_rehearsal(trainer) else self.recipes
+            self._run = PruningRun(recipes, pl_module, _example_of(pl_module), _total_steps(trainer))
         return self._run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the run to the weights that have loaded; refuse a schedule that this run cannot complete."""
+        """Fit the run to the weights that have loaded."""
+        _forget_data(trainer)
         if not self.is_done:
             run = self._bind(trainer, pl_module)
-            run.rebind(pl_module, example_of(pl_module))
+            run.rebind(pl_module, _example_of(pl_module))
             if self._state is not None:
                 run.load_state_dict(self._state, pl_module)
                 self._state = None
-            _check_completes(run, trainer, pl_module, self._total_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take hold of optimizers and schedulers; run an event that is due before the first step."""
-        if self._run is not None and not self.is_done:
+        """Refuse what this run cannot complete; take hold of the optimizers; run an event due before the first step."""
+        if self._active is not None:
+            _check_completes(self._active, trainer, pl_module)
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-            self._run.start(trainer.optimizers, schedulers, pl_module)
+            self._active.start(trainer.optimizers, schedulers, pl_module)
             self._prune(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Show the gradients to the criteria that watch them: unscaled, before clipping."""
-        if self._run is not None and not self.is_done:
-            self._run.observe(pl_module, optimizer)
+        if self._active is not None and not _is_left_out(trainer, optimizer):
+            self._active.observe(pl_module, optimizer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Run the event that is due, after the optimizer step and before a checkpoint of this batch is written."""
-        if self._run is not None and not self.is_done:
+        if self._active is not None:
             self._prune(trainer, pl_module)
-            self.log("sparsity", self._run.sparsity, prog_bar=True, logger=False)
+            pl_module.log("sparsity", self._active.sparsity, prog_bar=True, logger=False)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:
-            for event in self._run.prune_if_due(pl_module):
-                self.events.append(event)
-                _log_event(trainer, event)
+        for event in self._active.prune_if_due(pl_module) if self._active else ():
+            self.events.append(event)
+            _log_event(trainer, event)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize at the normal end; say so when the run stopped short of its target."""
-        if self._run is None or self.is_done:
+        if self._active is None:
             return
-        self._run.stop()
-        for pruner in self._run.unfinished:
-            asked = schedules.final_sparsity(pruner.schedule)
-            warnings.warn(
-                f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {self._run.step};"
-                " train longer or let the schedule end earlier",
-                stacklevel=2,
-            )
+        self._active.stop()
+        _warn_unfinished(self._active)
         if self.finalize:
             _finalize(trainer, pl_module)
             self.is_done = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers; the model stays masked, so that the run can be resumed."""
+        """Let go of model and optimizers; the model stays masked, so that the run can be resumed."""
+        self._unhook()  # Lightning calls no teardown after an exception
         if self._run is not None:
             self._run.stop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the load hook away again."""
+        self._unhook()
+
+    def _unhook(self) -> None:
         if self._load_hook is not None:
             self._load_hook.remove()
             self._load_hook = None
@@ -147,12 +150,12 @@ class PruningCallback(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run that was stopped; the weights are loaded already."""
-        saved = checkpoint.get(checkpoints.KEY, {}).get("run")
-        if saved is not None and trainer.state.fn == "fit":
-            self.is_done = saved["is_done"]
+        if trainer.state.fn == "fit":
+            saved = checkpoint.get(checkpoints.KEY, {}).get("run")
+            self.is_done = saved is not None and saved["is_done"]
             self._state = None if self.is_done else saved
-            if self.is_done:
-                masks.detach(pl_module)
+            if saved is None:
+                self._run = None
 
 
 class _Loading:
@@ -174,18 +177,29 @@ class _Loading:
     def __call__(self, model: LightningModule, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
         if prefix:
             return
+        entry = _loaded(self._trainer).get(checkpoints.KEY, {})
         if not checkpoints.fits(model, state_dict):
-            checkpoints.adapt(model, state_dict, self._entry())
-        if self._callback and self._trainer and self._trainer.state.fn == "fit" and not self._callback.is_done:
-            self._callback._bind(self._trainer, model).attach(model)
-            checkpoints.add_masks(model, state_dict)
+            checkpoints.adapt(model, state_dict, entry)
+        if self._callback and self._trainer and self._trainer.state.fn == "fit":
+            is_done = entry.get("run", {}).get("is_done", self._callback.is_done)
+            if not is_done:
+                self._callback._bind(self._trainer, model).attach(model)
+                checkpoints.add_masks(model, state_dict)
 
-    def _entry(self) -> dict[str, Any] | None:
-        """Return what the checkpoint that is being restored says of pruning; Lightning does not hand it to hooks."""
-        path = self._trainer.ckpt_path if self._trainer else None
-        if self._trainer is None or path is None:
-            return None
-        return self._trainer.strategy.load_checkpoint(path, True).get(checkpoints.KEY)
+
+def _loaded(trainer: Trainer | None) -> dict[str, Any]:
+    """Return the checkpoint that is being restored, empty outside of that: Lightning hands it to no earlier hook."""
+    return {} if trainer is None else trainer._checkpoint_connector._loaded_checkpoint
+
+
+def _several(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    several: tuple[Any, ...] = tuple(recipes) if isinstance(recipes, list | tuple) else (recipes,)
+    for recipe in several:
+        if not isinstance(recipe, Recipe):
+            raise TypeError(f"PruningCallback takes a Recipe or a list of them, got {recipe!r}")
+    if not several:
+        raise ValueError("PruningCallback got an empty list of recipes; pass at least one")
+    return several
 
 
 def _check_alone(trainer: Trainer) -> None:
@@ -196,24 +210,62 @@ def _check_alone(trainer: Trainer) -> None:
         )
 
 
+def _example_of(model: LightningModule) -> tuple[Any, ...] | None:
+    inputs = example_of(model)
+    return None if inputs is None else on_device_of(model, inputs)
+
+
+def _is_rehearsal(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def _total_steps(trainer: Trainer) -> int | None:
     """Return the optimizer steps of the whole run, or None when Lightning cannot tell."""
-    if trainer.fast_dev_run:
+    if _is_rehearsal(trainer):
         return None
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 < steps < float("inf") else None
 
 
-def _check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule, total: int | None) -> None:
+def _forget_data(trainer: Trainer) -> None:
+    """Let Lightning ask for the training data again when it resumes.
+
+    Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then Lightning 2.6
+    leaves out putting them back to the position that they had when the checkpoint was written.
+    """
+    if trainer.ckpt_path is not None:
+        trainer.fit_loop._combined_loader = None
+
+
+def _check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule) -> None:
     """Refuse a schedule whose last event lies behind the end of the run, where that end is known."""
+    total, last = _total_steps(trainer), run.last_step
     is_tuning = any(isinstance(c, BatchSizeFinder | LearningRateFinder) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    last = run.last_step
     if total is None or last is None or is_tuning or not pl_module.automatic_optimization:
         return
+    total += run.step - trainer.global_step
     if last > total:
         raise ValueError(
             f"the schedule ends at step {last}, but this run has only {total} optimizer steps, so it would not reach"
             f" its final sparsity; set end_step to at most {total} (or a share such as 0.7), or train longer"
+        )
+
+
+def _is_left_out(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Say whether the gradient scaler of 16-mixed will leave this step out because a gradient overflowed."""
+    if trainer.scaler is None:
+        return False
+    gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+    return not bool(torch.isfinite(get_total_norm(gradients)))
+
+
+def _warn_unfinished(run: PruningRun) -> None:
+    for pruner in run.unfinished:
+        asked = schedules.final_sparsity(pruner.schedule)
+        warnings.warn(
+            f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {run.step};"
+            " train longer or let the schedule end earlier",
+            stacklevel=3,
         )
 
 
@@ -236,5 +288,9 @@ def _log_event(trainer: Trainer, event: Event) -> None:
     macs = "" if event.macs is None else f", {event.macs:,} MACs"
     log.info(
         "step %d: sparsity %.4f (asked %.4f), %s parameters%s left",
-        event.step, event.sparsity, event.asked, f"{event.params:,}", macs,
+        event.step,
+        event.sparsity,
+        event.asked,
+        f"{event.params:,}",
+        macs,
     )

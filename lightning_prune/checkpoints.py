@@ -10,12 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks
+from lightning_prune import allocation, criteria, granularity, masks, policies, schedules
 from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
 from lightning_prune.errors import CheckpointError
+from lightning_prune.recipe import Recipe
+from lightning_prune.targets import Targets
 
 KEY = "lightning_prune"
 VERSION = 1
+
+VALUES = (
+    *(Recipe, Targets),
+    *(granularity.Element, granularity.NOfM, granularity.Block, granularity.Channel),
+    *(schedules.OneShot, schedules.Linear, schedules.Polynomial, schedules.Exponential),
+    *(schedules.OneCycle, schedules.Iterative),
+    *(criteria.Magnitude, criteria.Random, criteria.Taylor),
+    *(allocation.Uniform, allocation.ERK, allocation.Global),
+    *(policies.Mask, policies.Keep, policies.Reset, policies.Rewarm, policies.LRRewind, policies.RewindWeights),
+)
+"""What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""
+
+torch.serialization.add_safe_globals(list(VALUES))
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

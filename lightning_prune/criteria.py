@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_prune.choice import Choice
 from lightning_prune.errors import NonFiniteError, PruningError
 
 Criterion = Callable[[str, Tensor], Tensor]
@@ -31,7 +32,7 @@ class GradientCriterion(ABC):
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Choice):
     """|w| (norm 1) or w^2 (norm 2); single weights rank alike, sums over a channel or block do not.
 
     Args:
@@ -57,7 +58,7 @@ class Magnitude:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Choice):
     """A uniform score in [0, 1) that depends on seed and name alone: the same at each event and on each rank.
 
     Args:

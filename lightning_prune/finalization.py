@@ -1,6 +1,7 @@
 """Finalize: remove the channels that are masked out, fold every mask into its weight, and leave plain modules."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -9,14 +10,16 @@ from lightning_prune import masks
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.errors import PruningError
 from lightning_prune.graph import channel_groups
-from lightning_prune.report import Inputs, as_tuple, example_of
+from lightning_prune.report import Inputs, as_tuple, example_of, on_device_of
+
+_M = TypeVar("_M", bound=nn.Module)
 
 
 def finalize(
-    model: nn.Module,
+    model: _M,
     example_inputs: Inputs | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-) -> nn.Module:
+) -> _M:
     """Make pruning permanent: smaller layers where whole channels are masked out, plain weights everywhere.
 
     The compact model is compared with the masked one on the example input before anything is final.
@@ -44,7 +47,9 @@ def finalize(
                 f"channels of {type(model).__name__} are masked, and removing them needs an example input:"
                 " finalize(model, torch.zeros(1, …)) or set example_input_array"
             )
+        inputs = on_device_of(model, inputs)
         plan = Compaction.from_masks(model, channel_groups(model, inputs))
         if plan.keep:
             compact(model, plan, example_inputs=inputs, optimizer=optimizer)
-    return masks.fold(model)
+    masks.fold(model)
+    return model

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_prune.choice import Choice
 from lightning_prune.targets import Target
 
 
@@ -15,8 +16,8 @@ from lightning_prune.targets import Target
 class Granularity(ABC):
     """A way to cut one target into units that are kept or removed as a whole.
 
-    A granularity of your own implements the abstract methods and ``zeros``; they are pure. (Channel is different: its units span
-    layers, so selection reads them off the channel groups.)
+    A granularity of your own implements the abstract methods and ``zeros``; they are pure. (Channel is different: its
+    units span layers, so selection reads them off the channel groups.)
     """
 
     @abstractmethod
@@ -33,6 +34,12 @@ class Granularity(ABC):
 
     def check(self, target: Target) -> None:
         """Raise ValueError when this target cannot be cut into units."""
+        if math.prod(target.shape) == 0:
+            raise ValueError(f"{target.name} has shape {target.shape} and no elements to prune; exclude it")
+
+    def within(self, target: Target) -> int:
+        """Return how many elements of the target lie in units; the others are never removed."""
+        return math.prod(target.shape)
 
     def zeros(self, removed: int, target: Target) -> int:
         """Return how many elements of the target are zero when so many of its units are removed."""
@@ -65,8 +72,9 @@ class Element(Granularity):
 class NOfM(Granularity):
     """Keeps the n best of each m consecutive weights along the input axis; a tail shorter than m stays dense.
 
-    A unit is one block of m; removing it leaves n of its weights. Hence the sparsity rises with the share of blocks
-    already at n:m and ends at 1 - n/m of the full blocks.
+    So does a whole layer with fewer than m inputs, such as the first convolution on RGB images. A unit is one block of
+    m; removing it leaves n of its weights. Hence the sparsity rises with the share of blocks already at n:m and ends at
+    1 - n/m of the full blocks.
 
     Args:
         n: weights kept in each block, 1 <= n < m.
@@ -86,20 +94,23 @@ class NOfM(Granularity):
             raise ValueError(f"NOfM keeps n of m with 1 <= n < m, got n = {self.n}, m = {self.m}; e.g. NOfM(2, 4)")
 
     def check(self, target: Target) -> None:
-        """Raise ValueError when the target has no full block along its input axis."""
+        """Raise ValueError when the target has no input axis."""
+        super().check(target)
         if len(target.shape) < 2:
-            raise ValueError(f"{target.name} has shape {target.shape} and no input axis, which {self} needs")
-        if target.shape[target.input_axis] < self.m:
             raise ValueError(
-                f"{target.name} has {target.shape[target.input_axis]} inputs, fewer than m = {self.m}, so {self} would"
-                " prune nothing there; exclude it"
+                f"{target.name} has shape {target.shape} and no input axis, which {self} needs; exclude it"
             )
+
+    def within(self, target: Target) -> int:
+        """Return the size of all full blocks."""
+        inputs = target.shape[target.input_axis]
+        return math.prod(target.shape) // inputs * (inputs // self.m * self.m)
 
     def _blocks(self, values: Tensor, target: Target) -> Tensor:
         """View as (*others, blocks, m), the tail cut off."""
         moved = values.movedim(target.input_axis, -1)
-        full = moved.shape[-1] // self.m * self.m
-        return moved[..., :full].unflatten(-1, (-1, self.m))
+        blocks = moved.shape[-1] // self.m
+        return moved[..., : blocks * self.m].unflatten(-1, (blocks, self.m))
 
     def units(self, scores: Tensor, target: Target) -> Tensor:
         """Return for each block the sum of its m - n lowest scores: what removing it costs."""
@@ -139,7 +150,7 @@ class Block(Granularity):
     shape: Sequence[int]
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.shape)
+        sizes = tuple(self.shape) if isinstance(self.shape, Sequence) else ()
         if not sizes or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sizes):
             raise ValueError(f"Block.shape takes positive whole numbers, got {self.shape!r}; e.g. Block((4, 1))")
         if math.prod(sizes) == 1:
@@ -148,6 +159,7 @@ class Block(Granularity):
 
     def check(self, target: Target) -> None:
         """Raise ValueError when the block does not divide the target's shape."""
+        super().check(target)
         if len(self.shape) > len(target.shape) or any(
             size % block for size, block in zip(target.shape, self.shape, strict=False)
         ):
@@ -184,7 +196,7 @@ class Block(Granularity):
 
 
 @dataclass(frozen=True)
-class Channel:
+class Channel(Choice):
     """Whole output channels of coupled layers: weight rows, bias, batch-norm entries, consumers' input slices.
 
     Args:

@@ -17,10 +17,10 @@ from lightning_prune.errors import PruningError
 
 
 class MaskMethod(prune.BasePruningMethod):
-    """A forward pre-hook that sets ``weight = where(mask, weight_orig, 0)`` from a bool mask.
+    """A forward pre-hook that sets ``weight = weight_orig * mask`` from a bool mask.
 
-    Unlike torch's own methods it keeps no second copy of the mask, takes no multiplication (so that no NaN survives
-    at a pruned position and its gradient there is exactly zero), and lets the module be deep-copied at any moment.
+    Unlike torch's own methods it can be overwritten without piling up, and lets the module be deep-copied at any
+    moment. The mask is widened to the weight's dtype once per change, not at each forward pass.
 
     Args:
         is_structured: whether the mask covers whole channels that can be removed afterwards.
@@ -30,19 +30,35 @@ class MaskMethod(prune.BasePruningMethod):
 
     def __init__(self, is_structured: bool) -> None:
         self.is_structured = is_structured
+        self._widened: Tensor | None = None
+        self._made_from: Tensor | None = None
+        self._made_at: tuple[object, ...] = ()
 
-    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # type: ignore[override]
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the widened mask out of copies: it is made again when needed."""
+        return self.__dict__ | {"_widened": None, "_made_from": None, "_made_at": ()}
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the mask to begin with: all True, shape of ``t``."""
         return torch.ones_like(default_mask, dtype=torch.bool)
 
     def apply_mask(self, module: nn.Module) -> Tensor:
         """Return the masked weight, shape of ``weight_orig``."""
         mask, original = mask_of(module, self._tensor_name), original_of(module, self._tensor_name)
-        weight = torch.where(mask, original, 0)
-        if weight.requires_grad and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or mask.is_inference():
+            return original * mask
+        weight = original * self._factor(mask, original.dtype)
+        if weight.requires_grad:
             # a non-leaf tensor refuses copy.deepcopy; its copy is recomputed before the next forward pass anyway
             weight.__deepcopy__ = partial(_detached, mask, original)
         return weight
+
+    def _factor(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the mask as numbers; made anew whenever the mask was written, moved or replaced."""
+        state = (mask._version, dtype, mask.device, mask.shape)
+        if self._widened is None or self._made_from is not mask or self._made_at != state:
+            self._widened, self._made_from, self._made_at = mask.to(dtype), mask, state
+        return self._widened
 
 
 def _detached(mask: Tensor, original: Tensor, memo: dict[int, Any]) -> Tensor:

@@ -1,21 +1,20 @@
 """The LightningModule side: recipes from the module, shapes and masks before weights load, export."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch import Callback, LightningModule
 
 from lightning_prune import checkpoints
 from lightning_prune.callback import PruningCallback
 from lightning_prune.errors import PruningError
 from lightning_prune.recipe import Recipe
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
+_Callbacks = Sequence[Callback] | Callback
 
+if TYPE_CHECKING:
     from lightning_prune.deploy import XNNPACK, Artifact
 
     _Base = LightningModule
@@ -34,21 +33,28 @@ class PruningMixin(_Base):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "configure_callbacks" in vars(cls):
-            cls.configure_callbacks = _checked(cls.configure_callbacks)  # type: ignore[method-assign]
+        order = cls.__mro__
+        if LightningModule in order and order.index(LightningModule) < order.index(PruningMixin):
+            raise TypeError(f"PruningMixin must stand first: class {cls.__name__}(PruningMixin, LightningModule)")
+        if cls.configure_callbacks is not PruningMixin.configure_callbacks:
+            cls.configure_callbacks = _checked(cls.configure_callbacks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pruning callback out of a copy, deep or pickled: it belongs to one model and its run."""
+        return super().__getstate__() | {"_pruning_callback": None}
 
     def configure_pruning(self) -> Recipe | Sequence[Recipe] | PruningCallback | None:
         """Return the recipe of this module, as ``configure_optimizers`` returns its optimizers; None: no pruning."""
         return None
 
-    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+    def configure_callbacks(self) -> _Callbacks:
         """Return the callbacks of the base class and the pruning callback, the same one at each fit."""
         given = super().configure_callbacks()
         callbacks = list(given) if isinstance(given, Sequence) else [given]
         own = self._own_callback()
         if own is None:
             return callbacks
-        if any(isinstance(c, PruningCallback) and c is not own for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(c, PruningCallback) and not c.is_from_module for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise PruningError(
                 f"pruning is given twice: {type(self).__name__}.configure_pruning returns it and the Trainer has a"
                 " PruningCallback; keep one of them"
@@ -58,17 +64,19 @@ class PruningMixin(_Base):
     def _own_callback(self) -> PruningCallback | None:
         if self._pruning_callback is None:
             given = self.configure_pruning()
-            is_ready = given is None or isinstance(given, PruningCallback)
-            self._pruning_callback = given if is_ready else PruningCallback(given)
+            if given is None:
+                return None
+            self._pruning_callback = given if isinstance(given, PruningCallback) else PruningCallback(given)
+            self._pruning_callback.is_from_module = True
         return self._pruning_callback
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what loading needs to know of masks and removed channels; call ``super()`` when you override it."""
+        """Write what loading needs to know of masks and removed channels; an override calls ``super()``."""
         super().on_save_checkpoint(checkpoint)
         checkpoint.setdefault(checkpoints.KEY, {}).update(checkpoints.describe(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the shape and masks of the checkpoint, before its weights load; call ``super()`` when you override it."""
+        """Take the shape and masks of the checkpoint, before its weights load; an override calls ``super()``."""
         super().on_load_checkpoint(checkpoint)
         checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
 
@@ -86,11 +94,11 @@ class PruningMixin(_Base):
         return export(self, path, backend=XNNPACK() if backend is None else backend, **options)
 
 
-def _checked(configure_callbacks: Any) -> Any:
+def _checked(configure_callbacks: Callable[..., _Callbacks]) -> Callable[..., _Callbacks]:
     """Wrap a subclass's ``configure_callbacks`` so that it cannot lose the pruning callback silently."""
 
     @functools.wraps(configure_callbacks)
-    def checked(self: PruningMixin) -> Sequence[Callback] | Callback:
+    def checked(self: PruningMixin) -> _Callbacks:
         returned = configure_callbacks(self)
         callbacks = returned if isinstance(returned, Sequence) else [returned]
         own = self._own_callback()

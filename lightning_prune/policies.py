@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_prune.choice import Choice
+
 
 def _check_int(owner: object, name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
@@ -17,7 +19,7 @@ def _check_int(owner: object, name: str, value: int, least: int) -> None:
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(Choice):
     """Zero the state of pruned positions; survivors and step counters stay. The default.
 
     Source: Evci et al. 2020 (RigL), who zero the state of weights whose connection changes; here of removed ones.
@@ -25,7 +27,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Keep:
+class Keep(Choice):
     """Leave the optimizer state as it is: what every other tool does, for comparison.
 
     Momentum goes on moving the weights behind the mask; they are put back to zero after each step.
@@ -33,12 +35,12 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Reset:
+class Reset(Choice):
     """Forget the state of every parameter that owns a mask; the optimizer begins with it anew."""
 
 
 @dataclass(frozen=True)
-class Rewarm:
+class Rewarm(Choice):
     """Ramp the learning rate up after an event: step i = 1 … steps after it runs at lr * i / steps.
 
     The rate is scaled only inside ``optimizer.step`` and put back right after it, so that a scheduler, which reads
@@ -57,7 +59,7 @@ class Rewarm:
 
 
 @dataclass(frozen=True)
-class LRRewind:
+class LRRewind(Choice):
     """Set the learning rate schedulers back after an event to where they were after ``step`` optimizer steps.
 
     Args:
@@ -73,7 +75,7 @@ class LRRewind:
 
 
 @dataclass(frozen=True)
-class RewindWeights:
+class RewindWeights(Choice):
     """Set every parameter and buffer back after an event to an early snapshot; what is pruned stays zero.
 
     The snapshot lies in CPU memory and in every checkpoint. Optimizer state follows its own rule: add :class:`Reset`

@@ -140,8 +140,7 @@ class PolicyRuntime:
         Changes:
             weights and buffers (RewindWeights), optimizer state, learning rates and schedulers (LRRewind).
         """
-        self._require_snapshots(step)
-        self._check_optimizers()
+        self.check_event(step)
         self._carry_state(masks)
         if self._weights is not None:
             _restore_weights(model, self._weights, masks)
@@ -192,13 +191,20 @@ class PolicyRuntime:
                 "groups": [_rates_of(optimizer) for optimizer in self._optimizers],
             }
 
-    def _require_snapshots(self, step: int) -> None:
+    def check_event(self, step: int) -> None:
+        """Refuse an event that could not be carried, before anything is pruned.
+
+        Raises:
+            PruningError: a snapshot that a policy needs has not been taken yet.
+            OptimizerStateError: an optimizer whose state cannot be carried.
+        """
         for policy, snapshot in ((self._rewind_weights, self._weights), (self._lr_rewind, self._rates)):
             if policy and snapshot is None:
                 raise PruningError(
                     f"optimizer_policy={policy!r} has no snapshot to go back to at the event of step {step}: it is"
                     " taken in the run itself, so let the first event come later, or take a smaller step"
                 )
+        self._check_optimizers()
 
     def _carry_state(self, masks: Mapping[Parameter, Tensor]) -> None:
         if self._keep:

@@ -1,8 +1,8 @@
 """One pruning event: a recipe bound to a model, and the step from a sparsity to masks, weights and a record."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,10 @@ from lightning_prune.budget import Budget, smallest_share
 from lightning_prune.criteria import GradientCriterion, Observations, Scores
 from lightning_prune.errors import PruningError
 from lightning_prune.granularity import Granularity
-from lightning_prune.graph import ChannelGroup, channel_groups
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import Macs, measure_macs
+from lightning_prune.report import Macs
 from lightning_prune.schedules import Schedule
-from lightning_prune.selection import ChannelUnits, ElementUnits, Units
-from lightning_prune.targets import Target
+from lightning_prune.selection import Units
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Event:
 
 @dataclass
 class Pruner:
-    """A recipe bound to one model by :func:`bind`; it holds names and numbers, never modules.
+    """A recipe bound to one model by :func:`lightning_prune.binding.bind`; it holds names and numbers, never modules.
 
     Args:
         recipe: the recipe.
@@ -75,13 +73,26 @@ class Pruner:
         return isinstance(self.recipe.criterion, GradientCriterion) and not self.is_finished
 
     @property
+    def budgets(self) -> dict[str, Budget]:
+        """What "params" and, with an example input, "macs" count."""
+        sizes = {name: float(torch.Size(shape).numel()) for name, shape in self.units.shapes.items()}
+        found = {"params": Budget(self.parameters, sizes)}
+        return found if self.macs is None else found | {"macs": Budget(self.macs.total, self.macs.per_weight)}
+
+    @property
     def budget(self) -> Budget | None:
-        """What "params" or "macs" count; None when the sparsity counts units."""
-        if self.recipe.count == "macs" and self.macs is not None:
-            return Budget(self.macs.total, self.macs.per_weight)
-        if self.recipe.count == "params":
-            return Budget(self.parameters, {n: float(torch.Size(s).numel()) for n, s in self.units.shapes.items()})
-        return None
+        """What the recipe counts: "params" or "macs"; None when the sparsity counts units."""
+        return self.budgets.get(self.recipe.count or "")
+
+    @cached_property
+    def unit_costs(self) -> dict[str, dict[str, float]]:
+        """Return "params" and "macs" -> target or channel group -> what the first of its units to go saves."""
+        none = dict.fromkeys(self.units.sizes, 0)
+        first = {name: self.units.densities(none | {name: 1}) for name, size in self.units.sizes.items() if size}
+        return {
+            kind: {name: budget.total - budget.remaining(densities) for name, densities in first.items()}
+            for kind, budget in self.budgets.items()
+        }
 
     def attach(self, model: nn.Module) -> None:
         """Put all-True masks on the parameters that this pruner masks; see :func:`masks.attach`."""
@@ -97,85 +108,6 @@ class Pruner:
             for name in self.units.shapes:
                 if name in parameters:
                     self.observed.add(self.recipe.criterion, name, parameters[name])
-
-
-def bind(
-    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, total_steps: int | None = None
-) -> Pruner:
-    """Resolve a recipe on a model and refuse what cannot work, before the first step.
-
-    Args:
-        recipe: the recipe.
-        model: dense or masked; left as it is.
-        example_inputs: positional arguments of its forward; needed for Channel and for ``count="macs"``.
-        total_steps: optimizer steps of the run; None when unknown.
-
-    Raises:
-        ValueError: targets, block sizes, shares of the run or the final sparsity cannot be met on this model.
-        GraphError: the model cannot be traced with the example input.
-    """
-    if example_inputs is None and (recipe.is_structured or recipe.count == "macs"):
-        name = type(model).__name__
-        raise ValueError(
-            f"{recipe.granularity} with count={recipe.count!r} needs an example input of {name}: set"
-            f" {name}.example_input_array = torch.zeros(1, …), of the shape that its forward takes"
-        )
-    parameters = masks.dense_parameters(model)
-    pruner = Pruner(
-        recipe=recipe,
-        schedule=schedules.resolve(recipe.schedule, total_steps),
-        units=_units(recipe, model, example_inputs, parameters),
-        parameters=sum(p.numel() for p in {id(p): p for p in parameters.values()}.values()),
-        macs=None if example_inputs is None else measure_macs(model, example_inputs),
-    )
-    _check_reachable(pruner)
-    return pruner
-
-
-def _units(
-    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, parameters: Mapping[str, nn.Parameter]
-) -> Units:
-    targets = recipe.targets.resolve(model)
-    if isinstance(recipe.granularity, Granularity):
-        for target in targets:
-            recipe.granularity.check(target)
-        return ElementUnits(recipe.granularity, targets)
-    groups = _removable(channel_groups(model, example_inputs), targets, parameters)
-    names = dict.fromkeys(member.parameter for group in groups for member in group.members)
-    shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
-    return ChannelUnits(recipe.granularity, groups, shapes)
-
-
-def _removable(
-    groups: Sequence[ChannelGroup], targets: Sequence[Target], parameters: Mapping[str, nn.Parameter]
-) -> tuple[ChannelGroup, ...]:
-    """Return the prunable groups all of whose producing weights are targets."""
-    names = {target.name for target in targets}
-
-    def is_chosen(group: ChannelGroup) -> bool:
-        made_by = {m.parameter for m in group.members if m.role == "output" and m.parameter in parameters}
-        weights = {name for name in made_by if parameters[name].dim() > 1}
-        return group.prunable and group.size > 1 and bool(weights) and weights <= names
-
-    chosen = tuple(group for group in groups if is_chosen(group))
-    if not chosen:
-        raise ValueError(f"no channel of the chosen targets can be removed; the channel groups are\n{groups}")
-    return chosen
-
-
-def _check_reachable(pruner: Pruner) -> None:
-    """Refuse a final sparsity that is not met even when everything goes that may go."""
-    final = schedules.final_sparsity(pruner.schedule)
-    if pruner.recipe.count is None and not pruner.recipe.is_structured:
-        return
-    most_removed = pruner.units.most_removable()
-    left = _cost(pruner, most_removed)
-    if left > _limit(pruner, final) + 1e-6:
-        most = 1 - left / _cost(pruner, dict.fromkeys(most_removed, 0))
-        raise ValueError(
-            f"{pruner.schedule} asks for sparsity {final:g} of {pruner.recipe.count or 'channels'}, but the chosen"
-            f" targets can give {most:.4f} at most; lower final_sparsity, min_channels or round_to, or widen the targets"
-        )
 
 
 def prune_step(
@@ -196,14 +128,16 @@ def prune_step(
 
     Raises:
         NonFiniteError: a weight or score is NaN or infinite; nothing is changed then.
+        PruningError: a target lost its mask, since its module was replaced; nothing is changed then.
 
     Changes:
         masks and weights of the model, and what ``carry`` changes; the pruner's observations start anew.
     """
+    check_masked(pruner, model)
     current = masks.read(model)
     scores = Scores(pruner.recipe.criterion, _scored(pruner, model), pruner.observed, current)
     scores.check()
-    candidates = pruner.units.candidates(scores, current)
+    candidates = replace(pruner.units.candidates(scores, current), costs=pruner.unit_costs)
     removed = allocate(pruner, candidates, sparsity)
     chosen = pruner.units.masks(candidates, removed, scores)
     masks.write(model, chosen)
@@ -212,6 +146,19 @@ def prune_step(
     pruner.observed.clear()
     pruner.asked = sparsity
     return describe(pruner, model, step)
+
+
+def check_masked(pruner: Pruner, model: nn.Module) -> None:
+    """Raise PruningError where a parameter that this pruner masks is no longer there or has no mask of its shape."""
+    live = masks.read(model)
+    for name, shape in pruner.units.shapes.items():
+        found = tuple(live[name].shape) if name in live else None
+        if found != shape:
+            raise PruningError(
+                f"{name} had a mask of shape {shape} when pruning was set up and now has"
+                f" {f'one of shape {found}' if found else 'none'}: its module was replaced. Replace modules before, in"
+                " __init__ or configure_model"
+            )
 
 
 def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
@@ -234,21 +181,22 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
         share = sparsity / pruner.recipe.granularity.full_sparsity
         if share > 1 + 1e-9:
             raise PruningError(
-                f"{pruner.recipe.granularity} cannot reach sparsity {sparsity:g}; it ends at {pruner.recipe.granularity.full_sparsity:g}"
+                f"{pruner.recipe.granularity} cannot reach sparsity {sparsity:g}; it ends at"
+                f" {pruner.recipe.granularity.full_sparsity:g}"
             )
         return spread(min(share, 1.0))
-    share = smallest_share(lambda s: _cost(pruner, spread(s)), _limit(pruner, sparsity), 0.5 / candidates.total)
+    share = smallest_share(lambda s: cost_left(pruner, spread(s)), cost_limit(pruner, sparsity), 0.5 / candidates.total)
     return spread(share)
 
 
-def _cost(pruner: Pruner, removed: Mapping[str, int]) -> float:
+def cost_left(pruner: Pruner, removed: Mapping[str, int]) -> float:
     """Return what is left, in what the recipe counts, when so many units go."""
     if pruner.budget is not None:
         return pruner.budget.remaining(pruner.units.densities(removed))
     return _total(pruner) - sum(removed.values())
 
 
-def _limit(pruner: Pruner, sparsity: float) -> float:
+def cost_limit(pruner: Pruner, sparsity: float) -> float:
     """Return what may be left at this sparsity, in what the recipe counts."""
     if pruner.budget is not None:
         return pruner.budget.total * (1 - sparsity)
@@ -261,10 +209,11 @@ def _total(pruner: Pruner) -> int:
 
 def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     """Return the state of a masked model as the record of an event."""
-    live = masks.read(model)
+    first = masks.first_names(model)
+    live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
-    macs = None if pruner.macs is None else Budget(pruner.macs.total, pruner.macs.per_weight).remaining(densities)
+    macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
     if pruner.budget is None:
         sparsity = pruner.units.sparsity(live)
     else:

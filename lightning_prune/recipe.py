@@ -1,12 +1,14 @@
 """A recipe: the chosen parts of a pruning run as one frozen value."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor
 
 from lightning_prune import schedules
 from lightning_prune.allocation import Allocation, Global
-from lightning_prune.criteria import Criterion, GradientCriterion, Magnitude
+from lightning_prune.criteria import GradientCriterion, Magnitude
 from lightning_prune.granularity import Channel, Element, Granularity, NOfM
 from lightning_prune.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
@@ -38,7 +40,8 @@ class Recipe:
 
     schedule: Schedule
     granularity: Granularity | Channel = field(default_factory=Element)
-    criterion: Criterion | GradientCriterion = field(default_factory=Magnitude)
+    # Criterion, but jsonargparse takes a callable that returns a Tensor for one that makes instances of that class
+    criterion: Callable[[str, Tensor], Any] | GradientCriterion = field(default_factory=Magnitude)
     allocation: Allocation = field(default_factory=Global)
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
@@ -49,13 +52,11 @@ class Recipe:
             raise TypeError(
                 f"Recipe.granularity must be Element(), NOfM(n, m), Block(shape) or Channel(), got {self.granularity!r}"
             )
-        for name in ("schedule", "allocation"):
-            if not callable(getattr(self, name)):
-                raise TypeError(
-                    f"Recipe.{name} must be callable, such as {'Polynomial(…)' if name == 'schedule' else 'Global()'}, got {getattr(self, name)!r}"
-                )
-        if not (callable(self.criterion) or isinstance(self.criterion, GradientCriterion)):
-            raise TypeError(f"Recipe.criterion must be callable or a GradientCriterion, got {self.criterion!r}")
+        examples = {"schedule": "OneShot(0.5)", "criterion": "Magnitude()", "allocation": "Global()"}
+        for name, example in examples.items():
+            given = getattr(self, name)
+            if isinstance(given, type) or not (callable(given) or isinstance(given, GradientCriterion)):
+                raise TypeError(f"Recipe.{name} must be a function or a value such as {example}, got {given!r}")
         if not isinstance(self.targets, Targets):
             raise TypeError(f"Recipe.targets must be Targets(include=…, exclude=…), got {self.targets!r}")
         if self.count not in (None, "channels", "params", "macs"):
@@ -69,17 +70,13 @@ class Recipe:
         final = schedules.final_sparsity(self.schedule)
         if not 0 < final < 1:
             raise ValueError(f"Recipe.schedule ends at sparsity {final!r}; it must lie in (0, 1), or nothing is pruned")
-        if isinstance(self.granularity, NOfM) and self.count is None:
+        if isinstance(self.granularity, Granularity) and self.count is None:
             full = self.granularity.full_sparsity
-            if abs(final - full) > 1e-9:
+            if final > full + 1e-9 or (isinstance(self.granularity, NOfM) and final < full - 1e-9):
                 raise ValueError(
-                    f"{self.granularity} ends at sparsity {full:g} and the schedule at {final:g}; set final_sparsity={full:g}"
+                    f"{self.granularity} ends at sparsity {full!r}, and the schedule at {final!r}; set"
+                    f" final_sparsity={full!r}"
                 )
-        if isinstance(self.criterion, GradientCriterion) and self.schedule(0) > 0:
-            raise ValueError(
-                f"{self.criterion} watches the gradients of the steps before an event, and {self.schedule} prunes before"
-                " the first step; let begin_step be at least 1"
-            )
 
     @property
     def is_structured(self) -> bool:

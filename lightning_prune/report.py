@@ -1,23 +1,27 @@
 """Sparsity, parameters, multiply-accumulates and bytes as values; printing is the caller's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.masks import dense_names, dense_parameters, masked_places
+from lightning_prune.masks import dense_names, dense_parameters, first_names
 
 Inputs = Tensor | Sequence[Any]
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer that holds parameters of its own.
+    """One layer that holds parameters or buffers of its own; a shared one counts where it stands first.
 
     Args:
         name: module path.
@@ -25,7 +29,8 @@ class LayerSummary:
         shape: shape of its weight (out, in, *kernel), or of its first parameter.
         parameters: elements of its own parameters.
         zeros: how many of them are zero.
-        macs: dense multiply-accumulates of one forward pass of the example input; None when not measured.
+        macs: dense multiply-accumulates of one forward pass of the example input, of a shared weight those of all
+            layers that use it; None when not measured.
         effective_macs: of those, the ones with a weight that is not zero.
         bytes: of its parameters and buffers, mask buffers left out.
     """
@@ -50,7 +55,7 @@ class Summary:
     """A model by layers and in all; ``str()`` of it is a table.
 
     Args:
-        layers: one entry per module with parameters of its own, in module order.
+        layers: one entry per module with parameters or buffers of its own, in module order.
         macs: multiply-accumulates of the whole network for one example input; None when there was none.
     """
 
@@ -116,35 +121,33 @@ def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary
     """
     inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
     macs = None if inputs is None else measure_macs(model, inputs)
-    hidden = {id(getattr(m, f"{name}_mask")) for _, m, name, _ in masked_places(model)}
-    seen: set[int] = set()
-    layers = []
-    for path, module in model.named_modules():
-        own = [p for p in module._parameters.values() if p is not None and id(p) not in seen]
-        buffers = [b for b in module._buffers.values() if b is not None and id(b) not in hidden]
-        if own:
-            seen.update(map(id, own))
-            layers.append(_layer(path, module, own, buffers, macs))
+    owned: dict[str, dict[str, Tensor]] = {}
+    first = first_names(model)
+    for name, tensor in dense_names(model).items():
+        if first[name] == name and not is_lazy(tensor):
+            owned.setdefault(name.rpartition(".")[0], {})[name] = tensor.detach()
+    parameters = dense_parameters(model)
+    layers = [
+        _layer(path, type(model.get_submodule(path)).__name__, own, parameters.keys() & own.keys(), macs)
+        for path, own in owned.items()
+    ]
     return Summary(tuple(layers), None if macs is None else macs.total)
 
 
-def _layer(
-    path: str, module: nn.Module, own: list[nn.Parameter], buffers: list[Tensor], macs: "Macs | None"
-) -> LayerSummary:
-    weight_name = f"{path}.weight" if path else "weight"
-    measured = None if macs is None else macs.per_weight.get(weight_name, 0)
-    main = max(own, key=lambda p: p.dim())
-    zeros = [p.numel() - int(torch.count_nonzero(p.detach())) for p in own]
-    density = float(torch.count_nonzero(main.detach())) / max(main.numel(), 1)
+def _layer(path: str, kind: str, own: Mapping[str, Tensor], trained: Set[str], macs: "Macs | None") -> LayerSummary:
+    zeros = {name: own[name].numel() - int(torch.count_nonzero(own[name])) for name in trained}
+    measured = {name: macs.per_weight.get(name, 0) for name in own} if macs is not None else None
+    density = {name: 1 - zeros[name] / max(own[name].numel(), 1) for name in trained}
+    main = max(own, key=lambda name: (name in trained, own[name].dim()))
     return LayerSummary(
         name=path,
-        kind=type(module).__name__,
-        shape=tuple(main.shape),
-        parameters=sum(p.numel() for p in own),
-        zeros=sum(zeros),
-        macs=measured,
-        effective_macs=None if measured is None else round(measured * density),
-        bytes=sum(t.numel() * t.element_size() for t in (*own, *buffers)),
+        kind=kind,
+        shape=tuple(own[main].shape),
+        parameters=sum(own[name].numel() for name in trained),
+        zeros=sum(zeros.values()),
+        macs=None if measured is None else sum(measured.values()),
+        effective_macs=None if measured is None else round(sum(n * density.get(k, 1.0) for k, n in measured.items())),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in own.values()),
     )
 
 
@@ -154,7 +157,7 @@ class Macs:
 
     Args:
         total: of the whole network.
-        per_weight: dense name of a convolution's or Linear's weight -> those of its layer.
+        per_weight: dense name of a convolution's or Linear's weight -> those of all layers that use it.
     """
 
     total: int
@@ -165,28 +168,50 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     """Run one forward pass and count multiply-accumulates (half of torch.utils.flop_counter's operations).
 
     Args:
-        model: any module; run in eval mode without gradients, and put back as it was.
+        model: any module; run in eval mode without gradients, and put back as it was. One with lazy layers is copied.
         example_inputs: a tensor or a tuple of positional arguments.
 
     Raises:
         ValueError: the model rejects the example input.
     """
+    model = copy.deepcopy(model) if any(map(is_lazy, model.parameters())) else model
     inputs = on_device_of(model, as_tuple(example_inputs))
     counter = FlopCounterMode(display=False)
-    with as_evaluated(model), torch.no_grad(), counter:
+    with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter:
         try:
-            model(*inputs)
+            with sdpa_kernel(SDPBackend.MATH):  # the counter does not know every fused one
+                model(*inputs)
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
             raise ValueError(f"{type(model).__name__} rejects the example input {shapes}: {error}") from error
-    counted = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    per_weight = {
-        (f"{path}.weight" if path else "weight"): counted.get(f"{root}.{path}" if path else root, 0)
-        for path, module in model.named_modules()
-        if isinstance(module, _ConvNd | nn.Linear)
-    }
-    return Macs(counted.get("Global", 0), per_weight)
+    return Macs(counter.get_total_flops() // 2, per_weight)
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Count for a while the multiply-accumulates of each convolution and Linear, under its weight's first name."""
+    counts: dict[str, int] = {}
+    first = first_names(model)
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, _ConvNd | nn.Linear):
+            name = first[f"{path}.weight" if path else "weight"]
+            counts[name] = 0
+            handles.append(module.register_forward_hook(partial(_count, counts, name), with_kwargs=True))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(
+    counts: dict[str, int], name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor
+) -> None:
+    # each output of a layer reads one row of its weight; each input of a transposed convolution meets one
+    source = (*args, *kwargs.values())[0] if isinstance(module, _ConvTransposeNd) else out
+    if isinstance(source, Tensor):
+        counts[name] += source.numel() * cast(Tensor, module.weight).shape[1:].numel()
 
 
 def as_tuple(example_inputs: Inputs) -> tuple[Any, ...]:
@@ -212,23 +237,27 @@ def on_device_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if first is None:
         return inputs
 
-    def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
-
-    return tuple(moved(value) for value in inputs)
+    return tuple(
+        value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for value in inputs
+    )
 
 
 @contextmanager
 def as_evaluated(model: nn.Module) -> Iterator[nn.Module]:
     """Put a model into eval mode for a while; every module gets its own mode back, and the random state."""
     modes = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
     devices = {t.device.index or 0 for t in dense_parameters(model).values() if t.is_cuda}
     with torch.random.fork_rng(devices=sorted(devices)):
         model.eval()
+        # the fused attention of eval mode reads weights past the hooks and its work cannot be counted
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield model
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for module, mode in modes.items():
                 module.training = mode

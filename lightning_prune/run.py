@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import masks, schedules
+from lightning_prune.binding import bind
 from lightning_prune.errors import CheckpointError
 from lightning_prune.optimizer_surgery import parameters_of
 from lightning_prune.policies import LRRewind, RewindWeights, as_policies
 from lightning_prune.policy_runtime import PolicyRuntime, Scheduler
-from lightning_prune.pruner import Event, Pruner, bind, describe, prune_step
+from lightning_prune.pruner import Event, Pruner, check_masked, describe, prune_step
 from lightning_prune.recipe import Recipe
 
 
@@ -70,7 +71,8 @@ class PruningRun:
         """Look at the model anew when its shapes have changed, as by a checkpoint of a smaller one."""
         parameters = masks.dense_parameters(model)
         for index, pruner in enumerate(self.pruners):
-            if any(tuple(parameters[name].shape) != shape for name, shape in pruner.units.shapes.items()):
+            shapes = {name: tuple(parameters[name].shape) for name in pruner.units.shapes if name in parameters}
+            if shapes != pruner.units.shapes:
                 fresh = bind(pruner.recipe, model, example_inputs, self._total_steps)
                 self.pruners[index] = replace(fresh, observed=pruner.observed, asked=pruner.asked)
 
@@ -80,11 +82,14 @@ class PruningRun:
         Raises:
             ValueError: no optimizer holds any target, or a policy cannot work with these optimizers and schedulers.
             OptimizerStateError: an optimizer whose state cannot be carried over an event.
+            PruningError: a target lost its mask, since its module was replaced.
         """
         self.stop()
+        for pruner in self.pruners:
+            check_masked(pruner, model)
         parameters = masks.dense_parameters(model)
-        owned = {id(parameters[name]) for pruner in self.pruners for name in pruner.units.shapes}
-        owners = [o for o in optimizers if any(id(p) in owned for p in parameters_of(o))]
+        owned = {parameters[name] for pruner in self.pruners for name in pruner.units.weights}
+        owners = [o for o in optimizers if owned & set(parameters_of(o))]
         if not owners:
             raise ValueError(
                 "no optimizer holds any of the pruned parameters; let configure_optimizers return one that does"
@@ -97,15 +102,15 @@ class PruningRun:
         for runtime, pruner in zip(self._runtimes, self.pruners, strict=True):
             first = schedules.first_step(pruner.schedule) if self.step == 0 else None
             runtime.start(optimizers, schedulers, model, self.step, first)
+        masked = set(masks.masks_by_parameter(model))
+        for optimizer in (o for o in optimizers if masked & set(parameters_of(o))):
+            if any(runtime.moves_zeros(optimizer) for runtime in self._runtimes):
+                self._handles.append(optimizer.register_step_post_hook(lambda *_: masks.zero_pruned(model)))
         for optimizer in owners:
-            moves = any(runtime.moves_zeros(optimizer) for runtime in self._runtimes)
-            hook = partial(self._count, model if moves else None)
-            self._handles.append(optimizer.register_step_post_hook(hook))
+            self._handles.append(optimizer.register_step_post_hook(self._count))
 
-    def _count(self, moved: nn.Module | None, *_: object) -> None:
+    def _count(self, *_: object) -> None:
         self.step += 1
-        if moved is not None:
-            masks.zero_pruned(moved)
 
     def stop(self) -> None:
         """Let go of the optimizers."""
@@ -140,6 +145,7 @@ class PruningRun:
         for pruner, runtime in zip(self.pruners, self._runtimes, strict=True):
             asked = schedules.due(pruner.schedule, before, self.step)
             if asked is not None and asked > pruner.asked:
+                runtime.check_event(self.step)
                 carry = partial(self._carry, runtime, model)
                 events.append(prune_step(pruner, model, asked, carry, self.step))
         if events:
@@ -153,7 +159,7 @@ class PruningRun:
         """Return the sparsity in what the recipe counts; with several recipes the share of masked weights pruned."""
         if len(self.pruners) == 1:
             return describe(self.pruners[0], model, self.step).sparsity
-        live = masks.read(model).values()
+        live = masks.masks_by_parameter(model).values()
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,6 +186,8 @@ class PruningRun:
             pruner.observed.steps = dict(saved["steps"])
         self.step, self._looked_at = state["step"], state["looked_at"]
         self._policy_state = list(state["policies"])
+        for runtime, saved in zip(self._runtimes, self._policy_state, strict=False):
+            runtime.load_state_dict(saved)
         self.sparsity = self.measure(model)
 
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from lightning_prune.choice import Choice
+
 Schedule = Callable[[int], float]
 
 
@@ -32,8 +34,18 @@ def _check_step(owner: object, name: str, value: int | float) -> None:
         raise ValueError(f"{type(owner).__name__}.{name} must not be negative, got {value!r}")
 
 
+def _in_steps(owner: object, name: str) -> int:
+    value = getattr(owner, name)
+    if isinstance(value, float):
+        raise ValueError(
+            f"{type(owner).__name__}.{name} = {value!r} is a share of the run, so a sparsity hangs on the run's length;"
+            " ask lightning_prune.schedules.resolve(schedule, total_steps)"
+        )
+    return value
+
+
 @dataclass(frozen=True)
-class OneShot:
+class OneShot(Choice):
     """All at one step: s(t) = s_f for t >= t0, and 0 before.
 
     Args:
@@ -55,7 +67,7 @@ class OneShot:
 
     def __call__(self, step: int) -> float:
         """Return the cumulative sparsity after ``step`` completed optimizer steps."""
-        return self.final_sparsity if step >= self.begin_step else 0.0
+        return self.final_sparsity if step >= _in_steps(self, "begin_step") else 0.0
 
 
 @dataclass(frozen=True)
@@ -105,16 +117,17 @@ class Gradual(ABC):
 
     def __call__(self, step: int) -> float:
         """Return the cumulative sparsity after ``step`` completed optimizer steps."""
-        if step >= self.end_step:
+        begin, end = _in_steps(self, "begin_step"), _in_steps(self, "end_step")
+        if step >= end:
             return self.final_sparsity
-        if step < self.begin_step:
+        if step < begin:
             return 0.0
-        progress = (step - self.begin_step) / (self.end_step - self.begin_step)
+        progress = (step - begin) / (end - begin)
         return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * self.rise(progress)
 
     def last_event(self, step: int) -> int | None:
         """Return the latest step <= ``step`` at which an event falls, or None before the first."""
-        begin, end = int(self.begin_step), int(self.end_step)
+        begin, end = _in_steps(self, "begin_step"), _in_steps(self, "end_step")
         if step < begin:
             return None
         return end if step >= end else step - (step - begin) % self.frequency
@@ -213,6 +226,8 @@ class OneCycle(Gradual):
         super().__post_init__()
         if not self.alpha > 0:
             raise ValueError(f"OneCycle.alpha must be positive, got {self.alpha!r}; the paper has 14")
+        if not -100 <= self.beta <= 100:
+            raise ValueError(f"OneCycle.beta must lie in [-100, 100], got {self.beta!r}; the paper has 5")
 
     def rise(self, progress: float) -> float:
         """Return (1 + exp(-alpha + beta)) / (1 + exp(-alpha p + beta))."""
@@ -269,13 +284,13 @@ def resolve(schedule: Schedule, total_steps: int | None) -> Schedule:
 def final_step(schedule: Schedule) -> int | None:
     """Return the step at which the schedule reaches its final sparsity; None for a function of the user's own."""
     if isinstance(schedule, Gradual):
-        return int(schedule.end_step)
-    return int(schedule.begin_step) if isinstance(schedule, OneShot) else None
+        return _in_steps(schedule, "end_step")
+    return _in_steps(schedule, "begin_step") if isinstance(schedule, OneShot) else None
 
 
 def first_step(schedule: Schedule) -> int | None:
     """Return the step at which the schedule begins; None for a function of the user's own."""
-    return int(schedule.begin_step) if isinstance(schedule, Gradual | OneShot) else None
+    return _in_steps(schedule, "begin_step") if isinstance(schedule, Gradual | OneShot) else None
 
 
 def final_sparsity(schedule: Schedule) -> float:
@@ -295,6 +310,6 @@ def due(schedule: Schedule, before: int, now: int) -> float | None:
         step = schedule.last_event(now)
         return schedule(step) if step is not None and step > before else None
     if isinstance(schedule, OneShot):
-        return schedule.final_sparsity if before < schedule.begin_step <= now else None
+        return schedule.final_sparsity if before < _in_steps(schedule, "begin_step") <= now else None
     asked = float(schedule(now))
     return asked if asked > (schedule(before) if before >= 0 else 0.0) else None

@@ -6,7 +6,7 @@ Two kinds of units have the same four questions to answer (:class:`Units`): thos
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,11 @@ class Units(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Dense name -> shape of every parameter that gets a mask."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[str]:
+        """Dense names of the targets among them: the weights that the units are made of, or the channels by."""
         ...
 
     @property
@@ -78,6 +83,11 @@ class ElementUnits:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Dense name -> shape of every target."""
         return {target.name: target.shape for target in self.targets}
+
+    @property
+    def weights(self) -> list[str]:
+        """Dense names of the targets."""
+        return [target.name for target in self.targets]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -140,6 +150,11 @@ class ChannelUnits:
     shapes: Mapping[str, tuple[int, ...]]
 
     @property
+    def weights(self) -> list[str]:
+        """Dense names of the weights that make the channels."""
+        return [name for group in self.groups for name in self._made_by(group)]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Channel group -> number of its channels."""
         return {group.name: group.size for group in self.groups}
@@ -171,12 +186,12 @@ class ChannelUnits:
                     totals[group.name] += _sum_along(values, axis).cpu().double()[indices].sum(dim=1)
         gone = self.gone(masks)
         units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
-        return _candidates(units, {g.name: self._weight_shape(g) for g in self.groups}, torch.float64)
+        shapes = {group.name: self.shapes[self._made_by(group)[0]] for group in self.groups}
+        return _candidates(units, shapes, torch.float64)
 
-    def _weight_shape(self, group: ChannelGroup) -> tuple[int, ...]:
-        """Return the shape of the first weight that makes the channels of this group."""
-        made = (self.shapes[m.parameter] for m in group.members if m.role == "output" and m.parameter in self.shapes)
-        return next(shape for shape in made if len(shape) > 1)
+    def _made_by(self, group: ChannelGroup) -> list[str]:
+        names = (member.parameter for member in group.members if member.role == "output")
+        return [name for name in dict.fromkeys(names) if len(self.shapes.get(name, ())) > 1]
 
     def gone(self, masks: Masks) -> dict[str, Tensor]:
         """Return for each group which channels (bool, shape (size,)) are masked out everywhere."""

@@ -64,6 +64,14 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
     for name in groups.conv_groups:
         module: Any = model.get_submodule(name.rpartition(".")[0])
         module.groups = module.groups * module.weight.shape[0] // before[name][0]
+    after = {name: tensor.shape for name, tensor in _tensors(model).items()}
+    for path, (name, axis) in groups.attributes.items():
+        holder, _, attribute = path.rpartition(".")
+        module = model.get_submodule(holder)
+        setattr(module, attribute, getattr(module, attribute) * after[name][axis] // before[name][axis])
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
     return model
 
 

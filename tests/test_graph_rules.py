@@ -93,6 +93,17 @@ RESHAPING: list[tuple[Callable[[Tensor], Tensor], int, int]] = [
     (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), 8, 4),
     (lambda x: x.view(2, 2, -1, 6, 6).transpose(1, 2).reshape(2, -1, 6, 6), 8, 4),
     (lambda x: x.flatten(0, 1).view(2, -1, 6, 6), 8, 8),
+    (lambda x: torch.cat([x[:, x.shape[1] // 2 :], x[:, : x.size(1) // 2]], 1), 8, 4),
+    (lambda x: torch.cat([x[:, -(x.shape[1] // 4) :], x[:, : x.shape[1] // 4]], 1), 4, 2),
+    (lambda x: torch.cat(x.split(x.shape[1] // 2, 1)[::-1], 1), 8, 4),
+    (lambda x: torch.cat(x.split([x.shape[1] // 4, x.shape[1] - x.shape[1] // 4], 1)[::-1], 1), 8, 2),
+    (lambda x: F.unfold(x, 2).unflatten(2, (5, 5)), 32, 8),
+    (lambda x: F.fold(x.flatten(2)[..., :25], (6, 6), 2), 2, 2),
+    (lambda x: x.index_select(2, torch.tensor([0, 2])), 8, 8),
+    (lambda x: x.gather(3, (x > 0).long()), 8, 8),
+    (lambda x: x.unfold(2, 2, 2).flatten(3), 8, 8),
+    (lambda x: x.tril(), 8, 8),
+    (lambda x: torch.einsum("bchw->bcwh", x), 8, 8),
 ]
 
 
@@ -110,6 +121,10 @@ REFUSED: list[tuple[Callable[[Tensor], Tensor], int, str]] = [
     (lambda x: x.topk(4, 1)[0], 4, "topk @ mixes its channels"),
     (lambda x: x.cumsum(1), 8, "cumsum @ mixes its channels"),
     (lambda x: x[:, :4], 4, "slice @ takes or adds a part of it"),
+    (lambda x: x.index_select(1, torch.tensor([0, 2])), 2, "index_select @ addresses its entries by number"),
+    (lambda x: x.gather(1, (x > 0).long()), 8, "gather @ addresses its entries by number"),
+    (lambda x: x.unfold(1, 8, 8).permute(0, 4, 2, 3, 1)[..., 0], 8, "unfold @ slides over it"),
+    (lambda x: torch.einsum("bchw,bdhw->bd", x, x)[..., None, None], 8, "einsum @ sums over it"),
     (lambda x: x[:, [1, 0, 3]], 3, "index @ addresses its entries by number"),
     (lambda x: x[:, 3:4], 1, "slice @ takes or adds a part of it"),
     (lambda x: torch.stack(x.unbind(1), 1), 8, "unbind @ addresses its entries by number"),
@@ -285,22 +300,6 @@ def test_embedding_and_tied_weights(is_tied: bool):
 def test_batch_norm_of_batch_statistics_keeps_the_batch():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False, affine=False), nn.Linear(8, 2))
     assert sizes(check_exact(model, torch.randn(6, 4))) == {"0": 8}
-
-
-@pytest.mark.parametrize("module", [nn.LSTM(8, 8, batch_first=True), nn.GRU(8, 8), nn.RNN(8, 8)])
-def test_recurrent_layers_keep_their_sizes(module: nn.Module):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.rnn, self.b, self.c = nn.Linear(4, 8), module, nn.Linear(8, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.b(self.rnn(self.a(x))[0]))
-
-    groups = check_exact(Recurrent(), torch.randn(2, 3, 4))
-    assert sizes(groups) == {"b": 6}
-    assert "keeps its size" in groups["rnn"].reason
-    assert groups.unknown == ()
 
 
 def test_multihead_attention_keeps_its_width_and_the_encoder_layer_loses_hidden_units():

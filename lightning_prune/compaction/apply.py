@@ -11,8 +11,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.compaction import resize
-from lightning_prune.compaction.equivalence import Inputs, largest_errors
+from lightning_prune.compaction.equivalence import Inputs
 from lightning_prune.compaction.plan import Compaction, remember
+from lightning_prune.compaction.trial import exact_part
 from lightning_prune.masks import dense_parameters
 from lightning_prune.optimizer_surgery import put_back, references, slice_state
 
@@ -27,12 +28,15 @@ class CompactionReport:
         removed: channel group -> (channels removed, channels before).
         errors: precision -> largest relative error between the masked and the compact model; empty when no example
             inputs were given.
+        put_back: channel group of the plan whose removal was not exact -> why. It keeps its width, with the planned
+            channels at zero.
     """
 
     parameters_before: int
     parameters_after: int
     removed: Mapping[str, tuple[int, int]]
     errors: Mapping[str, float] = field(default_factory=dict)
+    put_back: Mapping[str, str] = field(default_factory=dict)
 
 
 def compact(
@@ -47,8 +51,10 @@ def compact(
     """Remove the channels of a plan from a model, in place and atomically.
 
     With example inputs the masked and the compact model are first compared on copies, see
-    :func:`lightning_prune.compaction.equivalence.largest_errors`. Whatever goes wrong, an interrupt from the keyboard
-    included, model and optimizers are left byte for byte as they were.
+    :func:`lightning_prune.compaction.equivalence.largest_errors`. Where they differ, because the code holds a size
+    that the graph does not show, the channel groups at fault are put back: they keep their width, with the planned
+    channels at zero, and the report names them. Whatever goes wrong, an interrupt from the keyboard included, model
+    and optimizers are left byte for byte as they were.
 
     Args:
         model: the model that the plan was made for, dense or masked; masks that are attached shrink with it.
@@ -59,10 +65,10 @@ def compact(
         tolerance: largest relative error allowed at float64.
 
     Returns:
-        Sizes before and after, and the errors that were measured.
+        Sizes before and after, the errors that were measured, and what was put back.
 
     Raises:
-        CompactionError: the plan is for another model, or the compact model would compute something else.
+        CompactionError: the plan is for another model, or no channel group of it can be removed exactly.
         OptimizerStateError: the state of an optimizer cannot be sliced.
 
     Changes:
@@ -80,21 +86,27 @@ def compact(
     """
     optimizers = _optimizers(optimizer)
     plan.check_fits(model)
-    errors = {}
+    cut, stay, errors = plan, {}, {}
     if example_inputs is not None or example_kwargs:
-        errors = largest_errors(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
+        cut, stay, errors = exact_part(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
     before = _count(model)
     with resize.all_or_nothing() as undo:
-        parameters = dense_parameters(model)
-        shapes = {parameters[name]: parameters[name].shape for name in plan.keep if name in parameters}
-        resize.cut(model, plan.keep, plan.attributes, undo)
-        keep = {parameters[name]: _as_tensors(axes) for name, axes in plan.keep.items() if name in parameters}
-        for one in optimizers:
-            undo.append(partial(put_back, one, references(one)))
-            slice_state(one, keep, shapes)
-        remember(model, plan, undo)
-        removed = {name: (removal.removed, removal.size) for name, removal in plan.removals.items()}
-        return CompactionReport(before, _count(model), removed, errors)
+        if stay:
+            resize.zero(model, plan.only(stay).removed, undo)
+        _cut(model, cut, optimizers, undo)
+        remember(model, cut, undo)
+        removed = {name: (removal.removed, removal.size) for name, removal in cut.removals.items()}
+        return CompactionReport(before, _count(model), removed, errors, stay)
+
+
+def _cut(model: nn.Module, plan: Compaction, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:
+    parameters = dense_parameters(model)
+    shapes = {parameters[name]: parameters[name].shape for name in plan.keep if name in parameters}
+    resize.cut(model, plan.keep, plan.attributes, undo)
+    keep = {parameters[name]: _as_tensors(axes) for name, axes in plan.keep.items() if name in parameters}
+    for one in optimizers:
+        undo.append(partial(put_back, one, references(one)))
+        slice_state(one, keep, shapes)
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> Sequence[Optimizer]:

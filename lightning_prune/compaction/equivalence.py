@@ -20,7 +20,9 @@ _SLACK_32 = 1e6
 """How much more error float32 is allowed; its rounding is 5e8 times coarser than that of float64."""
 
 
-def largest_errors(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) -> dict[str, float]:
+def largest_errors(
+    model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float, cut: Compaction | None = None
+) -> dict[str, float]:
     """Compare the masked with the compact model and return the largest relative error in each precision.
 
     error = max|masked - compact| / max|masked| of each output (over at least a thousandth of the largest output of
@@ -33,6 +35,7 @@ def largest_errors(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance
         plan: what would be removed.
         inputs: of the model.
         tolerance: largest error allowed at float64; float32 is allowed a million times as much.
+        cut: the part of the plan that is removed, where the rest of it is only masked; None: all of it.
 
     Raises:
         CompactionError: the masked model does not run on the inputs, or the compact one computes something else, with
@@ -40,7 +43,7 @@ def largest_errors(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance
     """
     masked = fold(copy.deepcopy(model)).eval()
     plan.mask(masked)
-    compact = plan.rebuild(copy.deepcopy(masked))
+    compact = (plan if cut is None else cut).rebuild(copy.deepcopy(masked))
     errors: dict[str, float] = {}
     for dtype in _dtypes(model):
         for one in (masked, compact):

@@ -105,6 +105,7 @@ class Compaction:
             weight: weight.rpartition(".")[0] for weight in sorted(groups.conv_groups) if 0 in gone.get(weight, {})
         }
         attributes = {(f"{path}.groups" if path else "groups"): (weight, 0) for weight, path in whole.items()}
+        attributes |= {path: (name, axis) for path, (name, axis) in groups.attributes.items() if axis in gone.get(name, {})}
         return cls({name: ints(shape) for name, shape in groups.shapes.items()}, removals, attributes)
 
     @classmethod
@@ -125,6 +126,13 @@ class Compaction:
                 dead[0] &= not dead.all()
                 keep[group.name] = np.flatnonzero(~dead).tolist()
         return cls.from_keep(groups, keep)
+
+    def only(self, names: Collection[str]) -> "Compaction":
+        """Return the part of the plan that concerns these channel groups."""
+        removals = {name: removal for name, removal in self.removals.items() if name in names}
+        gone = merge(removal.entries for removal in removals.values())
+        follow = {path: (name, axis) for path, (name, axis) in self.attributes.items() if axis in gone.get(name, {})}
+        return Compaction(self.shapes, removals, follow)
 
     def mask(self, model: nn.Module) -> None:
         """Set what the plan would remove to zero, to look before cutting.

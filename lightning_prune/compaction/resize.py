@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.entries import Entries
 from lightning_prune.errors import CompactionError
-from lightning_prune.masks import dense_names, locate, mask_of, masked_places, original_of, refresh
+from lightning_prune.masks import dense_names, dense_parameters, locate, mask_of, masked_places, original_of, refresh
 from lightning_prune.optimizer_surgery import take
 
 Undo = list[Callable[[], object]]
@@ -51,6 +51,23 @@ def cut(model: nn.Module, keep: Entries, attributes: Attributes, undo: Undo) -> 
         indices = {axis: torch.tensor(kept, device=tensor.device) for axis, kept in axes.items()}
         changes[id(tensor)] = (tensor, partial(take, keep=indices))
     _change(model, changes, attributes, undo)
+
+
+def zero(model: nn.Module, entries: Entries, undo: Undo) -> None:
+    """Set the given indices of each axis of the parameters to zero.
+
+    Changes:
+        ``data`` of parameters (the objects stay); the log.
+    """
+    parameters = dense_parameters(model)
+    for name in entries.keys() & parameters.keys():
+        tensor = parameters[name]
+        zeroed = tensor.detach().clone()
+        for axis, gone in entries[name].items():
+            zeroed.index_fill_(axis, torch.tensor(gone, device=tensor.device), 0)
+        undo.append(partial(_set_tensor, tensor, tensor.data, tensor.grad))
+        _set_tensor(tensor, zeroed, tensor.grad)
+    _refresh(model, undo)
 
 
 def reshape_like(model: nn.Module, state_dict: Mapping[str, Tensor], attributes: Attributes | None = None) -> nn.Module:
@@ -197,6 +214,11 @@ def _prelu(module: nn.PReLU) -> dict[str, Any]:
     return {"num_parameters": module.weight.shape[0]}
 
 
+def _recurrent(module: nn.RNNBase) -> dict[str, Any]:
+    hidden = module.weight_hh_l0.shape[1]
+    return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": hidden}
+
+
 _LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]], ...] = (
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
@@ -208,6 +230,7 @@ _LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]
     ((nn.GroupNorm,), _group_norm),
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
     ((nn.PReLU,), _prelu),
+    ((nn.RNNBase,), _recurrent),
 )
 """Layer types, subclasses included, and the attributes that follow from the shapes of their tensors."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import fx
 from lightning_prune.graph.axes import NOT_A_CHANNEL, Axes, Dim, Dims, Fixed
 from lightning_prune.graph.removed_value import RemovedValue
 from lightning_prune.graph.rules.table import rule_of
+from lightning_prune.graph.sizes import Size
 from lightning_prune.graph.trace import Call, Trace
 
 SplitKey = tuple[fx.Node, int]
@@ -33,6 +34,7 @@ class Flow(Axes):
         whole: weights of grouped convolutions that lose whole convolution groups.
         slotwise: weights of grouped convolutions that lose the same slots in each group.
         unknown: operators without a rule.
+        sized: axes whose size stands in an attribute of a module, by the attribute's path.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -74,10 +76,13 @@ class Flow(Axes):
             self._candidates[key] = [position for position, atoms in enumerate(parts) if self.is_live(atoms)]
         self.scouts = None
 
-    def carriers(self, key: SplitKey, sizes: list[int]) -> list[int]:
-        """Return the axes that can carry a split, the one to use first: not frozen further down, then by size."""
+    def carriers(self, key: SplitKey, sizes: list[int], constant: Collection[int] = ()) -> list[int]:
+        """Return the axes that can carry a split, the one to use first.
+
+        Those that are not frozen further down, first without those whose size is a constant in the code, then by size.
+        """
         candidates = self._candidates.get(key) or list(range(len(sizes)))
-        ranked = sorted(candidates, key=lambda position: -sizes[position])
+        ranked = sorted(candidates, key=lambda position: (position in constant, -sizes[position]))
         first = min(self._choices.get(key, 0), len(ranked) - 1)
         return ranked[first:] + ranked[:first]
 
@@ -99,6 +104,7 @@ class Flow(Axes):
 
     def _run(self) -> None:
         self.whole: set[str] = set()
+        self.sized: dict[str, np.ndarray] = {}
         for node in self.trace.nodes:
             if node.op == "placeholder":
                 self.dims[node] = self._source(node)
@@ -136,6 +142,23 @@ class Flow(Axes):
         values, results = (call.output, result) if isinstance(result, list) else ([call.output], [result])
         fits = all(_has_axes(value, dims) for value, dims in zip(values, results, strict=True))
         return result if fits else self.give_up(call, f"the rule for {call.place} does not fit its result")
+
+    def note_sizes(self, call: Call, given: Sequence[int], dims: Sequence[Dim]) -> None:
+        """Note which attributes hold the sizes that a call gives to these axes; axes of one attribute are one."""
+        sizes = self.trace.sizes.get((call.where, tuple(given)), ())
+        for size, dim in zip(sizes, dims, strict=False):
+            for path in self._holders(size, dim):
+                known = self.sized.get(path)
+                if isinstance(dim, np.ndarray) and (known is None or known.size != dim.size):
+                    self.sized[path] = dim
+                elif known is not None and known.size == size:
+                    self.join(known, dim)
+
+    def _holders(self, size: int, dim: Dim) -> list[str]:
+        """Return the attribute that changes with an axis: its length, or the number of its units."""
+        held = size.attributes if isinstance(size, Size) else {}
+        units = 0 if isinstance(dim, Fixed) or size in held.values() else len(np.unique(self.label[dim]))
+        return [path for path, value in held.items() if value in (size, units)][:1]
 
     def of(self, node: fx.Node) -> Dims:
         """Return the axes of a node's tensor."""

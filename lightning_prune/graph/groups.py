@@ -13,7 +13,7 @@ from torch import nn
 from lightning_prune.graph.axes import NOT_A_CHANNEL
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.trace import trace
-from lightning_prune.graph.units import Signature, signatures
+from lightning_prune.graph.units import Signature, signatures, sizes_held
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,8 @@ class ChannelGroups(Sequence[ChannelGroup]):
         conv_groups: weights of grouped convolutions that lose whole convolution groups along axis 0, so that the
             ``groups`` of the module shrinks in proportion.
         unknown: operators without a rule; the axes that touch them are not prunable.
+        attributes: path of a module's attribute that holds a size, e.g. ``attention.num_heads`` -> (dense name, axis)
+            to whose length it is proportional.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class ChannelGroups(Sequence[ChannelGroup]):
         shapes: Mapping[str, tuple[int, ...]],
         conv_groups: frozenset[str] = frozenset(),
         unknown: tuple[str, ...] = (),
+        attributes: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         self._groups = tuple(groups)
         self._by_name = {group.name: group for group in groups}
         self.shapes = dict(shapes)
         self.conv_groups = conv_groups
         self.unknown = unknown
+        self.attributes = dict(attributes or {})
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -155,7 +159,8 @@ def channel_groups(
             UserWarning,
             stacklevel=2,
         )
-    return ChannelGroups(_groups(flow), flow.trace.shapes, frozenset(flow.whole), tuple(flow.unknown))
+    whole, unknown = frozenset(flow.whole), tuple(flow.unknown)
+    return ChannelGroups(_groups(flow), flow.trace.shapes, whole, unknown, dict(sizes_held(flow)))
 
 
 def _groups(flow: Flow) -> list[ChannelGroup]:

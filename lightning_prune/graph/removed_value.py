@@ -16,6 +16,9 @@ SAME_ENTRIES = COPIES | RESHAPES | {"permute", "transpose", "t", "numpy_T", "swa
 
 NEVER_NEGATIVE = frozenset(("abs", "square", "relu", "sigmoid", "exp", "softplus", "var", "std", "linalg_vector_norm"))
 
+KEEPS_THE_SIGN = frozenset(("mean", "sum", "amax", "amin", "to", "_to_copy", "clone", "expand"))
+"""Operators that return no negative number for none."""
+
 
 def _is_number(term: Any) -> bool:  # noqa: ANN401
     """Tell whether an argument is a positive constant."""
@@ -59,8 +62,11 @@ class RemovedValue:
         if not isinstance(term, fx.Node):
             return _is_number(term)
         call = self._trace.calls.get(term)
-        is_square = call is not None and call.get("exponent") == 2
-        return call is not None and (is_square or base_name(call.operator) in NEVER_NEGATIVE)
+        if call is None:
+            return False
+        if base_name(call.operator) in KEEPS_THE_SIGN:
+            return self._is_at_least_zero(call["self"])
+        return call.get("exponent") == 2 or base_name(call.operator) in NEVER_NEGATIVE
 
     def _value(self, node: fx.Node, with_buffers: bool) -> float | None:
         key = (node, with_buffers)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_prune.errors import GraphError
+from lightning_prune.graph.sizes import Recorder, Sizes
 from lightning_prune.masks import fold
 
-KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNCellBase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,7 @@ class Trace:
         shapes: shape of each parameter and buffer that the graph uses, by dense name, in the order of first use.
         parameters: which of them are parameters.
         kept: reason for each parameter that keeps its sizes because its module does.
+        sizes: sizes in reshapes and splits that come from attributes of modules.
     """
 
     nodes: list[fx.Node]
@@ -73,17 +75,22 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     kept: Mapping[str, str]
+    sizes: Sizes = field(default_factory=dict)
 
 
 class _Forward(nn.Module):
     """Forwards to the model: torch.export inspects its root, and a LightningModule has properties that then raise."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, recorder: Recorder | None) -> None:
         super().__init__()
         self.inner = inner
+        self.recorder = recorder
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return self.inner(*args, **kwargs)
+        if self.recorder is None:
+            return self.inner(*args, **kwargs)
+        with self.recorder.watch(self.inner):
+            return self.inner(*args, **kwargs)
 
 
 def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Trace:  # noqa: ANN401
@@ -102,16 +109,18 @@ def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, An
     """
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
-    try:
-        inner = fold(copy.deepcopy(model)).eval()
-        with _quietly(inner):
-            exported = torch.export.export(_Forward(inner), args, kwargs, strict=False)
-    except Exception as error:
-        raise GraphError(_explain(model, args, kwargs, error)) from error
-    return _record(exported, inner)
+    for recorder in (Recorder(), None):
+        try:
+            inner = fold(copy.deepcopy(model)).eval()
+            with _quietly(inner):
+                exported = torch.export.export(_Forward(inner, recorder), args, kwargs, strict=False)
+            return _record(exported, inner, recorder.sizes if recorder else {})
+        except Exception as error:
+            refusal = error
+    raise GraphError(_explain(model, args, kwargs, refusal)) from refusal
 
 
-def _record(exported: torch.export.ExportedProgram, inner: nn.Module) -> Trace:
+def _record(exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Sizes) -> Trace:
     canonical = _canonical_names(inner)
     targets = {
         spec.arg.name: canonical[spec.target.removeprefix("inner.")]
@@ -129,6 +138,7 @@ def _record(exported: torch.export.ExportedProgram, inner: nn.Module) -> Trace:
         shapes={name: tuple(tensors[name].shape) for name in dict.fromkeys(users)},
         parameters=frozenset(name for name, _ in inner.named_parameters()),
         kept=_kept(inner, canonical),
+        sizes=sizes,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_prune.graph.axes import NEVER, Axes
+from lightning_prune.graph.flow import Flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +76,27 @@ def _signature(axes: Axes, runs: _Runs, table: np.ndarray, why: int) -> Signatur
         atoms=tuple(runs.atoms[position] for position in positions),
         reason="" if why == NEVER else axes.reasons[why],
     )
+
+
+def sizes_held(flow: Flow) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yield each attribute that holds the size of an axis, and the axis of a parameter with the same units."""
+    if not flow.sized:
+        return
+    slot_labels = np.split(flow.label[: flow.count], flow.starts[1:-1])
+    by_unit: dict[int, list[int]] = {}
+    for slot, labels in enumerate(slot_labels):
+        if labels.size and not flow.frozen[labels[0]]:
+            by_unit.setdefault(int(labels.min()), []).append(slot)
+    for path, dim in flow.sized.items():
+        labels = flow.label[dim]
+        found = (slot for slot in by_unit.get(int(labels.min()), ()) if _are_proportional(labels, slot_labels[slot]))
+        if (slot := next(found, None)) is not None:
+            yield path, flow.slots[slot]
+
+
+def _are_proportional(labels: np.ndarray, others: np.ndarray) -> bool:
+    """Tell whether two axes have the same units, each with the same share of the axis."""
+    units, counts = np.unique(labels, return_counts=True)
+    other_units, other_counts = np.unique(others, return_counts=True)
+    same = np.array_equal(units, other_units)
+    return same and np.array_equal(counts * others.size, other_counts * labels.size)

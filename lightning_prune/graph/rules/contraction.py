@@ -66,13 +66,24 @@ def _enter(call: Call, flow: Flow, kernel: list[Dim]) -> Dim:
     """Freeze kernel and space; return the channel axis of the input, batched or not."""
     dims = flow.of(call["input"])
     flow.freeze(kernel, NOT_A_CHANNEL)
-    flow.freeze(dims[len(dims) - len(kernel) :], f"spatial axis of {call.place}")
+    if not _is_pointwise(call):
+        flow.freeze(dims[len(dims) - len(kernel) :], f"spatial axis of {call.place}")
     return dims[-len(kernel) - 1]
 
 
 def _leave(call: Call, flow: Flow, channel: Dim) -> Dims:
     count = call["weight"].meta["val"].dim() - 2
-    return (*flow.of(call["input"])[: -count - 1], channel, *(SPACE,) * count)
+    dims = flow.of(call["input"])
+    space = dims[-count:] if _is_pointwise(call) else (SPACE,) * count
+    return (*dims[: -count - 1], channel, *space)
+
+
+def _is_pointwise(call: Call) -> bool:
+    """Tell whether a convolution treats each place by itself."""
+    kernel = call["weight"].meta["val"].shape[2:]
+    padding = call["padding"]
+    is_unpadded = padding == "valid" or (not isinstance(padding, str) and set(padding) == {0})
+    return set(kernel) == {1} and set(call["stride"]) == {1} and is_unpadded and not any(call.get("output_padding") or ())
 
 
 def _grouped(call: Call, flow: Flow, channel: Dim, rows: Dim, columns: Dim) -> Dim:
@@ -130,6 +141,19 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     weight, axis, channel = (left, -1, b[-2]) if not flow.is_activation(left) else (right, -2, a[-1])
     contract(call, flow, channel, weight, axis)
     return (*out, a[-2], b[-1])
+
+
+def baddbmm(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """A tensor that is added to the product of batches of matrices."""
+    left, right = call["batch1"], call["batch2"]
+    product = matmul(Call(call.node, call.operator, {"self": left, "other": right}, call.where), flow)
+    added = flow.of(call["self"])[-3:]
+    shape, given = call.output.shape, call["self"].meta["val"].shape
+    offset = 3 - len(given)
+    pairs = [(product[axis], added[axis - offset]) for axis in range(offset, 3) if given[axis - offset] == shape[axis]]
+    for one, other in pairs:
+        flow.join(one, other)
+    return product
 
 
 def addmm(call: Call, flow: Flow) -> Dims:
@@ -194,8 +218,3 @@ def embedding(call: Call, flow: Flow) -> Dims:
     flow.freeze(rows, f"{call.place} looks its rows up by index")
     flow.produce(columns)
     return (*flow.of(call["indices"]), columns)
-
-
-def recurrent(call: Call, flow: Flow) -> Any:  # noqa: ANN401
-    """Recurrent layers keep their sizes."""
-    return flow.give_up(call, f"{call.place}: recurrent layers keep their sizes")

@@ -64,8 +64,8 @@ REDUCTIONS = _words(
 ALONG = _words("softmax log_softmax _softmax _log_softmax cumsum cumprod sort topk argsort")
 """Operators that mix the entries along one axis ``dim`` and keep the number of axes."""
 
-RECURRENT = _words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
-"""Recurrent layers and cells."""
+CELLS = _words("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+"""Recurrent cells."""
 
 
 def base_name(operator: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, fx
 
 from lightning_prune.graph.axes import Dim, Dims, Fixed
+from lightning_prune.graph.sizes import are_origins_known, bounds, have_own_attributes
 
 if TYPE_CHECKING:
     from lightning_prune.graph.flow import Flow
@@ -125,24 +127,44 @@ def _joined(flow: Flow, dims: list[Dim]) -> Dim:
 
 
 def split(call: Call, flow: Flow) -> list[Dims]:
-    """Parts of a stated size: a smaller axis would be cut elsewhere, so it keeps its size."""
+    """Parts of a stated size, as long as it is no constant: equal parts are the same channels."""
     dims = flow.of(call["self"])
     axis = call["dim"] % len(dims)
-    reason = f"{call.place} cuts it into parts of a stated size"
-    flow.freeze(dims[axis], reason)
-    return [(*dims[:axis], Fixed(reason), *dims[axis + 1 :])] * len(call.output)
+    stated = call.get("split_size", call.get("split_sizes"))
+    given = list(stated) if isinstance(stated, (list, tuple)) else [stated]
+    sizes = [part.shape[axis] for part in call.output]
+    held = flow.trace.sizes.get((call.where, tuple(given)), ())
+    if not are_origins_known(held):
+        return _keep_whole(call, flow, axis)
+    parts = _parts(flow, dims[axis], sizes, len(set(sizes)) > 1 and have_own_attributes(held))
+    flow.note_sizes(call, given, parts)
+    return [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
 
 
 def chunk(call: Call, flow: Flow) -> list[Dims]:
     """A stated number of parts: equal ones are the same channels; unequal ones keep their size."""
     dims = flow.of(call["self"])
     axis = call["dim"] % len(dims)
-    dim, sizes = dims[axis], [part.shape[axis] for part in call.output]
-    if isinstance(dim, Fixed) or len(set(sizes)) > 1 or len(sizes) != call["chunks"]:
-        return split(call, flow)
-    parts = dim.reshape(len(sizes), -1)
-    flow.tie(parts.T)
-    return [(*dims[:axis], part.copy(), *dims[axis + 1 :]) for part in parts]
+    sizes = [part.shape[axis] for part in call.output]
+    if len(set(sizes)) > 1 or len(sizes) != call["chunks"]:
+        return _keep_whole(call, flow, axis)
+    return [(*dims[:axis], part, *dims[axis + 1 :]) for part in _parts(flow, dims[axis], sizes)]
+
+
+def _parts(flow: Flow, dim: Dim, sizes: list[int], are_independent: bool = False) -> list[Dim]:
+    """Cut an axis; entries at the same place of each stretch of the parts' common length are tied."""
+    if isinstance(dim, Fixed):
+        return [dim] * len(sizes)
+    if not are_independent:
+        flow.tie(dim.reshape(-1, math.gcd(*sizes)).T)
+    return list(np.split(dim, np.cumsum(sizes)[:-1]))
+
+
+def _keep_whole(call: Call, flow: Flow, axis: int) -> list[Dims]:
+    dims = flow.of(call["self"])
+    reason = f"{call.place} cuts it into parts of a stated size"
+    flow.freeze(dims[axis], reason)
+    return [(*dims[:axis], Fixed(reason), *dims[axis + 1 :])] * len(call.output)
 
 
 def drop_axis(call: Call, flow: Flow) -> Any:  # noqa: ANN401
@@ -155,15 +177,32 @@ def drop_axis(call: Call, flow: Flow) -> Any:  # noqa: ANN401
 
 
 def resized(call: Call, flow: Flow) -> Dims:
-    """Slices and padding: an axis whose size changes keeps its size from now on, the others go on."""
+    """Slices: a part whose bounds are no constants is like a split; else an axis keeps its size from now on."""
     node = call["self"]
     dims = list(flow.of(node))
     reason = f"{call.place} takes or adds a part of it"
     for axis, (before, after) in enumerate(zip(node.meta["val"].shape, call.output.shape, strict=True)):
-        if before != after:
-            flow.freeze(dims[axis], reason)
+        dim = dims[axis]
+        if before != after and isinstance(dim, np.ndarray) and _can_follow(call, flow):
+            dims[axis] = _part(call, flow, dim, after)
+        elif before != after:
+            flow.freeze(dim, reason)
             dims[axis] = Fixed(reason)
     return tuple(dims)
+
+
+def _can_follow(call: Call, flow: Flow) -> bool:
+    if call.operator != "slice" or call["step"] != 1:
+        return False
+    return are_origins_known(flow.trace.sizes.get((call.where, bounds(call["start"], call["end"])), ()))
+
+
+def _part(call: Call, flow: Flow, dim: np.ndarray, size: int) -> Dim:
+    first, last = ((call[bound] or 0) for bound in ("start", "end"))
+    start = first + dim.size if first < 0 else first
+    _, part, _ = _parts(flow, dim, [start, size, dim.size - start - size])
+    flow.note_sizes(call, bounds(call["start"], call["end"]), [dim[: abs(first)], dim[: abs(last)]])
+    return part
 
 
 def pad(call: Call, flow: Flow) -> Dims:
@@ -198,6 +237,64 @@ def index(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     dims = flow.of(call["self"])
     flow.freeze([dims[axis], *flow.of(node)], reason)
     return (*dims[:axis], *(Fixed(reason),) * node.meta["val"].dim(), *dims[axis + 1 :])
+
+
+def gather(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Entries picked along ``dim``, which keeps its size; the other axes are those of the index, where it is as long."""
+    axis = call["dim"] % max(1, call.output.dim())
+    reason = f"{call.place} addresses its entries by number"
+    out: list[Dim] = []
+    for number, (dim, index_dim) in enumerate(zip(flow.of(call["self"]), flow.of(call["index"]), strict=True)):
+        if number == axis or call["self"].meta["val"].shape[number] != call.output.shape[number]:
+            flow.freeze((dim, index_dim), reason)
+            out.append(Fixed(reason))
+        else:
+            out.append(flow.join(dim, index_dim))
+    return tuple(out)
+
+
+def index_select(call: Call, flow: Flow) -> Dims:
+    """The axis that is picked from keeps its size, the others go on."""
+    dims, axis = flow.of(call["self"]), call["dim"] % max(1, call.output.dim())
+    reason = f"{call.place} addresses its entries by number"
+    flow.freeze([dims[axis], *flow.of(call["index"])], reason)
+    return (*dims[:axis], Fixed(reason), *dims[axis + 1 :])
+
+
+def windows(call: Call, flow: Flow) -> Dims:
+    """Tensor.unfold: windows along one axis, which keeps its size; a new last axis."""
+    dims, axis = flow.of(call["self"]), call["dimension"] % max(1, call["self"].meta["val"].dim())
+    reason = f"{call.place} slides over it"
+    flow.freeze(dims[axis], reason)
+    return (*dims[:axis], Fixed(reason), *dims[axis + 1 :], Fixed(reason))
+
+
+def triangle(call: Call, flow: Flow) -> Dims:
+    """The last two axes keep their size."""
+    *leading, rows, columns = flow.of(call["self"])
+    reason = f"{call.place} compares positions along it"
+    flow.freeze((rows, columns), reason)
+    return (*leading, Fixed(reason), Fixed(reason))
+
+
+def im2col(call: Call, flow: Flow) -> Dims:
+    """(…, c, h, w) to (…, c·k, places): each channel becomes the k entries of its window."""
+    *leading, channel, height, width = flow.of(call["self"])
+    reason = f"spatial axis of {call.place}"
+    flow.freeze((height, width), reason)
+    if isinstance(channel, np.ndarray):
+        channel = np.repeat(channel, math.prod(call["kernel_size"]))
+    return (*leading, channel, Fixed(reason))
+
+
+def col2im(call: Call, flow: Flow) -> Dims:
+    """(…, c·k, places) to (…, c, h, w): the k entries of a window are one channel."""
+    *leading, channel, places = flow.of(call["self"])
+    reason = f"spatial axis of {call.place}"
+    flow.freeze(places, reason)
+    if isinstance(channel, np.ndarray):
+        channel = flow.tie(channel.reshape(-1, math.prod(call["kernel_size"])))
+    return (*leading, channel, Fixed(reason), Fixed(reason))
 
 
 def pixel_shuffle(call: Call, flow: Flow) -> Dims:

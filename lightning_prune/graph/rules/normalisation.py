@@ -49,6 +49,11 @@ def _keep_normalised(call: Call, flow: Flow, first: int, channel: int | None) ->
     return dims
 
 
+def keep_whole(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Operators that are known to need every channel."""
+    return flow.give_up(call, f"{call.place} keeps its sizes")
+
+
 def along(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """Softmax, cumulative sums, sorting: the axis ``dim`` keeps its size."""
     dims = list(flow.of(call["self"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_prune.graph.axes import Dim, Dims, Fixed
+from lightning_prune.graph.sizes import Size
 
 if TYPE_CHECKING:
     from torch import fx
@@ -31,10 +32,20 @@ def reshape(call: Call, flow: Flow) -> Dims:
             carrier = max(live, key=lambda axis: before[axis])
             _freeze_the_rest(call, flow, [dims[axis] for axis in taken if axis != carrier])
             atoms = _spread(flow.fill(dims[carrier], 0), taken.index(carrier), [before[axis] for axis in taken])
-            _split(flow, call.node, made, [after[axis] for axis in made], atoms, out)
+            _split(flow, call, made, [after[axis] for axis in made], atoms, out)
         else:
             _keep_reason(flow, [dims[axis] for axis in taken], made, out)
+    flow.note_sizes(call, *_given(call, out))
     return tuple(out)
+
+
+def _given(call: Call, out: list[Dim]) -> tuple[list[int], list[Dim]]:
+    """Return the sizes as the code gives them, with -1, and the axes that get them."""
+    if "sizes" in call.arguments:
+        first = call["dim"] % call.node.all_input_nodes[0].meta["val"].dim()
+        return list(call["sizes"]), out[first : first + len(call["sizes"])]
+    given = call.get("size", call.get("shape"))
+    return (list(given), out) if isinstance(given, (list, tuple)) else ([], [])
 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -68,21 +79,34 @@ def _spread(atoms: np.ndarray, position: int, sizes: list[int]) -> np.ndarray:
     return np.broadcast_to(atoms.reshape(shape), sizes).reshape(-1)
 
 
-def _split(flow: Flow, node: fx.Node, made: list[int], sizes: list[int], atoms: np.ndarray, out: list[Dim]) -> None:
+def _split(flow: Flow, call: Call, made: list[int], sizes: list[int], atoms: np.ndarray, out: list[Dim]) -> None:
     """Choose the new axis that carries the atoms: one along which alone they differ, else the largest that can."""
     table = atoms.reshape(sizes)
     consistent = [position for position in range(len(made)) if _differs_only_along(flow.label[table], position)]
-    key = (node, made[0])
+    key = (call.node, made[0])
     if flow.scouts is not None and not consistent:
         for axis, own in zip(made, _scouts_of(flow.scouts, flow, key, sizes), strict=True):
             out[axis] = own
         return
-    ranked = sorted(consistent, key=lambda position: -sizes[position]) or flow.carriers(key, sizes)
+    ranked = sorted(consistent, key=lambda position: -sizes[position])
+    ranked = ranked or flow.carriers(key, sizes, _constant(call, flow, made, out))
     chosen = ranked[0]
     carried = flow.tie(np.moveaxis(table, chosen, 0).reshape(sizes[chosen], -1))
     if not consistent:
         flow.splits[key] = (carried, len(ranked))
     out[made[chosen]] = carried
+
+
+def _constant(call: Call, flow: Flow, made: list[int], out: list[Dim]) -> list[int]:
+    """Return the positions of the new axes whose size the code states as a constant."""
+    stated, dims = _given(call, out)
+    known = flow.trace.sizes.get((call.where, tuple(stated)), tuple(stated))
+    first = len(out) - len(dims) if "sizes" not in call.arguments else call["dim"] % len(out)
+    return [
+        position
+        for position, axis in enumerate(made)
+        if 0 <= axis - first < len(known) and known[axis - first] != -1 and not isinstance(known[axis - first], Size)
+    ]
 
 
 def _scouts_of(

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation
+from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, recurrent
+from lightning_prune.graph.rules.einsum import einsum
 from lightning_prune.graph.rules.families import (
     ALONG,
+    CELLS,
     COPIES,
     CREATIONS,
-    RECURRENT,
     REDUCTIONS,
     RESHAPES,
     SPATIAL,
@@ -41,7 +42,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(SPATIAL, normalisation.spatial),
     **dict.fromkeys(REDUCTIONS, normalisation.reduce),
     **dict.fromkeys(ALONG, normalisation.along),
-    **dict.fromkeys(RECURRENT, contraction.recurrent),
+    **dict.fromkeys(recurrent.GATES, recurrent.recurrent),
+    **dict.fromkeys(CELLS, normalisation.keep_whole),
     "conv1d": contraction.conv,
     "conv2d": contraction.conv,
     "conv3d": contraction.conv,
@@ -53,6 +55,8 @@ RULES: Mapping[str, Rule] = {
     "mm": contraction.matmul,
     "bmm": contraction.matmul,
     "addmm": contraction.addmm,
+    "baddbmm": contraction.baddbmm,
+    "einsum": einsum,
     "scaled_dot_product_attention": contraction.attention,
     "embedding": contraction.embedding,
     "batch_norm": normalisation.batch_norm,
@@ -90,6 +94,14 @@ RULES: Mapping[str, Rule] = {
     "constant_pad_nd": layout.pad,
     "roll": layout.roll,
     "index": layout.index,
+    "gather": layout.gather,
+    "index_select": layout.index_select,
+    "unfold": layout.windows,
+    "tril": layout.triangle,
+    "triu": layout.triangle,
+    "im2col": layout.im2col,
+    "col2im": layout.col2im,
+    "_weight_norm": normalisation.keep_whole,
     "pixel_shuffle": layout.pixel_shuffle,
     "pixel_unshuffle": layout.pixel_unshuffle,
     "channel_shuffle": layout.channel_shuffle,

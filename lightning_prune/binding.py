@@ -1,0 +1,131 @@
+"""Binds a recipe to a model and refuses what cannot work, before the first step."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_prune import masks, schedules
+from lightning_prune.compaction import inexact
+from lightning_prune.granularity import Granularity
+from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
+from lightning_prune.pruner import Pruner, cost_left, cost_limit
+from lightning_prune.recipe import Recipe
+from lightning_prune.report import measure_macs
+from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.targets import Target
+
+
+def bind(
+    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, total_steps: int | None = None
+) -> Pruner:
+    """Resolve a recipe on a model and refuse what cannot work, before the first step.
+
+    Args:
+        recipe: the recipe.
+        model: dense or masked; left as it is.
+        example_inputs: positional arguments of its forward; needed for Channel and for ``count="macs"``.
+        total_steps: optimizer steps of the run; None when unknown.
+
+    Raises:
+        ValueError: targets, block sizes, shares of the run or the final sparsity cannot be met on this model.
+        GraphError: the model cannot be traced with the example input.
+    """
+    if example_inputs is None and (recipe.is_structured or recipe.count == "macs"):
+        name = type(model).__name__
+        raise ValueError(
+            f"{recipe.granularity} with count={recipe.count!r} needs an example input of {name}: set"
+            f" {name}.example_input_array = torch.zeros(1, …), of the shape that its forward takes"
+        )
+    parameters = masks.dense_parameters(model)
+    pruner = Pruner(
+        recipe=recipe,
+        schedule=schedules.resolve(recipe.schedule, total_steps),
+        units=_units(recipe, model, example_inputs, parameters),
+        parameters=sum(p.numel() for p in set(parameters.values()) if not is_lazy(p)),
+        macs=None if example_inputs is None else measure_macs(model, example_inputs),
+    )
+    _check_reachable(pruner)
+    _check_watched(pruner)
+    return pruner
+
+
+def _units(
+    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, parameters: Mapping[str, nn.Parameter]
+) -> Units:
+    targets = recipe.targets.resolve(model)
+    if isinstance(recipe.granularity, Granularity):
+        for target in targets:
+            recipe.granularity.check(target)
+        if not any(recipe.granularity.within(target) for target in targets):
+            named = ", ".join(f"{target.name} of shape {target.shape}" for target in targets)
+            raise ValueError(f"{recipe.granularity} has no full unit in {named}; choose a smaller one or other targets")
+        return ElementUnits(recipe.granularity, targets)
+    found = channel_groups(model, example_inputs)
+    groups = _tried(model, found, _removable(found, targets, parameters), example_inputs)
+    names = dict.fromkeys(member.parameter for group in groups for member in group.members)
+    shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
+    return ChannelUnits(recipe.granularity, groups, shapes)
+
+
+def _removable(
+    groups: Sequence[ChannelGroup], targets: Sequence[Target], parameters: Mapping[str, nn.Parameter]
+) -> tuple[ChannelGroup, ...]:
+    """Return the prunable groups all of whose producing weights are targets."""
+    names = {target.name for target in targets}
+
+    def is_chosen(group: ChannelGroup) -> bool:
+        made_by = {m.parameter for m in group.members if m.role == "output" and m.parameter in parameters}
+        weights = {name for name in made_by if parameters[name].dim() > 1}
+        return group.prunable and group.size > 1 and bool(weights) and weights <= names
+
+    chosen = tuple(group for group in groups if is_chosen(group))
+    if not chosen:
+        raise ValueError(f"no channel of the chosen targets can be removed; the channel groups are\n{groups}")
+    return chosen
+
+
+def _tried(
+    model: nn.Module, found: ChannelGroups, chosen: tuple[ChannelGroup, ...], example_inputs: tuple[Any, ...] | None
+) -> tuple[ChannelGroup, ...]:
+    """Return the groups whose removal is exact on a copy; name the others once in a warning."""
+    stay: dict[str, str] = {}
+    left = [group.name for group in chosen]
+    while refused := inexact(model, found, left, (example_inputs or (), {})):
+        stay |= refused
+        left = [name for name in left if name not in stay]
+    reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
+    if not left:
+        raise ValueError(f"no channel of the chosen targets can be removed exactly:\n{reasons}")
+    if stay:
+        warnings.warn(
+            f"the channels of {len(stay)} groups stay, because removing them is not exact:\n{reasons}", stacklevel=2
+        )
+    return tuple(group for group in chosen if group.name in left)
+
+
+def _check_reachable(pruner: Pruner) -> None:
+    """Refuse a final sparsity that is not met even when everything goes that may go."""
+    final = schedules.final_sparsity(pruner.schedule)
+    if pruner.recipe.count is None and not pruner.recipe.is_structured:
+        return
+    most_removed = pruner.units.most_removable()
+    left = cost_left(pruner, most_removed)
+    if left > cost_limit(pruner, final) + 1e-6:
+        most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
+        raise ValueError(
+            f"{pruner.schedule} asks for sparsity {final:g} of {pruner.recipe.count or 'channels'}, but the chosen"
+            f" targets can give {most:.4f} at most; lower final_sparsity, min_channels or round_to, or widen the"
+            " targets"
+        )
+
+
+def _check_watched(pruner: Pruner) -> None:
+    """Refuse an event before the first step where the criterion needs gradients."""
+    if pruner.is_watching and schedules.due(pruner.schedule, -1, 0):
+        raise ValueError(
+            f"{pruner.recipe.criterion} watches the gradients of the steps before an event, and {pruner.schedule}"
+            " prunes before the first step; let begin_step be at least 1"
+        )

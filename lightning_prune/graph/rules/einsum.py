@@ -1,0 +1,69 @@
+"""einsum: letters that meet are one axis; letters that vanish are summed over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from lightning_prune.graph.axes import Dim, Fixed
+from lightning_prune.graph.rules.contraction import contract
+
+if TYPE_CHECKING:
+    from lightning_prune.graph.flow import Flow
+    from lightning_prune.graph.trace import Call
+
+Place = tuple[fx.Node, int]
+"""One axis of an operand."""
+
+
+def einsum(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """A letter in the result goes on; one that is summed over needs a weight that masks make zero."""
+    places = _places(call)
+    if places is None:
+        return flow.give_up(call, f"{call.place} has an equation with an ellipsis or a repeated letter")
+    left, _, made = call["equation"].replace(" ", "").partition("->")
+    made = made or "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
+    for letter in places.keys() - set(made):
+        _sum_over(call, flow, places[letter])
+    for letter in made:
+        _produce(flow, places[letter])
+    return tuple(_joined(flow, places[letter]) for letter in made)
+
+
+def _places(call: Call) -> dict[str, list[Place]] | None:
+    left = call["equation"].replace(" ", "").partition("->")[0]
+    operands = left.split(",")
+    if "." in left or any(len(set(letters)) < len(letters) for letters in operands):
+        return None
+    found: dict[str, list[Place]] = {}
+    for letters, node in zip(operands, call["tensors"], strict=True):
+        for axis, letter in enumerate(letters):
+            found.setdefault(letter, []).append((node, axis))
+    return found
+
+
+def _sum_over(call: Call, flow: Flow, places: list[Place]) -> None:
+    weights = [place for place in places if not flow.is_activation(place[0])]
+    others = [place for place in places if flow.is_activation(place[0])]
+    if len(weights) == len(others) == 1 and len(call["tensors"]) == 2:
+        (node, axis), weight = others[0], weights[0]
+        contract(call, flow, flow.of(node)[axis], *weight)
+    else:
+        flow.freeze([flow.of(node)[axis] for node, axis in places], f"{call.place} sums over it")
+
+
+def _produce(flow: Flow, places: list[Place]) -> None:
+    if all(not flow.is_activation(node) for node, _ in places):
+        for node, axis in places:
+            flow.produce(flow.of(node)[axis])
+
+
+def _joined(flow: Flow, places: list[Place]) -> Dim:
+    """Join the axes of one letter; an axis of length 1 is broadcast."""
+    longest = max(node.meta["val"].shape[axis] for node, axis in places)
+    dims = [flow.of(node)[axis] for node, axis in places if node.meta["val"].shape[axis] == longest]
+    joined = dims[0] if dims else Fixed("broadcast by einsum")
+    for dim in dims[1:]:
+        joined = flow.join(joined, dim)
+    return joined

@@ -1,0 +1,187 @@
+"""Sizes that the code states: where they come from decides whether an axis may shrink."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from compaction_cases import half_of
+from graph_oracle import check_exact, randomised, sizes
+from torch import Tensor, nn
+
+from lightning_prune.compaction import Compaction, compact
+from lightning_prune.graph import channel_groups
+from lightning_prune.graph.sizes import END, Recorder, Size, are_origins_known, bounds, have_own_attributes
+
+X = torch.randn(2, 5, 6)
+
+
+class Heads(nn.Module):
+    """Attention with stored sizes, written in the way of a test."""
+
+    def __init__(self, width: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.inner = heads, width // heads, width
+        self.enter, self.norm = nn.Linear(6, width), nn.LayerNorm(width)
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, 2)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
+
+    def merge(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], -1, self.inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.enter(x))
+        q, k, v = (self.split_heads(layer(x)) for layer in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(-2, -1) / self.head_dim**0.5).softmax(-1)
+        return self.out(self.merge((weights @ v).transpose(1, 2)))
+
+
+class Product(Heads):
+    def merge(self, x: Tensor) -> Tensor:
+        return x.reshape(x.size(0), x.size(1), self.num_heads * self.head_dim)
+
+
+class Flatten(Heads):
+    def merge(self, x: Tensor) -> Tensor:
+        return x.flatten(2)
+
+
+class FromShape(Heads):
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, x.shape[-1] // 3 if self.training else -1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", [Heads, Product, Flatten, FromShape])
+def test_heads_go_and_the_attributes_that_count_them_follow(kind: type[Heads]) -> None:
+    groups = check_exact(kind(), X)
+    assert sizes(groups) == {"q": 3}
+    assert set(groups.attributes) <= {"num_heads", "inner"}
+    assert "num_heads" in groups.attributes
+    model = randomised(kind())
+    report = compact(model, Compaction.from_keep(groups, {"q": [1]}), X.double())
+    assert (model.num_heads, model.head_dim, report.put_back) == (1, 4, {})
+
+
+def test_a_plan_knows_the_attributes_that_it_changes() -> None:
+    groups = channel_groups(Heads(), X)
+    plan = Compaction.from_json(Compaction.from_keep(groups, {"q": [0, 2]}).to_json())
+    fresh = plan.rebuild(Heads())
+    assert (fresh.num_heads, fresh.inner) == (2, 8)
+    assert fresh(X).shape == (2, 5, 2)
+
+
+class Parts(nn.Module):
+    """Cuts a layer's channels into parts whose sizes are attributes."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.a, self.b = nn.Linear(6, first + second), nn.Linear(first, 2)
+        self.c = nn.Linear(second, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = torch.split(self.a(x), [self.first, self.second], dim=-1)
+        return self.b(x) + self.c(torch.tanh(y))
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), [(4, 6, {"a": 4, "a#2": 6}), (4, 4, {"a": 4})])
+def test_parts_with_an_attribute_each(first: int, second: int, expected: dict[str, int]) -> None:
+    groups = check_exact(Parts(first, second), X)
+    assert sizes(groups) == expected
+    model = randomised(Parts(first, second))
+    report = compact(model, Compaction.from_keep(groups, half_of(groups)), X.double())
+    assert (model.first, model.second, report.put_back) == (first // 2, second // 2, {})
+
+
+class Sliced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(torch.cat([x[..., self.width :], torch.tanh(x[..., : self.width])], -1))
+
+
+def test_slices_bounded_by_an_attribute() -> None:
+    groups = check_exact(Sliced(), X)
+    assert sizes(groups) == {"a": 4}
+    assert groups.attributes == {"width": ("a.weight", 0)}
+
+
+class Bound(nn.Module):
+    """One attribute is the width of a layer that could shrink, and of the model's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x)).reshape(-1, self.width)
+        return self.b(x).reshape(-1, self.width)
+
+
+def test_an_attribute_that_also_sizes_what_stays_keeps_both() -> None:
+    groups = channel_groups(Bound(), X)
+    assert sizes(groups) == {}
+    assert groups["a"].reason == "model output"
+
+
+def test_the_model_keeps_plain_ints() -> None:
+    model = Heads()
+    recorder = Recorder()
+    with recorder.watch(model):
+        assert isinstance(model.num_heads, Size)
+        model(X)
+    assert [type(value) for value in (model.num_heads, model.head_dim, model.inner)] == [int] * 3
+    assert not model._forward_hooks
+    assert ("", (2, -1, 3, 4)) in recorder.sizes
+
+
+def test_sizes_compute_like_ints_and_know_what_they_are_proportional_to() -> None:
+    four, length = Size.of(4, {"heads": 4}), Size.of(12, {})
+    assert [3 * four, four // 2, four + 1, length - four, -four] == [12, 2, 5, 8, -4]
+    assert (3 * four).attributes == (four // 2).attributes == {"heads": 4}
+    assert (four * length).attributes == {"heads": 4}
+    assert not isinstance(length // four, Size)
+    assert not isinstance(length // 5, Size)
+    assert not isinstance(length - four, Size)
+    assert isinstance(length - length // 2, Size)
+    assert type(pickle.loads(pickle.dumps(four))) is int
+    assert copy.deepcopy(four) is four
+    with pytest.raises(TypeError):
+        four * object()  # pyright: ignore[reportOperatorIssue]
+    assert four * 0.5 == 2.0
+
+
+def test_bounds_and_origins() -> None:
+    four = Size.of(4, {"heads": 4})
+    assert bounds(None, four) == (0, 4)
+    assert bounds(four, None) == (4, END)
+    assert bounds(torch.tensor(1), None) == ()
+    assert are_origins_known((0, four))
+    assert not are_origins_known((2, four))
+    assert not are_origins_known(())
+    assert have_own_attributes((four, Size.of(2, {"other": 2})))
+    assert not have_own_attributes((four, four))
+    assert not have_own_attributes((four, Size.of(2, {})))
+
+
+def test_a_model_that_minds_such_ints_is_traced_without_them() -> None:
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 8
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if type(self.width) is not int:
+                raise TypeError("only ints")
+            return self.b(torch.relu(self.a(x)).view(2, -1, 8))
+
+    assert sizes(channel_groups(Strict(), X)) == {"a": 8}
