@@ -156,6 +156,7 @@ class PruningCallback(Callback):
             self._state = None if self.is_done else saved
             if saved is None:
                 self._run = None
+            self.events = [event for event in self.events if self._state and event.step <= self._state["step"]]
 
 
 class _Loading:

@@ -71,7 +71,8 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
         setattr(module, attribute, getattr(module, attribute) * after[name][axis] // before[name][axis])
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
-            module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+            shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+            module.input_size, module.hidden_size = shapes["weight_ih_l0"][1], shapes["weight_hh_l0"][1]
     return model
 
 

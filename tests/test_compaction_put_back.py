@@ -47,7 +47,12 @@ def test_the_group_at_fault_is_put_back_masked_and_named() -> None:
     assert list(report.put_back) == ["b"]
     assert "size that the removal changes" in report.put_back["b"]
     assert report.removed == {"a": (3, 6), "c": (5, 10)}
-    assert [tuple(weight.shape) for weight in model.parameters() if weight.dim() > 1] == [(3, 4), (8, 3), (5, 8), (2, 5)]
+    assert [tuple(weight.shape) for weight in model.parameters() if weight.dim() > 1] == [
+        (3, 4),
+        (8, 3),
+        (5, 8),
+        (2, 5),
+    ]
     gone = plan.removals["b"].entries["b.bias"][0]
     assert not masks.dense_parameters(model)["b.bias"][list(gone)].any()
     torch.testing.assert_close(model(INPUT), masked(INPUT))

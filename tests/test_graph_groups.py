@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from graph_oracle import check_exact, randomised, sizes
 from torch import Tensor, nn
 

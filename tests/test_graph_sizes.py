@@ -146,7 +146,8 @@ def test_the_model_keeps_plain_ints() -> None:
 def test_sizes_compute_like_ints_and_know_what_they_are_proportional_to() -> None:
     four, length = Size.of(4, {"heads": 4}), Size.of(12, {})
     assert [3 * four, four // 2, four + 1, length - four, -four] == [12, 2, 5, 8, -4]
-    assert (3 * four).attributes == (four // 2).attributes == {"heads": 4}
+    assert (four * 3).attributes == (four // 2).attributes == {"heads": 4}
+    assert isinstance(3 * four, Size)
     assert (four * length).attributes == {"heads": 4}
     assert not isinstance(length // four, Size)
     assert not isinstance(length // 5, Size)
@@ -155,7 +156,7 @@ def test_sizes_compute_like_ints_and_know_what_they_are_proportional_to() -> Non
     assert type(pickle.loads(pickle.dumps(four))) is int
     assert copy.deepcopy(four) is four
     with pytest.raises(TypeError):
-        four * object()  # pyright: ignore[reportOperatorIssue]
+        _ = four * object()
     assert four * 0.5 == 2.0
 
 

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv(made_of: int, makes: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Sequential:
+def conv(
+    made_of: int, makes: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Sequential:
     layers = [nn.Conv2d(made_of, makes, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(makes)]
     return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
@@ -58,7 +60,9 @@ class ShuffleUnit(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.branch = nn.Sequential(conv(half, half, 1), conv(half, half, 3, groups=half, relu=False), conv(half, half, 1))
+        self.branch = nn.Sequential(
+            conv(half, half, 1), conv(half, half, 3, groups=half, relu=False), conv(half, half, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, dim=1)
@@ -247,7 +251,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, width: int, grow: int = 4) -> None:
         super().__init__()
         wide = width * grow
-        self.body = nn.Sequential(conv(width, wide, 1), conv(wide, wide, 3, groups=wide), conv(wide, width, 1, relu=False))
+        self.body = nn.Sequential(
+            conv(width, wide, 1), conv(wide, wide, 3, groups=wide), conv(wide, width, 1, relu=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -278,7 +284,9 @@ class CspBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.enter, self.leave = conv(width, 2 * (width // 2), 1), conv(width // 2 * 4, width, 1)
-        self.blocks = nn.ModuleList(nn.Sequential(conv(width // 2, width // 2), conv(width // 2, width // 2)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv(width // 2, width // 2), conv(width // 2, width // 2)) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.enter(x).chunk(2, 1))
@@ -318,7 +326,9 @@ class SuperResolution(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 32, 5, padding=2), nn.Tanh(), nn.Conv2d(32, 64, 3, padding=1), nn.PReLU(64))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 32, 5, padding=2), nn.Tanh(), nn.Conv2d(32, 64, 3, padding=1), nn.PReLU(64)
+        )
         self.shuffle, self.last = nn.PixelShuffle(2), nn.Conv2d(16, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,4 +5,13 @@ from lightning_prune.compaction.plan import Compaction, Removal, applied_plan, s
 from lightning_prune.compaction.resize import reshape_like
 from lightning_prune.compaction.trial import inexact
 
-__all__ = ["Compaction", "CompactionReport", "Removal", "applied_plan", "compact", "inexact", "reshape_like", "set_plan"]
+__all__ = [
+    "Compaction",
+    "CompactionReport",
+    "Removal",
+    "applied_plan",
+    "compact",
+    "inexact",
+    "reshape_like",
+    "set_plan",
+]

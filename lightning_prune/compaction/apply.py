@@ -14,6 +14,7 @@ from lightning_prune.compaction import resize
 from lightning_prune.compaction.equivalence import Inputs
 from lightning_prune.compaction.plan import Compaction, remember
 from lightning_prune.compaction.trial import exact_part
+from lightning_prune.errors import CompactionError
 from lightning_prune.masks import dense_parameters
 from lightning_prune.optimizer_surgery import put_back, references, slice_state
 
@@ -68,7 +69,8 @@ def compact(
         Sizes before and after, the errors that were measured, and what was put back.
 
     Raises:
-        CompactionError: the plan is for another model, or no channel group of it can be removed exactly.
+        CompactionError: the plan is for another model, the model is on the meta device or on several, or no channel
+            group of the plan can be removed exactly.
         OptimizerStateError: the state of an optimizer cannot be sliced.
 
     Changes:
@@ -86,6 +88,7 @@ def compact(
     """
     optimizers = _optimizers(optimizer)
     plan.check_fits(model)
+    _check_device(model)
     cut, stay, errors = plan, {}, {}
     if example_inputs is not None or example_kwargs:
         cut, stay, errors = exact_part(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
@@ -115,6 +118,20 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> Sequence[O
         if not isinstance(one, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
     return several
+
+
+def _check_device(model: nn.Module) -> None:
+    at: dict[str, str] = {}
+    for name, parameter in dense_parameters(model).items():
+        at.setdefault(str(parameter.device), name)
+    if "meta" in at:
+        raise CompactionError(
+            f"{at['meta']} is on the meta device, so there are no values to keep: bring {type(model).__name__} to a"
+            " device with its weights first, or call plan.rebuild(model) for the shapes alone"
+        )
+    if len(at) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in at.items())
+        raise CompactionError(f"{type(model).__name__} is on {len(at)} devices ({where}): move it to one first")
 
 
 def _inputs(

@@ -105,7 +105,9 @@ class Compaction:
             weight: weight.rpartition(".")[0] for weight in sorted(groups.conv_groups) if 0 in gone.get(weight, {})
         }
         attributes = {(f"{path}.groups" if path else "groups"): (weight, 0) for weight, path in whole.items()}
-        attributes |= {path: (name, axis) for path, (name, axis) in groups.attributes.items() if axis in gone.get(name, {})}
+        attributes |= {
+            path: (name, axis) for path, (name, axis) in groups.attributes.items() if axis in gone.get(name, {})
+        }
         return cls({name: ints(shape) for name, shape in groups.shapes.items()}, removals, attributes)
 
     @classmethod

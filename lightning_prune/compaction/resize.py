@@ -215,8 +215,9 @@ def _prelu(module: nn.PReLU) -> dict[str, Any]:
 
 
 def _recurrent(module: nn.RNNBase) -> dict[str, Any]:
-    hidden = module.weight_hh_l0.shape[1]
-    return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": hidden}
+    reads, carries = (getattr(module, name) for name in ("weight_ih_l0", "weight_hh_l0"))
+    is_projected = module.proj_size > 0
+    return {"input_size": reads.shape[1], **({} if is_projected else {"hidden_size": carries.shape[1]})}
 
 
 _LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]], ...] = (

@@ -83,7 +83,9 @@ def _is_pointwise(call: Call) -> bool:
     kernel = call["weight"].meta["val"].shape[2:]
     padding = call["padding"]
     is_unpadded = padding == "valid" or (not isinstance(padding, str) and set(padding) == {0})
-    return set(kernel) == {1} and set(call["stride"]) == {1} and is_unpadded and not any(call.get("output_padding") or ())
+    return (
+        set(kernel) == {1} and set(call["stride"]) == {1} and is_unpadded and not any(call.get("output_padding") or ())
+    )
 
 
 def _grouped(call: Call, flow: Flow, channel: Dim, rows: Dim, columns: Dim) -> Dim:

@@ -11,8 +11,6 @@ from lightning_prune.graph.axes import Dim, Dims, Fixed
 from lightning_prune.graph.sizes import Size
 
 if TYPE_CHECKING:
-    from torch import fx
-
     from lightning_prune.graph.flow import Flow, SplitKey
     from lightning_prune.graph.trace import Call
 

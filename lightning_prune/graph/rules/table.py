@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, recurrent
+from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, parts, recurrent
 from lightning_prune.graph.rules.einsum import einsum
 from lightning_prune.graph.rules.families import (
     ALONG,
@@ -83,15 +83,15 @@ RULES: Mapping[str, Rule] = {
     "cat": layout.cat,
     "concat": layout.cat,
     "stack": layout.stack,
-    "split": layout.split,
-    "split_with_sizes": layout.split,
-    "chunk": layout.chunk,
-    "unbind": layout.drop_axis,
-    "select": layout.drop_axis,
-    "slice": layout.resized,
-    "narrow": layout.resized,
-    "pad": layout.pad,
-    "constant_pad_nd": layout.pad,
+    "split": parts.split,
+    "split_with_sizes": parts.split,
+    "chunk": parts.chunk,
+    "unbind": parts.drop_axis,
+    "select": parts.drop_axis,
+    "slice": parts.resized,
+    "narrow": parts.resized,
+    "pad": parts.pad,
+    "constant_pad_nd": parts.pad,
     "roll": layout.roll,
     "index": layout.index,
     "gather": layout.gather,

@@ -1,0 +1,107 @@
+"""Operators that take parts of an axis or add to it: splits, chunks, slices, selections, padding."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_prune.graph.axes import Dim, Dims, Fixed
+from lightning_prune.graph.sizes import are_origins_known, bounds, have_own_attributes
+
+if TYPE_CHECKING:
+    from lightning_prune.graph.flow import Flow
+    from lightning_prune.graph.trace import Call
+
+
+def split(call: Call, flow: Flow) -> list[Dims]:
+    """Parts of a stated size, as long as it is no constant: equal parts are the same channels."""
+    dims = flow.of(call["self"])
+    axis = call["dim"] % len(dims)
+    stated = call.get("split_size", call.get("split_sizes"))
+    given = list(stated) if isinstance(stated, (list, tuple)) else [stated]
+    sizes = [part.shape[axis] for part in call.output]
+    held = flow.trace.sizes.get((call.where, tuple(given)), ())
+    if not are_origins_known(held):
+        return _keep_whole(call, flow, axis)
+    parts = _parts(flow, dims[axis], sizes, len(set(sizes)) > 1 and have_own_attributes(held))
+    flow.note_sizes(call, given, parts)
+    return [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
+
+
+def chunk(call: Call, flow: Flow) -> list[Dims]:
+    """A stated number of parts: equal ones are the same channels; unequal ones keep their size."""
+    dims = flow.of(call["self"])
+    axis = call["dim"] % len(dims)
+    sizes = [part.shape[axis] for part in call.output]
+    if len(set(sizes)) > 1 or len(sizes) != call["chunks"]:
+        return _keep_whole(call, flow, axis)
+    return [(*dims[:axis], part, *dims[axis + 1 :]) for part in _parts(flow, dims[axis], sizes)]
+
+
+def _parts(flow: Flow, dim: Dim, sizes: list[int], are_independent: bool = False) -> list[Dim]:
+    """Cut an axis; entries at the same place of each stretch of the parts' common length are tied."""
+    if isinstance(dim, Fixed):
+        return [dim] * len(sizes)
+    if not are_independent:
+        flow.tie(dim.reshape(-1, math.gcd(*sizes)).T)
+    return list(np.split(dim, np.cumsum(sizes)[:-1]))
+
+
+def _keep_whole(call: Call, flow: Flow, axis: int) -> list[Dims]:
+    dims = flow.of(call["self"])
+    reason = f"{call.place} cuts it into parts of a stated size"
+    flow.freeze(dims[axis], reason)
+    return [(*dims[:axis], Fixed(reason), *dims[axis + 1 :])] * len(call.output)
+
+
+def drop_axis(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Select and unbind: entries of the axis are addressed by number, so it keeps its size."""
+    dims = flow.of(call["self"])
+    axis = call["dim"] % len(dims)
+    flow.freeze(dims[axis], f"{call.place} addresses its entries by number")
+    out = (*dims[:axis], *dims[axis + 1 :])
+    return out if isinstance(call.output, Tensor) else [out] * len(call.output)
+
+
+def resized(call: Call, flow: Flow) -> Dims:
+    """Slices: a part whose bounds are no constants is like a split; else an axis keeps its size from now on."""
+    node = call["self"]
+    dims = list(flow.of(node))
+    reason = f"{call.place} takes or adds a part of it"
+    for axis, (before, after) in enumerate(zip(node.meta["val"].shape, call.output.shape, strict=True)):
+        dim = dims[axis]
+        if before != after and isinstance(dim, np.ndarray) and _can_follow(call, flow):
+            dims[axis] = _part(call, flow, dim, after)
+        elif before != after:
+            flow.freeze(dim, reason)
+            dims[axis] = Fixed(reason)
+    return tuple(dims)
+
+
+def _can_follow(call: Call, flow: Flow) -> bool:
+    if call.operator != "slice" or call["step"] != 1:
+        return False
+    return are_origins_known(flow.trace.sizes.get((call.where, bounds(call["start"], call["end"])), ()))
+
+
+def _part(call: Call, flow: Flow, dim: np.ndarray, size: int) -> Dim:
+    first, last = ((call[bound] or 0) for bound in ("start", "end"))
+    start = first + dim.size if first < 0 else first
+    _, part, _ = _parts(flow, dim, [start, size, dim.size - start - size])
+    flow.note_sizes(call, bounds(call["start"], call["end"]), [dim[: abs(first)], dim[: abs(last)]])
+    return part
+
+
+def pad(call: Call, flow: Flow) -> Dims:
+    """Padded axes keep their size, even where what is added at one end is cut at the other."""
+    dims = list(flow.of(call["self"]))
+    reason = f"{call.place} pads it"
+    amounts = call["pad"]
+    for number in range(len(amounts) // 2):
+        if amounts[2 * number] or amounts[2 * number + 1]:
+            flow.freeze(dims[-1 - number], reason)
+            dims[-1 - number] = Fixed(reason)
+    return tuple(dims)
