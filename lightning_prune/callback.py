@@ -97,6 +97,12 @@ class PruningCallback(Callback):
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             self._active.start(trainer.optimizers, schedulers, pl_module)
             self._prune(trainer, pl_module)
+        elif self.is_done and not all(recipe.is_structured for recipe in self.recipes):
+            warnings.warn(
+                "pruning of this model is done and its masks are folded, so this fit may bring zeros back to life;"
+                " PruningCallback(recipe, finalize=False) keeps the masks over several fits",
+                stacklevel=2,
+            )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Show the gradients to the criteria that watch them: unscaled, before clipping."""

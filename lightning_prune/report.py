@@ -226,9 +226,12 @@ def as_tuple(example_inputs: Inputs) -> tuple[Any, ...]:
 
 
 def example_of(model: nn.Module) -> tuple[Any, ...] | None:
-    """Return the model's ``example_input_array`` (Lightning's convention) as positional arguments, or None."""
+    """Return the model's ``example_input_array`` (Lightning's convention) as positional arguments, or None.
+
+    A dict of keyword arguments, which Lightning allows too, is none.
+    """
     example = getattr(model, "example_input_array", None)
-    return None if example is None else as_tuple(example)
+    return None if example is None or isinstance(example, Mapping) else as_tuple(example)
 
 
 def on_device_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ class Add(nn.Module):
 
 class Gate(Add):
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.body(x.mean((2, 3), keepdim=True)))
+        return x * torch.sigmoid(self.body(x).mean((2, 3), keepdim=True))
 
 
 class Cat(nn.Module):
@@ -59,12 +59,12 @@ class Split(nn.Module):
 
     def __init__(self, how: int, body: nn.Module) -> None:
         super().__init__()
-        self.how, self.half, self.body = how, WIDTH // 2, body
+        self.how, self.part, self.body = how, WIDTH // 2, body
         self.enter, self.leave = nn.Conv2d(WIDTH // 2, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH // 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.how == 0:
-            a, b = x.split(self.half, 1)
+            a, b = x.split(self.part, 1)
         elif self.how == 1:
             a, b = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
         else:
@@ -82,11 +82,10 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.flatten(2).transpose(1, 2)
-        q, k, v = (layer(y).view(len(y), -1, self.heads, self.head_dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        if self.fused:
-            z = F.scaled_dot_product_attention(q, k, v)
-        else:
-            z = (q @ k.mT).softmax(-1) @ v
+        q, k, v = (
+            layer(y).view(len(y), -1, self.heads, self.head_dim).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        z = F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT).softmax(-1) @ v
         return self.out(z.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -100,7 +99,7 @@ class Normed(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
         self.rnn, self.out = kind(WIDTH, 6, batch_first=True), nn.Linear(6, WIDTH)
 
@@ -185,7 +184,9 @@ def check(recipe: list[Any], seed: int) -> None:
     rng = np.random.default_rng(seed)
     keep = {g.name: rng.permutation(g.size)[: rng.integers(1, g.size + 1)] for g in groups if g.prunable}
     assert keep
-    report = compact(model, Compaction.from_keep(groups, {name: np.sort(kept).tolist() for name, kept in keep.items()}), x)
+    report = compact(
+        model, Compaction.from_keep(groups, {name: np.sort(kept).tolist() for name, kept in keep.items()}), x
+    )
     assert report.put_back == {}
     assert all(error <= 1e-9 for error in report.errors.values())
 

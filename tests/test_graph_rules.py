@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_oracle import check_exact, sizes
+from graph_oracle import check_exact, sizes, slots
 from torch import Tensor, nn
 
 from lightning_prune.graph import channel_groups
@@ -103,6 +103,8 @@ RESHAPING: list[tuple[Callable[[Tensor], Tensor], int, int]] = [
     (lambda x: x.gather(3, (x > 0).long()), 8, 8),
     (lambda x: x.unfold(2, 2, 2).flatten(3), 8, 8),
     (lambda x: x.tril(), 8, 8),
+    (lambda x: x.tile(1, 2, 1, 1), 16, 8),
+    (lambda x: torch.multiply(x, torch.subtract(x, 1)), 8, 8),
     (lambda x: torch.einsum("bchw->bcwh", x), 8, 8),
 ]
 
@@ -300,6 +302,68 @@ def test_embedding_and_tied_weights(is_tied: bool):
 def test_batch_norm_of_batch_statistics_keeps_the_batch():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False, affine=False), nn.Linear(8, 2))
     assert sizes(check_exact(model, torch.randn(6, 4))) == {"0": 8}
+
+
+class Weighted(nn.Module):
+    """Products with weights that are bare parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Linear(4, 8), nn.Linear(6, 2)
+        self.b, self.added = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.multiply(self.a(x)))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ByEinsum(Weighted):
+    def multiply(self, x: Tensor) -> Tensor:
+        return torch.einsum("btk,km->btm", x, self.b) + self.added
+
+
+class ByBatches(Weighted):
+    def multiply(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.added, x, self.b.expand(len(x), -1, -1))
+
+
+class ByImplicitEinsum(Weighted):
+    def multiply(self, x: Tensor) -> Tensor:
+        return torch.einsum("btk,km", x, self.b).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", [ByEinsum, ByBatches, ByImplicitEinsum])
+def test_products_with_bare_parameters(kind: type[Weighted]):
+    groups = check_exact(kind(), torch.randn(2, 3, 4))
+    assert sizes(groups) == {"a": 8, "b": 6}
+    assert ("b", 0, "input") in slots(groups, "a")
+
+
+def test_a_convolution_of_one_place_leaves_the_other_axes_alone():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.space, self.b = nn.Linear(4, 8), nn.Conv1d(5, 5, 1), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.space(self.a(x)))
+
+    assert sizes(check_exact(Tokens(), torch.randn(2, 5, 4))) == {"a": 8}
+
+
+def test_a_norm_over_the_width_of_a_head_lets_heads_go():
+    class HeadNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).unflatten(-1, (-1, 3))
+            return self.b((x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)).flatten(1))
+
+    assert sizes(check_exact(HeadNorm(), torch.randn(2, 4))) == {"a": 4}
 
 
 def test_multihead_attention_keeps_its_width_and_the_encoder_layer_loses_hidden_units():

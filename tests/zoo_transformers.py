@@ -145,6 +145,18 @@ HGNET = {
 }
 POOLFORMER = {**FOUR_STAGES, "mlp_ratio": 4.0}
 
+BLOOM = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4, "use_cache": False}
+XLNET = {"vocab_size": 60, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 128}
+SWIFTFORMER = {"image_size": 64, "embed_dims": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}
+HIERA = {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
+GLPN = {
+    "num_encoder_blocks": 4,
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [8, 16, 24, 32],
+    "num_attention_heads": [1, 2, 2, 4],
+    "decoder_hidden_size": 16,
+}
+
 Row = tuple[str, str, str, dict[str, Any], Example, str]
 
 TRANSFORMERS: list[Row] = [
@@ -296,5 +308,12 @@ TRANSFORMERS: list[Row] = [
     ("Whisper", "WhisperForConditionalGeneration", "WhisperConfig", WHISPER, speech, "norm"),
     ("Wav2Vec2", "Wav2Vec2ForCTC", "Wav2Vec2Config", {**BERT, **SPEECH}, waveform, "norm"),
     ("HuBERT", "HubertForCTC", "HubertConfig", {**BERT, **SPEECH}, waveform, "norm"),
+    ("Mistral", "MistralForCausalLM", "MistralConfig", LLAMA, tokens(), "norm"),
+    ("Bloom", "BloomForCausalLM", "BloomConfig", BLOOM, tokens(), "norm"),
+    ("DeBERTa", "DebertaV2Model", "DebertaV2Config", BERT, tokens(), "norm"),
+    ("XLNet", "XLNetModel", "XLNetConfig", XLNET, tokens(), "norm"),
+    ("SwiftFormer", "SwiftFormerForImageClassification", "SwiftFormerConfig", SWIFTFORMER, pixels(), "norm"),
+    ("Hiera", "HieraForImageClassification", "HieraConfig", HIERA, pixels(), "norm"),
+    ("GLPN", "GLPNForDepthEstimation", "GLPNConfig", GLPN, pixels(), "norm"),
 ]
 """(name, model class, configuration class, settings, inputs, kind) of each."""

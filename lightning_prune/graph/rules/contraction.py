@@ -8,10 +8,10 @@ import numpy as np
 from torch import fx
 
 from lightning_prune.graph.axes import NOT_A_CHANNEL, Dim, Dims, Fixed
+from lightning_prune.graph.trace import Call
 
 if TYPE_CHECKING:
     from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
 
 SPACE = Fixed("spatial axis")
 

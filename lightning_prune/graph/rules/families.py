@@ -19,7 +19,10 @@ COPIES = _words(
 )
 """Operators whose result has the axes of their first argument."""
 
-UNTAGGED = _words("hardswish log_sigmoid true_divide square float_power __and__ __or__ __xor__")
+UNTAGGED = _words(
+    "hardswish log_sigmoid true_divide square float_power __and__ __or__ __xor__ multiply subtract divide absolute "
+    "negative clip greater greater_equal less less_equal not_equal"
+)
 """Pointwise operators that torch does not tag."""
 
 RESHAPES = _words("view reshape _unsafe_view flatten squeeze unsqueeze unflatten view_as reshape_as _reshape_alias")

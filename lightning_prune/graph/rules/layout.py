@@ -63,9 +63,10 @@ def expand(call: Call, flow: Flow) -> Dims:
 
 
 def repeat(call: Call, flow: Flow) -> Dims:
-    """Each axis laid out several times; the copies of a channel are the same channel."""
-    dims, repeats = flow.of(call["self"]), call["repeats"]
-    new = len(repeats) - len(dims)
+    """Repeat and tile: each axis laid out several times; the copies of a channel are the same channel."""
+    dims, repeats = flow.of(call["self"]), call.get("repeats", call.get("dims"))
+    new = call.output.dim() - len(dims)
+    repeats = [1] * (call.output.dim() - len(repeats)) + list(repeats)
     out: list[Dim] = [Fixed(f"repeated by {call.place}")] * new
     out += [np.tile(d, n) if isinstance(d, np.ndarray) else d for d, n in zip(dims, repeats[new:], strict=True)]
     return tuple(out)
