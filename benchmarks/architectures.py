@@ -26,9 +26,9 @@ from lightning_prune import Compaction, channel_groups, compact  # noqa: E402
 HEAD = """# Architectures
 
 Each network at a small random configuration, every parameter and statistic drawn anew, in float64: half of every
-prunable channel group is removed, and the compact network is compared with the masked one on its inputs and on a second
-random batch. *Error* is max|masked − compact| / max|masked|. A group that is *put back* keeps its width with the planned
-channels at zero, because the code of the network holds a size that no attribute tells. Written by
+prunable channel group is removed, and the compact network is compared with the masked one on its inputs and on a
+second random batch. *Error* is max|masked − compact| / max|masked|. A group that is *put back* keeps its width with the
+planned channels at zero, because the code of the network holds a size that no attribute tells. Written by
 `python benchmarks/architectures.py`; `tests/test_zoo.py` holds every row to it.
 
 | Architecture | Parameters | left | Share | Error | Groups | Put back | Graph (s) | In all (s) | Remark |

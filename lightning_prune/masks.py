@@ -270,45 +270,44 @@ def write(model: nn.Module, masks: Iterable[tuple[str, Tensor]]) -> None:
     Changes:
         the mask buffers, the live weights (zero where pruned) and the modules' ``weight`` attributes.
     """
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    places: dict[int, list[tuple[nn.Module, str, prune.BasePruningMethod]]] = {}
     by_name: dict[str, int] = {}
-    for dense_name, module, name, _ in masked_places(model):
+    for dense_name, module, name, hook in masked_places(model):
         key = by_name[dense_name] = id(original_of(module, name))
-        places.setdefault(key, []).append((module, name))
+        places.setdefault(key, []).append((module, name, hook))
     for dense_name, mask in masks:
-        for module, name in places[by_name[dense_name]]:
+        for module, name, hook in places[by_name[dense_name]]:
             mask_of(module, name).logical_and_(mask.to(mask_of(module, name).device))
-            _zero_pruned(mask_of(module, name), original_of(module, name))
-    refresh(model)
+            _settle(module, name, hook)
+
+
+def refresh(model: nn.Module) -> None:
+    """Zero every live weight where its mask is False and bring the ``weight`` attributes up to date with it."""
+    for _, module, name, hook in masked_places(model):
+        _settle(module, name, hook)
+
+
+def _settle(module: nn.Module, name: str, hook: prune.BasePruningMethod) -> None:
+    """Zero the live weight where it is pruned; show it as ``weight``, in place where that has the right form."""
+    original, shown = original_of(module, name), getattr(module, name)
+    _zero_pruned(mask_of(module, name), original)
+    same = (shown.shape, shown.dtype, shown.device) == (original.shape, original.dtype, original.device)
+    if same and not shown.is_inference():
+        shown.data.copy_(original.data)
+    else:
+        with torch.enable_grad():
+            setattr(module, name, hook.apply_mask(module))
 
 
 def _zero_pruned(mask: Tensor, original: Tensor) -> None:
-    _where(mask, original.data, out=original.data)
-
-
-def _where(mask: Tensor, values: Tensor, out: Tensor) -> None:
-    torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device), out=out)
+    zero = torch.zeros((), dtype=original.dtype, device=original.device)
+    torch.where(mask.bool(), original.data, zero, out=original.data)
 
 
 def zero_pruned(model: nn.Module) -> None:
     """Set the live weights to zero wherever their mask is False, in place (what an optimizer moved goes back)."""
     for _, module, name, _ in masked_places(model):
         _zero_pruned(mask_of(module, name), original_of(module, name))
-
-
-def refresh(model: nn.Module) -> None:
-    """Bring every masked ``weight`` attribute up to date with its live parameter and mask, in place where possible."""
-    for _, module, name, hook in masked_places(model):
-        original, shown = original_of(module, name), getattr(module, name)
-        if shown.is_inference() or (shown.shape, shown.dtype, shown.device) != (
-            original.shape,
-            original.dtype,
-            original.device,
-        ):
-            with torch.enable_grad():
-                setattr(module, name, hook.apply_mask(module))
-        else:
-            _where(mask_of(module, name), original.data, out=shown.data)
 
 
 def masks_by_parameter(model: nn.Module) -> Mapping[nn.Parameter, Tensor]:

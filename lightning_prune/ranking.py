@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,13 +83,22 @@ def lowest(
     return Cut(bits=prefix or 0, ties=left)
 
 
+def _fast(bits: Tensor) -> Any:
+    """Return the bits as a NumPy array on a CPU, where comparing and picking is several times faster than torch's."""
+    return bits.numpy() if bits.device.type == "cpu" else bits
+
+
+def _count_true(condition: Any) -> int:
+    return int(np.count_nonzero(condition) if isinstance(condition, np.ndarray) else torch.count_nonzero(condition))
+
+
 def _count(pieces: Iterable[Tensor], bits: int, dtype: torch.dtype) -> tuple[int, int]:
     """Count the scores whose ordered bits are below and equal to ``bits``."""
     below = equal = 0
     for piece in pieces:
-        ordered = ordered_bits(piece.to(dtype))
-        below += int(torch.count_nonzero(ordered < bits))
-        equal += int(torch.count_nonzero(ordered == bits))
+        ordered = _fast(ordered_bits(piece.to(dtype)))
+        below += _count_true(ordered < bits)
+        equal += _count_true(ordered == bits)
     return below, equal
 
 
@@ -95,22 +106,22 @@ def _histogram(pieces: Iterable[Tensor], prefix: int | None, shift: int, dtype: 
     """Count the 16-bit digits at ``shift`` of the scores whose higher bits equal ``prefix``."""
     counts = torch.zeros(_BINS, dtype=torch.int64)
     for piece in pieces:
-        bits = ordered_bits(piece.flatten().to(dtype))
-        counts = counts.to(bits.device)
+        bits = _fast(ordered_bits(piece.flatten().to(dtype)))
         if prefix is None:
-            counts += torch.bincount((bits >> shift) + _BINS // 2, minlength=_BINS)
+            digits = (bits >> shift) + _BINS // 2
         else:
-            bits = bits[(bits >> (shift + _DIGIT)) == prefix]
-            counts += torch.bincount((bits >> shift) & (_BINS - 1), minlength=_BINS)
+            digits = (bits[(bits >> (shift + _DIGIT)) == prefix] >> shift) & (_BINS - 1)
+        counts = counts.to(piece.device)
+        counts += torch.bincount(torch.as_tensor(digits), minlength=_BINS)
     return counts
 
 
 def keep_mask(scores: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
     """Return which scores stay (bool, same shape) and the cut for the scores that follow, with fewer ties left."""
-    bits = ordered_bits(scores)
-    keep = bits >= cut.bits
+    bits = _fast(ordered_bits(scores))
+    keep = torch.as_tensor(bits >= cut.bits)
     if cut.ties:
-        equal = bits == cut.bits
+        equal = torch.as_tensor(bits == cut.bits)
         count = int(torch.count_nonzero(equal))
         removed = equal if count <= cut.ties else equal & (equal.flatten().cumsum(0).view_as(equal) <= cut.ties)
         keep &= ~removed
@@ -120,7 +131,7 @@ def keep_mask(scores: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
 
 def count_removed(scores: Tensor, cut: Cut) -> tuple[int, Cut]:
     """Return how many of these scores the cut removes and the cut for the scores that follow."""
-    bits = ordered_bits(scores)
-    below = int(torch.count_nonzero(bits < cut.bits))
-    ties = min(cut.ties, int(torch.count_nonzero(bits == cut.bits))) if cut.ties else 0
+    bits = _fast(ordered_bits(scores))
+    below = _count_true(bits < cut.bits)
+    ties = min(cut.ties, _count_true(bits == cut.bits)) if cut.ties else 0
     return below + ties, Cut(cut.bits, cut.ties - ties)

@@ -335,7 +335,7 @@ class ByImplicitEinsum(Weighted):
 
 
 @pytest.mark.parametrize("kind", [ByEinsum, ByBatches, ByImplicitEinsum])
-def test_products_with_bare_parameters(kind: type[Weighted]):
+def test_products_written_in_other_ways(kind: type[Weighted]):
     groups = check_exact(kind(), torch.randn(2, 3, 4))
     assert sizes(groups) == {"a": 8, "b": 6}
     assert ("b", 0, "input") in slots(groups, "a")
