@@ -30,6 +30,8 @@ class Candidates:
         dtype: float64 if any score is, otherwise float32.
         costs: "params" and, with an example input, "macs" -> name -> what one of its units costs in the dense network.
         scales: name -> what its scores are divided by before they are ranked; 1 where missing.
+        in_play: name -> bool mask of the weights that units are made of, where that is not all of them: the rest has
+            left with channels that another recipe removed.
     """
 
     scores: Mapping[str, Tensor]
@@ -39,6 +41,7 @@ class Candidates:
     dtype: torch.dtype = torch.float32
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
+    in_play: Mapping[str, Tensor] = field(default_factory=dict)
     _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
 
     def cut(self, k: int) -> Cut:
@@ -66,8 +69,12 @@ class Candidates:
             ValueError: a name has no cost, or one that is not positive.
         """
         for name in self.sizes:
-            if not costs.get(name, 0) > 0:
-                raise ValueError(f"Global.cost gives {name} the cost {costs.get(name)!r}; each must be positive")
+            if name not in costs:
+                raise ValueError(
+                    f"Global.cost has no entry for {name}; it needs one for each of {list(self.sizes)[:8]}"
+                )
+            if not costs[name] > 0:
+                raise ValueError(f"Global.cost gives {name} the cost {costs[name]!r}; each must be positive")
         return replace(self, scales=costs, _cuts={})
 
     @property
@@ -145,6 +152,6 @@ class Global(Choice):
     def _table(self, candidates: Candidates) -> Mapping[str, float]:
         if isinstance(self.cost, Mapping):
             return self.cost
-        if self.cost not in candidates.costs:
+        if self.cost is None or self.cost not in candidates.costs:
             raise ValueError(f"Global(cost={self.cost!r}) needs an example input: set example_input_array")
         return candidates.costs[self.cost]

@@ -37,7 +37,7 @@ def bind(
         name = type(model).__name__
         raise ValueError(
             f"{recipe.granularity} with count={recipe.count!r} needs an example input of {name}: set"
-            f" {name}.example_input_array = torch.zeros(1, …), of the shape that its forward takes (a tensor or a tuple)"
+            f" {name}.example_input_array = torch.zeros(1, …), of the shape that its forward takes, or a tuple"
         )
     parameters = masks.dense_parameters(model)
     pruner = Pruner(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.utils import get_total_norm
@@ -66,6 +66,7 @@ class PruningCallback(Callback):
         this hook: it gets its masks before the weights of a checkpoint load, or else when the fit starts.
         """
         _check_alone(trainer)
+        _check_averaging(trainer)
         self._unhook()
         self._load_hook = pl_module.register_load_state_dict_pre_hook(_Loading(self, trainer))
         if stage == "fit":
@@ -217,6 +218,16 @@ def _check_alone(trainer: Trainer) -> None:
         )
 
 
+def _check_averaging(trainer: Trainer) -> None:
+    """Refuse Lightning's weight averaging: it copies dense averages into the compact model at the end."""
+    averaging = [type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    if averaging:
+        raise PruningError(
+            f"{averaging[0]} does not know of masks and removed channels, so its averages would not fit the pruned"
+            " model; take it out of this Trainer, and average in a fit after pruning"
+        )
+
+
 def _example_of(model: LightningModule) -> tuple[Any, ...] | None:
     inputs = example_of(model)
     return None if inputs is None else on_device_of(model, inputs)
@@ -227,8 +238,8 @@ def _is_rehearsal(trainer: Trainer) -> bool:
 
 
 def _total_steps(trainer: Trainer) -> int | None:
-    """Return the optimizer steps of the whole run, or None when Lightning cannot tell."""
-    if _is_rehearsal(trainer):
+    """Return the optimizer steps of the whole run, or None when Lightning cannot tell, as in manual optimization."""
+    if _is_rehearsal(trainer) or not trainer.lightning_module.automatic_optimization:
         return None
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 < steps < float("inf") else None

@@ -67,6 +67,10 @@ class Random(Choice):
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"Random.seed must be a whole number, got {self.seed!r}")
+
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """Return the scores, shape of ``weight``."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))

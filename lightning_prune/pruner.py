@@ -16,7 +16,7 @@ from lightning_prune.granularity import Granularity
 from lightning_prune.recipe import Recipe
 from lightning_prune.report import Macs
 from lightning_prune.schedules import Schedule
-from lightning_prune.selection import Units
+from lightning_prune.selection import ChannelUnits, Masks, Units
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Pruner:
         macs: multiply-accumulates of the dense network; None without an example input.
         observed: what a gradient criterion has seen since the last event.
         asked: the sparsity of the last event.
+        others: channels that other recipes remove in the same run.
     """
 
     recipe: Recipe
@@ -61,6 +62,7 @@ class Pruner:
     macs: Macs | None
     observed: Observations = field(default_factory=Observations)
     asked: float = 0.0
+    others: tuple[ChannelUnits, ...] = ()
 
     @property
     def is_finished(self) -> bool:
@@ -93,6 +95,16 @@ class Pruner:
             kind: {name: budget.total - budget.remaining(densities) for name, densities in first.items()}
             for kind, budget in self.budgets.items()
         }
+
+    def in_play(self, live: Masks) -> dict[str, Tensor]:
+        """Return the weights that have not left with another recipe's channels, where some could: True = in play."""
+        found: dict[str, Tensor] = {}
+        for units in self.others:
+            for name, left in units.left(live).items():
+                if name in self.units.shapes:
+                    left = left.to(live[name].device)
+                    found[name] = found[name] & left if name in found else left
+        return found
 
     def attach(self, model: nn.Module) -> None:
         """Put all-True masks on the parameters that this pruner masks; see :func:`masks.attach`."""
@@ -137,7 +149,7 @@ def prune_step(
     current = masks.read(model)
     scores = Scores(pruner.recipe.criterion, _scored(pruner, model), pruner.observed, current)
     scores.check()
-    candidates = replace(pruner.units.candidates(scores, current), costs=pruner.unit_costs)
+    candidates = replace(pruner.units.candidates(scores, current, pruner.in_play(current)), costs=pruner.unit_costs)
     removed = allocate(pruner, candidates, sparsity)
     chosen = pruner.units.masks(candidates, removed, scores)
     masks.write(model, chosen)
@@ -215,7 +227,7 @@ def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
     if pruner.budget is None:
-        sparsity = pruner.units.sparsity(live)
+        sparsity = pruner.units.sparsity(live, pruner.in_play(live))
     else:
         sparsity = 1 - pruner.budget.remaining(densities) / pruner.budget.total
     return Event(

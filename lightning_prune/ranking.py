@@ -83,12 +83,12 @@ def lowest(
     return Cut(bits=prefix or 0, ties=left)
 
 
-def _fast(bits: Tensor) -> Any:
+def _fast(bits: Tensor) -> Any:  # noqa: ANN401
     """Return the bits as a NumPy array on a CPU, where comparing and picking is several times faster than torch's."""
     return bits.numpy() if bits.device.type == "cpu" else bits
 
 
-def _count_true(condition: Any) -> int:
+def _count_true(condition: np.ndarray | Tensor) -> int:
     return int(np.count_nonzero(condition) if isinstance(condition, np.ndarray) else torch.count_nonzero(condition))
 
 

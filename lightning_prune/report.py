@@ -1,6 +1,7 @@
 """Sparsity, parameters, multiply-accumulates and bytes as values; printing is the caller's."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,12 +180,21 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     counter = FlopCounterMode(display=False)
     with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter:
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the counter does not know every fused one
+            with _countable():
                 model(*inputs)
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
             raise ValueError(f"{type(model).__name__} rejects the example input {shapes}: {error}") from error
     return Macs(counter.get_total_flops() // 2, per_weight)
+
+
+@contextmanager
+def _countable() -> Iterator[None]:
+    """Run without the kernels that the counter does not know: some fused attentions and the LSTM of oneDNN."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 @contextmanager

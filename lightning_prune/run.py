@@ -5,18 +5,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import masks, schedules
 from lightning_prune.binding import bind
-from lightning_prune.errors import CheckpointError
+from lightning_prune.errors import CheckpointError, NonFiniteError
+from lightning_prune.granularity import Element
 from lightning_prune.optimizer_surgery import parameters_of
 from lightning_prune.policies import LRRewind, RewindWeights, as_policies
 from lightning_prune.policy_runtime import PolicyRuntime, Scheduler
 from lightning_prune.pruner import Event, Pruner, check_masked, describe, prune_step
 from lightning_prune.recipe import Recipe
+from lightning_prune.selection import ChannelUnits
 
 
 class PruningRun:
@@ -42,6 +46,7 @@ class PruningRun:
         _check_disjoint(recipes, model)
         self._total_steps = total_steps
         self.pruners: list[Pruner] = [bind(recipe, model, example_inputs, total_steps) for recipe in recipes]
+        _introduce(self.pruners)
         self.step = 0
         self.sparsity = 0.0
         self._looked_at = -1
@@ -75,6 +80,7 @@ class PruningRun:
             if shapes != pruner.units.shapes:
                 fresh = bind(pruner.recipe, model, example_inputs, self._total_steps)
                 self.pruners[index] = replace(fresh, observed=pruner.observed, asked=pruner.asked)
+        _introduce(self.pruners)
 
     def start(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Scheduler], model: nn.Module) -> None:
         """Take hold of the optimizers: count their steps, keep pruned weights at zero, start the policies.
@@ -83,10 +89,13 @@ class PruningRun:
             ValueError: no optimizer holds any target, or a policy cannot work with these optimizers and schedulers.
             OptimizerStateError: an optimizer whose state cannot be carried over an event.
             PruningError: a target lost its mask, since its module was replaced.
+            NonFiniteError: a parameter or buffer is NaN or infinite.
         """
         self.stop()
         for pruner in self.pruners:
             check_masked(pruner, model)
+        _check_finite(model)
+        masks.refresh(model)
         parameters = masks.dense_parameters(model)
         owned = {parameters[name] for pruner in self.pruners for name in pruner.units.weights}
         owners = [o for o in optimizers if owned & set(parameters_of(o))]
@@ -142,7 +151,9 @@ class PruningRun:
         events = []
         for runtime in self._runtimes:
             runtime.after_step(self.step, model)
-        for pruner, runtime in zip(self.pruners, self._runtimes, strict=True):
+        # channels first: weights that leave with them count for no other recipe
+        pairs = zip(self.pruners, self._runtimes, strict=True)
+        for pruner, runtime in sorted(pairs, key=lambda pair: not pair[0].recipe.is_structured):
             asked = schedules.due(pruner.schedule, before, self.step)
             if asked is not None and asked > pruner.asked:
                 runtime.check_event(self.step)
@@ -209,3 +220,34 @@ def _check_disjoint(recipes: Iterable[Recipe], model: nn.Module) -> None:
                     " targets differ with Targets(include=…, exclude=…)"
                 )
             owner[target.name] = index
+
+
+def _introduce(pruners: Sequence[Pruner]) -> None:
+    """Tell each pruner of single weights which channels leave its targets; refuse where units could be cut apart.
+
+    Raises:
+        ValueError: one recipe removes channels out of n:m blocks, blocks or channels of another one.
+    """
+    for one in pruners:
+        others = [p.units for p in pruners if p is not one and isinstance(p.units, ChannelUnits)]
+        reaching = tuple(units for units in others if set(units.shapes) & set(one.units.shapes))
+        if reaching and not isinstance(one.recipe.granularity, Element):
+            shared = min(set(reaching[0].shapes) & set(one.units.shapes))
+            raise ValueError(
+                f"another recipe of this run removes channels out of {shared}, which would cut the units of"
+                f" {one.recipe.granularity} apart; exclude it from one of them, or prune in two fits, channels first"
+            )
+        one.others = reaching
+
+
+def _check_finite(model: nn.Module) -> None:
+    broken = [
+        name
+        for name, tensor in masks.dense_names(model).items()
+        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(tensor.detach()).all())
+    ]
+    if broken:
+        raise NonFiniteError(
+            f"{', '.join(broken[:5])} of {type(model).__name__} is NaN or infinite before the first step; nothing was"
+            " pruned. Load other weights, or mend the initialisation"
+        )

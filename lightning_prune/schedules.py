@@ -22,6 +22,11 @@ def _check_sparsity(owner: object, name: str, value: float) -> None:
         raise ValueError(f"{type(owner).__name__}.{name} must lie in [0, 1), got {value!r}: it is the share removed")
 
 
+def _check_number(owner: object, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{type(owner).__name__}.{name} must be a number, got {value!r}")
+
+
 def _check_step(owner: object, name: str, value: int | float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{type(owner).__name__}.{name} must be an optimizer step or a share of the run, got {value!r}")
@@ -166,6 +171,7 @@ class Polynomial(Gradual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_number(self, "exponent", self.exponent)
         if not self.exponent > 0:
             raise ValueError(f"Polynomial.exponent must be positive, got {self.exponent!r}; the paper has 3")
 
@@ -194,6 +200,7 @@ class Exponential(Gradual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_number(self, "rate", self.rate)
         if not self.rate > 0:
             raise ValueError(f"Exponential.rate must be positive, got {self.rate!r}")
 
@@ -224,6 +231,8 @@ class OneCycle(Gradual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_number(self, "alpha", self.alpha)
+        _check_number(self, "beta", self.beta)
         if not self.alpha > 0:
             raise ValueError(f"OneCycle.alpha must be positive, got {self.alpha!r}; the paper has 14")
         if not -100 <= self.beta <= 100:

@@ -7,7 +7,8 @@ Two kinds of units have the same four questions to answer (:class:`Units`): thos
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -22,6 +23,9 @@ from lightning_prune.targets import Target
 
 Masks = Mapping[str, Tensor]
 """Dense name -> bool mask of the parameter's shape, True = keep."""
+
+ALL: Masks = MappingProxyType({})
+"""For ``in_play``: no weight has left with a channel of another recipe."""
 
 
 class Units(Protocol):
@@ -46,11 +50,11 @@ class Units(Protocol):
         """Return how many units of each target or channel group may go at most."""
         ...
 
-    def sparsity(self, masks: Masks) -> float:
+    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
         """Return what share of the units' own measure (weights of the targets; channels) is gone."""
         ...
 
-    def candidates(self, scores: Scores, masks: Masks) -> Candidates:
+    def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit with its score: -inf where the masks removed it already."""
         ...
 
@@ -98,18 +102,26 @@ class ElementUnits:
         """Return every unit of every target."""
         return self.sizes
 
-    def sparsity(self, masks: Masks) -> float:
-        """Return the share of the weights in units that is masked out."""
-        gone = sum(math.prod(t.shape) - int(torch.count_nonzero(masks[t.name])) for t in self.targets)
-        return gone / sum(self.granularity.within(target) for target in self.targets)
+    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
+        """Return the share of the weights in units that is masked out; only of those in play, where that is stated."""
+        gone = whole = 0
+        for target in self.targets:
+            mask = masks[target.name][in_play[target.name]] if target.name in in_play else masks[target.name]
+            gone += mask.numel() - int(torch.count_nonzero(mask))
+            whole += mask.numel() if target.name in in_play else self.granularity.within(target)
+        return gone / max(whole, 1)
 
-    def candidates(self, scores: Scores, masks: Masks) -> Candidates:
+    def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit; for single weights the scores are computed only when they are read."""
+        if isinstance(self.granularity, Element) and in_play:
+            mine = {t.name: in_play.get(t.name, torch.ones_like(masks[t.name])) for t in self.targets}
+            units = {name: scores[name][inside] for name, inside in mine.items()}
+            return replace(_candidates(units, self.shapes, scores.dtype), in_play=mine)
         if isinstance(self.granularity, Element):
             sizes = self.sizes
             before = {name: size - int(torch.count_nonzero(masks[name])) for name, size in sizes.items()}
             return Candidates(scores, self.shapes, sizes, before, scores.dtype)
-        units: dict[str, Tensor] = {}
+        units = {}
         for target in self.targets:
             gone = self.granularity.removed(masks[target.name], target)
             of_target = self.granularity.units(finite(scores[target.name]), target)
@@ -128,7 +140,14 @@ class ElementUnits:
         """Yield the mask of each target."""
         for target in self.targets:
             keep = keep_highest(candidates, target.name, removed[target.name])
-            if isinstance(self.granularity, Element):
+            if target.name in candidates.in_play:
+                yield (
+                    target.name,
+                    torch.ones_like(candidates.in_play[target.name]).masked_scatter_(
+                        candidates.in_play[target.name], keep
+                    ),
+                )
+            elif isinstance(self.granularity, Element):
                 yield target.name, keep.view(target.shape)
             else:
                 keep = keep.view(candidates.scores[target.name].shape)
@@ -163,7 +182,7 @@ class ChannelUnits:
         """Return what brings each group down to the narrowest allowed width."""
         return {group.name: group.size - self.granularity.widths(group.size)[-1] for group in self.groups}
 
-    def sparsity(self, masks: Masks) -> float:
+    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
         """Return the share of the channels that are masked out everywhere."""
         return sum(int(gone.sum()) for gone in self.gone(masks).values()) / sum(self.sizes.values())
 
@@ -176,7 +195,7 @@ class ChannelUnits:
                     members[member.parameter].append((group, member.axis, torch.from_numpy(member.indices)))
         return members
 
-    def candidates(self, scores: Scores, masks: Masks) -> Candidates:
+    def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every channel; its score is the sum over all weights that go with it."""
         totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in self.groups}
         for parameter, members in self._members().items():
@@ -228,7 +247,13 @@ class ChannelUnits:
 
     def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
         """Yield the mask of each member parameter."""
-        keep = {g.name: keep_highest(candidates, g.name, removed[g.name]) for g in self.groups}
+        yield from self._spread({g.name: keep_highest(candidates, g.name, removed[g.name]) for g in self.groups})
+
+    def left(self, masks: Masks) -> dict[str, Tensor]:
+        """Return of each member parameter what has not left with a channel: bool, True = still there."""
+        return dict(self._spread({name: ~gone for name, gone in self.gone(masks).items()}))
+
+    def _spread(self, keep: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for parameter, members in self._members().items():
             mask = torch.ones(self.shapes[parameter], dtype=torch.bool)
             for group, axis, indices in members:

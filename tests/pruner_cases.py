@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import masks
-from lightning_prune.criteria import Observations, Scores
 from lightning_prune.binding import bind
+from lightning_prune.criteria import Observations, Scores
 from lightning_prune.pruner import Pruner
 from lightning_prune.recipe import Recipe
 from lightning_prune.selection import ChannelUnits

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer, zeros
 from torch import nn
 
@@ -19,6 +19,7 @@ from lightning_prune import (
     Element,
     Linear,
     LRRewind,
+    NOfM,
     OneShot,
     PruningCallback,
     Recipe,
@@ -298,3 +299,26 @@ def test_copy_of_a_module_with_its_own_recipe(tmp_path: Path) -> None:
     fit(tmp_path, other)
     assert other._pruning_callback is not model._pruning_callback
     assert other._pruning_callback.events[0].step == 4
+
+
+def test_broken_weights_are_named_before_the_first_step(tmp_path: Path) -> None:
+    model = LinearNet()
+    with torch.no_grad():
+        model.second.weight[0, 0] = torch.nan
+    recipe = Recipe(schedule=OneShot(0.5, begin_step=6))
+    with pytest.raises(NonFiniteError, match=r"second\.weight of LinearNet is NaN or infinite before the first step"):
+        trainer(tmp_path, PruningCallback(recipe)).fit(model, loader())
+
+
+def test_weight_averaging_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(schedule=OneShot(0.5, begin_step=6))
+    averaging = EMAWeightAveraging(decay=0.9)
+    with pytest.raises(PruningError, match="EMAWeightAveraging does not know of masks and removed channels"):
+        trainer(tmp_path, PruningCallback(recipe), averaging).fit(LinearNet(), loader())
+
+
+def test_channels_of_one_recipe_in_blocks_of_another(tmp_path: Path) -> None:
+    thin = Recipe(schedule=OneShot(0.5, begin_step=2), granularity=Channel(), targets=Targets(include=("conv2",)))
+    blocks = Recipe(schedule=OneShot(0.5, begin_step=2), granularity=NOfM(2, 4), targets=Targets(include=("conv3",)))
+    with pytest.raises(ValueError, match=r"removes channels out of conv3\.weight, which would cut the units of NOfM"):
+        trainer(tmp_path, PruningCallback([thin, blocks])).fit(Net(), loader())

@@ -8,9 +8,31 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_prune"
 ORDER = (
-    *("_version", "errors", "choice", "masks", "targets", "granularity", "schedules", "criteria", "ranking", "allocation"),
+    *(
+        "_version",
+        "errors",
+        "choice",
+        "masks",
+        "targets",
+        "granularity",
+        "schedules",
+        "criteria",
+        "ranking",
+        "allocation",
+    ),
     *("graph", "selection", "optimizer_surgery", "policies", "policy_runtime", "compaction", "report", "budget"),
-    *("recipe", "guard", "pruner", "binding", "finalization", "checkpoints", "run", "callback", "mixin", "distillation"),
+    *(
+        "recipe",
+        "guard",
+        "pruner",
+        "binding",
+        "finalization",
+        "checkpoints",
+        "run",
+        "callback",
+        "mixin",
+        "distillation",
+    ),
     *("study", "deploy", "cli", "__init__"),
 )
 ONLY_IN = {

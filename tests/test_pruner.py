@@ -9,9 +9,9 @@ from pruner_cases import Net, X, bytes_of, costs, network, pruned, ready, remove
 from torch import Tensor, nn
 
 from lightning_prune import masks
+from lightning_prune.binding import bind
 from lightning_prune.criteria import Random, Taylor
 from lightning_prune.granularity import Channel, NOfM
-from lightning_prune.binding import bind
 from lightning_prune.pruner import Event, describe, prune_step
 from lightning_prune.recipe import Recipe
 from lightning_prune.schedules import Iterative, OneShot

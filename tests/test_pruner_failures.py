@@ -10,10 +10,10 @@ from pruner_cases import X, bytes_of, network, ready
 from torch import Tensor, nn
 
 from lightning_prune import masks
+from lightning_prune.binding import bind
 from lightning_prune.criteria import Taylor
 from lightning_prune.errors import GraphError, NonFiniteError, PruningError
 from lightning_prune.granularity import Block, Channel, Element, NOfM
-from lightning_prune.binding import bind
 from lightning_prune.pruner import prune_step
 from lightning_prune.recipe import Recipe
 from lightning_prune.schedules import Linear, OneShot
