@@ -98,6 +98,7 @@ def test_what_it_may_not_return(tmp_path: Path, given: Any, error: type[Exceptio
         trainer(tmp_path).fit(Own(given), loader())
 
 
+@pytest.mark.filterwarnings("ignore:pruning of this model is done and its masks are folded")
 def test_one_callback_through_fits_validate_and_test(tmp_path: Path) -> None:
     model, run = Own(), trainer(tmp_path)
     run.validate(model, loader(batches=1), verbose=False)
