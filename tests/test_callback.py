@@ -376,3 +376,9 @@ def test_step_that_the_gradient_scaler_leaves_out_is_not_observed() -> None:
         weight.grad = torch.full((3,), gradient)
         run: Any = SimpleNamespace(scaler=scaler)
         assert _is_left_out(run, optimizer) is is_left_out
+
+
+def test_share_of_a_run_whose_length_nobody_knows(tmp_path: Path) -> None:
+    recipe = Recipe(schedule=Linear(0.5, end_step=0.7, frequency=4), targets=Targets(include=("first",)))
+    with pytest.raises(ValueError, match="is a share of the run, but the number of optimizer steps is unknown"):
+        trainer(tmp_path, PruningCallback(recipe)).fit(TwoOptimizers(), loader())
