@@ -239,7 +239,7 @@ def test_an_input_of_another_type() -> None:
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
-def test_recurrent_layers_are_in_the_total(kind: type[nn.RNNBase], gates: int) -> None:
+def test_recurrent_layers_are_in_the_total(kind: Callable[[int, int], nn.Module], gates: int) -> None:
     steps, inputs, hidden = 4, 5, 6
     found = measure_macs(kind(inputs, hidden), torch.zeros(steps, 1, inputs))
     assert found.total == steps * gates * hidden * (inputs + hidden)
