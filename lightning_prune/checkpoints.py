@@ -99,6 +99,26 @@ def adapt(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
     masks.attach(model, [name for name in wanted if name not in structured])
 
 
+def take_base(model: nn.Module, base: Compaction | None) -> None:
+    """Let the model take the shape that it had when a run was set up, before its weights load.
+
+    Args:
+        model: dense, masked or compact.
+        base: the removals that had shaped it then; None: the shape that it was built with.
+
+    Changes:
+        hooks, mask buffers, shapes and size attributes of the model's layers.
+    """
+    current = applied_plan(model)
+    if current == base:
+        return
+    masks.detach(model)
+    shapes = current.shapes if base is None and current is not None else base.shapes_after if base is not None else {}
+    known = {path: follows for plan in (current, base) if plan is not None for path, follows in plan.attributes.items()}
+    reshape_like(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, known)
+    set_plan(model, base)
+
+
 def dense_state(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> dict[str, Tensor]:
     """Return a state dict under dense names: ``weight_orig`` as ``weight``, mask buffers left out."""
     dense = dict(state_dict)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_prune.choice import Choice
 from lightning_prune.errors import NonFiniteError, PruningError
+from lightning_prune.frame import Frame
 
 Criterion = Callable[[str, Tensor], Tensor]
 """``criterion(name, weight) -> scores`` of the weight's shape; any function will do."""
@@ -152,6 +153,7 @@ class Scores(Mapping[str, Tensor]):
         weights: dense name -> parameter.
         observed: what a gradient criterion has seen; unused otherwise.
         pruned: dense name -> bool mask (True = kept); pruned positions score -inf, so that they stay pruned.
+        frame: scores have the shapes of the beginning; what has been removed since scores -inf too.
     """
 
     def __init__(
@@ -160,7 +162,9 @@ class Scores(Mapping[str, Tensor]):
         weights: Mapping[str, Tensor],
         observed: Observations,
         pruned: Mapping[str, Tensor],
+        frame: Frame | None = None,
     ) -> None:
+        self._frame = frame or Frame()
         self._criterion = criterion
         self._weights = weights
         self._observed = observed
@@ -181,11 +185,12 @@ class Scores(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         scores = self._raw(name, self._weights[name].detach())
-        return scores.masked_fill(~self._pruned[name], -torch.inf) if name in self._touched else scores
+        scores = scores.masked_fill(~self._pruned[name], -torch.inf) if name in self._touched else scores
+        return self._frame.widen(name, scores, -torch.inf)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """Yield the scores of one parameter as flat pieces in row-major order."""
-        if type(self._criterion) is not Magnitude:
+        if type(self._criterion) is not Magnitude or name in self._frame.keep:
             yield from self[name].flatten().split(CHUNK)
             return
         mask = self._pruned[name].flatten() if name in self._touched else None

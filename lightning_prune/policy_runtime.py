@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import optimizer_surgery
 from lightning_prune.errors import CheckpointError, PruningError
+from lightning_prune.frame import Frame
 from lightning_prune.masks import dense_names, refresh
 from lightning_prune.policies import Keep, LRRewind, OptimizerPolicy, Reset, Rewarm, RewindWeights, as_policies
 
@@ -148,6 +149,11 @@ class PolicyRuntime:
             self._restore_rates(self._rates)
         if self._rewarm:
             self._ramps = [0] * len(self._optimizers)
+
+    def narrow(self, frame: Frame) -> None:
+        """Let the snapshot of the weights follow a removal of channels."""
+        if self._weights is not None:
+            self._weights = {name: frame.narrow(name, tensor) for name, tensor in self._weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots and ramps: CPU tensors and plain values, ``torch.load(weights_only=True)`` reads them."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lightning_prune import masks, schedules
 from lightning_prune.allocation import Candidates
 from lightning_prune.budget import Budget, smallest_share
+from lightning_prune.compaction import Compaction
 from lightning_prune.criteria import GradientCriterion, Observations, Scores
 from lightning_prune.errors import PruningError
 from lightning_prune.granularity import Granularity
@@ -17,6 +19,7 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.report import Macs
 from lightning_prune.schedules import Schedule
 from lightning_prune.selection import ChannelUnits, Masks, Units
+from lightning_prune.shrinking import frame_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Pruner:
         observed: what a gradient criterion has seen since the last event.
         asked: the sparsity of the last event.
         others: channels that other recipes remove in the same run.
+        base: the removals that had shaped the model when it was bound; names, shapes and costs are of that model.
     """
 
     recipe: Recipe
@@ -63,6 +67,7 @@ class Pruner:
     observed: Observations = field(default_factory=Observations)
     asked: float = 0.0
     others: tuple[ChannelUnits, ...] = ()
+    base: Compaction | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -106,6 +111,30 @@ class Pruner:
                     found[name] = found[name] & left if name in found else left
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was asked and observed, and the names of the units' channel groups (None: single targets)."""
+        groups = [group.name for group in self.units.groups] if isinstance(self.units, ChannelUnits) else None
+        return {
+            "asked": self.asked,
+            "sums": self.observed.sums,
+            "steps": self.observed.steps,
+            "groups": groups,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Restore what :meth:`state_dict` returned; the same channel groups are in play as then.
+
+        Raises:
+            CheckpointError: the model has no such channel groups.
+        """
+        parameters = masks.dense_parameters(model)
+        self.asked = state["asked"]
+        sums = {name: total.to(parameters[name].device, copy=True) for name, total in state["sums"].items()}
+        self.observed = Observations(sums, dict(state["steps"]))
+        if isinstance(self.units, ChannelUnits):
+            self.units = self.units.only(state["groups"] or (), parameters)
+            self.__dict__.pop("unit_costs", None)
+
     def attach(self, model: nn.Module) -> None:
         """Put all-True masks on the parameters that this pruner masks; see :func:`masks.attach`."""
         masks.attach(model, self.units.shapes, is_structured=self.recipe.is_structured)
@@ -146,13 +175,13 @@ def prune_step(
         masks and weights of the model, and what ``carry`` changes; the pruner's observations start anew.
     """
     check_masked(pruner, model)
-    current = masks.read(model)
-    scores = Scores(pruner.recipe.criterion, _scored(pruner, model), pruner.observed, current)
+    live, frame, current = masks.read(model), frame_of(model, pruner.base), wide_masks(pruner, model)
+    scores = Scores(pruner.recipe.criterion, _scored(pruner, model), pruner.observed, live, frame)
     scores.check()
     candidates = replace(pruner.units.candidates(scores, current, pruner.in_play(current)), costs=pruner.unit_costs)
     removed = allocate(pruner, candidates, sparsity)
     chosen = pruner.units.masks(candidates, removed, scores)
-    masks.write(model, chosen)
+    masks.write(model, ((name, frame.narrow(name, mask)) for name, mask in chosen))
     if carry is not None:
         carry(masks.masks_by_parameter(model))
     pruner.observed.clear()
@@ -162,9 +191,9 @@ def prune_step(
 
 def check_masked(pruner: Pruner, model: nn.Module) -> None:
     """Raise PruningError where a parameter that this pruner masks is no longer there or has no mask of its shape."""
-    live = masks.read(model)
-    for name, shape in pruner.units.shapes.items():
-        found = tuple(live[name].shape) if name in live else None
+    live, frame = masks.read(model), frame_of(model, pruner.base)
+    for name, first in pruner.units.shapes.items():
+        found, shape = tuple(live[name].shape) if name in live else None, frame.shape_now(name, first)
         if found != shape:
             raise PruningError(
                 f"{name} had a mask of shape {shape} when pruning was set up and now has"
@@ -219,10 +248,16 @@ def _total(pruner: Pruner) -> int:
     return sum(pruner.units.sizes.values())
 
 
+def wide_masks(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks in the shapes that the model had when it was bound: False where a channel has left since."""
+    frame = frame_of(model, pruner.base)
+    return {name: frame.widen(name, mask, False) for name, mask in masks.read(model).items()}
+
+
 def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     """Return the state of a masked model as the record of an event."""
     first = masks.first_names(model)
-    live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
+    live = {name: mask for name, mask in wide_masks(pruner, model).items() if first[name] == name}
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None

@@ -13,14 +13,17 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import masks, schedules
 from lightning_prune.binding import bind
+from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError, NonFiniteError
+from lightning_prune.frame import Frame
 from lightning_prune.granularity import Element
 from lightning_prune.optimizer_surgery import parameters_of
 from lightning_prune.policies import LRRewind, RewindWeights, as_policies
 from lightning_prune.policy_runtime import PolicyRuntime, Scheduler
-from lightning_prune.pruner import Event, Pruner, check_masked, describe, prune_step
+from lightning_prune.pruner import Event, Pruner, check_masked, describe, prune_step, wide_masks
 from lightning_prune.recipe import Recipe
 from lightning_prune.selection import ChannelUnits
+from lightning_prune.shrinking import frame_of, next_removal, removed_since
 
 
 class PruningRun:
@@ -50,10 +53,16 @@ class PruningRun:
         self.step = 0
         self.sparsity = 0.0
         self._looked_at = -1
+        self._stay: set[str] = set()
         self._runtimes: list[PolicyRuntime] = []
         self._policy_state: list[dict[str, Any]] = []
         self._handles: list[RemovableHandle] = []
         self.attach(model)
+
+    @property
+    def base(self) -> Compaction | None:
+        """The removals that had shaped the model when the run was set up."""
+        return self.pruners[0].base
 
     @property
     def last_step(self) -> int | None:
@@ -73,11 +82,15 @@ class PruningRun:
             pruner.attach(model)
 
     def rebind(self, model: nn.Module, example_inputs: tuple[Any, ...] | None) -> None:
-        """Look at the model anew when its shapes have changed, as by a checkpoint of a smaller one."""
+        """Look at the model anew when its shapes have changed, other than by the removals of this run."""
         parameters = masks.dense_parameters(model)
         for index, pruner in enumerate(self.pruners):
-            shapes = {name: tuple(parameters[name].shape) for name in pruner.units.shapes if name in parameters}
-            if shapes != pruner.units.shapes:
+            frame = frame_of(model, pruner.base)
+            held = {name: shape for name, shape in pruner.units.shapes.items() if name in parameters}
+            expected = {name: frame.shape_now(name, shape) for name, shape in held.items()}
+            if {name: tuple(parameters[name].shape) for name in held} != expected or len(held) < len(
+                pruner.units.shapes
+            ):
                 fresh = bind(pruner.recipe, model, example_inputs, self._total_steps)
                 self.pruners[index] = replace(fresh, observed=pruner.observed, asked=pruner.asked)
         _introduce(self.pruners)
@@ -139,29 +152,67 @@ class PruningRun:
             for pruner in watching:
                 pruner.observe(parameters)
 
-    def prune_if_due(self, model: nn.Module) -> list[Event]:
-        """Run the events that fell due since last asked; return their records.
+    def due(self) -> dict[int, float]:
+        """Return what the schedules ask for since the last event: index of the recipe -> sparsity; {} when nothing."""
+        if self.step == self._looked_at:
+            return {}
+        asked = {i: schedules.due(pruner.schedule, self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
+        found = {i: sparsity for i, sparsity in asked.items() if sparsity is not None}
+        found = {i: sparsity for i, sparsity in found.items() if sparsity > self.pruners[i].asked}
+        if not found:
+            self._looked_at = self.step
+        return found
+
+    def prune(self, model: nn.Module, asked: Mapping[int, float]) -> list[Event]:
+        """Run one event: prune to these sparsities, by index of the recipe; return the records.
 
         Raises:
             NonFiniteError: a weight or score is NaN or infinite; nothing is pruned then.
         """
-        if self.step == self._looked_at:
-            return []
-        before, self._looked_at = self._looked_at, self.step
+        self._looked_at = self.step
+        for index in asked:
+            self._runtimes[index].check_event(self.step)
         events = []
+        # channels first: weights that leave with them count for no other recipe
+        for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
+            carry = partial(self._carry, self._runtimes[index], model)
+            events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step))
+        self.sparsity = self.measure(model)
+        return events
+
+    def after_step(self, model: nn.Module) -> None:
+        """Take the snapshots of policies that are due at this step."""
         for runtime in self._runtimes:
             runtime.after_step(self.step, model)
-        # channels first: weights that leave with them count for no other recipe
-        pairs = zip(self.pruners, self._runtimes, strict=True)
-        for pruner, runtime in sorted(pairs, key=lambda pair: not pair[0].recipe.is_structured):
-            asked = schedules.due(pruner.schedule, before, self.step)
-            if asked is not None and asked > pruner.asked:
-                runtime.check_event(self.step)
-                carry = partial(self._carry, runtime, model)
-                events.append(prune_step(pruner, model, asked, carry, self.step))
-        if events:
-            self.sparsity = self.measure(model)
-        return events
+
+    def prune_if_due(self, model: nn.Module) -> list[Event]:
+        """Run the event that fell due since last asked; return its records."""
+        self.after_step(model)
+        asked = self.due()
+        return self.prune(model, asked) if asked else []
+
+    def next_removal(self, model: nn.Module) -> Compaction | None:
+        """Plan to remove the channels that are masked out entirely; None when there are none."""
+        units = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
+        if not units:
+            return None
+        return next_removal(units, wide_masks(self.pruners[0], model), removed_since(model, self.base), self._stay)
+
+    def follow(self, plan: Compaction, put_back: Iterable[str] = ()) -> None:
+        """Let observations and snapshots follow a removal of channels from the model.
+
+        Args:
+            plan: what was asked to go.
+            put_back: the channel groups of the plan that stayed, at zero; they are not tried again.
+        """
+        self._stay |= set(put_back)
+        plan = plan.only(set(plan.removals) - self._stay)
+        frame = Frame(plan.shapes, plan.keep)
+        for pruner in self.pruners:
+            sums = pruner.observed.sums
+            pruner.observed.sums = {name: frame.narrow(name, total) for name, total in sums.items()}
+        for runtime in self._runtimes:
+            runtime.narrow(frame)
 
     def _carry(self, runtime: PolicyRuntime, model: nn.Module, live: Mapping[nn.Parameter, Any]) -> None:
         runtime.after_event(self.step, live, model)
@@ -170,32 +221,35 @@ class PruningRun:
         """Return the sparsity in what the recipe counts; with several recipes the share of masked weights pruned."""
         if len(self.pruners) == 1:
             return describe(self.pruners[0], model, self.step).sparsity
-        live = masks.masks_by_parameter(model).values()
+        first = masks.first_names(model)
+        live = [mask for name, mask in wide_masks(self.pruners[0], model).items() if first[name] == name]
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, observations and policy snapshots: plain values and tensors."""
-        pruners = [{"asked": p.asked, "sums": p.observed.sums, "steps": p.observed.steps} for p in self.pruners]
-        policies = [runtime.state_dict() for runtime in self._runtimes] or self._policy_state
-        return {"step": self.step, "looked_at": self._looked_at, "pruners": pruners, "policies": policies}
+        return {
+            "step": self.step,
+            "looked_at": self._looked_at,
+            "base": None if self.base is None else self.base.to_json(),
+            "stay": sorted(self._stay),
+            "pruners": [pruner.state_dict() for pruner in self.pruners],
+            "policies": [runtime.state_dict() for runtime in self._runtimes] or self._policy_state,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
         """Restore what :meth:`state_dict` returned; the model's own state is loaded already.
 
         Raises:
-            CheckpointError: the state is of another number of recipes.
+            CheckpointError: the state is of another number of recipes, or of a model with other channel groups.
         """
         if len(state["pruners"]) != len(self.pruners):
             raise CheckpointError(
                 f"the checkpoint was written with {len(state['pruners'])} recipes, this run has {len(self.pruners)};"
                 " resume with the same recipes"
             )
-        parameters = masks.dense_parameters(model)
         for pruner, saved in zip(self.pruners, state["pruners"], strict=True):
-            pruner.asked = saved["asked"]
-            pruner.observed.sums = {n: s.to(parameters[n].device, copy=True) for n, s in saved["sums"].items()}
-            pruner.observed.steps = dict(saved["steps"])
-        self.step, self._looked_at = state["step"], state["looked_at"]
+            pruner.load_state_dict(saved, model)
+        self.step, self._looked_at, self._stay = state["step"], state["looked_at"], set(state["stay"])
         self._policy_state = list(state["policies"])
         for runtime, saved in zip(self._runtimes, self._policy_state, strict=False):
             runtime.load_state_dict(saved)

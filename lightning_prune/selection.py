@@ -6,7 +6,7 @@ Two kinds of units have the same four questions to answer (:class:`Units`): thos
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lightning_prune.allocation import Candidates
 from lightning_prune.criteria import Scores
+from lightning_prune.errors import CheckpointError
 from lightning_prune.granularity import Channel, Element, Granularity
-from lightning_prune.graph import ChannelGroup
+from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.ranking import keep_mask
 from lightning_prune.targets import Target
 
@@ -162,11 +163,34 @@ class ChannelUnits:
         granularity: bounds on the widths.
         groups: the channel groups that may shrink.
         shapes: dense name -> shape of every member parameter; other members (buffers) carry no mask.
+        found: all channel groups of the model.
     """
 
     granularity: Channel
     groups: tuple[ChannelGroup, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    found: ChannelGroups
+
+    def only(self, names: Sequence[str], parameters: Collection[str]) -> "ChannelUnits":
+        """Return the units of these channel groups alone.
+
+        Args:
+            names: of channel groups.
+            parameters: dense names of the model's parameters, which carry masks where buffers do not.
+
+        Raises:
+            CheckpointError: there is no such group.
+        """
+        lacking = set(names) - {group.name for group in self.found if group.prunable}
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint prunes channel group {min(lacking)!r}, which this model does not have; resume with the"
+                " same model"
+            )
+        groups = tuple(self.found[name] for name in names)
+        members = dict.fromkeys(member.parameter for group in groups for member in group.members)
+        shapes = {name: self.found.shapes[name] for name in members if name in parameters}
+        return replace(self, groups=groups, shapes=shapes)
 
     @property
     def weights(self) -> list[str]:

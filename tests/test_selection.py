@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_prune.criteria import Magnitude, Observations, Scores
 from lightning_prune.granularity import Block, Channel, Element, Granularity, NOfM
-from lightning_prune.graph import ChannelGroup, channel_groups
+from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.masks import dense_parameters
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units, apportion, finite, keep_highest
 from lightning_prune.targets import Target, Targets
@@ -198,7 +198,8 @@ def channel_units(
     parameters = dense_parameters(model)
     names = dict.fromkeys(m.parameter for g in groups for m in g.members if m.parameter in parameters)
     shapes = {name: tuple(parameters[name].shape) for name in names}
-    return ChannelUnits(granularity or Channel(), groups, shapes), {n: parameters[n].detach() for n in names}
+    found = ChannelGroups(list(groups), shapes, frozenset(), ())
+    return ChannelUnits(granularity or Channel(), groups, shapes, found), {n: parameters[n].detach() for n in names}
 
 
 def sums_by_loops(group: ChannelGroup, weights: Mapping[str, Tensor]) -> np.ndarray:
