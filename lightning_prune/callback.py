@@ -5,24 +5,27 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import checkpoints, masks, schedules
+from lightning_prune import averages, checkpoints, masks, schedules
 from lightning_prune.compaction import applied_plan
 from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.finalization import finalize as finalize_model
 from lightning_prune.loading import Loading
-from lightning_prune.optimizer_surgery import parameters_of
+from lightning_prune.preconditions import (
+    check_completes,
+    example_inputs_of,
+    forget_data,
+    is_left_out,
+    is_rehearsal,
+    total_steps,
+)
 from lightning_prune.pruner import Event
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import example_of, on_device_of
 from lightning_prune.run import PruningRun, rehearsal
 from lightning_prune.wrapping import check_can_shrink, shrink
 
@@ -56,7 +59,7 @@ class PruningCallback(Callback):
         self._run: PruningRun | None = None
         self._model: LightningModule | None = None
         self._state: dict[str, Any] | None = None
-        self._load_hook: RemovableHandle | None = None
+        self._load_hooks: list[RemovableHandle] = []
 
     @property
     def sparsity(self) -> float:
@@ -76,9 +79,11 @@ class PruningCallback(Callback):
         _check_alone(trainer)
         if self.compact_every_event:
             check_can_shrink(self.recipes, trainer)
-        _check_averaging(trainer)
         self._unhook()
-        self._load_hook = pl_module.register_load_state_dict_pre_hook(Loading(trainer, self._run_for))
+        self._load_hooks = [
+            pl_module.register_load_state_dict_pre_hook(Loading(trainer, self._run_for)),
+            pl_module.register_load_state_dict_post_hook(averages.Loaded(trainer)),
+        ]
         if stage == "fit":
             if self._model is not pl_module:
                 self._model, self._run, self._state, self.is_done, self.events = pl_module, None, None, False, []
@@ -87,8 +92,8 @@ class PruningCallback(Callback):
 
     def _bind(self, trainer: Trainer, pl_module: LightningModule) -> PruningRun:
         if self._run is None:
-            recipes = [rehearsal(r) for r in self.recipes] if _is_rehearsal(trainer) else self.recipes
-            self._run = PruningRun(recipes, pl_module, _example_of(pl_module), _total_steps(trainer))
+            recipes = [rehearsal(r) for r in self.recipes] if is_rehearsal(trainer) else self.recipes
+            self._run = PruningRun(recipes, pl_module, example_inputs_of(pl_module), total_steps(trainer))
         return self._run
 
     def _run_for(self, trainer: Trainer, pl_module: LightningModule, saved: Mapping[str, Any]) -> PruningRun | None:
@@ -101,18 +106,19 @@ class PruningCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the run to the weights that have loaded."""
-        _forget_data(trainer)
+        forget_data(trainer)
         if not self.is_done:
             run = self._bind(trainer, pl_module)
-            run.rebind(pl_module, _example_of(pl_module))
+            run.rebind(pl_module, example_inputs_of(pl_module))
             if self._state is not None:
                 run.load_state_dict(self._state, pl_module)
                 self._state = None
+            averages.take_masks(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this run cannot complete; take hold of the optimizers; run an event due before the first step."""
         if self._active is not None:
-            _check_completes(self._active, trainer, pl_module)
+            check_completes(self._active, trainer, pl_module)
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             self._active.start(trainer.optimizers, schedulers, pl_module)
             self._prune(trainer, pl_module)
@@ -125,7 +131,7 @@ class PruningCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Show the gradients to the criteria that watch them: unscaled, before clipping."""
-        if self._active is not None and not _is_left_out(trainer, optimizer):
+        if self._active is not None and not is_left_out(trainer, optimizer):
             self._active.observe(pl_module, optimizer)
 
     def on_train_batch_end(
@@ -138,8 +144,10 @@ class PruningCallback(Callback):
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
         events = self._active.prune_if_due(pl_module) if self._active else []
-        if events and self._active and self.compact_every_event:
-            shrink(self._active, trainer, pl_module)
+        if events and self._active:
+            averages.take_masks(trainer, pl_module)
+            if self.compact_every_event:
+                shrink(self._active, trainer, pl_module)
         for event in events:
             self.events.append(event)
             _log_event(trainer, event)
@@ -165,9 +173,9 @@ class PruningCallback(Callback):
         self._unhook()
 
     def _unhook(self) -> None:
-        if self._load_hook is not None:
-            self._load_hook.remove()
-            self._load_hook = None
+        for hook in self._load_hooks:
+            hook.remove()
+        self._load_hooks.clear()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write what a resume needs beside the weights: plain values and tensors, no pickled modules."""
@@ -205,65 +213,6 @@ def _check_alone(trainer: Trainer) -> None:
         )
 
 
-def _check_averaging(trainer: Trainer) -> None:
-    """Refuse Lightning's weight averaging: it copies dense averages into the compact model at the end."""
-    averaging = [type(c).__name__ for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-    if averaging:
-        raise PruningError(
-            f"{averaging[0]} does not know of masks and removed channels, so its averages would not fit the pruned"
-            " model; take it out of this Trainer, and average in a fit after pruning"
-        )
-
-
-def _example_of(model: LightningModule) -> tuple[Any, ...] | None:
-    inputs = example_of(model)
-    return None if inputs is None else on_device_of(model, inputs)
-
-
-def _is_rehearsal(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _total_steps(trainer: Trainer) -> int | None:
-    """Return the optimizer steps of the whole run, or None when Lightning cannot tell, as in manual optimization."""
-    if _is_rehearsal(trainer) or not trainer.lightning_module.automatic_optimization:
-        return None
-    steps = trainer.estimated_stepping_batches
-    return int(steps) if 0 < steps < float("inf") else None
-
-
-def _forget_data(trainer: Trainer) -> None:
-    """Let Lightning ask for the training data again when it resumes.
-
-    Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then Lightning 2.6
-    leaves out putting them back to the position that they had when the checkpoint was written.
-    """
-    if trainer.ckpt_path is not None:
-        trainer.fit_loop._combined_loader = None
-
-
-def _check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuse a schedule whose last event lies behind the end of the run, where that end is known."""
-    total, last = _total_steps(trainer), run.last_step
-    is_tuning = any(isinstance(c, BatchSizeFinder | LearningRateFinder) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    if total is None or last is None or is_tuning or not pl_module.automatic_optimization:
-        return
-    total += run.step - trainer.global_step
-    if last > total:
-        raise ValueError(
-            f"the schedule ends at step {last}, but this run has only {total} optimizer steps, so it would not reach"
-            f" its final sparsity; set end_step to at most {total} (or a share such as 0.7), or train longer"
-        )
-
-
-def _is_left_out(trainer: Trainer, optimizer: Optimizer) -> bool:
-    """Say whether the gradient scaler of 16-mixed will leave this step out because a gradient overflowed."""
-    if trainer.scaler is None:
-        return False
-    gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
-    return not bool(torch.isfinite(get_total_norm(gradients)))
-
-
 def _warn_unfinished(run: PruningRun) -> None:
     for pruner in run.unfinished:
         asked = schedules.final_sparsity(pruner.schedule)
@@ -280,6 +229,7 @@ def _finalize(trainer: Trainer, pl_module: LightningModule) -> None:
     except CompactionError as error:
         warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
         masks.fold(pl_module)
+    averages.settle(trainer, pl_module)
 
 
 @rank_zero_only

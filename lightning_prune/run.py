@@ -198,15 +198,14 @@ class PruningRun:
             return None
         return next_removal(units, wide_masks(self.pruners[0], model), removed_since(model, self.base), self._stay)
 
-    def follow(self, plan: Compaction, put_back: Iterable[str] = ()) -> None:
+    def follow(self, plan: Compaction, stay: Iterable[str] = ()) -> None:
         """Let observations and snapshots follow a removal of channels from the model.
 
         Args:
-            plan: what was asked to go.
-            put_back: the channel groups of the plan that stayed, at zero; they are not tried again.
+            plan: what has gone.
+            stay: the channel groups that could not go; they are not tried again.
         """
-        self._stay |= set(put_back)
-        plan = plan.only(set(plan.removals) - self._stay)
+        self._stay |= set(stay)
         frame = Frame(plan.shapes, plan.keep)
         for pruner in self.pruners:
             sums = pruner.observed.sums

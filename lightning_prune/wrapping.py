@@ -10,10 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_prune import averages
 from lightning_prune.compaction import compact
 from lightning_prune.errors import CompactionError, PruningError
+from lightning_prune.preconditions import example_inputs_of
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import example_of, on_device_of
 from lightning_prune.run import PruningRun
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     plan = run.next_removal(model)
     if plan is None:
         return
-    inputs = on_device_of(model, example_of(model) or ())
+    inputs = example_inputs_of(model) or ()
     try:
         with unwrapped(trainer):
             stay = compact(model, plan, example_inputs=inputs, optimizer=trainer.optimizers).put_back
@@ -53,7 +54,9 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     if stay:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
         warnings.warn(f"these channel groups stay masked, because removing them is not exact:\n{reasons}", stacklevel=2)
-    run.follow(plan, stay)
+    cut = plan.only(set(plan.removals) - set(stay))
+    averages.lose(trainer, cut)
+    run.follow(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))
 
 

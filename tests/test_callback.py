@@ -34,7 +34,7 @@ from lightning_prune import (
     Taylor,
     masks,
 )
-from lightning_prune.callback import _is_left_out
+from lightning_prune.preconditions import is_left_out
 
 STEPS = Linear(final_sparsity=0.6, begin_step=2, end_step=9, frequency=3)
 
@@ -368,14 +368,14 @@ def test_events_cost_no_growth(tmp_path: Path) -> None:
 def test_step_that_the_gradient_scaler_leaves_out_is_not_observed() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([weight, nn.Parameter(torch.ones(1))], lr=0.1)
-    for gradient, scaler, is_left_out in (
+    for gradient, scaler, expected in (
         (torch.inf, object(), True),
         (1.0, object(), False),
         (torch.inf, None, False),
     ):
         weight.grad = torch.full((3,), gradient)
         run: Any = SimpleNamespace(scaler=scaler)
-        assert _is_left_out(run, optimizer) is is_left_out
+        assert is_left_out(run, optimizer) is expected
 
 
 def test_share_of_a_run_whose_length_nobody_knows(tmp_path: Path) -> None:

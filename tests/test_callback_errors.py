@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer, zeros
 from torch import nn
 
@@ -308,13 +308,6 @@ def test_broken_weights_are_named_before_the_first_step(tmp_path: Path) -> None:
     recipe = Recipe(schedule=OneShot(0.5, begin_step=6))
     with pytest.raises(NonFiniteError, match=r"second\.weight of LinearNet is NaN or infinite before the first step"):
         trainer(tmp_path, PruningCallback(recipe)).fit(model, loader())
-
-
-def test_weight_averaging_is_refused(tmp_path: Path) -> None:
-    recipe = Recipe(schedule=OneShot(0.5, begin_step=6))
-    averaging = EMAWeightAveraging(decay=0.9)
-    with pytest.raises(PruningError, match="EMAWeightAveraging does not know of masks and removed channels"):
-        trainer(tmp_path, PruningCallback(recipe), averaging).fit(LinearNet(), loader())
 
 
 def test_channels_of_one_recipe_in_blocks_of_another(tmp_path: Path) -> None:
