@@ -1,6 +1,6 @@
 """Half of every channel group of every architecture in tests/zoo.py goes; the table goes to docs/architectures.md.
 
-    python benchmarks/architectures.py [name ...]
+    python -m benchmarks.architectures [name ...]
 
 With names only those are tried, and their channel groups are printed.
 """
@@ -28,8 +28,9 @@ HEAD = """# Architectures
 Each network at a small random configuration, every parameter and statistic drawn anew, in float64: half of every
 prunable channel group is removed, and the compact network is compared with the masked one on its inputs and on a
 second random batch. *Error* is max|masked − compact| / max|masked|. A group that is *put back* keeps its width with the
-planned channels at zero, because the code of the network holds a size that no attribute tells. Written by
-`python benchmarks/architectures.py`; `tests/test_zoo.py` holds every row to it.
+planned channels at zero, because the code of the network holds a size that no attribute tells. Times are processor
+seconds of one thread, the export included. Written by `python -m benchmarks.architectures`; `tests/test_zoo.py` holds
+every row to it.
 
 | Architecture | Parameters | left | Share | Error | Groups | Put back | Graph (s) | In all (s) | Remark |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
@@ -61,12 +62,12 @@ class Row:
 def tried(architecture: Architecture, is_shown: bool) -> Row:
     """Remove half of every channel group."""
     model, args, kwargs = architecture.drawn()
-    start = time.perf_counter()
+    start = time.process_time()
     groups = channel_groups(model, args, kwargs)
-    traced = time.perf_counter()
+    traced = time.process_time()
     keep = {group.name: range((group.size + 1) // 2) for group in groups if group.prunable and group.size > 1}
     report = compact(model, Compaction.from_keep(groups, keep), args or None, example_kwargs=kwargs)
-    end = time.perf_counter()
+    end = time.process_time()
     if is_shown:
         print(groups, *report.put_back.items(), sep="\n")
     sizes = report.parameters_before, report.parameters_after

@@ -9,11 +9,13 @@ from lightning_prune.errors import PruningError
 from lightning_prune.finalization import finalize
 from lightning_prune.granularity import Block, Channel, Element, Granularity, NOfM
 from lightning_prune.graph import channel_groups
+from lightning_prune.guard import Guard
 from lightning_prune.mixin import PruningMixin
 from lightning_prune.policies import Keep, LRRewind, Mask, Reset, Rewarm, RewindWeights
 from lightning_prune.recipe import Recipe
 from lightning_prune.report import summarize
 from lightning_prune.schedules import Exponential, Iterative, Linear, OneCycle, OneShot, Polynomial
+from lightning_prune.sparsity_checkpoint import SparsityCheckpoint
 from lightning_prune.targets import Targets
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Global",
     "GradientCriterion",
     "Granularity",
+    "Guard",
     "Iterative",
     "Keep",
     "LRRewind",
@@ -45,6 +48,7 @@ __all__ = [
     "Reset",
     "Rewarm",
     "RewindWeights",
+    "SparsityCheckpoint",
     "Targets",
     "Taylor",
     "Uniform",

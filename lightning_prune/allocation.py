@@ -7,6 +7,7 @@ and must not fall when ``share`` rises.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from lightning_prune.choice import Choice
 from lightning_prune.criteria import Scores
-from lightning_prune.ranking import Cut, count_removed, lowest
+from lightning_prune.ranking import Cut, count, lowest
+from lightning_prune.shards import ALONE, Spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,8 @@ class Candidates:
         scales: name -> what its scores are divided by before they are ranked; 1 where missing.
         in_play: name -> bool mask of the weights that units are made of, where that is not all of them: the rest has
             left with channels that another recipe removed.
+        spread: the ranks over which the scores lie; each reads those of its own rows alone. All other fields, and
+            every cut, are of all of them.
     """
 
     scores: Mapping[str, Tensor]
@@ -42,18 +46,36 @@ class Candidates:
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     in_play: Mapping[str, Tensor] = field(default_factory=dict)
+    spread: Spread = ALONE
     _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
 
     def cut(self, k: int) -> Cut:
         """Return the cut that removes the k lowest of all units, ties by order of names; remembered."""
         if k not in self._cuts:
-            self._cuts[k] = lowest(lambda: (piece for name in self.sizes for piece in self.pieces(name)), k, self.dtype)
+            pieces = lambda: (piece for name in self.sizes for piece in self.pieces(name))  # noqa: E731
+            self._cuts[k] = lowest(pieces, k, self.dtype, spread=self.spread)
         return self._cuts[k]
 
     def cut_of(self, name: str, k: int) -> Cut:
-        """Return the cut that removes the k lowest units of one name: quick when it is that of all units."""
+        """Return the cut that removes the k lowest units of one name: quick when it is that of all units.
+
+        Its ties are those among this rank's own units.
+        """
         latest = next(reversed(self._cuts.values()), None)
-        return lowest(lambda: self.pieces(name), k, self.dtype, guess=latest)
+        cut = lowest(lambda: self.pieces(name), k, self.dtype, latest, self.spread)
+        if not self.spread.is_sharded:
+            return cut
+        own = count(self.pieces(name), cut.bits, self.dtype)[1]
+        return Cut(cut.bits, min(own, max(0, cut.ties - self.spread.before(own))))
+
+    def removed_by(self, cut: Cut) -> dict[str, int]:
+        """Return how many units of each name a cut through all of them removes."""
+        own = [count(self.pieces(name), cut.bits, self.dtype) for name in self.sizes]
+        left, removed = cut.ties, dict[str, int]()
+        for name, (below, equal) in zip(self.sizes, self.spread.sum(torch.tensor(own)).tolist(), strict=True):
+            ties = min(left, equal)
+            left, removed[name] = left - ties, below + ties
+        return removed
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Yield the scores of one target in row-major order, flat, in pieces of bounded size where possible."""
@@ -68,13 +90,14 @@ class Candidates:
         Raises:
             ValueError: a name has no cost, or one that is not positive.
         """
+        missing = [name for name in self.sizes if name not in costs]
+        if missing:
+            raise ValueError(
+                f"Global.cost has no entry for {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}; it"
+                f" has {list(costs)[:8]} and needs one for each of {list(self.sizes)[:8]}"
+            )
         for name in self.sizes:
-            if name not in costs:
-                raise ValueError(
-                    f"Global.cost has no entry for {name}; it needs one for each of {list(self.sizes)[:8]}"
-                )
-            if not costs[name] > 0:
-                raise ValueError(f"Global.cost gives {name} the cost {costs[name]!r}; each must be positive")
+            _check_cost(name, costs[name])
         return replace(self, scales=costs, _cuts={})
 
     @property
@@ -126,28 +149,29 @@ class Global(Choice):
 
     Args:
         cost: rank by score per cost, so that an expensive channel goes before a cheap one of the same score: "params",
-            "macs", or a table target or channel group -> cost of one of its units (measured milliseconds, say).
-            None: by score alone.
+            "macs", or a table target or channel group -> cost of one of its units, such as the milliseconds in a
+            :class:`~lightning_prune.deploy.LatencyTable`. A table is kept as a plain dict of numbers. None: by score
+            alone.
+
+    Raises:
+        ValueError: another word, an empty table, or a cost that is not a positive, finite number.
     """
 
     cost: Literal["params", "macs"] | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cost, Mapping) and self.cost not in (None, "params", "macs"):
+        if isinstance(self.cost, Mapping):
+            # numbers under names, so that YAML and torch.load(weights_only=True) take any table
+            object.__setattr__(self, "cost", _checked(self.cost))
+        elif self.cost not in (None, "params", "macs"):
             raise ValueError(f'Global.cost must be "params", "macs", a table or None, got {self.cost!r}')
 
     def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
         """Return the share of each name."""
         if self.cost is not None:
             candidates = candidates.per_cost(self._table(candidates))
-        names = tuple(candidates.sizes)
-        cut = candidates.cut(round(share * candidates.total))
-        removed = dict.fromkeys(names, 0)
-        for name in names:
-            for piece in candidates.pieces(name):
-                count, cut = count_removed(piece, cut)
-                removed[name] += count
-        return {name: removed[name] / max(candidates.sizes[name], 1) for name in names}
+        removed = candidates.removed_by(candidates.cut(round(share * candidates.total)))
+        return {name: removed[name] / max(size, 1) for name, size in candidates.sizes.items()}
 
     def _table(self, candidates: Candidates) -> Mapping[str, float]:
         if isinstance(self.cost, Mapping):
@@ -155,3 +179,16 @@ class Global(Choice):
         if self.cost is None or self.cost not in candidates.costs:
             raise ValueError(f"Global(cost={self.cost!r}) needs an example input: set example_input_array")
         return candidates.costs[self.cost]
+
+
+def _checked(costs: Mapping[str, float]) -> dict[str, float]:
+    if not costs:
+        raise ValueError("Global.cost is an empty table; give each target or channel group a cost, or leave cost out")
+    for name, cost in costs.items():
+        _check_cost(name, cost)
+    return {name: float(cost) for name, cost in costs.items()}
+
+
+def _check_cost(name: str, cost: float) -> None:
+    if isinstance(cost, bool) or not isinstance(cost, Real) or not 0 < cost < math.inf:
+        raise ValueError(f"Global.cost gives {name} the cost {cost!r}; each must be a positive, finite number")

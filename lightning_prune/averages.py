@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_prune import checkpoints, masks
@@ -41,6 +41,14 @@ def averaged(trainer: Trainer) -> list[nn.Module]:
     return [
         average.module if isinstance(average, AveragedModel) else average for average in held if average is not None
     ]
+
+
+def counts_of_averages(trainer: Trainer) -> list[Tensor]:
+    """Return how many models each average holds, as the tensors that count."""
+    held = [callback._average_model for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    counts = [average.n_averaged for average in held if average is not None]
+    others = [c.n_averaged for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+    return counts + [count for count in others if count is not None]
 
 
 def take_masks(trainer: Trainer, model: LightningModule) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from lightning_prune import masks, schedules
-from lightning_prune.compaction import inexact
+from lightning_prune.compaction import applied_plan, inexact
 from lightning_prune.granularity import Granularity
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.pruner import Pruner, cost_left, cost_limit
@@ -46,6 +47,7 @@ def bind(
         units=_units(recipe, model, example_inputs, parameters),
         parameters=sum(p.numel() for p in set(parameters.values()) if not is_lazy(p)),
         macs=None if example_inputs is None else measure_macs(model, example_inputs),
+        base=applied_plan(model),
     )
     _check_reachable(pruner)
     _check_watched(pruner)
@@ -63,22 +65,30 @@ def _units(
             named = ", ".join(f"{target.name} of shape {target.shape}" for target in targets)
             raise ValueError(f"{recipe.granularity} has no full unit in {named}; choose a smaller one or other targets")
         return ElementUnits(recipe.granularity, targets)
-    found = channel_groups(model, example_inputs)
-    groups = _tried(model, found, _removable(found, targets, parameters), example_inputs)
+    found = channel_groups(model, example_inputs, allow_inexact=recipe.granularity.allow_inexact)
+    groups = _tried(model, found, _removable(model, found, targets, parameters), example_inputs)
     names = dict.fromkeys(member.parameter for group in groups for member in group.members)
     shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
-    return ChannelUnits(recipe.granularity, groups, shapes)
+    return ChannelUnits(recipe.granularity, groups, shapes, found)
 
 
 def _removable(
-    groups: Sequence[ChannelGroup], targets: Sequence[Target], parameters: Mapping[str, nn.Parameter]
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    targets: Sequence[Target],
+    parameters: Mapping[str, nn.Parameter],
 ) -> tuple[ChannelGroup, ...]:
-    """Return the prunable groups all of whose producing weights are targets."""
+    """Return the prunable groups all of whose producing weights are targets.
+
+    A parameter that is only added or multiplied, such as a layer scale or a class token, produces nothing.
+    """
     names = {target.name for target in targets}
+    reading = {m.parameter for group in groups for m in group.members if m.role == "input"}
+    layers = {n for n in parameters if isinstance(masks.locate(model, n)[0], nn.Embedding | nn.Linear | _ConvNd)}
 
     def is_chosen(group: ChannelGroup) -> bool:
         made_by = {m.parameter for m in group.members if m.role == "output" and m.parameter in parameters}
-        weights = {name for name in made_by if parameters[name].dim() > 1}
+        weights = {name for name in made_by & (reading | layers) if parameters[name].dim() > 1}
         return group.prunable and group.size > 1 and bool(weights) and weights <= names
 
     chosen = tuple(group for group in groups if is_chosen(group))
@@ -90,7 +100,7 @@ def _removable(
 def _tried(
     model: nn.Module, found: ChannelGroups, chosen: tuple[ChannelGroup, ...], example_inputs: tuple[Any, ...] | None
 ) -> tuple[ChannelGroup, ...]:
-    """Return the groups whose removal is exact on a copy; name the others once in a warning."""
+    """Return the groups that can go on a copy, exactly or with leave to change; name the others in a warning."""
     stay: dict[str, str] = {}
     left = [group.name for group in chosen]
     while refused := inexact(model, found, left, (example_inputs or (), {})):

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import averages, checkpoints, masks, schedules
+from lightning_prune import averages, checkpoints, masks, ranks, schedules
 from lightning_prune.compaction import applied_plan
 from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.finalization import finalize as finalize_model
-from lightning_prune.loading import Loading
+from lightning_prune.guard import Guard, Trial
+from lightning_prune.guarding import Guarding
+from lightning_prune.loading import CheckpointFiles, Loading, finish_epoch
 from lightning_prune.preconditions import (
     check_completes,
     example_inputs_of,
@@ -26,8 +28,9 @@ from lightning_prune.preconditions import (
 )
 from lightning_prune.pruner import Event
 from lightning_prune.recipe import Recipe
+from lightning_prune.resuming import differences
 from lightning_prune.run import PruningRun, rehearsal
-from lightning_prune.wrapping import check_can_shrink, shrink
+from lightning_prune.wrapping import check_can_shrink, check_strategy, is_sharding, shrink, warn_sharded
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +40,13 @@ class PruningCallback(Callback):
 
     Args:
         recipe: one recipe, or several with different targets.
+        guard: puts an event back when the validation metric falls too far after it; None: none does.
         finalize: fold the masks and remove the channels at the normal end of the fit. False: the masks stay, and
             :func:`lightning_prune.finalize` does it later.
         compact_every_event: remove the channels at each event instead of carrying masks to the end, so that training
             itself gets faster; on one device and under DDP.
+        resume_with_other_recipe: let this recipe go on from here where a checkpoint is of a run with another one,
+            which is refused otherwise.
 
     Example:
         >>> from lightning_prune.schedules import OneShot
@@ -48,23 +54,36 @@ class PruningCallback(Callback):
     """
 
     def __init__(
-        self, recipe: Recipe | Sequence[Recipe], finalize: bool = True, compact_every_event: bool = False
+        self,
+        recipe: Recipe | Sequence[Recipe],
+        guard: Guard | None = None,
+        finalize: bool = True,
+        compact_every_event: bool = False,
+        resume_with_other_recipe: bool = False,
     ) -> None:
         self.recipes: tuple[Recipe, ...] = (recipe,) if isinstance(recipe, Recipe) else _several(recipe)
+        self.guard = guard
         self.finalize = finalize
         self.compact_every_event = compact_every_event
+        self.resume_with_other_recipe = resume_with_other_recipe
         self.events: list[Event] = []
         self.is_done = False
         self.is_from_module = False
         self._run: PruningRun | None = None
+        self._guarding: Guarding | None = None
         self._model: LightningModule | None = None
         self._state: dict[str, Any] | None = None
-        self._load_hooks: list[RemovableHandle] = []
+        self._load_hooks: list[RemovableHandle | CheckpointFiles] = []
 
     @property
     def sparsity(self) -> float:
         """The sparsity reached so far, in what the recipe counts."""
         return 0.0 if self._run is None else self._run.sparsity
+
+    @property
+    def trials(self) -> list[Trial]:
+        """What the guard has judged: events that were kept and events that were rolled back, in order."""
+        return [] if self._guarding is None else list(self._guarding.watch.history)
 
     @property
     def _active(self) -> PruningRun | None:
@@ -77,28 +96,42 @@ class PruningCallback(Callback):
         this hook: it gets its masks before the weights of a checkpoint load, or else when the fit starts.
         """
         _check_alone(trainer)
+        check_strategy(trainer, pl_module)
         if self.compact_every_event:
             check_can_shrink(self.recipes, trainer)
         self._unhook()
         self._load_hooks = [
-            pl_module.register_load_state_dict_pre_hook(Loading(trainer, self._run_for)),
+            pl_module.register_load_state_dict_pre_hook(self._loading(trainer)),
             pl_module.register_load_state_dict_post_hook(averages.Loaded(trainer)),
+            CheckpointFiles(trainer.strategy),
         ]
         if stage == "fit":
             if self._model is not pl_module:
                 self._model, self._run, self._state, self.is_done, self.events = pl_module, None, None, False, []
-            if not (self.is_done or any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))):
+                self._guarding = None
+            is_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
+            if not self.is_done and (is_sharding(trainer) or not is_late):
                 self._bind(trainer, pl_module)
 
     def _bind(self, trainer: Trainer, pl_module: LightningModule) -> PruningRun:
         if self._run is None:
             recipes = [rehearsal(r) for r in self.recipes] if is_rehearsal(trainer) else self.recipes
             self._run = PruningRun(recipes, pl_module, example_inputs_of(pl_module), total_steps(trainer))
+            self._guarding = None if self.guard is None else Guarding(self.guard, len(recipes))
         return self._run
+
+    def _loading(self, trainer: Trainer) -> Loading:
+        expected = None if self.resume_with_other_recipe or is_rehearsal(trainer) else self.recipes
+        return Loading(
+            trainer, self._run_for, lambda: self._run if self._run and self._run.is_started else None, expected
+        )
+
+    def _is_done_in(self, saved: Mapping[str, Any]) -> bool:
+        return saved["is_done"] and not differences(saved["recipes"], self.recipes)
 
     def _run_for(self, trainer: Trainer, pl_module: LightningModule, saved: Mapping[str, Any]) -> PruningRun | None:
         """Return the run for weights that are about to load into this shape; None where nothing is pruned."""
-        if trainer.state.fn != "fit" or saved.get("is_done", self.is_done):
+        if trainer.state.fn != "fit" or (self._is_done_in(saved) if saved else self.is_done):
             return None
         if self._run is not None and self._run.base != applied_plan(pl_module):
             self._run = None
@@ -110,18 +143,32 @@ class PruningCallback(Callback):
         if not self.is_done:
             run = self._bind(trainer, pl_module)
             run.rebind(pl_module, example_inputs_of(pl_module))
-            if self._state is not None:
-                run.load_state_dict(self._state, pl_module)
-                self._state = None
+            self._take_up(trainer, pl_module)
             averages.take_masks(trainer, pl_module)
+
+    def _take_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the run go on as the checkpoint says that was loaded, if one was."""
+        if self._run is not None and self._state is not None and not is_rehearsal(trainer):
+            self._run.load_state_dict(self._state, pl_module, self.resume_with_other_recipe)
+            is_same = not differences(self._state["recipes"], self.recipes)
+            if self._guarding is not None and self._state.get("guard") is not None and is_same:
+                self._guarding.load_state_dict(self._state["guard"])
+        self._state = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this run cannot complete; take hold of the optimizers; run an event due before the first step."""
         if self._active is not None:
+            self._take_up(trainer, pl_module)  # a strategy that shards restores after on_fit_start
             check_completes(self._active, trainer, pl_module)
+            if self._guarding is not None:
+                self._guarding.check(trainer)
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             self._active.start(trainer.optimizers, schedulers, pl_module)
-            self._prune(trainer, pl_module)
+            _warn_of_selection(trainer)
+            if self._guarding is not None:
+                self._guarding.catch_up(trainer)
+            if self._active.step == 0:
+                self._prune(trainer, pl_module)
         elif self.is_done and not all(recipe.is_structured for recipe in self.recipes):
             warnings.warn(
                 "pruning of this model is done and its masks are folded, so this fit may bring zeros back to life;"
@@ -140,27 +187,55 @@ class PruningCallback(Callback):
         """Run the event that is due, after the optimizer step and before a checkpoint of this batch is written."""
         if self._active is not None:
             self._prune(trainer, pl_module)
-            pl_module.log("sparsity", self._active.sparsity, prog_bar=True, logger=False)
+            if not trainer.barebones:
+                pl_module.log("sparsity", self._active.sparsity, prog_bar=True, logger=False)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        events = self._active.prune_if_due(pl_module) if self._active else []
-        if events and self._active:
-            averages.take_masks(trainer, pl_module)
-            if self.compact_every_event:
-                shrink(self._active, trainer, pl_module)
+        run, guarding = self._run, self._guarding
+        if run is None:
+            return
+        run.after_step(pl_module)
+        asked = run.due() if guarding is None else guarding.permit(run, trainer)
+        if not asked:
+            return
+        before = run.asked
+        if guarding is not None and not guarding.begin(run, trainer, pl_module):
+            run.leave_out()
+            return
+        events = run.prune(pl_module, asked)
+        if guarding is not None:
+            guarding.watch.begin(run.step, before, asked)
+        averages.take_masks(trainer, pl_module)
+        if self.compact_every_event:
+            shrink(run, trainer, pl_module)
         for event in events:
             self.events.append(event)
             _log_event(trainer, event)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the guard judge the event on trial; put back what failed."""
+        is_of_fit = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if is_of_fit and self._active is not None and self._guarding is not None:
+            self._forget(self._guarding.judge(self._active, trainer, pl_module))
+
+    def _forget(self, failed: Trial | None) -> None:
+        """Take the events of a trial that was rolled back off the record."""
+        if failed is not None:
+            self.events = [event for event in self.events if event.step < failed.step]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize at the normal end; say so when the run stopped short of its target."""
         if self._active is None:
             return
+        if self._guarding is not None:
+            self._forget(self._guarding.end(self._active, trainer, pl_module))
         self._active.stop()
-        _warn_unfinished(self._active)
+        if self._guarding is None:
+            _warn_unfinished(self._active)
+        else:
+            log.info(self._guarding.summary(self._active))
         if self.finalize:
-            _finalize(trainer, pl_module)
-            self.is_done = True
+            self.is_done = _finalize(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of model and optimizers; the model stays masked, so that the run can be resumed."""
@@ -181,16 +256,21 @@ class PruningCallback(Callback):
         """Write what a resume needs beside the weights: plain values and tensors, no pickled modules."""
         entry = checkpoints.describe(pl_module)
         if self._run is not None:
-            entry["run"] = {"is_done": self.is_done} | ({} if self.is_done else self._run.state_dict())
+            recipes = [recipe.describe() for recipe in self.recipes]
+            entry["run"] = {"is_done": self.is_done, "recipes": recipes}
+            entry["run"] |= {} if self.is_done else self._run.state_dict()
+            entry["run"]["guard"] = None if self._guarding is None else self._guarding.state_dict(trainer)
         checkpoint[checkpoints.KEY] = entry
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run that was stopped; the weights are loaded already."""
         if trainer.state.fn == "fit":
+            finish_epoch(checkpoint)
+            forget_data(trainer)  # again: a strategy that shards restores after on_fit_start
             saved = checkpoint.get(checkpoints.KEY, {}).get("run")
-            self.is_done = saved is not None and saved["is_done"]
-            self._state = None if self.is_done else saved
-            if saved is None:
+            self.is_done = saved is not None and self._is_done_in(saved)
+            self._state = None if saved is None or saved["is_done"] else saved
+            if self._state is None and not self.is_done:
                 self._run = None
             self.events = [event for event in self.events if self._state and event.step <= self._state["step"]]
 
@@ -213,6 +293,13 @@ def _check_alone(trainer: Trainer) -> None:
         )
 
 
+def _warn_of_selection(trainer: Trainer) -> None:
+    from lightning_prune.sparsity_checkpoint import selection_warnings  # which knows this callback
+
+    for text in selection_warnings(trainer):
+        rank_zero_warn(text)
+
+
 def _warn_unfinished(run: PruningRun) -> None:
     for pruner in run.unfinished:
         asked = schedules.final_sparsity(pruner.schedule)
@@ -223,13 +310,19 @@ def _warn_unfinished(run: PruningRun) -> None:
         )
 
 
-def _finalize(trainer: Trainer, pl_module: LightningModule) -> None:
+def _finalize(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Finalize; False where the weights are sharded, which has to be done in one process later."""
+    if is_sharding(trainer):
+        warn_sharded(pl_module)
+        return False
+    ranks.copy_from_first(pl_module.buffers())  # what is exact is then the same on all ranks
     try:
         finalize_model(pl_module, optimizer=trainer.optimizers)
     except CompactionError as error:
         warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
         masks.fold(pl_module)
     averages.settle(trainer, pl_module)
+    return True
 
 
 @rank_zero_only

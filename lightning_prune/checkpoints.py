@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_prune import allocation, criteria, granularity, masks, policies, schedules
 from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
@@ -48,6 +49,18 @@ def describe(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def check_version(entry: Mapping[str, Any]) -> None:
+    """Refuse what a newer version of this package has written.
+
+    Raises:
+        CheckpointError: naming both versions.
+    """
+    if entry.get("version", VERSION) > VERSION:
+        raise CheckpointError(
+            f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
+        )
+
+
 def masked_in(state_dict: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
     """Return the dense names of the model's parameters that are masked in a state dict.
 
@@ -76,27 +89,53 @@ def adapt(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
         entry: what stood under :data:`KEY` in its checkpoint; None: the state dict has to speak for itself.
 
     Raises:
-        CheckpointError: the entry is of a newer version.
+        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes, or holds
+            a mask of another shape than its weight. Nothing has changed then.
 
     Changes:
         hooks, mask buffers, shapes and size attributes of the model's layers; its weights are to be loaded next.
     """
     entry = entry or {}
-    if entry.get("version", VERSION) > VERSION:
-        raise CheckpointError(
-            f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
-        )
+    check_version(entry)
     text = entry.get("compaction")
     plan = None if text is None else Compaction.from_json(text)
     wanted = masked_in(state_dict, model)
+    dense = dense_state(state_dict, wanted)
+    _check_masks(state_dict, wanted)
+    if "compaction" in entry:
+        _check_built_alike(model, dense, plan)
     masks.detach(model, set(masks.read(model)) - set(wanted))
     known = [p for p in (applied_plan(model), plan) if p is not None]
-    reshape_like(model, dense_state(state_dict, wanted), {k: v for p in known for k, v in p.attributes.items()})
+    reshape_like(model, dense, {k: v for p in known for k, v in p.attributes.items()})
     set_plan(model, plan)
     flat = any(state_dict[f"{name}_mask"].dim() == 1 for name in wanted)
     structured = set(entry.get("structured", wanted if flat else ()))
     masks.attach(model, [name for name in wanted if name in structured], is_structured=True)
     masks.attach(model, [name for name in wanted if name not in structured])
+
+
+def _check_masks(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> None:
+    for name in masked:
+        weight, mask = state_dict[f"{name}_orig"], state_dict[f"{name}_mask"]
+        if weight.shape != mask.shape:
+            raise CheckpointError(
+                f"the checkpoint's mask of {name} has shape {tuple(mask.shape)} and its weight {tuple(weight.shape)}:"
+                " it is damaged; take another one"
+            )
+
+
+def _check_built_alike(model: nn.Module, dense: Mapping[str, Tensor], plan: Compaction | None) -> None:
+    """Refuse shapes that differ from the model's for another reason than that channels have left."""
+    own = applied_plan(model)
+    for name, tensor in masks.dense_names(model).items():
+        if name in dense and not is_lazy(tensor) and dense[name].shape != tensor.shape:
+            here = own.shapes.get(name, tensor.shape) if own else tensor.shape
+            there = plan.shapes.get(name, dense[name].shape) if plan else dense[name].shape
+            if tuple(here) != tuple(there):
+                raise CheckpointError(
+                    f"{name} was built with shape {tuple(there)} in the checkpoint's model and with {tuple(here)} in"
+                    f" this {type(model).__name__}: build it with the same arguments"
+                )
 
 
 def take_base(model: nn.Module, base: Compaction | None) -> None:

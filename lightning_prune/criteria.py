@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_prune.choice import Choice
 from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.frame import Frame
+from lightning_prune.ranks import average, check_same
+from lightning_prune.shards import ALONE, Spread, is_sharded, lies_like, mixing
 
 Criterion = Callable[[str, Tensor], Tensor]
 """``criterion(name, weight) -> scores`` of the weight's shape; any function will do."""
@@ -74,8 +76,18 @@ class Random(Choice):
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """Return the scores, shape of ``weight``."""
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+        return torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
+
+    def rows(self, name: str, own: Tensor, first: int) -> Tensor:
+        """Return the scores of some rows of a weight, those of the first that ``own`` holds onwards, and no others."""
+        generator = self._generator(name)
+        skipped = first * own[0].numel() if len(own) else 0
+        for start in range(0, skipped, CHUNK):
+            torch.rand(min(CHUNK, skipped - start), generator=generator)
+        return torch.rand(own.shape, generator=generator).to(own.device)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,15 @@ class Observations:
             )
         return self.sums[name] / self.steps[name]
 
+    def agree(self) -> None:
+        """Make what the ranks have seen their mean; sums that are alike keep their bits, and sharded ones are one.
+
+        Raises:
+            PruningError: some rank has seen other parameters, or another number of steps.
+        """
+        check_same(self.steps, "number of observed gradients")
+        average({name: total for name, total in self.sums.items() if not is_sharded(total)})
+
     def clear(self) -> None:
         """Forget everything: the next mean starts at the next step."""
         self.sums.clear()
@@ -154,6 +175,8 @@ class Scores(Mapping[str, Tensor]):
         observed: what a gradient criterion has seen; unused otherwise.
         pruned: dense name -> bool mask (True = kept); pruned positions score -inf, so that they stay pruned.
         frame: scores have the shapes of the beginning; what has been removed since scores -inf too.
+        spread: which rows of each parameter this rank scores; those of a criterion that is a function of the user's
+            are averaged over the ranks, in case it looks at data.
     """
 
     def __init__(
@@ -163,12 +186,14 @@ class Scores(Mapping[str, Tensor]):
         observed: Observations,
         pruned: Mapping[str, Tensor],
         frame: Frame | None = None,
+        spread: Spread = ALONE,
     ) -> None:
         self._frame = frame or Frame()
         self._criterion = criterion
         self._weights = weights
         self._observed = observed
         self._pruned = pruned
+        self.spread = spread
         self._touched = {name for name, mask in pruned.items() if int(torch.count_nonzero(mask)) < mask.numel()}
 
     @property
@@ -184,8 +209,9 @@ class Scores(Mapping[str, Tensor]):
         return len(self._weights)
 
     def __getitem__(self, name: str) -> Tensor:
-        scores = self._raw(name, self._weights[name].detach())
-        scores = scores.masked_fill(~self._pruned[name], -torch.inf) if name in self._touched else scores
+        scores = self._raw(name)
+        if name in self._touched:
+            scores = scores.masked_fill(~self.spread.own(name, self._pruned[name]), -torch.inf)
         return self._frame.widen(name, scores, -torch.inf)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
@@ -193,23 +219,37 @@ class Scores(Mapping[str, Tensor]):
         if type(self._criterion) is not Magnitude or name in self._frame.keep:
             yield from self[name].flatten().split(CHUNK)
             return
-        mask = self._pruned[name].flatten() if name in self._touched else None
-        for start, weight in enumerate(self._weights[name].detach().flatten().split(CHUNK)):
-            scores = self._raw(name, weight)
+        mask = self.spread.own(name, self._pruned[name]).flatten() if name in self._touched else None
+        for start, weight in enumerate(self._own(name).flatten().split(CHUNK)):
+            scores = self._checked(name, self._criterion(name, weight), weight.shape)
             if mask is not None:
                 scores = torch.where(mask[start * CHUNK : (start + 1) * CHUNK], scores, -torch.inf)
             yield scores
 
-    def _raw(self, name: str, weight: Tensor) -> Tensor:
+    def _own(self, name: str) -> Tensor:
+        return self.spread.own(name, self._weights[name].detach())
+
+    def _raw(self, name: str) -> Tensor:
+        weight, rows = self._weights[name].detach(), self.spread.rows.get(name)
         if isinstance(self._criterion, GradientCriterion):
             scores = self._observed.mean(name)
+        elif type(self._criterion) is Magnitude:
+            return self._checked(name, self._criterion(name, own := self._own(name)), own.shape)
+        elif type(self._criterion) is Random and rows:
+            return self._criterion.rows(name, self._own(name), rows[0])
         else:
-            scores = self._criterion(name, weight)
-        if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+            with mixing(weight):
+                scores = lies_like(self._criterion(name, weight), weight)
+            if type(self._criterion) is not Random and not is_sharded(scores):
+                scores = self.spread.mean(self._checked(name, scores, weight.shape))
+        return self.spread.own(name, self._checked(name, scores, weight.shape))
+
+    def _checked(self, name: str, scores: object, shape: torch.Size) -> Tensor:
+        if not isinstance(scores, Tensor) or scores.shape != shape:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(
                 f"{self._criterion} returned {got} for {name}; let it return a tensor of scores of the weight's shape"
-                f" {tuple(weight.shape)}"
+                f" {tuple(shape)}"
             )
         return scores.to(_wide(scores))
 
@@ -220,15 +260,15 @@ class Scores(Mapping[str, Tensor]):
             NonFiniteError: one is NaN or infinite; it names the parameter.
             PruningError: a gradient criterion has seen no gradient of a parameter.
         """
-        for name, weight in self._weights.items():
-            for piece in weight.detach().flatten().split(CHUNK):
+        for name in self._weights:
+            for piece in self._own(name).flatten().split(CHUNK):
                 _check_finite(name, "weights", piece)
                 if self._criterion == Magnitude(norm=2):
-                    _check_finite(name, "scores", self._raw(name, piece))
+                    _check_finite(name, "scores", self._checked(name, self._criterion(name, piece), piece.shape))
             if type(self._criterion) is not Magnitude:
-                scores = self._raw(name, weight.detach())
+                scores = self._raw(name)
                 if name in self._touched:
-                    scores = scores.masked_fill(~self._pruned[name], 0)
+                    scores = scores.masked_fill(~self.spread.own(name, self._pruned[name]), 0)
                 _check_finite(name, "scores", scores)
 
 

@@ -29,6 +29,10 @@ class CheckpointError(PruningError):
     """A checkpoint does not fit the model or the recipe."""
 
 
+class SnapshotError(PruningError):
+    """A snapshot cannot be stored or read back, or does not fit what is to be restored."""
+
+
 class ExportError(PruningError):
     """The model cannot be exported."""
 

@@ -202,12 +202,17 @@ class Channel(Choice):
     Args:
         min_channels: what each channel group keeps at least.
         round_to: kept widths are multiples of this where the group is wide enough (backends like 8 or 16).
+        allow_inexact: let channels go, too, over which a layer, group or RMS norm runs, such as the width of a
+            transformer. The compact network then computes something else than the masked one; by how much is reported.
     """
 
     min_channels: int = 1
     round_to: int = 1
+    allow_inexact: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.allow_inexact, bool):
+            raise TypeError(f"Channel.allow_inexact must be True or False, got {self.allow_inexact!r}")
         for name in ("min_channels", "round_to"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from lightning_prune import ranks
 from lightning_prune.errors import PruningError
+from lightning_prune.shards import is_sharded, local, part
 
 
 class MaskMethod(prune.BasePruningMethod):
@@ -156,8 +158,8 @@ def attach(model: nn.Module, names: Iterable[str], is_structured: bool = False) 
         is_structured: whether the masks will cover whole channels.
 
     Raises:
-        PruningError: a parameter is pruned by somebody else's torch.nn.utils.prune hook, or its module has an
-            attribute in the way; nothing is masked then.
+        PruningError: a parameter is pruned by somebody else's torch.nn.utils.prune hook, is sharded already, or its
+            module has an attribute in the way; nothing is masked then.
 
     Changes:
         the modules: ``weight`` becomes ``weight_orig`` (the same Parameter), ``weight_mask`` and a forward pre-hook.
@@ -167,6 +169,7 @@ def attach(model: nn.Module, names: Iterable[str], is_structured: bool = False) 
     for dense_name, module, name, hook in places:
         if not isinstance(hook, MaskMethod):
             _check_free(dense_name, module, name, hook)
+            _check_not_sharded(dense_name, parameters[dense_name])
     for _, module, name, hook in places:
         if isinstance(hook, MaskMethod):
             hook.is_structured |= is_structured
@@ -226,15 +229,36 @@ def detach(model: nn.Module, names: Iterable[str] | None = None) -> None:
         model: any module; torch's own pruning hooks are folded too.
         names: dense names of masked parameters; None: all.
 
+    Raises:
+        PruningError: a parameter is sharded over several ranks; nothing has changed then.
+
     Changes:
         the weights (exactly zero where the mask was False) and the modules (plain again, same parameter order).
     """
     wanted = None if names is None else set(names)
-    for dense_name, module, name, hook in list(masked_places(model)):
-        if wanted is None or dense_name in wanted:
-            _zero_pruned(mask_of(module, name), original_of(module, name))
-            _renamed(module, f"{name}_orig", name, partial(_unhook, module, name, hook))
+    found = [place for place in masked_places(model) if wanted is None or place[0] in wanted]
+    _check_whole(found)
+    for _, module, name, hook in found:
+        _zero_pruned(mask_of(module, name), original_of(module, name))
+        _renamed(module, f"{name}_orig", name, partial(_unhook, module, name, hook))
     _serve_attention(model)
+
+
+def _check_not_sharded(dense_name: str, parameter: nn.Parameter) -> None:
+    if is_sharded(parameter):
+        raise PruningError(
+            f"{dense_name} is sharded over several ranks already, and masks have to be there first: build the layers in"
+            " __init__ and shard them in configure_model, or call fully_shard after the masks are attached"
+        )
+
+
+def _check_whole(places: Iterable[tuple[str, nn.Module, str, object]]) -> None:
+    for dense_name, module, name, _ in places:
+        if is_sharded(original_of(module, name)):
+            raise PruningError(
+                f"{dense_name} is sharded over several ranks, which find it under its present name, so its mask stays:"
+                " load the checkpoint into a model in one process and call finalize(model) there"
+            )
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -291,6 +315,9 @@ def _settle(module: nn.Module, name: str, hook: prune.BasePruningMethod) -> None
     """Zero the live weight where it is pruned; show it as ``weight``, in place where that has the right form."""
     original, shown = original_of(module, name), getattr(module, name)
     _zero_pruned(mask_of(module, name), original)
+    if is_sharded(original):
+        setattr(module, name, original.detach())
+        return
     same = (shown.shape, shown.dtype, shown.device) == (original.shape, original.dtype, original.device)
     if same and not shown.is_inference():
         shown.data.copy_(original.data)
@@ -300,8 +327,14 @@ def _settle(module: nn.Module, name: str, hook: prune.BasePruningMethod) -> None
 
 
 def _zero_pruned(mask: Tensor, original: Tensor) -> None:
-    zero = torch.zeros((), dtype=original.dtype, device=original.device)
-    torch.where(mask.bool(), original.data, zero, out=original.data)
+    zero, own = torch.zeros((), dtype=original.dtype, device=original.device), local(original.data)
+    torch.where(part(mask, original).bool(), own, zero, out=own)
+
+
+def check_same(model: nn.Module) -> None:
+    """Raise PruningError, on all ranks, where a mask differs between them; one rank has nothing to compare."""
+    if ranks.world_size() > 1:
+        ranks.check_same({name: ranks.digest(mask) for name, mask in read(model).items()}, "mask")
 
 
 def zero_pruned(model: nn.Module) -> None:

@@ -78,7 +78,8 @@ class PruningMixin(_Base):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the shape and masks of the checkpoint, before its weights load; an override calls ``super()``."""
         super().on_load_checkpoint(checkpoint)
-        checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
+        if "state_dict" in checkpoint:  # a strategy that shards has loaded it already
+            checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
 
     def to_executorch(self, path: str | Path, backend: "XNNPACK | None" = None, **options: Any) -> "Artifact":
         """Export to a verified ``.pte`` file with its manifest beside it.

@@ -13,7 +13,7 @@ carried, but its step orthogonalises the whole matrix: it moves zeros (see :func
 or after a step is not the same. The same holds for Adafactor, which clips by the norm of the whole update.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
 from lightning_prune.errors import OptimizerStateError
+from lightning_prune.shards import local, part
 
 _SCALARS = frozenset({"step", "eta", "mu", "mu_product"})
 """Keys that hold one number for a whole parameter, even where the parameter itself is one number."""
@@ -87,7 +88,7 @@ def zero_state(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> None:
     with torch.no_grad():
         for tensor, layout, mask in plan:
             keep = mask.any(dim=layout.reduced, keepdim=layout.keeps_axes) if layout.reduced else mask
-            tensor.masked_fill_(~keep.to(tensor.device), 0)
+            local(tensor).masked_fill_(~part(keep, tensor).to(tensor.device), 0)
 
 
 def reset_state(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
@@ -208,6 +209,20 @@ def references(optimizer: Optimizer) -> OptimizerReferences:
     return {parameter: dict(state) for parameter, state in optimizer.state.items()}
 
 
+def copy_state(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
+    """Put copies in the place of the state tensors of these parameters.
+
+    What :func:`references` returned then stays as it is when :func:`zero_state` writes.
+
+    Changes:
+        optimizer.state.
+    """
+    for parameter in parameters:
+        state = optimizer.state.get(parameter)
+        if state:
+            optimizer.state[parameter] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+
+
 def put_back(optimizer: Optimizer, held: OptimizerReferences) -> None:
     """Make the state what :func:`references` returned.
 
@@ -278,3 +293,26 @@ def _refusal(optimizer: Optimizer, key: str, found: str, shape: torch.Size) -> O
         " forgotten at each event) or Keep(), and compact without this optimizer; or take an optimizer whose state"
         " has the parameter's shape, such as torch.optim.AdamW or SGD"
     )
+
+
+def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return what each param group says besides its parameters, by reference."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def put_back_hyperparameters(optimizer: Optimizer, held: Sequence[Mapping[str, Any]]) -> None:
+    """Make the hyperparameters what :func:`hyperparameters` returned; a param group that was added since stays.
+
+    A rate that is a tensor is written in place: a captured graph or a scheduler may hold it.
+
+    Changes:
+        optimizer.param_groups.
+    """
+    for group, values in zip(optimizer.param_groups, held, strict=False):
+        for key in group.keys() - values.keys() - {"params"}:
+            del group[key]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and isinstance(group.get(key), Tensor):
+                group[key].copy_(value)
+            else:
+                group[key] = value

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks, schedules
+from lightning_prune import masks, ranks, schedules, shards
 from lightning_prune.allocation import Candidates
 from lightning_prune.budget import Budget, smallest_share
 from lightning_prune.compaction import Compaction
 from lightning_prune.criteria import GradientCriterion, Observations, Scores
 from lightning_prune.errors import PruningError
 from lightning_prune.granularity import Granularity
+from lightning_prune.policies import RewindWeights, as_policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.report import Macs
 from lightning_prune.schedules import Schedule
-from lightning_prune.selection import ChannelUnits, Masks, Units
+from lightning_prune.selection import ChannelUnits, ElementUnits, Masks, Units
+from lightning_prune.shards import Spread
 from lightning_prune.shrinking import frame_of
 
 
@@ -112,24 +114,26 @@ class Pruner:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was asked and observed, and the names of the units' channel groups (None: single targets)."""
+        """Return what was asked and observed, the steps of the schedule, and the names of the units' channel groups."""
         groups = [group.name for group in self.units.groups] if isinstance(self.units, ChannelUnits) else None
         return {
             "asked": self.asked,
-            "sums": self.observed.sums,
+            "sums": {name: shards.whole(total) for name, total in self.observed.sums.items()},
             "steps": self.observed.steps,
             "groups": groups,
+            "schedule": schedules.steps_of(self.schedule),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Restore what :meth:`state_dict` returned; the same channel groups are in play as then.
+        """Restore what :meth:`state_dict` returned: the same channel groups are in play, events fall where they did.
 
         Raises:
             CheckpointError: the model has no such channel groups.
         """
         parameters = masks.dense_parameters(model)
         self.asked = state["asked"]
-        sums = {name: total.to(parameters[name].device, copy=True) for name, total in state["sums"].items()}
+        self.schedule = schedules.with_steps(self.schedule, state["schedule"])
+        sums = {name: shards.sharded_like(total, parameters[name]) for name, total in state["sums"].items()}
         self.observed = Observations(sums, dict(state["steps"]))
         if isinstance(self.units, ChannelUnits):
             self.units = self.units.only(state["groups"] or (), parameters)
@@ -169,28 +173,38 @@ def prune_step(
 
     Raises:
         NonFiniteError: a weight or score is NaN or infinite; nothing is changed then.
-        PruningError: a target lost its mask, since its module was replaced; nothing is changed then.
+        PruningError: a target lost its mask, since its module was replaced; nothing is changed then. Or another rank
+            failed, or the masks of the ranks differ: then it is raised on all of them.
 
     Changes:
         masks and weights of the model, and what ``carry`` changes; the pruner's observations start anew.
     """
-    check_masked(pruner, model)
-    live, frame, current = masks.read(model), frame_of(model, pruner.base), wide_masks(pruner, model)
-    scores = Scores(pruner.recipe.criterion, _scored(pruner, model), pruner.observed, live, frame)
-    scores.check()
-    candidates = replace(pruner.units.candidates(scores, current, pruner.in_play(current)), costs=pruner.unit_costs)
-    removed = allocate(pruner, candidates, sparsity)
-    chosen = pruner.units.masks(candidates, removed, scores)
-    masks.write(model, ((name, frame.narrow(name, mask)) for name, mask in chosen))
-    if carry is not None:
-        carry(masks.masks_by_parameter(model))
+    with ranks.together(f"the pruning event of step {step}"):
+        shards.reshard(model)
+        check_masked(pruner, model)
+        live, frame, current = masks.read(model), frame_of(model, pruner.base), wide_masks(pruner, model)
+        weights = _scored(pruner, model)
+        pruner.observed.agree()
+        scores = Scores(pruner.recipe.criterion, weights, pruner.observed, live, frame, shards.spread_of(weights))
+        scores.check()
+        candidates = replace(pruner.units.candidates(scores, current, pruner.in_play(current)), costs=pruner.unit_costs)
+        removed = allocate(pruner, candidates, sparsity)
+        ranks.check_same(removed, "number of removed units")
+        chosen = pruner.units.masks(candidates, removed, scores)
+        masks.write(model, ((name, frame.narrow(name, mask)) for name, mask in chosen))
+        if carry is not None:
+            carry(masks.masks_by_parameter(model))
+        masks.check_same(model)
     pruner.observed.clear()
     pruner.asked = sparsity
     return describe(pruner, model, step)
 
 
 def check_masked(pruner: Pruner, model: nn.Module) -> None:
-    """Raise PruningError where a parameter that this pruner masks is no longer there or has no mask of its shape."""
+    """Raise PruningError where a parameter that this pruner masks is no longer there or has no mask of its shape.
+
+    The same where it is sharded over the ranks in a way that this recipe cannot work on.
+    """
     live, frame = masks.read(model), frame_of(model, pruner.base)
     for name, first in pruner.units.shapes.items():
         found, shape = tuple(live[name].shape) if name in live else None, frame.shape_now(name, first)
@@ -200,6 +214,19 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
                 f" {f'one of shape {found}' if found else 'none'}: its module was replaced. Replace modules before, in"
                 " __init__ or configure_model"
             )
+    _check_spread(pruner, shards.spread_of(_scored(pruner, model)))
+
+
+def _check_spread(pruner: Pruner, spread: Spread) -> None:
+    if not spread.is_sharded:
+        return
+    if any(isinstance(policy, RewindWeights) for policy in as_policies(pruner.recipe.optimizer_policy)):
+        raise PruningError(
+            f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
+            " several ranks: leave it out, or train with DDP"
+        )
+    if isinstance(pruner.units, ElementUnits):
+        pruner.units.check_spread(spread)
 
 
 def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:

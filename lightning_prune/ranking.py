@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_prune.shards import ALONE, Spread
+
 _DIGIT = 16
 _BINS = 1 << _DIGIT
 
@@ -43,7 +45,11 @@ def ordered_bits(scores: Tensor) -> Tensor:
 
 
 def lowest(
-    pieces: Callable[[], Iterable[Tensor]], k: int, dtype: torch.dtype = torch.float32, guess: Cut | None = None
+    pieces: Callable[[], Iterable[Tensor]],
+    k: int,
+    dtype: torch.dtype = torch.float32,
+    guess: Cut | None = None,
+    spread: Spread = ALONE,
 ) -> Cut:
     """Return the cut that removes exactly the k lowest scores, ties by order.
 
@@ -55,6 +61,7 @@ def lowest(
         k: how many to remove, from 0 to the number of scores.
         dtype: the dtype in which scores are compared; float64 or anything narrower.
         guess: a cut that may be it but for its ties; looking costs one quick pass, being right saves the others.
+        spread: the ranks among which the scores lie; each counts its own pieces, and only counts are exchanged.
 
     Raises:
         ValueError: k is negative or larger than the number of scores.
@@ -65,14 +72,14 @@ def lowest(
         [True, False, True, True]
     """
     if guess is not None:
-        below, equal = _count(pieces(), guess.bits, dtype)
+        below, equal = spread.sum(torch.tensor(count(pieces(), guess.bits, dtype))).tolist()
         if below <= k <= below + equal:
             return Cut(guess.bits, ties=k - below)
     width = 64 if dtype == torch.float64 else 32
     prefix: int | None = None
     left = k
     for shift in range(width - _DIGIT, -1, -_DIGIT):
-        cumulative = _histogram(pieces(), prefix, shift, dtype).cumsum(0).cpu()
+        cumulative = spread.sum(_histogram(pieces(), prefix, shift, dtype)).cumsum(0).cpu()
         if not 0 <= left <= int(cumulative[-1]):
             raise ValueError(f"cannot remove {k} of {int(cumulative[-1])} scores")
         if k == 0:
@@ -92,8 +99,8 @@ def _count_true(condition: np.ndarray | Tensor) -> int:
     return int(np.count_nonzero(condition) if isinstance(condition, np.ndarray) else torch.count_nonzero(condition))
 
 
-def _count(pieces: Iterable[Tensor], bits: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Count the scores whose ordered bits are below and equal to ``bits``."""
+def count(pieces: Iterable[Tensor], bits: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return how many scores have ordered bits below ``bits``, and how many have those."""
     below = equal = 0
     for piece in pieces:
         ordered = _fast(ordered_bits(piece.to(dtype)))
@@ -122,16 +129,8 @@ def keep_mask(scores: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
     keep = torch.as_tensor(bits >= cut.bits)
     if cut.ties:
         equal = torch.as_tensor(bits == cut.bits)
-        count = int(torch.count_nonzero(equal))
-        removed = equal if count <= cut.ties else equal & (equal.flatten().cumsum(0).view_as(equal) <= cut.ties)
+        number = int(torch.count_nonzero(equal))
+        removed = equal if number <= cut.ties else equal & (equal.flatten().cumsum(0).view_as(equal) <= cut.ties)
         keep &= ~removed
-        cut = Cut(cut.bits, cut.ties - min(count, cut.ties))
+        cut = Cut(cut.bits, cut.ties - min(number, cut.ties))
     return keep, cut
-
-
-def count_removed(scores: Tensor, cut: Cut) -> tuple[int, Cut]:
-    """Return how many of these scores the cut removes and the cut for the scores that follow."""
-    bits = _fast(ordered_bits(scores))
-    below = _count_true(bits < cut.bits)
-    ties = min(cut.ties, _count_true(bits == cut.bits)) if cut.ties else 0
-    return below + ties, Cut(cut.bits, cut.ties - ties)

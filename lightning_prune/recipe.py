@@ -1,7 +1,8 @@
 """A recipe: the chosen parts of a pruning run as one frozen value."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor
@@ -82,3 +83,19 @@ class Recipe:
     def is_structured(self) -> bool:
         """Whether whole channels go, so that layers become smaller."""
         return isinstance(self.granularity, Channel)
+
+    def describe(self) -> dict[str, str]:
+        """Return every field as text, which a checkpoint keeps; equal in every process for recipes that prune alike.
+
+        A function of your own appears by its qualified name, so another function of that name looks the same.
+
+        Example:
+            >>> Recipe(schedule=schedules.OneShot(0.5), criterion=lambda name, w: w.abs()).describe()["criterion"]
+            '<function <lambda>>'
+        """
+        policies = sorted(as_policies(self.optimizer_policy), key=repr)
+        return {f.name: _text(getattr(self, f.name)) for f in fields(self)} | {"optimizer_policy": _text(policies)}
+
+
+def _text(value: object) -> str:
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))

@@ -11,10 +11,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import masks, schedules
+from lightning_prune import masks, ranks, schedules, shards
 from lightning_prune.binding import bind
 from lightning_prune.compaction import Compaction
-from lightning_prune.errors import CheckpointError, NonFiniteError
+from lightning_prune.errors import NonFiniteError
 from lightning_prune.frame import Frame
 from lightning_prune.granularity import Element
 from lightning_prune.optimizer_surgery import parameters_of
@@ -22,6 +22,7 @@ from lightning_prune.policies import LRRewind, RewindWeights, as_policies
 from lightning_prune.policy_runtime import PolicyRuntime, Scheduler
 from lightning_prune.pruner import Event, Pruner, check_masked, describe, prune_step, wide_masks
 from lightning_prune.recipe import Recipe
+from lightning_prune.resuming import check_same, take_up
 from lightning_prune.selection import ChannelUnits
 from lightning_prune.shrinking import frame_of, next_removal, removed_since
 
@@ -52,10 +53,10 @@ class PruningRun:
         _introduce(self.pruners)
         self.step = 0
         self.sparsity = 0.0
-        self._looked_at = -1
+        self._looked_at = self._waits_at = -1
         self._stay: set[str] = set()
         self._runtimes: list[PolicyRuntime] = []
-        self._policy_state: list[dict[str, Any]] = []
+        self._policy_state: list[Mapping[str, Any]] = []
         self._handles: list[RemovableHandle] = []
         self.attach(model)
 
@@ -70,6 +71,16 @@ class PruningRun:
         steps = [schedules.final_step(pruner.schedule) for pruner in self.pruners]
         known = [step for step in steps if step is not None]
         return max(known) if len(known) == len(steps) else None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has hold of the optimizers."""
+        return bool(self._handles)
+
+    @property
+    def asked(self) -> dict[int, float]:
+        """Index of each recipe -> the sparsity of its last event."""
+        return {index: pruner.asked for index, pruner in enumerate(self.pruners)}
 
     @property
     def unfinished(self) -> list[Pruner]:
@@ -105,9 +116,11 @@ class PruningRun:
             NonFiniteError: a parameter or buffer is NaN or infinite.
         """
         self.stop()
-        for pruner in self.pruners:
-            check_masked(pruner, model)
-        _check_finite(model)
+        with ranks.together("the start of pruning"):
+            shards.reshard(model)
+            for pruner in self.pruners:
+                check_masked(pruner, model)
+            _check_finite(model)
         masks.refresh(model)
         parameters = masks.dense_parameters(model)
         owned = {parameters[name] for pruner in self.pruners for name in pruner.units.weights}
@@ -136,7 +149,7 @@ class PruningRun:
 
     def stop(self) -> None:
         """Let go of the optimizers."""
-        self._policy_state = [runtime.state_dict() for runtime in self._runtimes] or self._policy_state
+        self._policy_state = self._policies()
         for runtime in self._runtimes:
             runtime.stop()
         for handle in self._handles:
@@ -154,7 +167,7 @@ class PruningRun:
 
     def due(self) -> dict[int, float]:
         """Return what the schedules ask for since the last event: index of the recipe -> sparsity; {} when nothing."""
-        if self.step == self._looked_at:
+        if self.step in (self._looked_at, self._waits_at):
             return {}
         asked = {i: schedules.due(pruner.schedule, self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
         found = {i: sparsity for i, sparsity in asked.items() if sparsity is not None}
@@ -179,6 +192,10 @@ class PruningRun:
             events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step))
         self.sparsity = self.measure(model)
         return events
+
+    def leave_out(self) -> None:
+        """Count the event that is due as over, without having pruned."""
+        self._looked_at = self.step
 
     def after_step(self, model: nn.Module) -> None:
         """Take the snapshots of policies that are due at this step."""
@@ -229,30 +246,51 @@ class PruningRun:
         return {
             "step": self.step,
             "looked_at": self._looked_at,
+            "waits_at": self._waits_at,
             "base": None if self.base is None else self.base.to_json(),
             "stay": sorted(self._stay),
+            "recipes": [pruner.recipe.describe() for pruner in self.pruners],
             "pruners": [pruner.state_dict() for pruner in self.pruners],
-            "policies": [runtime.state_dict() for runtime in self._runtimes] or self._policy_state,
+            "policies": self._policies(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+    def _policies(self) -> list[Mapping[str, Any]]:
+        return [runtime.state_dict() for runtime in self._runtimes] or self._policy_state
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module, other_recipes: bool = False) -> None:
         """Restore what :meth:`state_dict` returned; the model's own state is loaded already.
 
+        Args:
+            state: of a run on this model.
+            model: masked.
+            other_recipes: go on with the recipes of this run where they differ from those of the state: the counters
+                stay, what the new schedules ask for by now is due, and state that does not fit is dropped.
+
         Raises:
-            CheckpointError: the state is of another number of recipes, or of a model with other channel groups.
+            CheckpointError: the state is of other recipes, or of a model with other channel groups.
         """
-        if len(state["pruners"]) != len(self.pruners):
-            raise CheckpointError(
-                f"the checkpoint was written with {len(state['pruners'])} recipes, this run has {len(self.pruners)};"
-                " resume with the same recipes"
-            )
-        for pruner, saved in zip(self.pruners, state["pruners"], strict=True):
-            pruner.load_state_dict(saved, model)
-        self.step, self._looked_at, self._stay = state["step"], state["looked_at"], set(state["stay"])
-        self._policy_state = list(state["policies"])
+        if not other_recipes:
+            check_same(state["recipes"], [pruner.recipe for pruner in self.pruners])
+        kept, is_other = take_up(self.pruners, state, model)
+        self.step, self._stay = state["step"], set(state["stay"])
+        self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]
+        self._policy_state = list(kept)
         for runtime, saved in zip(self._runtimes, self._policy_state, strict=False):
             runtime.load_state_dict(saved)
+        if is_other:
+            self.ask_again()
         self.sparsity = self.measure(model)
+
+    def ask_again(self) -> None:
+        """Make what the schedules ask for by now due anew, after the next step."""
+        self._looked_at, self._waits_at = -1, self.step
+
+    def start_over(self) -> None:
+        """Take all masks for new: somebody has loaded other ones; what the schedules ask for by now is due anew."""
+        for pruner in self.pruners:
+            pruner.asked = 0.0
+            pruner.observed.clear()
+        self.ask_again()
 
 
 def rehearsal(recipe: Recipe) -> Recipe:
@@ -297,7 +335,7 @@ def _check_finite(model: nn.Module) -> None:
     broken = [
         name
         for name, tensor in masks.dense_names(model).items()
-        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(tensor.detach()).all())
+        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(shards.local(tensor)).all())
     ]
     if broken:
         raise NonFiniteError(

@@ -7,7 +7,7 @@ of your own has an event at every step at which its value rises.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from lightning_prune.choice import Choice
@@ -277,17 +277,24 @@ def resolve(schedule: Schedule, total_steps: int | None) -> Schedule:
     Raises:
         ValueError: a share is used while the length of the run is unknown; begin and end fall together.
     """
-    if not isinstance(schedule, Gradual | OneShot):
-        return schedule
-    names = ("begin_step", "end_step") if isinstance(schedule, Gradual) else ("begin_step",)
-    shares = {name: getattr(schedule, name) for name in names if isinstance(getattr(schedule, name), float)}
+    shares = {name: value for name, value in steps_of(schedule).items() if isinstance(value, float)}
     if shares and total_steps is None:
         raise ValueError(
             f"{type(schedule).__name__}.{next(iter(shares))} is a share of the run, but the number of optimizer steps"
             " is unknown (iterable data without max_steps): give it as an int, or set Trainer(max_steps=…)"
         )
-    steps = {name: round(share * (total_steps or 0)) for name, share in shares.items()}
-    return replace(schedule, **steps) if steps else schedule
+    return with_steps(schedule, {name: round(share * (total_steps or 0)) for name, share in shares.items()})
+
+
+def steps_of(schedule: Schedule) -> dict[str, int | float]:
+    """Return where a built-in schedule begins and ends, by name of the field; {} of a function of the user's own."""
+    names = ("begin_step", "end_step") if isinstance(schedule, Gradual) else ("begin_step",)
+    return {name: getattr(schedule, name) for name in names} if isinstance(schedule, Gradual | OneShot) else {}
+
+
+def with_steps(schedule: Schedule, steps: Mapping[str, int | float]) -> Schedule:
+    """Return a schedule that begins and ends there; a function of the user's own has no such fields and stays."""
+    return replace(schedule, **steps) if steps and isinstance(schedule, Gradual | OneShot) else schedule
 
 
 def final_step(schedule: Schedule) -> int | None:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lightning_prune.allocation import Candidates
 from lightning_prune.criteria import Scores
-from lightning_prune.errors import CheckpointError
-from lightning_prune.granularity import Channel, Element, Granularity
+from lightning_prune.errors import CheckpointError, PruningError
+from lightning_prune.granularity import Block, Channel, Element, Granularity, NOfM
 from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.ranking import keep_mask
+from lightning_prune.shards import ALONE, Spread
 from lightning_prune.targets import Target
 
 Masks = Mapping[str, Tensor]
@@ -99,6 +100,21 @@ class ElementUnits:
         """Target -> number of its units."""
         return {t.name: self.granularity.units(torch.empty(t.shape, device="meta"), t).numel() for t in self.targets}
 
+    def check_spread(self, spread: Spread) -> None:
+        """Refuse rows of targets that cut units apart.
+
+        Raises:
+            PruningError: a unit lies on several ranks, or may.
+        """
+        for target in self.targets:
+            if not _holds_units(self.granularity, spread.rows[target.name], target):
+                first, stop = spread.rows[target.name]
+                raise PruningError(
+                    f"{target.name} is sharded by rows, of which this rank holds {first} to {stop}, and units of"
+                    f" {self.granularity} may lie on several ranks: use Element(), other targets, or another number of"
+                    " ranks"
+                )
+
     def most_removable(self) -> dict[str, int]:
         """Return every unit of every target."""
         return self.sizes
@@ -114,20 +130,21 @@ class ElementUnits:
 
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit; for single weights the scores are computed only when they are read."""
+        spread = scores.spread
         if isinstance(self.granularity, Element) and in_play:
             mine = {t.name: in_play.get(t.name, torch.ones_like(masks[t.name])) for t in self.targets}
-            units = {name: scores[name][inside] for name, inside in mine.items()}
-            return replace(_candidates(units, self.shapes, scores.dtype), in_play=mine)
+            units = {name: scores[name][spread.own(name, inside)] for name, inside in mine.items()}
+            return replace(_candidates(units, self.shapes, scores.dtype, spread), in_play=mine)
         if isinstance(self.granularity, Element):
             sizes = self.sizes
             before = {name: size - int(torch.count_nonzero(masks[name])) for name, size in sizes.items()}
-            return Candidates(scores, self.shapes, sizes, before, scores.dtype)
+            return Candidates(scores, self.shapes, sizes, before, scores.dtype, spread=spread)
         units = {}
         for target in self.targets:
-            gone = self.granularity.removed(masks[target.name], target)
+            gone = self.granularity.removed(spread.own(target.name, masks[target.name]), target)
             of_target = self.granularity.units(finite(scores[target.name]), target)
             units[target.name] = of_target.masked_fill(gone, -torch.inf)
-        return _candidates(units, self.shapes, scores.dtype)
+        return _candidates(units, self.shapes, scores.dtype, spread)
 
     def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
         """Return how many units go per target: exact in the sum."""
@@ -141,18 +158,18 @@ class ElementUnits:
         """Yield the mask of each target."""
         for target in self.targets:
             keep = keep_highest(candidates, target.name, removed[target.name])
-            if target.name in candidates.in_play:
-                yield (
-                    target.name,
-                    torch.ones_like(candidates.in_play[target.name]).masked_scatter_(
-                        candidates.in_play[target.name], keep
-                    ),
-                )
-            elif isinstance(self.granularity, Element):
-                yield target.name, keep.view(target.shape)
-            else:
-                keep = keep.view(candidates.scores[target.name].shape)
-                yield target.name, self.granularity.elements(keep, scores[target.name], target)
+            own = self._own_mask(target, keep, candidates, scores)
+            yield target.name, candidates.spread.gather(target.name, own, target.shape)
+
+    def _own_mask(self, target: Target, keep: Tensor, candidates: Candidates, scores: Scores) -> Tensor:
+        """Return the mask of the rows that this rank looks at, from the units in them that stay (bool, flat)."""
+        if target.name in candidates.in_play:
+            inside = candidates.spread.own(target.name, candidates.in_play[target.name])
+            return torch.ones_like(inside).masked_scatter_(inside, keep)
+        if isinstance(self.granularity, Element):
+            return keep.view(candidates.spread.own_shape(target.name, target.shape))
+        keep = keep.view(candidates.scores[target.name].shape)
+        return self.granularity.elements(keep, scores[target.name], target)
 
 
 @dataclass(frozen=True)
@@ -226,7 +243,11 @@ class ChannelUnits:
             if parameter in scores:
                 values = finite(scores[parameter])
                 for group, axis, indices in members:
-                    totals[group.name] += _sum_along(values, axis).cpu().double()[indices].sum(dim=1)
+                    along = _sum_along(values, axis).cpu().double()
+                    if axis == 0 and scores.spread.is_sharded:
+                        along = scores.spread.in_place(parameter, along, self.shapes[parameter][0])
+                    totals[group.name] += along[indices].sum(dim=1)
+        totals = {name: scores.spread.sum(total) for name, total in totals.items()}
         gone = self.gone(masks)
         units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
         shapes = {group.name: self.shapes[self._made_by(group)[0]] for group in self.groups}
@@ -285,10 +306,26 @@ class ChannelUnits:
             yield parameter, mask
 
 
-def _candidates(units: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> Candidates:
-    sizes = {name: scores.numel() for name, scores in units.items()}
-    removed = {name: int((scores == -torch.inf).sum()) for name, scores in units.items()}
-    return Candidates(units, shapes, sizes, removed, dtype)
+def _holds_units(granularity: Granularity, rows: tuple[int, int], target: Target) -> bool:
+    """Say whether these rows of a target hold whole units only; of an unknown granularity nobody can tell."""
+    if isinstance(granularity, NOfM):
+        return target.input_axis != 0
+    if isinstance(granularity, Block):
+        return all(row % granularity.shape[0] == 0 for row in rows)
+    return isinstance(granularity, Element)
+
+
+def _candidates(
+    units: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    spread: Spread = ALONE,
+) -> Candidates:
+    own = [(scores.numel(), int((scores == -torch.inf).sum())) for scores in units.values()]
+    counts = dict(zip(units, spread.sum(torch.tensor(own)).tolist(), strict=True))
+    sizes = {name: size for name, (size, _) in counts.items()}
+    removed = {name: gone for name, (_, gone) in counts.items()}
+    return Candidates(units, shapes, sizes, removed, dtype, spread=spread)
 
 
 def apportion(shares: Mapping[str, float], sizes: Mapping[str, int], removed: Mapping[str, int]) -> dict[str, int]:

@@ -7,17 +7,59 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_prune import averages
-from lightning_prune.compaction import compact
-from lightning_prune.errors import CompactionError, PruningError
+from lightning_prune import averages, ranks
+from lightning_prune.compaction import compact, refused
+from lightning_prune.errors import PruningError
 from lightning_prune.preconditions import example_inputs_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run import PruningRun
 
 log = logging.getLogger(__name__)
+
+
+def is_sharding(trainer: Trainer) -> bool:
+    """Say whether the strategy leaves a part of each weight on each rank, in configure_model."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
+def check_strategy(trainer: Trainer, model: LightningModule) -> None:
+    """Refuse a strategy that hides weights from masks, and a model to shard that has no weights yet.
+
+    Raises:
+        PruningError: the strategy flattens or partitions parameters, or layers are built only when they are sharded.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise PruningError(
+            f"{type(trainer.strategy).__name__} flattens or partitions parameters, so masks have no place on them: use"
+            " DDPStrategy, or ModelParallelStrategy with fully_shard in configure_model"
+        )
+    if is_sharding(trainer):
+        empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+        if empty or next(model.parameters(), None) is None:
+            raise PruningError(
+                f"{empty or type(model).__name__} has no values yet, and masks go on before {type(model).__name__}"
+                ".configure_model shards: build the layers in __init__, on the CPU, and shard them in configure_model"
+            )
+
+
+def warn_sharded(model: LightningModule) -> None:
+    """Say how a model is finalized whose weights are sharded."""
+    kind = type(model).__name__
+    warnings.warn(
+        f"the weights of {kind} are sharded over several ranks, so its masks stay on. Make one file of the last"
+        " checkpoint with `python -m lightning.fabric.utilities.consolidate_checkpoint PATH`, and finalize in one"
+        f" process: finalize({kind}.load_from_checkpoint('PATH.consolidated')), where {kind} derives from PruningMixin",
+        stacklevel=2,
+    )
 
 
 def check_can_shrink(recipes: Sequence[Recipe], trainer: Trainer) -> None:
@@ -46,15 +88,16 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     if plan is None:
         return
     inputs = example_inputs_of(model) or ()
-    try:
-        with unwrapped(trainer):
-            stay = compact(model, plan, example_inputs=inputs, optimizer=trainer.optimizers).put_back
-    except CompactionError as error:
-        stay = dict.fromkeys(plan.removals, str(error))
+    with ranks.together("the removal of channels"):
+        # buffers may differ between ranks, and with them what is exact
+        stay = ranks.from_first(lambda: refused(model, plan, inputs))
+        cut = plan.only(set(plan.removals) - set(stay))
+        if cut.removals:
+            with unwrapped(trainer):
+                compact(model, cut, optimizer=trainer.optimizers)
     if stay:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
         warnings.warn(f"these channel groups stay masked, because removing them is not exact:\n{reasons}", stacklevel=2)
-    cut = plan.only(set(plan.removals) - set(stay))
     averages.lose(trainer, cut)
     run.follow(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))

@@ -68,8 +68,12 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
     for path, (name, axis) in groups.attributes.items():
         holder, _, attribute = path.rpartition(".")
         module = model.get_submodule(holder)
-        setattr(module, attribute, getattr(module, attribute) * after[name][axis] // before[name][axis])
+        held: Any = getattr(module, attribute)
+        size = (held[0] if isinstance(held, tuple) else held) * after[name][axis] // before[name][axis]
+        setattr(module, attribute, (size,) if isinstance(held, tuple) else size)
     for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.elementwise_affine:
+            module.normalized_shape = tuple(module.weight.shape)
         if isinstance(module, nn.RNNBase):
             shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
             module.input_size, module.hidden_size = shapes["weight_ih_l0"][1], shapes["weight_hh_l0"][1]

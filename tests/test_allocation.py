@@ -1,6 +1,11 @@
 """Shares of the targets against direct NumPy solutions."""
 
+import copy
 import math
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_prune import OneShot, Recipe
 from lightning_prune.allocation import ERK, Candidates, Global, Uniform
 
 
@@ -133,10 +139,52 @@ def test_global_ranks_by_score_per_cost():
 
 
 def test_global_refuses_bad_costs():
-    candidates = Candidates({"a": torch.ones(2)}, {"a": (2, 1)}, {"a": 2}, {"a": 0})
+    candidates = Candidates({"a": torch.ones(2), "b": torch.ones(2)}, {"a": (2, 1)}, {"a": 2, "b": 2}, {"a": 0, "b": 0})
     with pytest.raises(ValueError, match='must be "params", "macs", a table or None'):
         Global(cost="bytes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs an example input: set example_input_array"):
         Global(cost="macs")(0.5, candidates)
-    with pytest.raises(ValueError, match="gives a the cost 0; each must be positive"):
-        Global(cost={"a": 0})(0.5, candidates)
+    with pytest.raises(
+        ValueError, match=r"no entry for a and 1 more; it has \['c'\] and needs one for each of \['a', 'b"
+    ):
+        Global(cost={"c": 1.0})(0.5, candidates)
+    zero = Candidates({"a": torch.ones(2)}, {"a": (2, 1)}, {"a": 2}, {"a": 0}, costs={"macs": {"a": 0.0}})
+    with pytest.raises(ValueError, match=r"gives a the cost 0\.0; each must be a positive, finite number"):
+        Global(cost="macs")(0.5, zero)
+    with pytest.raises(ValueError, match=r"empty table; give each .* a cost, or leave cost out"):
+        Global(cost={})
+
+
+@pytest.mark.parametrize("cost", [0, -1.0, math.nan, math.inf, True, "1", None, torch.tensor(1.0)])
+def test_global_refuses_a_table_with_such_a_cost_at_once(cost: Any):
+    with pytest.raises(ValueError, match=r"Global\.cost gives b the cost .*; each must be a positive, finite number"):
+        Global(cost={"a": 1.0, "b": cost})
+
+
+class Table(Mapping[str, float]):
+    """A mapping that no unpickler of weights knows."""
+
+    def __getitem__(self, name: str) -> float:
+        return {"a": np.float32(2.0), "b": 1}[name]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("ab")
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_a_table_of_any_kind_is_kept_as_plain_numbers(tmp_path: Path):
+    allocation = Global(cost=Table())
+    assert allocation == Global(cost={"a": 2.0, "b": 1.0})
+    assert all(type(cost) is float for cost in allocation.cost.values())  # type: ignore[union-attr]
+    assert pickle.loads(pickle.dumps(allocation)) == copy.deepcopy(allocation) == allocation
+    torch.save(Recipe(schedule=OneShot(0.5), allocation=allocation), tmp_path / "recipe.pt")
+    assert torch.load(tmp_path / "recipe.pt", weights_only=True).allocation == allocation
+
+
+def test_a_table_is_no_longer_the_callers():
+    given = {"a": 1.0}
+    allocation = Global(cost=given)
+    given["a"] = 0.0
+    assert allocation.cost == {"a": 1.0}

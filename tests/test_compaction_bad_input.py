@@ -91,13 +91,19 @@ def test_a_model_on_two_devices_is_refused() -> None:
     model = trained(Residual())
     model.head.to("cuda")
     plan, before = half_plan(model, RESIDUAL_INPUT), [parameter.data_ptr() for parameter in model.parameters()]
+    values = [parameter.detach().cpu().clone() for parameter in model.parameters()]
     with pytest.raises(CompactionError, match=r"Residual is on 2 devices \(stem.weight on cpu, head.weight on cuda"):
         compact(model, plan, RESIDUAL_INPUT)
+    assert all(torch.equal(p.detach().cpu(), value) for p, value in zip(model.parameters(), values, strict=True))
     assert [parameter.data_ptr() for parameter in model.parameters()] == before
 
 
 def test_a_model_that_is_partly_without_values_is_refused() -> None:
-    model = trained(Mlp())
+    model, plan = trained(Mlp()), half_plan(trained(Mlp()), torch.zeros(1, 5))
     model[2] = nn.Linear(8, 7, device="meta")
+    identities, before = [id(parameter) for parameter in model.parameters()], everything(model[0])
     with pytest.raises(CompactionError, match=r"2.weight is on the meta device"):
-        compact(model, half_plan(trained(Mlp()), torch.zeros(1, 5)))
+        compact(model, plan)
+    assert [id(parameter) for parameter in model.parameters()] == identities
+    assert [tuple(parameter.shape) for parameter in model[2].parameters()] == [(7, 8), (7,)]
+    assert everything(model[0]) == before

@@ -195,3 +195,24 @@ def test_relative_error_against_numpy() -> None:
     assert relative_error([torch.tensor([1, 2])], [torch.tensor([1, 3])]) == inf
     assert relative_error([torch.zeros(0)], [torch.zeros(0)]) == 0
     assert relative_error([torch.tensor([3 + 4j])], [torch.tensor([3 + 3j])]) == pytest.approx(0.2)
+
+
+def test_an_interrupt_while_a_group_is_put_back_leaves_all_as_it_was() -> None:
+    class Constant(Mlp):
+        def forward(self, input: Tensor) -> Tensor:
+            x = input
+            return super().forward(x) + self[2](self[1](self[0](x))).reshape(-1, 7).mean(1, keepdim=True)
+
+    model = trained(Constant())
+    plan = half_plan(Mlp(), MLP_INPUT)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(MLP_INPUT).square().sum().backward()
+    optimizer.step()
+    before = everything(model, optimizer)
+    with interrupt_at(-1) as seen:
+        report = compact(*copy.deepcopy((model, plan, MLP_INPUT, optimizer)))
+    assert list(report.put_back) == ["2"]
+    for line in np.linspace(seen[0] // 2, seen[0] - 1, 60, dtype=int):
+        with pytest.raises(KeyboardInterrupt), interrupt_at(int(line)):
+            compact(model, plan, MLP_INPUT, optimizer)
+        assert everything(model, optimizer) == before

@@ -1,6 +1,7 @@
 """What cannot be removed exactly keeps its width, masked; the rest goes."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from lightning_prune import masks
 from lightning_prune.compaction import Compaction, applied_plan, compact
 from lightning_prune.compaction.trial import at_fault
-from lightning_prune.errors import CompactionError
+from lightning_prune.errors import CompactionError, OptimizerStateError
 from lightning_prune.graph import channel_groups
 
 
@@ -59,6 +60,58 @@ def test_the_group_at_fault_is_put_back_masked_and_named() -> None:
     assert applied_plan(model) == plan.only(["a", "c"])
     model(INPUT).sum().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.optim.AdamW,
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        lambda parameters: torch.optim.Adafactor(parameters),
+        lambda parameters: torch.optim.LBFGS(parameters, max_iter=2),
+    ],
+)
+def test_what_optimizers_remember_of_it_is_zero_and_the_rest_is_sliced(make: Any) -> None:
+    model, plan = constants()
+    optimizer = make(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(INPUT).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    compact(model, plan, INPUT, optimizer)
+    bias, weight = (masks.dense_parameters(model)[name] for name in ("b.bias", "b.weight"))
+    gone, kept = list(plan.removals["b"].entries["b.bias"][0]), list(plan.keep["b.bias"][0])
+    number = [id(p) for p in model.parameters()].index(id(bias))
+    if isinstance(optimizer, torch.optim.LBFGS):
+        assert not optimizer.state
+    for key, value in optimizer.state[bias].items() if bias in optimizer.state else ():
+        if value is not None and value.dim():
+            assert not value[gone].any()
+            assert torch.equal(value[kept], before[number][key][kept])
+    for value in optimizer.state[weight].values() if weight in optimizer.state else ():
+        if value is not None and value.shape == weight.shape:
+            assert not value[gone].any()
+    optimizer.step(closure)
+
+
+def test_when_the_optimizer_cannot_follow_all_is_as_it_was() -> None:
+    model, plan = constants()
+    first = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.dim() > 1])
+    second = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.dim() == 1])
+    model(INPUT).square().sum().backward()
+    first.step()
+    second.step()
+    held = second.param_groups[0]["params"][1]
+    second.state[held]["factor"] = torch.eye(5)
+    before = everything(model, first, second)
+    with pytest.raises(OptimizerStateError, match="factor"):
+        compact(model, plan, INPUT, [first, second])
+    assert everything(model, first, second) == before
 
 
 def test_a_masked_model_keeps_its_masks_on_what_is_put_back() -> None:

@@ -132,6 +132,19 @@ def test_an_attribute_that_also_sizes_what_stays_keeps_both() -> None:
     assert groups["a"].reason == "model output"
 
 
+class AlsoOfInput(Bound):
+    """The attribute is the size of the input, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x.reshape(-1, self.width))).reshape(-1, self.width)).mean(0)
+
+
+def test_an_attribute_that_also_sizes_the_input_keeps_the_channels() -> None:
+    groups = channel_groups(AlsoOfInput(), X)
+    assert sizes(groups) == {}
+    assert groups["a"].reason == "width is also the size of what stays: input of the model"
+
+
 def test_the_model_keeps_plain_ints() -> None:
     model = Heads()
     recorder = Recorder()
@@ -149,6 +162,7 @@ def test_sizes_compute_like_ints_and_know_what_they_are_proportional_to() -> Non
     assert (four * 3).attributes == (four // 2).attributes == {"heads": 4}
     assert isinstance(3 * four, Size)
     assert (four * length).attributes == {"heads": 4}
+    assert (length // four).under == {"heads": 4}
     assert not isinstance(length // four, Size)
     assert not isinstance(length // 5, Size)
     assert not isinstance(length - four, Size)

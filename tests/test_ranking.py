@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_prune.ranking import Cut, count_removed, keep_mask, lowest, ordered_bits
+from lightning_prune.ranking import Cut, count, keep_mask, lowest, ordered_bits
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -21,10 +21,11 @@ def removed_by(scores: Tensor, k: int, sizes: Sequence[int], guess: Cut | None =
     cut = lowest(lambda: scores.split(list(sizes)), k, wide, guess)
     gone, rest = [], cut
     for piece in scores.split(list(sizes)):
-        count, counted = count_removed(piece, rest)
-        keep, rest = keep_mask(piece, rest)
-        assert counted == rest
-        assert count == int((~keep).sum())
+        below, equal = count([piece], rest.bits, wide)
+        keep, after = keep_mask(piece, rest)
+        assert int((~keep).sum()) == below + min(equal, rest.ties)
+        assert after.ties == max(0, rest.ties - equal)
+        rest = after
         gone.append(~keep.flatten())
     return torch.cat(gone).numpy() if gone else np.zeros(0, dtype=bool)
 

@@ -56,5 +56,5 @@ def test_a_state_of_other_recipes() -> None:
     saved = Loop(Recipe(schedule=RISE)).start().run.state_dict()
     a, b = (Recipe(schedule=RISE, targets=Targets((name,))) for name in ("0", "3"))
     loop = Loop([a, b])
-    with pytest.raises(CheckpointError, match="the checkpoint was written with 1 recipes, this run has 2; resume with"):
+    with pytest.raises(CheckpointError, match="recipe:\nrecipes: it has 1, this run has 2\nresume"):
         loop.run.load_state_dict(saved, loop.model)

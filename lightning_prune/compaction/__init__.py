@@ -3,7 +3,7 @@
 from lightning_prune.compaction.apply import CompactionReport, compact
 from lightning_prune.compaction.plan import Compaction, Removal, applied_plan, set_plan
 from lightning_prune.compaction.resize import reshape_like
-from lightning_prune.compaction.trial import inexact
+from lightning_prune.compaction.trial import inexact, refused
 
 __all__ = [
     "Compaction",
@@ -12,6 +12,7 @@ __all__ = [
     "applied_plan",
     "compact",
     "inexact",
+    "refused",
     "reshape_like",
     "set_plan",
 ]

@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.compaction import resize
+from lightning_prune.compaction.entries import Entries
 from lightning_prune.compaction.equivalence import Inputs
 from lightning_prune.compaction.plan import Compaction, remember
-from lightning_prune.compaction.trial import exact_part
+from lightning_prune.compaction.trial import Proof, prove
 from lightning_prune.errors import CompactionError
 from lightning_prune.masks import dense_parameters
-from lightning_prune.optimizer_surgery import put_back, references, slice_state
+from lightning_prune.optimizer_surgery import copy_state, put_back, references, slice_state, zero_state
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class CompactionReport:
             inputs were given.
         put_back: channel group of the plan whose removal was not exact -> why. It keeps its width, with the planned
             channels at zero.
+        changes: precision -> largest relative change of the outputs, against the masked model, by removing the channel
+            groups that are inexact by nature; empty when the plan has none.
     """
 
     parameters_before: int
@@ -38,6 +41,7 @@ class CompactionReport:
     removed: Mapping[str, tuple[int, int]]
     errors: Mapping[str, float] = field(default_factory=dict)
     put_back: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, float] = field(default_factory=dict)
 
 
 def compact(
@@ -54,8 +58,9 @@ def compact(
     With example inputs the masked and the compact model are first compared on copies, see
     :func:`lightning_prune.compaction.equivalence.largest_errors`. Where they differ, because the code holds a size
     that the graph does not show, the channel groups at fault are put back: they keep their width, with the planned
-    channels at zero, and the report names them. Whatever goes wrong, an interrupt from the keyboard included, model
-    and optimizers are left byte for byte as they were.
+    channels at zero, and the report names them. Channel groups over which a normalisation runs, which a plan holds
+    only by ``allow_inexact``, are cut last: they have to run, and their change of the outputs is reported. Whatever
+    goes wrong, an interrupt from the keyboard included, model and optimizers are left byte for byte as they were.
 
     Args:
         model: the model that the plan was made for, dense or masked; masks that are attached shrink with it.
@@ -63,10 +68,10 @@ def compact(
         example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``; None: no check.
         optimizer: one or several, whose state is sliced too.
         example_kwargs: keyword arguments of ``forward``.
-        tolerance: largest relative error allowed at float64.
+        tolerance: largest relative error allowed at float64 where a removal is exact by nature.
 
     Returns:
-        Sizes before and after, the errors that were measured, and what was put back.
+        Sizes before and after, the errors and changes that were measured, and what was put back.
 
     Raises:
         CompactionError: the plan is for another model, the model is on the meta device or on several, or no channel
@@ -75,7 +80,8 @@ def compact(
 
     Changes:
         ``data`` and ``grad`` of parameters (the Parameter objects stay), buffers, masks, size attributes of layers,
-        optimizer state; the plan stays on the model, composed with earlier ones. A DistributedDataParallel wrapper
+        optimizer state (sliced, and zero where a put-back channel is); the plan stays on the model, composed with
+        earlier ones. A DistributedDataParallel wrapper
         built before has to be built anew.
 
     Example:
@@ -89,17 +95,35 @@ def compact(
     optimizers = _optimizers(optimizer)
     plan.check_fits(model)
     _check_device(model)
-    cut, stay, errors = plan, {}, {}
+    proof = Proof(plan, {}, {}, {})
     if example_inputs is not None or example_kwargs:
-        cut, stay, errors = exact_part(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
+        proof = prove(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
     before = _count(model)
     with resize.all_or_nothing() as undo:
-        if stay:
-            resize.zero(model, plan.only(stay).removed, undo)
-        _cut(model, cut, optimizers, undo)
-        remember(model, cut, undo)
-        removed = {name: (removal.removed, removal.size) for name, removal in cut.removals.items()}
-        return CompactionReport(before, _count(model), removed, errors, stay)
+        if proof.stay:
+            _zero(model, plan.only(proof.stay).removed, optimizers, undo)
+        _cut(model, proof.cut, optimizers, undo)
+        remember(model, proof.cut, undo)
+        removed = {name: (removal.removed, removal.size) for name, removal in proof.cut.removals.items()}
+        return CompactionReport(before, _count(model), removed, proof.errors, proof.stay, proof.changes)
+
+
+def _zero(model: nn.Module, entries: Entries, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:
+    """Zero entries of the parameters, and what optimizers remember of them, which would move them again."""
+    resize.zero(model, entries, undo)
+    parameters = dense_parameters(model)
+    keep = {parameters[name]: _kept(parameters[name], entries[name]) for name in entries.keys() & parameters.keys()}
+    for one in optimizers:
+        undo.append(partial(put_back, one, references(one)))
+        copy_state(one, keep)
+        zero_state(one, keep)
+
+
+def _kept(parameter: Tensor, axes: Mapping[int, tuple[int, ...]]) -> Tensor:
+    mask = torch.ones_like(parameter, dtype=torch.bool)
+    for axis, gone in axes.items():
+        mask.index_fill_(axis, torch.tensor(gone, device=mask.device), False)
+    return mask
 
 
 def _cut(model: nn.Module, plan: Compaction, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:

@@ -39,6 +39,23 @@ def translate(entries: Entries, kept: Entries) -> Entries:
     }
 
 
+def positions(entries: Entries, kept: Entries) -> Entries:
+    """Return where entries of the larger tensors lie in the smaller ones, of which ``kept`` is left; others drop out.
+
+    The inverse of :func:`translate`.
+    """
+    return {name: inner for name, axes in entries.items() if (inner := _inner(axes, kept.get(name, {})))}
+
+
+def _inner(axes: Mapping[int, tuple[int, ...]], kept: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+    found = {}
+    for axis, indices in axes.items():
+        left = np.intersect1d(indices, kept[axis]) if axis in kept else np.asarray(indices)
+        if left.size:
+            found[axis] = ints(np.searchsorted(kept[axis], left) if axis in kept else left)
+    return found
+
+
 def fit(entries: Entries, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Say in words what is wrong with entries of tensors of these shapes; "" when nothing is."""
     for name, axes in entries.items():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 _SLACK_32 = 1e6
 """How much more error float32 is allowed; its rounding is 5e8 times coarser than that of float64."""
+
+ANY_FINITE = sys.float_info.max / _SLACK_32
+"""A tolerance for removals that are inexact by nature: the compact model must run and give outputs of the same shapes,
+finite where those of the masked one are."""
 
 
 def largest_errors(

@@ -12,28 +12,14 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction import resize
 from lightning_prune.compaction.channels import checked, entries_without, masked_out, named
-from lightning_prune.compaction.entries import Entries, complement, fit, ints, merge, translate
+from lightning_prune.compaction.entries import Entries, complement, fit, ints, merge, positions, translate
+from lightning_prune.compaction.removal import Removal
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
 from lightning_prune.masks import dense_names, dense_parameters, read, refresh
 
 FORMAT = "lightning_prune.compaction"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What one channel group loses.
-
-    Args:
-        size: number of its channels before.
-        removed: number of channels that go.
-        entries: the removed entries of every parameter and buffer: dense name -> axis -> sorted indices.
-    """
-
-    size: int
-    removed: int
-    entries: Entries
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,8 @@ class Compaction:
             group = named(groups, name)
             kept = checked(group, indices)
             if len(kept) < group.size:
-                removals[name] = Removal(group.size, group.size - len(kept), entries_without(group, kept))
+                entries = entries_without(group, kept)
+                removals[name] = Removal(group.size, group.size - len(kept), entries, bool(group.inexact))
         gone = merge(removal.entries for removal in removals.values())
         whole = {
             weight: weight.rpartition(".")[0] for weight in sorted(groups.conv_groups) if 0 in gone.get(weight, {})
@@ -131,10 +118,15 @@ class Compaction:
 
     def only(self, names: Collection[str]) -> "Compaction":
         """Return the part of the plan that concerns these channel groups."""
-        removals = {name: removal for name, removal in self.removals.items() if name in names}
+        if self.removals.keys() <= set(names):
+            return self
+        return self._of(self.shapes, {name: removal for name, removal in self.removals.items() if name in names})
+
+    def _of(self, shapes: Mapping[str, tuple[int, ...]], removals: Mapping[str, Removal]) -> "Compaction":
+        """Return a plan with these removals and those of the attributes that follow them."""
         gone = merge(removal.entries for removal in removals.values())
         follow = {path: (name, axis) for path, (name, axis) in self.attributes.items() if axis in gone.get(name, {})}
-        return Compaction(self.shapes, removals, follow)
+        return Compaction(shapes, removals, follow)
 
     def mask(self, model: nn.Module) -> None:
         """Set what the plan would remove to zero, to look before cutting.
@@ -204,17 +196,28 @@ class Compaction:
             earlier = removals.get(name)
             if earlier is not None and earlier.size - earlier.removed == removal.size:
                 both = merge([earlier.entries, moved.entries])
-                removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both)
+                is_inexact = earlier.is_inexact or removal.is_inexact
+                removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both, is_inexact)
             else:
                 removals[_unused(name, removals)] = moved
         return Compaction({**other.shapes, **self.shapes}, removals, {**self.attributes, **other.attributes})
 
+    def beyond(self, earlier: "Compaction") -> "Compaction":
+        """Return what this plan removes besides ``earlier``, a part of it; ``earlier.then(result)`` does the same."""
+        after, removals = earlier.shapes_after, {}
+        for name, removal in self.removals.items():
+            entries = positions(removal.entries, earlier.keep)
+            if entries:
+                done = earlier.removals[name].removed if name in earlier.removals else 0
+                removals[name] = replace(
+                    removal, size=removal.size - done, removed=removal.removed - done, entries=entries
+                )
+        shapes = {name: after.get(name, shape) for name, shape in self.shapes.items()}
+        return self._of(shapes, removals)
+
     def to_json(self) -> str:
         """Return the plan as JSON text."""
-        removals = {
-            name: {"size": removal.size, "removed": removal.removed, "entries": removal.entries}
-            for name, removal in self.removals.items()
-        }
+        removals = {name: removal.as_document() for name, removal in self.removals.items()}
         head = {"format": FORMAT, "version": VERSION}
         return json.dumps({**head, "shapes": self.shapes, "removals": removals, "attributes": self.attributes})
 
@@ -272,14 +275,7 @@ def set_plan(model: nn.Module, plan: Compaction | None) -> None:
 
 
 def _parsed(document: Mapping[str, Any]) -> Compaction:
-    removals = {
-        name: Removal(
-            int(held["size"]),
-            int(held["removed"]),
-            {entry: {int(axis): ints(i) for axis, i in axes.items()} for entry, axes in held["entries"].items()},
-        )
-        for name, held in document["removals"].items()
-    }
+    removals = {name: Removal.from_document(held) for name, held in document["removals"].items()}
     attributes = {path: (str(name), int(axis)) for path, (name, axis) in document["attributes"].items()}
     return Compaction({name: ints(shape) for name, shape in document["shapes"].items()}, removals, attributes)
 

@@ -148,15 +148,17 @@ def _length(model: nn.Module, dense_name: str, axis: int) -> int:
 
 def _follow(model: nn.Module, path: str, before: int, after: int, undo: Undo) -> None:
     module, name = locate(model, path)
-    value = module.__dict__.get(name)
+    held = module.__dict__.get(name)
+    value = held[0] if isinstance(held, tuple) and len(held) == 1 else held
     if not isinstance(value, int):
-        raise CompactionError(f"{path} follows a length of the model but is {value!r}, not an int; make a new plan")
+        raise CompactionError(f"{path} follows a length of the model but is {held!r}, not an int; make a new plan")
     if value * after % before:
         raise CompactionError(
             f"{path} = {value} follows a length that goes from {before} to {after}, which would make it"
             f" {value * after / before:g}: remove whole multiples of {before // value}"
         )
-    _set_attributes(module, {name: value * after // before}, undo)
+    new = value * after // before
+    _set_attributes(module, {name: (new,) if isinstance(held, tuple) else new}, undo)
 
 
 def _set_attributes(module: nn.Module, values: Mapping[str, Any], undo: Undo) -> None:

@@ -1,10 +1,12 @@
 """Which channel groups really shrink: trial removals on copies, halved until the groups at fault are found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from lightning_prune.compaction.equivalence import Inputs, largest_errors
+from lightning_prune.compaction.equivalence import ANY_FINITE, Inputs, largest_errors
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
@@ -19,6 +21,7 @@ def inexact(
     """Remove half of each named group from a copy and return the groups that cannot go, each with the reason.
 
     The graph does not show a constant that the code of ``forward`` holds, as in ``x.view(-1, 512)``; a trial does.
+    Groups that are inexact by nature only have to run; the others go along with them.
 
     Args:
         model: dense or masked; copied, not touched.
@@ -30,42 +33,101 @@ def inexact(
     Returns:
         group -> what happened when it was removed; empty when all can go.
     """
-    if not names:
-        return {}
     keep = {name: range((groups[name].size + 1) // 2) for name in names}
+    loose = [name for name in names if groups[name].inexact]
 
-    def trial(some: Sequence[str]) -> str:
-        plan = Compaction.from_keep(groups, {name: keep[name] for name in some})
-        return _failure(model, plan, plan, inputs, tolerance)
+    def trial(some: Sequence[str], others: Sequence[str] = (), allowed: float = tolerance) -> str:
+        plan = Compaction.from_keep(groups, {name: keep[name] for name in (*others, *some)})
+        return _Trials(model, plan, inputs).failure(list(plan.removals), allowed)
 
-    return at_fault(names, trial)
+    exact, stay = _largest_part([name for name in names if name not in loose], trial)
+    return stay | _largest_part(loose, lambda some: trial(some, exact, ANY_FINITE))[1]
 
 
-def exact_part(
-    model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float
-) -> tuple[Compaction, dict[str, str], dict[str, float]]:
-    """Return the part of a plan that can be cut while all of it is masked, what stays and why, and the errors.
+@dataclass(frozen=True)
+class Proof:
+    """What a plan may do to a model, seen on copies.
+
+    Args:
+        cut: the part of the plan that can be cut while all of it is masked.
+        stay: the channel groups that are not in it -> why.
+        errors: precision -> largest relative error of cutting its exact groups.
+        changes: precision -> largest relative change by cutting the inexact ones as well; empty when there are none.
+    """
+
+    cut: Compaction
+    stay: Mapping[str, str]
+    errors: Mapping[str, float]
+    changes: Mapping[str, float]
+
+
+def prove(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) -> Proof:
+    """Find the part of a plan that can be cut: its exact groups within the tolerance, then the inexact ones that run.
 
     Raises:
-        CompactionError: no channel group of the plan can be cut exactly, or the masked model itself does not run.
+        CompactionError: no channel group of the plan can be cut, or the masked model itself does not run.
+    """
+    trials = _Trials(model, plan, inputs)
+    loose = [name for name, removal in plan.removals.items() if removal.is_inexact]
+    tight = [name for name in plan.removals if name not in loose]
+    exact, stay = _largest_part(tight, lambda some: trials.failure(some, tolerance))
+    more, refused = _largest_part(loose, lambda some: trials.failure([*exact, *some], ANY_FINITE))
+    if not exact and not more and trials.first is not None:
+        raise trials.first
+    errors = trials.errors(exact, tolerance)
+    changes = trials.errors([*exact, *more], ANY_FINITE) if more else {}
+    return Proof(plan.only({*exact, *more}), stay | refused, errors, changes)
+
+
+def refused(model: nn.Module, plan: Compaction, inputs: tuple[Any, ...], tolerance: float = 1e-9) -> dict[str, str]:
+    """Return the channel groups of a plan that cannot be cut, each with the reason; the model stays as it is.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: what is to go.
+        inputs: positional arguments of ``forward``.
+        tolerance: see :func:`lightning_prune.compact`.
     """
     try:
-        return plan, {}, largest_errors(model, plan, inputs, tolerance)
+        return dict(prove(model, plan, (inputs, {}), tolerance).stay)
     except CompactionError as error:
-        first = error
-    stay: dict[str, str] = {}
-    left = list(plan.removals)
+        return dict.fromkeys(plan.removals, str(error))
 
-    def trial(some: Sequence[str]) -> str:
-        return _failure(model, plan, plan.only(some), inputs, tolerance)
 
-    while len(left) > 1 and (faulty := at_fault(left, trial)):
+class _Trials:
+    """Removals of parts of a plan from copies of a model, all of it masked; what is measured once is known."""
+
+    def __init__(self, model: nn.Module, plan: Compaction, inputs: Inputs) -> None:
+        self._model = model
+        self._plan = plan
+        self._inputs = inputs
+        self._known: dict[frozenset[str], dict[str, float]] = {}
+        self.first: CompactionError | None = None
+
+    def errors(self, names: Sequence[str], allowed: float) -> dict[str, float]:
+        """Cut these groups and return the largest relative error in each precision; raises CompactionError."""
+        key = frozenset(names)
+        if key not in self._known:
+            self._known[key] = largest_errors(self._model, self._plan, self._inputs, allowed, self._plan.only(key))
+        return self._known[key]
+
+    def failure(self, names: Sequence[str], allowed: float) -> str:
+        """Cut these groups and say what went wrong; "" when nothing did."""
+        try:
+            self.errors(names, allowed)
+        except CompactionError as error:
+            self.first = self.first or error
+            return str(error)
+        return ""
+
+
+def _largest_part(names: Sequence[str], trial: Trial) -> tuple[list[str], dict[str, str]]:
+    """Return the names that pass together, and the others with the reason."""
+    left, stay = list(names), dict[str, str]()
+    while left and (faulty := at_fault(left, trial)):
         stay |= faulty
         left = [name for name in left if name not in stay]
-    if not left or not stay:
-        raise first
-    cut = plan.only(left)
-    return cut, stay, largest_errors(model, plan, inputs, tolerance, cut)
+    return left, stay
 
 
 def at_fault(names: Sequence[str], trial: Trial) -> dict[str, str]:
@@ -85,11 +147,3 @@ def at_fault(names: Sequence[str], trial: Trial) -> dict[str, str]:
     half = len(names) // 2
     found = at_fault(names[:half], trial) | at_fault(names[half:], trial)
     return found or dict.fromkeys(names, f"only together with others: {reason}")
-
-
-def _failure(model: nn.Module, plan: Compaction, cut: Compaction, inputs: Inputs, tolerance: float) -> str:
-    try:
-        largest_errors(model, plan, inputs, tolerance, cut)
-    except CompactionError as error:
-        return str(error)
-    return ""

@@ -1,6 +1,5 @@
 """The eager side: a folded copy of the model, and the inputs on which file and copy must agree."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from lightning_prune.copies import plain_copy
 from lightning_prune.deploy.signature import describe, flatten_outputs
 from lightning_prune.errors import ExportError
 from lightning_prune.masks import fold
@@ -59,19 +59,13 @@ def folded_copy(model: nn.Module) -> nn.Module:
         if is_lazy(parameter) or parameter.is_meta:
             raise ExportError(f"{name} has no values yet: run the model on one batch or load its weights, then export")
     try:
-        copied = copy.deepcopy(model, _detached(model))
+        copied = plain_copy(model)
     except Exception as error:
         raise ExportError(f"{type(model).__name__} cannot be copied for the export: {error}") from error
     copied = fold(copied).cpu().eval()
     for tensor in (*copied.parameters(), *copied.buffers()):
         tensor.data = tensor.data.contiguous()
     return copied
-
-
-def _detached(model: nn.Module) -> dict[int, Tensor]:
-    # copy.deepcopy refuses tensors with a history, which a pruned module and a recorded activation have
-    held = pytree.tree_leaves([list(vars(module).values()) for module in model.modules()])
-    return {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
 
 
 def example_tensors(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:

@@ -3,14 +3,19 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
 from lightning_prune.deploy.runtime import RuntimeModel, thread_count
 from lightning_prune.report import as_tuple
+
+Key = TypeVar("Key", bound=Hashable)
+Prepared = tuple[RuntimeModel, tuple[Tensor, ...]]
+"""A program and what its ``prepared`` returned for its inputs."""
 
 _SECONDS_PER_TURN = 0.005
 
@@ -96,13 +101,23 @@ def latency(
         raise ValueError(f"latency needs at least one program and one round, got {len(programs)} and {rounds}")
     with thread_count(threads):
         models = {name: RuntimeModel(path) for name, path in programs.items()}
-        inputs = {name: model.prepared(*as_tuple(example_inputs)) for name, model in models.items()}
-        runs = {name: _calibrated(models[name], inputs[name]) for name in models}
-        times: dict[str, list[float]] = {name: [] for name in models}
-        for index in range(rounds):
-            for name in _rotated(list(models), index):
-                times[name].append(_turn(models[name], inputs[name], runs[name]))
+        prepared = {name: (model, model.prepared(*as_tuple(example_inputs))) for name, model in models.items()}
+        times, runs = in_turns(prepared, rounds)
     return _table(times, runs, threads)
+
+
+def in_turns(programs: Mapping[Key, Prepared], rounds: int) -> tuple[dict[Key, list[float]], dict[Key, int]]:
+    """Measure loaded programs, each on inputs of its own, in turns as :func:`latency` does.
+
+    Returns:
+        key -> seconds per run in each round, and key -> runs per turn.
+    """
+    runs = {key: _calibrated(*program) for key, program in programs.items()}
+    times: dict[Key, list[float]] = {key: [] for key in programs}
+    for index in range(rounds):
+        for key in _rotated(list(programs), index):
+            times[key].append(_turn(*programs[key], runs[key]))
+    return times, runs
 
 
 def _table(times: Mapping[str, list[float]], runs: Mapping[str, int], threads: int) -> Latencies:
@@ -111,7 +126,7 @@ def _table(times: Mapping[str, list[float]], runs: Mapping[str, int], threads: i
         Latency(
             name=name,
             median_ms=1000 * statistics.median(taken),
-            spread_ms=1000 * _interquartile_range(taken),
+            spread_ms=1000 * interquartile_range(taken),
             ratio=statistics.median(t / reference for t, reference in zip(taken, first, strict=True)),
             rounds=len(taken),
             runs=runs[name],
@@ -121,9 +136,9 @@ def _table(times: Mapping[str, list[float]], runs: Mapping[str, int], threads: i
     return Latencies(tuple(rows), threads)
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
-    by %= len(names)
-    return names[by:] + names[:by]
+def _rotated(keys: list[Key], by: int) -> list[Key]:
+    by %= len(keys)
+    return keys[by:] + keys[:by]
 
 
 def _turn(model: RuntimeModel, inputs: tuple[Tensor, ...], runs: int) -> float:
@@ -140,7 +155,8 @@ def _calibrated(model: RuntimeModel, inputs: tuple[Tensor, ...]) -> int:
     return max(1, math.ceil(_SECONDS_PER_TURN / _turn(model, inputs, runs)))
 
 
-def _interquartile_range(values: list[float]) -> float:
+def interquartile_range(values: list[float]) -> float:
+    """Return the distance between the first and the third quartile; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,5 +1,6 @@
 """Which channels shrink together: ``channel_groups`` reads it off the graph that torch.export records."""
 
 from lightning_prune.graph.groups import ChannelGroup, ChannelGroups, Member, channel_groups
+from lightning_prune.graph.rules.table import add_rule
 
-__all__ = ["ChannelGroup", "ChannelGroups", "Member", "channel_groups"]
+__all__ = ["ChannelGroup", "ChannelGroups", "Member", "add_rule", "channel_groups"]

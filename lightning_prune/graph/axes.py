@@ -59,6 +59,13 @@ def components(size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return label
 
 
+def _smallest(label: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return for each node the smallest value in its component; shapes (size,)."""
+    smallest = np.full(values.size, NEVER)
+    np.minimum.at(smallest, label, values)
+    return smallest[label]
+
+
 class Axes:
     """The atoms of a set of tensors, their joins and freezes, solved pass by pass.
 
@@ -67,9 +74,11 @@ class Axes:
 
     Args:
         shapes: shape of each tensor by name.
+        allow_inexact: whether axes may shrink over which a normalisation runs.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], allow_inexact: bool = False) -> None:
+        self.allow_inexact = allow_inexact
         self.slots = [(name, axis) for name, shape in shapes.items() for axis in range(len(shape))]
         self.sizes = np.array([shapes[name][axis] for name, axis in self.slots], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
@@ -86,8 +95,10 @@ class Axes:
         self._phantoms: dict[str, int] = {}
         self._is_phantom = np.zeros(self.count, dtype=bool)
         self.why = np.full(self.count, NEVER)
+        self.changed_by = np.full(self.count, NEVER)
         self.label = np.arange(self.count)
         self.frozen = np.zeros(self.count, dtype=bool)
+        self.deferred = np.zeros(self.count, dtype=bool)
         self.begin_pass()
 
     def begin_pass(self) -> None:
@@ -98,9 +109,7 @@ class Axes:
         """Solve the joins of this pass; tell whether labels or freezes have changed since the last one."""
         a, b = self._edges()
         label = components(self.why.size, a, b)
-        why = np.full(self.why.size, NEVER)
-        np.minimum.at(why, label, self.why)
-        self.why = why[label]
+        self.why, self.changed_by = _smallest(label, self.why), _smallest(label, self.changed_by)
         frozen = self.why != NEVER
         has_changed = not (np.array_equal(label, self.label) and np.array_equal(frozen, self.frozen))
         self.label, self.frozen = label, frozen
@@ -139,6 +148,15 @@ class Axes:
             if isinstance(dim, np.ndarray):
                 self.why[dim] = np.minimum(self.why[dim], self._reason_id(reason))
 
+    def normalise(self, dims: Iterable[Dim], reason: str) -> None:
+        """Note that removing entries of these axes changes what becomes of the others; without leave they stay."""
+        if not self.allow_inexact:
+            self.freeze(dims, reason)
+            return
+        for dim in dims:
+            if isinstance(dim, np.ndarray):
+                self.changed_by[dim] = np.minimum(self.changed_by[dim], self._reason_id(reason))
+
     def join(self, a: Dim, b: Dim) -> Dim:
         """Make two axes of the same size one, entry by entry, and return it."""
         if isinstance(a, Fixed) and isinstance(b, Fixed):
@@ -173,9 +191,20 @@ class Axes:
         first = self.why.size
         self._is_phantom = np.append(self._is_phantom, np.full(size, why != NEVER))
         self.why = np.append(self.why, np.full(size, why))
+        self.changed_by = np.append(self.changed_by, np.full(size, NEVER))
         self.label = np.append(self.label, np.arange(first, first + size))
+        self.deferred = np.append(self.deferred, np.zeros(size, dtype=bool))
         self.frozen = np.append(self.frozen, np.full(size, why != NEVER))
         return np.arange(first, first + size)
+
+    def defer(self, dim: Dim) -> None:
+        """Note that another axis of the same split is the better one to carry it, as long as it can."""
+        if isinstance(dim, np.ndarray):
+            self.deferred[dim] = True
+
+    def is_deferred(self, dim: Dim) -> bool:
+        """Tell whether :meth:`defer` was said of any entry of the axis."""
+        return isinstance(dim, np.ndarray) and bool(self.deferred[dim].any())
 
     def consume(self, dim: Dim) -> None:
         """Note that this axis of a weight is contracted: removed entries are a consumer's slice."""

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from lightning_prune.graph.axes import NOT_A_CHANNEL, Axes, Dim, Dims, Fixed
+from lightning_prune.graph.held import HeldSizes
 from lightning_prune.graph.removed_value import RemovedValue
 from lightning_prune.graph.rules.table import rule_of
-from lightning_prune.graph.sizes import Size
 from lightning_prune.graph.trace import Call, Trace
 
 SplitKey = tuple[fx.Node, int]
@@ -34,16 +34,18 @@ class Flow(Axes):
         whole: weights of grouped convolutions that lose whole convolution groups.
         slotwise: weights of grouped convolutions that lose the same slots in each group.
         unknown: operators without a rule.
-        sized: axes whose size stands in an attribute of a module, by the attribute's path.
+        held: axes whose size stands in an attribute of a module.
     """
 
-    def __init__(self, trace: Trace) -> None:
-        super().__init__(trace.shapes)
+    def __init__(self, trace: Trace, allow_inexact: bool = False) -> None:
+        super().__init__(trace.shapes, allow_inexact)
         self.trace = trace
         self.removed_value = RemovedValue(trace)
+        self.held = HeldSizes(self, trace.sizes)
         self.scouts: dict[SplitKey, list[np.ndarray]] | None = None
         self.is_strict = False
         self._candidates: dict[SplitKey, list[int]] = {}
+        self._deferred: set[tuple[SplitKey, int]] = set()
         self._choices: dict[SplitKey, int] = {}
         self.dims: dict[fx.Node, Any] = {}
         self.activations = _activations(trace)
@@ -66,6 +68,7 @@ class Flow(Axes):
         self.restart()
         self.splits: dict[SplitKey, tuple[np.ndarray, int]] = {}
         self.slotwise: set[str] = set()
+        self.held.restart()
 
     def _scout(self) -> None:
         """Look ahead: give the new axes of each split atoms of their own, and see which of them get frozen."""
@@ -74,15 +77,17 @@ class Flow(Axes):
         self._settle_passes()
         for key, parts in self.scouts.items():
             self._candidates[key] = [position for position, atoms in enumerate(parts) if self.is_live(atoms)]
+            self._deferred |= {(key, position) for position, atoms in enumerate(parts) if self.is_deferred(atoms)}
         self.scouts = None
 
     def carriers(self, key: SplitKey, sizes: list[int], constant: Collection[int] = ()) -> list[int]:
         """Return the axes that can carry a split, the one to use first.
 
-        Those that are not frozen further down, first without those whose size is a constant in the code, then by size.
+        Those that are not frozen further down: a size that is a constant in the code comes after one that is not, the
+        width of a value after its heads, and a small axis after a large one.
         """
         candidates = self._candidates.get(key) or list(range(len(sizes)))
-        ranked = sorted(candidates, key=lambda position: (position in constant, -sizes[position]))
+        ranked = sorted(candidates, key=lambda at: (at in constant, (key, at) in self._deferred, -sizes[at]))
         first = min(self._choices.get(key, 0), len(ranked) - 1)
         return ranked[first:] + ranked[:first]
 
@@ -104,7 +109,7 @@ class Flow(Axes):
 
     def _run(self) -> None:
         self.whole: set[str] = set()
-        self.sized: dict[str, np.ndarray] = {}
+        self.held.begin_pass()
         for node in self.trace.nodes:
             if node.op == "placeholder":
                 self.dims[node] = self._source(node)
@@ -116,6 +121,7 @@ class Flow(Axes):
                 self.dims[node] = self._apply(self.trace.calls[node])
             else:
                 self.dims[node] = self.fixed(node, "constant")
+        self.held.end_pass()
 
     def _item(self, node: fx.Node, several: Any, number: Any) -> Dims | None:  # noqa: ANN401
         results = self.dims[several]
@@ -145,20 +151,7 @@ class Flow(Axes):
 
     def note_sizes(self, call: Call, given: Sequence[int], dims: Sequence[Dim]) -> None:
         """Note which attributes hold the sizes that a call gives to these axes; axes of one attribute are one."""
-        sizes = self.trace.sizes.get((call.where, tuple(given)), ())
-        for size, dim in zip(sizes, dims, strict=False):
-            for path in self._holders(size, dim):
-                known = self.sized.get(path)
-                if isinstance(dim, np.ndarray) and (known is None or known.size != dim.size):
-                    self.sized[path] = dim
-                elif known is not None and known.size == size:
-                    self.join(known, dim)
-
-    def _holders(self, size: int, dim: Dim) -> list[str]:
-        """Return the attribute that changes with an axis: its length, or the number of its units."""
-        held = size.attributes if isinstance(size, Size) else {}
-        units = 0 if isinstance(dim, Fixed) or size in held.values() else len(np.unique(self.label[dim]))
-        return [path for path, value in held.items() if value in (size, units)][:1]
+        self.held.note(call, given, dims, self.is_strict)
 
     def of(self, node: fx.Node) -> Dims:
         """Return the axes of a node's tensor."""

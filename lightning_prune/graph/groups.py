@@ -47,8 +47,9 @@ class ChannelGroup:
         name: path of the first module that makes the channels.
         size: number of channels.
         members: everything that loses entries when a channel goes.
-        prunable: whether removing a channel computes the same as masking it.
+        prunable: whether removing a channel computes the same as masking it, or ``inexact`` says what it changes.
         reason: why not, in words; "" for a prunable group.
+        inexact: the normalisation over the channels that removing one changes, in words; "" where nothing changes.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ChannelGroup:
     members: tuple[Member, ...]
     prunable: bool
     reason: str
+    inexact: str = ""
 
 
 class ChannelGroups(Sequence[ChannelGroup]):
@@ -115,7 +117,8 @@ class ChannelGroups(Sequence[ChannelGroup]):
 
 
 def _rows(group: ChannelGroup) -> Iterator[tuple[str, str, str, str, str]]:
-    first = (group.name, str(group.size), "yes" if group.prunable else "no", group.reason)
+    prunable = "no" if not group.prunable else "inexact" if group.inexact else "yes"
+    first = (group.name, str(group.size), prunable, group.reason or group.inexact)
     for number, member in enumerate(group.members):
         name, size, prunable, reason = ("", "", "", "") if number else first
         yield name, size, f"({member.parameter}, {member.axis}, {member.offset})", prunable, reason
@@ -125,6 +128,8 @@ def channel_groups(
     model: nn.Module,
     example_inputs: Any,  # noqa: ANN401
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    allow_inexact: bool = False,
 ) -> ChannelGroups:
     """Find the channels of a model that can be removed, and what has to go with each.
 
@@ -136,6 +141,8 @@ def channel_groups(
         model: any module that torch.export accepts; also a LightningModule, also a masked one.
         example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``.
         example_kwargs: keyword arguments of ``forward``.
+        allow_inexact: let channels go over which a normalisation runs (layer, group and RMS norm, a mean that keeps
+            its axis); each such group says so in ``inexact``.
 
     Returns:
         All channel groups, prunable or not.
@@ -150,7 +157,7 @@ def channel_groups(
         >>> [(group.name, group.size, group.reason) for group in groups]
         [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]
     """
-    flow = Flow(trace(model, example_inputs, example_kwargs))
+    flow = Flow(trace(model, example_inputs, example_kwargs), allow_inexact)
     flow.solve()
     for operator in flow.unknown:
         warnings.warn(
@@ -168,7 +175,7 @@ def _groups(flow: Flow) -> list[ChannelGroup]:
     members = [tuple(_members(flow, signature)) for signature in found]
     names = _unique([_name(one) for one in members], [signature.reason == "" for signature in found])
     return [
-        ChannelGroup(name, signature.size, one, signature.reason == "", signature.reason)
+        ChannelGroup(name, signature.size, one, signature.reason == "", signature.reason, signature.inexact)
         for name, signature, one in zip(names, found, members, strict=True)
     ]
 

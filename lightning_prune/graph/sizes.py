@@ -16,7 +16,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-SHAPED = frozenset(("view", "reshape", "unflatten", "split", "split_with_sizes"))
+SHAPED = frozenset(("view", "reshape", "unflatten", "split", "split_with_sizes", "layer_norm", "rms_norm"))
+
+Held = int | tuple[int, ...]
+"""An attribute that holds a size: an int, or a tuple of one such as ``normalized_shape``."""
 
 Key = tuple[str, tuple[int, ...]]
 """Path of the module whose forward makes the call, and the sizes that it states."""
@@ -52,8 +55,11 @@ class Size(int):
 
     def __floordiv__(self, other: Any) -> Any:  # noqa: ANN401
         quotient = int.__floordiv__(self, other)
-        is_plain = type(other) is int and quotient is not NotImplemented and quotient * other == int(self)
-        return Size.of(quotient, self.attributes) if is_plain else quotient
+        if quotient is NotImplemented or quotient * other != int(self):
+            return quotient
+        if isinstance(other, Size):
+            return Quotient.of(quotient, self.attributes, other.attributes) if other.attributes else quotient
+        return Size.of(quotient, self.attributes) if type(other) is int else quotient
 
     def __sub__(self, other: Any) -> Any:  # noqa: ANN401
         is_of_shapes = isinstance(other, Size) and not self.attributes and not other.attributes
@@ -64,6 +70,31 @@ class Size(int):
         return Size.of(int.__neg__(self), self.attributes)
 
     def __deepcopy__(self, memo: object) -> Size:
+        return self
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+
+class Quotient(int):
+    """An int that one size is over another one: it is a constant only while both change in proportion.
+
+    Attributes:
+        over: attributes of the numerator, as in :class:`Size`; empty for a length of a tensor.
+        under: attributes of the denominator.
+    """
+
+    over: Mapping[str, int]
+    under: Mapping[str, int]
+
+    @classmethod
+    def of(cls, value: int, over: Mapping[str, int], under: Mapping[str, int]) -> Quotient:
+        """Return the value as such a quotient."""
+        quotient = cls(value)
+        quotient.over, quotient.under = over, under
+        return quotient
+
+    def __deepcopy__(self, memo: object) -> Quotient:
         return self
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
@@ -109,22 +140,19 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
         """Let the sizes of the model know their origin while the block runs."""
-        plain: list[tuple[dict[str, Any], str, int]] = []
+        plain: list[tuple[dict[str, Any], str, Held]] = []
         handles = []
         for path, module in model.named_modules():
             handles += [module.register_forward_pre_hook(self._enter(path)), module.register_forward_hook(self._leave)]
-            if not type(module).__module__.startswith("torch."):
-                plain += [(module.__dict__, name, value) for name, value in module.__dict__.items() if _is_size(value)]
-                for name, value in list(module.__dict__.items()):
-                    if _is_size(value):
-                        where = f"{path}.{name}" if path else name
-                        module.__dict__[name] = Size.of(value, {where: value})
+            for name, value in _sizes_held(module):
+                plain.append((module.__dict__, name, value))
+                module.__dict__[name] = _tagged(value, f"{path}.{name}" if path else name)
         try:
             with self:
                 yield
         finally:
             for attributes, name, value in plain:
-                if isinstance(attributes.get(name), Size):
+                if _is_tagged(attributes.get(name)):
                     attributes[name] = value
             for handle in handles:
                 handle.remove()
@@ -157,14 +185,35 @@ def _of_shape(length: Any) -> Any:  # noqa: ANN401
     return Size.of(length, {}) if type(length) is int else length
 
 
-def _is_size(value: object) -> bool:
+def _sizes_held(module: nn.Module) -> list[tuple[str, Held]]:
+    """Return the attributes that may hold a size; of torch's own layers those that no tensor tells."""
+    held = [(name, value) for name, value in module.__dict__.items() if _is_size(value)]
+    if not type(module).__module__.startswith("torch."):
+        return held
+    is_bare_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and not module.elementwise_affine
+    return [(name, value) for name, value in held if is_bare_norm and name == "normalized_shape"]
+
+
+def _is_size(value: Any) -> bool:  # noqa: ANN401
+    if type(value) is tuple and len(value) == 1:
+        value = value[0]
     return type(value) is int and value > 1
+
+
+def _is_tagged(value: object) -> bool:
+    return isinstance(value[0] if isinstance(value, tuple) and value else value, Size)
+
+
+def _tagged(value: Held, path: str) -> Held:
+    one = value[0] if isinstance(value, tuple) else value
+    size = Size.of(one, {path: one})
+    return (size,) if isinstance(value, tuple) else size
 
 
 def _without_dim(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Return the arguments that are sizes."""
     given = list(args[1:])
-    if name.startswith("split"):
+    if name.startswith("split") or name.endswith("norm"):
         given = given[:1]
     elif name == "unflatten":
         given = given[1:]

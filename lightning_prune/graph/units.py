@@ -19,11 +19,13 @@ class Signature:
         slots: axes that a unit has entries on, as positions in ``Axes.slots``; ascending.
         atoms: for each of them the atoms of the units; shape (size, entries per unit).
         reason: why the units stay; "" when they can go.
+        inexact: what removing a unit changes for the others; "" when nothing.
     """
 
     slots: tuple[int, ...]
     atoms: tuple[np.ndarray, ...]
     reason: str
+    inexact: str
 
     @property
     def size(self) -> int:
@@ -62,32 +64,34 @@ def _by_signature(axes: Axes, runs: _Runs) -> Iterator[Signature]:
     for length in np.unique(lengths):
         here = lengths == length
         table = first[here][:, None] + np.arange(length)
-        why = axes.why[units[here]]
-        _, inverse = np.unique(np.column_stack([codes[table], why]), axis=0, return_inverse=True)
+        why, changed_by = axes.why[units[here]], axes.changed_by[units[here]]
+        _, inverse = np.unique(np.column_stack([codes[table], why, changed_by]), axis=0, return_inverse=True)
         for number in range(int(inverse.max()) + 1):
             rows = inverse.reshape(-1) == number
-            yield _signature(axes, runs, table[rows], int(why[rows][0]))
+            yield _signature(axes, runs, table[rows], (int(why[rows][0]), int(changed_by[rows][0])))
 
 
-def _signature(axes: Axes, runs: _Runs, table: np.ndarray, why: int) -> Signature:
+def _signature(axes: Axes, runs: _Runs, table: np.ndarray, reasons: tuple[int, int]) -> Signature:
+    reason, inexact = ("" if number == NEVER else axes.reasons[number] for number in reasons)
     positions = [runs.starts[column][:, None] + np.arange(int(runs.counts[column[0]])) for column in table.T]
     return Signature(
         slots=tuple(int(slot) for slot in runs.slots[table[0]]),
         atoms=tuple(runs.atoms[position] for position in positions),
-        reason="" if why == NEVER else axes.reasons[why],
+        reason=reason,
+        inexact="" if reason else inexact,
     )
 
 
 def sizes_held(flow: Flow) -> Iterator[tuple[str, tuple[str, int]]]:
     """Yield each attribute that holds the size of an axis, and the axis of a parameter with the same units."""
-    if not flow.sized:
+    if not flow.held.by_path:
         return
     slot_labels = np.split(flow.label[: flow.count], flow.starts[1:-1])
     by_unit: dict[int, list[int]] = {}
     for slot, labels in enumerate(slot_labels):
         if labels.size and not flow.frozen[labels[0]]:
             by_unit.setdefault(int(labels.min()), []).append(slot)
-    for path, dim in flow.sized.items():
+    for path, dim in flow.held.by_path.items():
         labels = flow.label[dim]
         found = (slot for slot in by_unit.get(int(labels.min()), ()) if _are_proportional(labels, slot_labels[slot]))
         if (slot := next(found, None)) is not None:

@@ -130,7 +130,7 @@ def _grouped_transpose(call: Call, flow: Flow, channel: Dim, rows: Dim, columns:
 
 
 def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
-    """(…, n, k) times (…, k, m): one side may be a weight; between activations only the leading axes can go."""
+    """(…, n, k) times (…, k, m): one side may be a weight; between activations the leading axes can go, and m."""
     left, right = call["self"], call.get("other", call.get("mat2"))
     a, b = flow.of(left), flow.of(right)
     if len(a) < 2 or len(b) < 2:
@@ -138,8 +138,9 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     out = _leading(flow, left, right, len(call.output.shape) - 2)
     if flow.is_activation(left) and flow.is_activation(right):
         reason = f"{call.place} multiplies two activations"
-        flow.freeze((a[-1], a[-2], b[-1], b[-2]), reason)
-        return (*out, Fixed(reason), Fixed(reason))
+        flow.freeze((a[-1], a[-2], b[-2]), reason)
+        flow.defer(b[-1])
+        return (*out, Fixed(reason), b[-1])
     weight, axis, channel = (left, -1, b[-2]) if not flow.is_activation(left) else (right, -2, a[-1])
     contract(call, flow, channel, weight, axis)
     return (*out, a[-2], b[-1])
@@ -183,19 +184,19 @@ def _leading(flow: Flow, left: fx.Node, right: fx.Node, count: int) -> Dims:
 
 
 def attention(call: Call, flow: Flow) -> Dims:
-    """scaled_dot_product_attention: whole heads can go, never the width of query, key or value."""
-    nodes = [call["query"], call["key"], call["value"]]
+    """scaled_dot_product_attention: whole heads can go, or the width of the value, never that of query and key."""
+    query, *others = call["query"], call["key"], call["value"]
     reason = f"width of the heads of {call.place}"
-    for node in nodes:
-        flow.freeze(flow.of(node)[-2:], reason)
-    query, *others = nodes
+    places, width = flow.of(call["value"])[-2:]
+    flow.freeze((*flow.of(query)[-2:], *flow.of(call["key"])[-2:], places), reason)
+    flow.defer(width)
     out: list[Dim] = []
     for axis in range(len(call.output.shape) - 2):
         dim = flow.of(query)[axis]
         for node in others:
             dim = _shared_heads(flow, dim, flow.of(node)[axis], query.meta["val"].shape[axis])
         out.append(_with_attention_mask(call, flow, dim, axis))
-    return (*out, Fixed(reason), Fixed(reason))
+    return (*out, Fixed(reason), width)
 
 
 def _shared_heads(flow: Flow, dim: Dim, other: Dim, heads: int) -> Dim:

@@ -64,6 +64,9 @@ REDUCTIONS = _words(
 )
 """Operators that reduce the axes ``dim``, or all of them."""
 
+AVERAGES = _words("mean sum var std var_mean std_mean norm linalg_vector_norm")
+"""Reductions that a normalisation is made of."""
+
 ALONG = _words("softmax log_softmax _softmax _log_softmax cumsum cumprod sort topk argsort")
 """Operators that mix the entries along one axis ``dim`` and keep the number of axes."""
 

@@ -62,6 +62,16 @@ def expand(call: Call, flow: Flow) -> Dims:
     return (*(broadcast,) * new, *(dim if before == after else broadcast for dim, before, after in pairs))
 
 
+def expand_as(call: Call, flow: Flow) -> Dims:
+    """Axes that keep their size go on; broadcast ones are those of the other tensor."""
+    others, shape = list(flow.of(call["other"])), call.output.shape
+    new = len(shape) - len(flow.of(call["self"]))
+    for axis, dim in enumerate(flow.of(call["self"]), start=new):
+        if call["self"].meta["val"].shape[axis - new] == shape[axis]:
+            others[axis] = flow.join(dim, others[axis])
+    return tuple(others)
+
+
 def repeat(call: Call, flow: Flow) -> Dims:
     """Repeat and tile: each axis laid out several times; the copies of a channel are the same channel."""
     dims, repeats = flow.of(call["self"]), call.get("repeats", call.get("dims"))

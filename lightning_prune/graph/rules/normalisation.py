@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from lightning_prune.graph.axes import Dims, Fixed
-from lightning_prune.graph.rules.families import SPATIAL, base_name
+from lightning_prune.graph.rules.families import AVERAGES, SPATIAL, base_name
 
 if TYPE_CHECKING:
     from lightning_prune.graph.flow import Flow
@@ -28,25 +29,35 @@ def batch_norm(call: Call, flow: Flow) -> Dims:
 
 
 def layer_norm(call: Call, flow: Flow) -> Dims:
-    """The last axes, as many as normalized_shape has, keep their size, with their weight and bias."""
-    return _keep_normalised(call, flow, len(flow.of(call["input"])) - len(call["normalized_shape"]), None)
+    """The last axes, as many as normalized_shape has, are normalised, with their weight and bias."""
+    dims, shape = flow.of(call["input"]), call["normalized_shape"]
+    normalised = dims[len(dims) - len(shape) :]
+    flow.normalise(normalised, f"{call.place} normalises it")
+    flow.note_sizes(call, shape, normalised)
+    _join_affine(call, flow, normalised)
+    return dims
 
 
 def group_norm(call: Call, flow: Flow) -> Dims:
-    """The channel axis, with its weight and bias, and what follows it keep their size."""
-    return _keep_normalised(call, flow, 1, 1)
+    """The channel axis is normalised, with its weight and bias; what follows it keeps its size.
+
+    The number of norm groups stays, so the same slot of each goes at once.
+    """
+    batch, channel, *space = flow.of(call["input"])
+    reason = f"{call.place} normalises it"
+    flow.freeze(space, reason)
+    flow.normalise((channel,), reason)
+    if flow.allow_inexact and isinstance(channel, np.ndarray):
+        flow.tie(channel.reshape(call["num_groups"], -1).T)
+    _join_affine(call, flow, (channel,))
+    return (batch, channel, *space)
 
 
-def _keep_normalised(call: Call, flow: Flow, first: int, channel: int | None) -> Dims:
-    """Freeze the axes from the first one on; weight and bias belong to one of them, or to all in order."""
-    dims = flow.of(call["input"])
-    flow.freeze(dims[first:], f"{call.place} normalises it")
+def _join_affine(call: Call, flow: Flow, normalised: Dims) -> None:
     for name in ("weight", "bias"):
         if isinstance(call.get(name), fx.Node):
-            entries = dims[first:] if channel is None else (dims[channel],)
-            for entry, dim in zip(flow.of(call[name]), entries, strict=True):
+            for entry, dim in zip(flow.of(call[name]), normalised, strict=True):
                 flow.join(entry, dim)
-    return dims
 
 
 def keep_whole(call: Call, flow: Flow) -> Any:  # noqa: ANN401
@@ -67,11 +78,15 @@ def along(call: Call, flow: Flow) -> Any:  # noqa: ANN401
 
 
 def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
-    """Mean, sum, extremes: reduced axes keep their size, the others go on."""
+    """Mean, sum, extremes: reduced axes keep their size, the others go on.
+
+    A mean that keeps its axis is a part of a normalisation written by hand.
+    """
     dims = flow.of(call["self"])
     axes = _reduced_axes(call.get("dim"), len(dims))
     reason = f"{call.place} reduces it"
-    flow.freeze([dims[axis] for axis in axes], reason)
+    is_part_of_norm = call.get("keepdim") and base_name(call.operator) in AVERAGES
+    (flow.normalise if is_part_of_norm else flow.freeze)([dims[axis] for axis in axes], reason)
     first = call.output if isinstance(call.output, Tensor) else call.output[0]
     if first.dim() == len(dims):
         out: Dims = tuple(Fixed(reason) if axis in axes else dim for axis, dim in enumerate(dims))

@@ -27,23 +27,23 @@ def reshape(call: Call, flow: Flow) -> Dims:
         if len(taken) == len(made) == 1:
             out[made[0]] = dims[taken[0]]
         elif live:
-            carrier = max(live, key=lambda axis: before[axis])
+            carrier = max(live, key=lambda axis: (not flow.is_deferred(dims[axis]), before[axis]))
             _freeze_the_rest(call, flow, [dims[axis] for axis in taken if axis != carrier])
             atoms = _spread(flow.fill(dims[carrier], 0), taken.index(carrier), [before[axis] for axis in taken])
             _split(flow, call, made, [after[axis] for axis in made], atoms, out)
         else:
             _keep_reason(flow, [dims[axis] for axis in taken], made, out)
-    flow.note_sizes(call, *_given(call, out))
+    given, first = _given(call)
+    flow.note_sizes(call, given, out[first : first + len(given)])
     return tuple(out)
 
 
-def _given(call: Call, out: list[Dim]) -> tuple[list[int], list[Dim]]:
-    """Return the sizes as the code gives them, with -1, and the axes that get them."""
+def _given(call: Call) -> tuple[list[int], int]:
+    """Return the sizes as the code gives them, with -1, and the first axis that gets one."""
     if "sizes" in call.arguments:
-        first = call["dim"] % call.node.all_input_nodes[0].meta["val"].dim()
-        return list(call["sizes"]), out[first : first + len(call["sizes"])]
+        return list(call["sizes"]), call["dim"] % call.node.all_input_nodes[0].meta["val"].dim()
     given = call.get("size", call.get("shape"))
-    return (list(given), out) if isinstance(given, (list, tuple)) else ([], [])
+    return (list(given) if isinstance(given, (list, tuple)) else []), 0
 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -87,7 +87,7 @@ def _split(flow: Flow, call: Call, made: list[int], sizes: list[int], atoms: np.
             out[axis] = own
         return
     ranked = sorted(consistent, key=lambda position: -sizes[position])
-    ranked = ranked or flow.carriers(key, sizes, _constant(call, flow, made, out))
+    ranked = ranked or flow.carriers(key, sizes, _constant(call, flow, made))
     chosen = ranked[0]
     carried = flow.tie(np.moveaxis(table, chosen, 0).reshape(sizes[chosen], -1))
     if not consistent:
@@ -95,11 +95,10 @@ def _split(flow: Flow, call: Call, made: list[int], sizes: list[int], atoms: np.
     out[made[chosen]] = carried
 
 
-def _constant(call: Call, flow: Flow, made: list[int], out: list[Dim]) -> list[int]:
+def _constant(call: Call, flow: Flow, made: list[int]) -> list[int]:
     """Return the positions of the new axes whose size the code states as a constant."""
-    stated, dims = _given(call, out)
+    stated, first = _given(call)
     known = flow.trace.sizes.get((call.where, tuple(stated)), tuple(stated))
-    first = len(out) - len(dims) if "sizes" not in call.arguments else call["dim"] % len(out)
     return [
         position
         for position, axis in enumerate(made)

@@ -3,12 +3,12 @@
 To add one: write ``def my_rule(call, flow) -> Dims`` in the module of its family, enter it in ``RULES`` under the
 operator's ATen name (in-place forms find the same entry), and test it in ``tests/test_graph_rules.py``. A rule reads
 axes with ``flow.of(node)``, joins them with ``flow.join``, keeps them with ``flow.freeze(dims, reason)``, and returns
-the axes of the result (a list of them for several results).
+the axes of the result (a list of them for several results). Outside of this package, :func:`add_rule` does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Call", "Flow"], Any]
 
-RULES: Mapping[str, Rule] = {
+RULES: dict[str, Rule] = {
     **dict.fromkeys(COPIES, elementwise.copy),
     **dict.fromkeys(CREATIONS, elementwise.create),
     **dict.fromkeys(RESHAPES, reshape),
@@ -76,7 +76,7 @@ RULES: Mapping[str, Rule] = {
     "t": layout.reverse,
     "numpy_T": layout.reverse,
     "expand": layout.expand,
-    "expand_as": layout.expand,
+    "expand_as": layout.expand_as,
     "broadcast_to": layout.expand,
     "repeat": layout.repeat,
     "tile": layout.repeat,
@@ -108,6 +108,32 @@ RULES: Mapping[str, Rule] = {
     "pixel_unshuffle": layout.pixel_unshuffle,
     "channel_shuffle": layout.channel_shuffle,
 }
+
+
+def add_rule(operator: str, rule: Rule) -> None:
+    """Let :func:`lightning_prune.channel_groups` understand an operator, or understand it otherwise.
+
+    Args:
+        operator: its name without namespace and overload; ``twice`` for ``demo::twice``. In-place forms find it too.
+        rule: ``rule(call, flow)`` returns the axes of the result, a list of them for several results. ``call["x"]`` is
+            the argument that is called x in the operator's schema, ``flow.of(node)`` the axes of a tensor,
+            ``flow.join(a, b)`` makes two axes one, ``flow.freeze(dims, "why")`` keeps them.
+
+    Raises:
+        ValueError: the operator has a namespace or an overload in its name, or none at all.
+        TypeError: the rule cannot be called.
+
+    Changes:
+        the rules of this process, for all models traced from now on.
+    """
+    if not operator.isidentifier() or base_name(operator) != operator:
+        raise ValueError(
+            f"operator must be a name without namespace, overload and trailing underscore, such as 'twice' for"
+            f" torch.ops.demo.twice.default, got {operator!r}"
+        )
+    if not callable(rule):
+        raise TypeError(f"the rule for {operator} must be a function of (call, flow), got {rule!r}")
+    RULES[operator] = rule
 
 
 def rule_of(call: Call) -> Rule | None:

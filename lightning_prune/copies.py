@@ -1,0 +1,29 @@
+"""Copies of a model that share nothing with it and run its own code."""
+
+import copy
+from typing import TypeVar
+
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def plain_copy(model: _M) -> _M:
+    """Return a deep copy without what ``torch.compile`` put in front of ``forward``.
+
+    A compiled ``forward`` that Lightning has set on a module belongs to that very object, so a deep copy that kept it
+    would go on computing with the original's weights. Tensors with a history, which a masked module and a recorded
+    activation have and ``copy.deepcopy`` refuses, are copied without it.
+    """
+    held = pytree.tree_leaves([list(vars(module).values()) for module in model.modules()])
+    history = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
+    copied = copy.deepcopy(model, history)
+    for module in copied.modules():
+        for name in [name for name, value in vars(module).items() if _is_compiled(value)]:
+            del module.__dict__[name]
+    return copied
+
+
+def _is_compiled(value: object) -> bool:
+    return getattr(value, "_torchdynamo_orig_callable", None) is not None

@@ -1,0 +1,278 @@
+"""Milliseconds per channel group and width in the ExecuTorch runtime: a cost to rank channels by."""
+
+import copy
+import json
+import math
+import statistics
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lightning_prune.compaction import Compaction, compact, inexact
+from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
+from lightning_prune.deploy.latency import Prepared, in_turns, interquartile_range
+from lightning_prune.deploy.lowering import lower, save
+from lightning_prune.deploy.network_part import part_reading
+from lightning_prune.deploy.runtime import RuntimeModel, require_executorch, thread_count
+from lightning_prune.graph import ChannelGroups, channel_groups
+from lightning_prune.masks import dense_names
+
+FORMAT = "lightning_prune.latency_table"
+VERSION = 1
+
+Widths = Callable[[int], Iterable[int]]
+"""Number of channels of a group -> widths to measure it at, such as ``Channel(round_to=16).widths``."""
+
+_DEFAULT_BACKEND = XNNPACK()
+_SMALLEST_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class WidthCurve:
+    """What one channel group costs at several widths.
+
+    Args:
+        widths: numbers of channels, widest first; the first is the whole group.
+        milliseconds: of the part of the network that has the group, at each width: the median at the whole width,
+            less the median over the rounds of what the narrower one saves.
+        resolution_ms: the smallest saving that counts as measured: the standard error of the savings, at least a
+            thousandth of the part's time.
+    """
+
+    widths: tuple[int, ...]
+    milliseconds: tuple[float, ...]
+    resolution_ms: float
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 2 or list(self.widths) != sorted(set(self.widths), reverse=True) or self.widths[-1] < 1:
+            raise ValueError(f"WidthCurve.widths must be two or more falling numbers of channels, got {self.widths}")
+        if len(self.milliseconds) != len(self.widths) or not all(map(math.isfinite, self.milliseconds)):
+            raise ValueError(
+                f"WidthCurve.milliseconds must be one finite number for each of {self.widths}, got {self.milliseconds}"
+            )
+        if not 0 < self.resolution_ms < math.inf:
+            raise ValueError(f"WidthCurve.resolution_ms must be a positive number, got {self.resolution_ms}")
+
+    @property
+    def cost(self) -> float:
+        """Milliseconds that one channel saves, as the mean over those between the whole and the smallest width.
+
+        A saving below the resolution, or none at all, counts as the resolution.
+        """
+        saved = max(self.milliseconds[0] - self.milliseconds[-1], self.resolution_ms)
+        return saved / (self.widths[0] - self.widths[-1])
+
+    @property
+    def best_widths(self) -> tuple[int, ...]:
+        """The widths that are faster than every wider one, by more than the resolution; the whole one is the first.
+
+        Example:
+            >>> WidthCurve((32, 24, 16, 8), (2.0, 2.1, 1.2, 1.1), resolution_ms=0.02).best_widths
+            (32, 16, 8)
+        """
+        fastest, best = math.inf, []
+        for width, taken in zip(self.widths, self.milliseconds, strict=True):
+            if taken < fastest - self.resolution_ms:
+                best.append(width)
+            fastest = min(fastest, taken)
+        return tuple(best)
+
+
+@dataclass(frozen=True)
+class LatencyTable(Mapping[str, float]):
+    """Channel group -> milliseconds that one of its channels saves: a cost for ``Global(cost=table)``.
+
+    ``str()`` of it shows what was measured.
+
+    Args:
+        curves: channel group -> its curve.
+        threads: of the ExecuTorch runtime.
+        backend: name of the backend.
+    """
+
+    curves: Mapping[str, WidthCurve]
+    threads: int
+    backend: str
+
+    def __getitem__(self, name: str) -> float:
+        return self.curves[name].cost
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.curves)
+
+    def __len__(self) -> int:
+        return len(self.curves)
+
+    def __str__(self) -> str:
+        width = max(len("channel group"), *(len(name) for name in self), 0)
+        threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
+        lines = [f"{'channel group':<{width}}  µs per channel   width: ms   ({self.backend}, {threads})"]
+        for name, curve in self.curves.items():
+            points = (f"{w}: {ms:.4f}" for w, ms in zip(curve.widths, curve.milliseconds, strict=True))
+            lines.append(f"{name:<{width}}  {1000 * curve.cost:14.3f}   {'  '.join(points)}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Return the table as JSON text."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "LatencyTable":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is no such JSON, or of a newer version.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"the table is no JSON text: {error}; pass what LatencyTable.to_json() returned"
+            ) from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f'the JSON text is no table, "format" is not "{FORMAT}"; pass what to_json() returned')
+        if not isinstance(version := document.get("version"), int) or version > VERSION:
+            raise ValueError(
+                f"the table is of version {version!r}, this package reads up to {VERSION}; upgrade lightning_prune"
+            )
+        try:
+            curves = {name: _curve(**held) for name, held in document["curves"].items()}
+            return cls(curves, int(document["threads"]), str(document["backend"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"the table is malformed: {type(error).__name__}: {error}") from error
+
+
+def half(size: int) -> tuple[int, ...]:
+    """Return half the channels of a group, as the only width to measure."""
+    return (size // 2,)
+
+
+def latency_table(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    groups: Collection[str] | None = None,
+    widths: Widths = half,
+    threads: int = 1,
+    rounds: int = 30,
+    backend: Backend = _DEFAULT_BACKEND,
+    allow_inexact: bool = False,
+) -> LatencyTable:
+    """Measure what each channel group of a model costs in the ExecuTorch runtime on this machine.
+
+    For each width a copy of the model is compacted to it in that one group. The part of the network from the first to
+    the last operator that reads a parameter of the group is lowered by itself, and timed in turns with the same part
+    of the whole network, and with the parts of all other groups; what else stands in the part is the same in both and
+    cancels out. The cost of a channel is that of the network as it is given, with every other group whole. Lowering
+    takes most of the time; a progress bar shows on a terminal.
+
+    Args:
+        model: what will be pruned; left as it is. Weights do not matter, widths do.
+        example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
+        groups: names of the channel groups to measure; None: all that can be pruned exactly.
+        widths: which widths to measure a group at; those outside [1, its size) are left out, and where none is left
+            half is measured.
+        threads: of the ExecuTorch runtime.
+        rounds: rounds of turns of all programs, at least 3; see :func:`~lightning_prune.deploy.latency`.
+        backend: where the program will run; it has to run on this machine too.
+        allow_inexact: as in the recipe's ``Channel``: measure the channel groups over which a normalisation runs too.
+
+    Returns:
+        the table, in the order of the channel groups.
+
+    Raises:
+        ValueError: fewer than 3 rounds, no or unknown channel groups, or one that cannot be pruned.
+        ExportError: the model or a part of it cannot be run, traced or lowered, or the backend does not run here.
+        ImportError: ExecuTorch is not installed.
+
+    Example:
+        >>> table = latency_table(model, torch.zeros(1, 3, 96, 96))  # doctest: +SKIP
+        >>> Recipe(..., granularity=Channel(round_to=16), allocation=Global(cost=table))  # doctest: +SKIP
+    """
+    require_executorch()
+    if rounds < 3:
+        raise ValueError(f"rounds: got {rounds}, must be at least 3, or a table has no spread to tell noise by")
+    with isolated(), TemporaryDirectory() as folder, thread_count(threads):
+        inputs = example_tensors(model, example_inputs)
+        whole = folded_copy(model)
+        eager_outputs(EagerModel(whole), inputs)
+        found = channel_groups(whole, inputs, allow_inexact=allow_inexact)
+        measured = {
+            name: (found[name].size, *_narrower(name, found[name].size, widths))
+            for name in _chosen(whole, found, groups, inputs)
+        }
+        bench = _Bench(whole, found, inputs, backend)
+        parts = [(name, width) for name, all_of_it in measured.items() for width in all_of_it]
+        numbered = enumerate(tqdm(parts, desc="lowering", disable=None))
+        programs = {part: bench.program(*part, Path(folder, f"{number}.pte")) for number, part in numbered}
+        times = in_turns(programs, rounds)[0]
+    curves = {name: _curve_of(some, [times[name, width] for width in some]) for name, some in measured.items()}
+    return LatencyTable(curves, threads, backend.name)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A folded model and how parts of it become programs."""
+
+    model: nn.Module
+    groups: ChannelGroups
+    inputs: tuple[Tensor, ...]
+    backend: Backend
+
+    def program(self, name: str, width: int, path: Path) -> Prepared:
+        """Return the part that has a channel group, with the group at this width, loaded and with its inputs."""
+        model = copy.deepcopy(self.model)
+        if width < self.groups[name].size:
+            compact(model, Compaction.from_keep(self.groups, {name: range(width)}))
+        tensors = dense_names(model)
+        members = [tensors[member.parameter] for member in self.groups[name].members]
+        part, inputs = part_reading(model, members, self.inputs)
+        save(lower(EagerModel(part), inputs, self.backend), path)
+        loaded = RuntimeModel(path)
+        return loaded, loaded.prepared(*inputs)
+
+
+def _chosen(
+    model: nn.Module, found: ChannelGroups, names: Collection[str] | None, inputs: tuple[Tensor, ...]
+) -> list[str]:
+    prunable = [group.name for group in found if group.prunable and group.size > 1]
+    wanted = prunable if names is None else list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in prunable:
+            raise ValueError(
+                f"groups: {name!r} is none that can be pruned; those of {type(model).__name__}: {prunable}"
+            )
+    stay = inexact(model, found, wanted, (inputs, {}))
+    left = [name for name in wanted if name not in stay]
+    if not left or (stay and names is not None):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in stay.items()) or "it has no prunable channel group"
+        raise ValueError(f"nothing to measure, or not all of it, on {type(model).__name__}: {reasons}")
+    return left
+
+
+def _narrower(name: str, size: int, widths: Widths) -> list[int]:
+    given = list(widths(size))
+    for width in given:
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise ValueError(f"widths: gives {width!r} for {name} of {size} channels; return whole numbers")
+    return sorted({width for width in given if 0 < width < size}, reverse=True) or [size // 2]
+
+
+def _curve_of(widths: tuple[int, ...], seconds: list[list[float]]) -> WidthCurve:
+    """Return the curve from seconds per width and round."""
+    times = [[1000 * second for second in taken] for taken in seconds]
+    whole = statistics.median(times[0])
+    saved = [[a - b for a, b in zip(times[0], taken, strict=True)] for taken in times[1:]]
+    # of a median: 1.2533 times that of a mean, with the standard deviation of a normal from its quartiles
+    errors = [1.2533 * interquartile_range(one) / 1.349 / math.sqrt(len(one)) for one in saved]
+    milliseconds = (whole, *(whole - statistics.median(one) for one in saved))
+    return WidthCurve(widths, milliseconds, max(*errors, _SMALLEST_SHARE * whole))
+
+
+def _curve(widths: Sequence[int], milliseconds: Sequence[float], resolution_ms: float) -> WidthCurve:
+    return WidthCurve(tuple(map(int, widths)), tuple(map(float, milliseconds)), float(resolution_ms))

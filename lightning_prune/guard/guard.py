@@ -1,0 +1,111 @@
+"""How much quality a pruning event may cost, as a value."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_prune.choice import Choice
+from lightning_prune.errors import PruningError
+
+ROUNDING = 1e-6
+"""Relative; what float32, in which metrics are computed, cannot tell apart: there 0.892 - 0.882 is more than 0.01."""
+
+
+@dataclass(frozen=True)
+class Guard(Choice):
+    """How much quality an event may cost, and what happens when it costs more.
+
+    Args:
+        monitor: key under which the metric is logged at validation, such as "val_acc".
+        mode: "max" when higher is better, "min" when lower is.
+        max_drop: how far the metric may fall below the dense baseline (rise above it with "min"): absolute, in the
+            metric's own unit, so 0.01 of an accuracy in [0, 1] is one percentage point.
+        patience: validations in a row that may fail before the event counts as failed, at least 1.
+        on_fail: after a rollback, "halve" lets the next event add half as much sparsity, "stop" ends pruning.
+        retries: how many such smaller events are tried in a row, 0 or more.
+        min_step: smallest step of sparsity worth trying, in (0, 1).
+        baseline: what the dense model reaches; None: the last validation before the first event.
+        snapshot: where the state before an event is kept; "auto" goes by its size.
+
+    Example:
+        >>> Guard(monitor="val_acc", mode="max", max_drop=0.01).patience
+        2
+    """
+
+    monitor: str
+    mode: Literal["min", "max"]
+    max_drop: float
+    patience: int = 2
+    on_fail: Literal["halve", "stop"] = "halve"
+    retries: int = 3
+    min_step: float = 0.01
+    baseline: float | None = None
+    snapshot: Literal["auto", "memory", "disk"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.monitor, str):
+            raise TypeError(f'Guard.monitor must be the key of a metric, such as "val_acc", got {self.monitor!r}')
+        if not self.monitor:
+            raise ValueError('Guard.monitor is empty; name the key of a metric, such as "val_acc"')
+        choices = {"mode": ("min", "max"), "on_fail": ("halve", "stop"), "snapshot": ("auto", "memory", "disk")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"Guard.{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
+                )
+        for name, least in (("patience", 1), ("retries", 0)):
+            _check_count(name, getattr(self, name), least)
+        _check_number("max_drop", self.max_drop, "a drop in the metric's own unit, 0 or more", lambda drop: drop >= 0)
+        _check_number("min_step", self.min_step, "a step of sparsity in (0, 1)", lambda step: 0 < step < 1)
+        if self.baseline is not None:
+            _check_number("baseline", self.baseline, "the metric of the dense model, or None", math.isfinite)
+
+    def allows(self, value: float, baseline: float) -> bool:
+        """Say whether a value is good enough: finite, and at most ``max_drop`` worse than the baseline."""
+        slack = ROUNDING * max(abs(value), abs(baseline))
+        return math.isfinite(value) and self._drop(value, baseline) <= self.max_drop + slack
+
+    def explain(self, value: float, baseline: float) -> str:
+        """Say in words why a value is allowed or not."""
+        if not math.isfinite(value):
+            return f"{self.monitor} was {value}, which counts as failed"
+        drop, against = self._drop(value, baseline), f"the baseline {baseline:.4g}"
+        if drop <= 0:
+            return f"{self.monitor} {value:.4g} is no worse than {against}"
+        moved, side = ("fell", "below") if self.mode == "max" else ("rose", "above")
+        return f"{self.monitor} {moved} to {value:.4g}, {drop:.4g} {side} {against}, allowed {self.max_drop:.4g}"
+
+    def _drop(self, value: float, baseline: float) -> float:
+        return baseline - value if self.mode == "max" else value - baseline
+
+    def read(self, metrics: Mapping[str, Any]) -> float:
+        """Return the monitored metric.
+
+        Args:
+            metrics: key -> what was logged, a number or a tensor of one element.
+
+        Raises:
+            PruningError: nothing is logged under this key; names the keys that are.
+        """
+        if self.monitor not in metrics:
+            logged = ", ".join(sorted(metrics)) or "nothing"
+            raise PruningError(
+                f"Guard(monitor={self.monitor!r}) finds no such metric after validation; logged: {logged}. Name one of"
+                f" these, or call self.log({self.monitor!r}, …) in validation_step"
+            )
+        return float(metrics[self.monitor])
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Guard.{name} must be an int, {least} or more, got {value!r}")
+    if value < least:
+        raise ValueError(f"Guard.{name} must be at least {least}, got {value}")
+
+
+def _check_number(name: str, value: float, meaning: str, is_allowed: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"Guard.{name} must be {meaning}, got {value!r}")
+    if not (math.isfinite(value) and is_allowed(value)):
+        raise ValueError(f"Guard.{name} must be {meaning}, got {value}")

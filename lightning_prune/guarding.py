@@ -1,0 +1,177 @@
+"""The quality guard in a Lightning run: validates, takes snapshots, and puts back what a failed event changed."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_prune import schedules
+from lightning_prune.averages import averaged, counts_of_averages
+from lightning_prune.errors import PruningError, SnapshotError
+from lightning_prune.guard import Guard, Trial, Verdict, Watch
+from lightning_prune.run import PruningRun
+from lightning_prune.snapshots import Snapshot
+from lightning_prune.wrapping import unwrapped
+
+log = logging.getLogger(__name__)
+
+
+class _RunState:
+    """The state of a pruning run as a snapshot holds it: the count of steps goes on when it is put back."""
+
+    def __init__(self, run: PruningRun, model: LightningModule) -> None:
+        self._run, self._model = run, model
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._run.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._run.load_state_dict({**state, "step": self._run.step}, self._model)
+
+
+class _Counts:
+    """Numbers that are changed in place, as a snapshot holds them."""
+
+    def __init__(self, counts: Sequence[Tensor]) -> None:
+        self._counts = counts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(index): count.clone() for index, count in enumerate(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for index, count in enumerate(self._counts):
+            count.copy_(state[str(index)])
+
+
+class Guarding:
+    """Carries out what a :class:`Guard` decides, for one run of one model.
+
+    Args:
+        guard: what is allowed.
+        recipes: how many recipes the run has.
+    """
+
+    def __init__(self, guard: Guard, recipes: int) -> None:
+        self.guard = guard
+        self.watch = Watch(guard, recipes)
+        self._snapshot: Snapshot | None = None
+        self._judged_at = -1
+        self._is_overdue = False
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise PruningError when nothing would ever be validated."""
+        if not trainer.enable_validation:
+            raise PruningError(
+                f"Guard(monitor={self.guard.monitor!r}) judges by validation, and this fit has none: give it"
+                " val_dataloaders and the module a validation_step, and leave limit_val_batches above 0"
+            )
+
+    def permit(self, run: PruningRun, trainer: Trainer) -> dict[int, float]:
+        """Return what the event that is due may prune to, {} for none; validates the dense model if nothing has yet."""
+        if self.watch.trial is not None or self.watch.is_stopped:
+            return {}
+        asked = run.due()
+        if not asked:
+            return {}
+        if self.watch.needs_baseline:
+            validate_now(trainer)
+            self.watch.check_baseline()
+        return self.watch.permit(asked, run.asked)
+
+    def begin(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> bool:
+        """Take the snapshot left of an event; False: there is no room for it, so the event has to be left out."""
+        try:
+            self._snapshot = Snapshot.take(*_parts(run, trainer, model), where=self.guard.snapshot)
+        except SnapshotError as error:
+            log.warning("step %d: the event is left out, because nothing could undo it: %s", run.step, error)
+        if trainer.strategy.reduce_boolean_decision(self._snapshot is not None, all=True):
+            return True
+        if self._snapshot is not None:  # another rank had no room
+            self._snapshot.drop()
+            self._snapshot = None
+        return False
+
+    def catch_up(self, trainer: Trainer) -> None:
+        """Validate where the checkpoint was written left of a validation: a resumed Lightning run leaves that out."""
+        if self._is_overdue:
+            self._is_overdue = False
+            validate_now(trainer)
+
+    def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
+        """Look at the metric after a validation; return the event that was rolled back, or None."""
+        self._judged_at = trainer.fit_loop.epoch_loop.total_batch_idx
+        value = torch.tensor(self.guard.read(trainer.callback_metrics), dtype=torch.float64)
+        on_trial = self.watch.trial
+        verdict = self.watch.judge(float(trainer.strategy.reduce(value, reduce_op="mean")))
+        return self._carry_out(verdict, run, trainer, model) if on_trial else None
+
+    def end(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
+        """Roll back what is still on trial at the end of the fit; return it."""
+        return self._carry_out(self.watch.end(), run, trainer, model)
+
+    def summary(self, run: PruningRun) -> str:
+        """Return in words what was asked, what was kept, and why."""
+        finals = [schedules.final_sparsity(pruner.schedule) for pruner in run.pruners]
+        return self.watch.summary(finals, list(run.asked.values()))
+
+    def _carry_out(self, verdict: Verdict, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
+        if verdict is Verdict.WAIT or self._snapshot is None:
+            return None
+        trial = self.watch.history[-1]
+        if verdict is Verdict.ROLL_BACK:
+            with unwrapped(trainer):
+                self._snapshot.restore(*_parts(run, trainer, model))
+        self._snapshot.drop()
+        self._snapshot = None
+        level = logging.INFO if verdict is Verdict.COMMIT else logging.WARNING
+        log.log(level, "step %d: %s the event of step %d: %s", run.step, verdict.value, trial.step, trial.reason)
+        return trial if verdict is Verdict.ROLL_BACK else None
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the score, the snapshot of an event on trial, and whether a validation is about to come."""
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        is_training = trainer.training and fetcher is not None and self._judged_at != loop.total_batch_idx
+        return {
+            "watch": self.watch.state_dict(),
+            "is_overdue": is_training and fetcher is not None and loop._should_check_val_fx(fetcher),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        self.watch.load_state_dict(state["watch"])
+        self._is_overdue = state["is_overdue"]
+        saved = state["snapshot"]
+        self._snapshot = None if saved is None else Snapshot.from_state_dict(saved, where=self.guard.snapshot)
+
+
+def _parts(run: PruningRun, trainer: Trainer, model: LightningModule) -> tuple[Any, ...]:
+    """Return all that an event and the steps after it change, as a snapshot takes it."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    others: dict[str, Any] = {"run": _RunState(run, model)}
+    others["counts of averages"] = _Counts(counts_of_averages(trainer))
+    others |= {f"average {index}": average for index, average in enumerate(averaged(trainer))}
+    if trainer.scaler is not None:
+        others["scaler"] = trainer.scaler
+    return model, trainer.optimizers, schedulers, others
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Run the validation loop between two training steps, as Lightning does at ``val_check_interval``."""
+    with _validating(trainer):
+        trainer.fit_loop.epoch_loop.val_loop.run()
+
+
+@contextmanager
+def _validating(trainer: Trainer) -> Iterator[None]:
+    first_loop_iter = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first_loop_iter
