@@ -49,16 +49,21 @@ def describe(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def check_version(entry: Mapping[str, Any]) -> None:
-    """Refuse what a newer version of this package has written.
+def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
+    """Refuse what the model cannot take; see :func:`adapt`.
 
     Raises:
-        CheckpointError: naming both versions.
+        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes, or holds
+            a mask of another shape than its weight.
     """
     if entry.get("version", VERSION) > VERSION:
         raise CheckpointError(
             f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
         )
+    masked = masked_in(state_dict, model)
+    _check_masks(state_dict, masked)
+    if "compaction" in entry:
+        _check_built_alike(model, dense_state(state_dict, masked), _plan_in(entry))
 
 
 def masked_in(state_dict: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
@@ -96,14 +101,10 @@ def adapt(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
         hooks, mask buffers, shapes and size attributes of the model's layers; its weights are to be loaded next.
     """
     entry = entry or {}
-    check_version(entry)
-    text = entry.get("compaction")
-    plan = None if text is None else Compaction.from_json(text)
+    check(model, state_dict, entry)
+    plan = _plan_in(entry)
     wanted = masked_in(state_dict, model)
     dense = dense_state(state_dict, wanted)
-    _check_masks(state_dict, wanted)
-    if "compaction" in entry:
-        _check_built_alike(model, dense, plan)
     masks.detach(model, set(masks.read(model)) - set(wanted))
     known = [p for p in (applied_plan(model), plan) if p is not None]
     reshape_like(model, dense, {k: v for p in known for k, v in p.attributes.items()})
@@ -112,6 +113,11 @@ def adapt(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
     structured = set(entry.get("structured", wanted if flat else ()))
     masks.attach(model, [name for name in wanted if name in structured], is_structured=True)
     masks.attach(model, [name for name in wanted if name not in structured])
+
+
+def _plan_in(entry: Mapping[str, Any]) -> Compaction | None:
+    text = entry.get("compaction")
+    return None if text is None else Compaction.from_json(text)
 
 
 def _check_masks(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> None:
@@ -126,11 +132,11 @@ def _check_masks(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> Non
 
 def _check_built_alike(model: nn.Module, dense: Mapping[str, Tensor], plan: Compaction | None) -> None:
     """Refuse shapes that differ from the model's for another reason than that channels have left."""
-    own = applied_plan(model)
+    own, first = applied_plan(model), masks.first_names(model)
     for name, tensor in masks.dense_names(model).items():
         if name in dense and not is_lazy(tensor) and dense[name].shape != tensor.shape:
-            here = own.shapes.get(name, tensor.shape) if own else tensor.shape
-            there = plan.shapes.get(name, dense[name].shape) if plan else dense[name].shape
+            here = own.shapes.get(first[name], tensor.shape) if own else tensor.shape
+            there = plan.shapes.get(first[name], dense[name].shape) if plan else dense[name].shape
             if tuple(here) != tuple(there):
                 raise CheckpointError(
                     f"{name} was built with shape {tuple(there)} in the checkpoint's model and with {tuple(here)} in"

@@ -121,10 +121,13 @@ class Observations:
         sums: dense name -> sum of the observed terms, shape of the parameter, float32 or wider, as what
             ``observe`` gets is.
         steps: dense name -> number of terms.
+        past: dense names whose terms are from before the last event. They count until new ones come: with optimizers
+            that take turns, not every parameter has a gradient between two events.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
+    past: set[str] = field(default_factory=set)
 
     @torch.no_grad()
     def add(self, criterion: GradientCriterion, name: str, weight: Tensor) -> None:
@@ -132,24 +135,30 @@ class Observations:
         if weight.grad is None:
             return
         term = criterion.observe(weight.detach().to(_wide(weight)), weight.grad.to(_wide(weight)))
-        if name in self.sums:
+        if name in self.sums and name not in self.past:
             self.sums[name].add_(term)
+            self.steps[name] += 1
         else:
-            self.sums[name] = term.to(_wide(term), copy=True)
-        self.steps[name] = self.steps.get(name, 0) + 1
+            self.past.discard(name)
+            self.sums[name], self.steps[name] = term.to(_wide(term), copy=True), 1
 
     def mean(self, name: str) -> Tensor:
-        """Return the mean of the terms of one parameter.
+        """Return the mean of the terms of one parameter. See :meth:`total`."""
+        total, steps = self.total(name)
+        return total / steps
+
+    def total(self, name: str) -> tuple[Tensor, int]:
+        """Return the sum of the terms of one parameter and how many there were.
 
         Raises:
-            PruningError: none was observed since the last event.
+            PruningError: none was ever observed.
         """
         if name not in self.sums:
             raise PruningError(
-                f"{name} has had no gradient since the last event, so a gradient criterion cannot score it; let"
+                f"{name} has had no gradient yet, so a gradient criterion cannot score it; let"
                 " begin_step be at least 1, or exclude this parameter"
             )
-        return self.sums[name] / self.steps[name]
+        return self.sums[name], self.steps[name]
 
     def agree(self) -> None:
         """Make what the ranks have seen their mean; sums that are alike keep their bits, and sharded ones are one.
@@ -161,9 +170,12 @@ class Observations:
         average({name: total for name, total in self.sums.items() if not is_sharded(total)})
 
     def clear(self) -> None:
-        """Forget everything: the next mean starts at the next step."""
-        self.sums.clear()
-        self.steps.clear()
+        """Forget everything."""
+        self.sums, self.steps, self.past = {}, {}, set()
+
+    def start_anew(self) -> None:
+        """Begin a new mean of each parameter at its next gradient."""
+        self.past = set(self.sums)
 
 
 class Scores(Mapping[str, Tensor]):
@@ -216,15 +228,25 @@ class Scores(Mapping[str, Tensor]):
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """Yield the scores of one parameter as flat pieces in row-major order."""
-        if type(self._criterion) is not Magnitude or name in self._frame.keep:
+        if name in self._frame.keep:
             yield from self[name].flatten().split(CHUNK)
             return
         mask = self.spread.own(name, self._pruned[name]).flatten() if name in self._touched else None
-        for start, weight in enumerate(self._own(name).flatten().split(CHUNK)):
-            scores = self._checked(name, self._criterion(name, weight), weight.shape)
-            if mask is not None:
-                scores = torch.where(mask[start * CHUNK : (start + 1) * CHUNK], scores, -torch.inf)
-            yield scores
+        for index, scores in enumerate(self._pieces(name)):
+            start = index * CHUNK
+            yield scores if mask is None else torch.where(mask[start : start + CHUNK], scores, -torch.inf)
+
+    def _pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield the scores of this rank's rows, flat; of built-in criteria without having all of them at once."""
+        if type(self._criterion) is Magnitude:
+            for weight in self._own(name).flatten().split(CHUNK):
+                yield self._checked(name, self._criterion(name, weight), weight.shape)
+        elif isinstance(self._criterion, GradientCriterion):
+            total, steps = self._observed.total(name)
+            total = self.spread.own(name, self._checked(name, total, self._weights[name].shape))
+            yield from (piece / steps for piece in total.flatten().split(CHUNK))
+        else:
+            yield from self._raw(name).flatten().split(CHUNK)
 
     def _own(self, name: str) -> Tensor:
         return self.spread.own(name, self._weights[name].detach())
@@ -263,13 +285,12 @@ class Scores(Mapping[str, Tensor]):
         for name in self._weights:
             for piece in self._own(name).flatten().split(CHUNK):
                 _check_finite(name, "weights", piece)
-                if self._criterion == Magnitude(norm=2):
-                    _check_finite(name, "scores", self._checked(name, self._criterion(name, piece), piece.shape))
-            if type(self._criterion) is not Magnitude:
-                scores = self._raw(name)
-                if name in self._touched:
-                    scores = scores.masked_fill(~self.spread.own(name, self._pruned[name]), 0)
-                _check_finite(name, "scores", scores)
+            if self._criterion != Magnitude(norm=1):
+                mask = self.spread.own(name, self._pruned[name]).flatten() if name in self._touched else None
+                for index, scores in enumerate(self._pieces(name)):
+                    start = index * CHUNK
+                    kept = scores if mask is None else torch.where(mask[start : start + CHUNK], scores, 0)
+                    _check_finite(name, "scores", kept)
 
 
 def _wide(values: Tensor) -> torch.dtype:

@@ -64,7 +64,7 @@ class Loading:
             # Lightning does so only after the weights have loaded, which rounds those of a 64-true run
             self._trainer.precision_plugin.convert_module(model)
         entry = checkpoint.get(checkpoints.KEY, {})
-        checkpoints.check_version(entry)
+        checkpoints.check(model, state_dict, entry)
         run = self._resumed(model, entry.get("run"))
         if not checkpoints.fits(model, state_dict):
             checkpoints.adapt(model, state_dict, entry)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 
 from lightning_prune import ranks
@@ -176,6 +177,16 @@ def attach(model: nn.Module, names: Iterable[str], is_structured: bool = False) 
         else:
             _renamed(module, name, f"{name}_orig", partial(MaskMethod.apply, module, name, is_structured))
     _serve_attention(model)
+    _spare_broadcasts(model)
+
+
+def _spare_broadcasts(model: nn.Module) -> None:
+    """Let a DistributedDataParallel around this model leave our masks, the same on all ranks, out of each forward."""
+    ours = {f"{name}_mask" for name, *_ in masked_places(model)}
+    there = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    others = there & set(vars(model).pop("_ddp_params_and_buffers_to_ignore", ()))
+    if ours | others:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(ours | others))
 
 
 def _serve_attention(model: nn.Module) -> None:
@@ -242,6 +253,7 @@ def detach(model: nn.Module, names: Iterable[str] | None = None) -> None:
         _zero_pruned(mask_of(module, name), original_of(module, name))
         _renamed(module, f"{name}_orig", name, partial(_unhook, module, name, hook))
     _serve_attention(model)
+    _spare_broadcasts(model)
 
 
 def _check_not_sharded(dense_name: str, parameter: nn.Parameter) -> None:

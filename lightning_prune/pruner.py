@@ -120,6 +120,7 @@ class Pruner:
             "asked": self.asked,
             "sums": {name: shards.whole(total) for name, total in self.observed.sums.items()},
             "steps": self.observed.steps,
+            "past": sorted(self.observed.past),
             "groups": groups,
             "schedule": schedules.steps_of(self.schedule),
         }
@@ -134,7 +135,7 @@ class Pruner:
         self.asked = state["asked"]
         self.schedule = schedules.with_steps(self.schedule, state["schedule"])
         sums = {name: shards.sharded_like(total, parameters[name]) for name, total in state["sums"].items()}
-        self.observed = Observations(sums, dict(state["steps"]))
+        self.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
         if isinstance(self.units, ChannelUnits):
             self.units = self.units.only(state["groups"] or (), parameters)
             self.__dict__.pop("unit_costs", None)
@@ -195,8 +196,11 @@ def prune_step(
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)
-    pruner.observed.clear()
     pruner.asked = sparsity
+    if pruner.is_finished:
+        pruner.observed.clear()
+    else:
+        pruner.observed.start_anew()
     return describe(pruner, model, step)
 
 

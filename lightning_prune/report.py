@@ -1,6 +1,5 @@
 """Sparsity, parameters, multiply-accumulates and bytes as values; printing is the caller's."""
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_prune.copies import plain_copy
 from lightning_prune.masks import dense_names, dense_parameters, first_names
 
 Inputs = Tensor | Sequence[Any]
@@ -175,7 +175,7 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     Raises:
         ValueError: the model rejects the example input.
     """
-    model = copy.deepcopy(model) if any(map(is_lazy, model.parameters())) else model
+    model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
     inputs = on_device_of(model, as_tuple(example_inputs))
     counter = FlopCounterMode(display=False)
     with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter:

@@ -121,6 +121,7 @@ class PruningRun:
             for pruner in self.pruners:
                 check_masked(pruner, model)
             _check_finite(model)
+            masks.check_same(model)
         masks.refresh(model)
         parameters = masks.dense_parameters(model)
         owned = {parameters[name] for pruner in self.pruners for name in pruner.units.weights}

@@ -94,8 +94,14 @@ def test_the_mean_counts_only_steps_with_a_gradient_and_starts_anew() -> None:
         weight.grad = None
         observed.add(Taylor(), "w", weight)
     assert observed.mean("w").tolist() == [20.0, 45.0]
+    observed.start_anew()
+    assert observed.mean("w").tolist() == [20.0, 45.0]  # until there is a new one
+    for gradient in (2.0, 2.0):
+        weight.grad = torch.full((2,), gradient)
+        observed.add(Taylor(), "w", weight)
+        assert observed.mean("w").tolist() == [16.0, 36.0]
     observed.clear()
-    with pytest.raises(PruningError, match=r"w has had no gradient since the last event.*exclude this parameter"):
+    with pytest.raises(PruningError, match=r"w has had no gradient yet.*exclude this parameter"):
         observed.mean("w")
 
 

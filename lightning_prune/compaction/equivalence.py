@@ -1,6 +1,5 @@
 """Proof that a compact model computes what the masked one does: on copies, in two precisions, on two batches."""
 
-import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.compaction.plan import Compaction
+from lightning_prune.copies import plain_copy
 from lightning_prune.errors import CompactionError
 from lightning_prune.masks import fold
 
@@ -46,9 +46,9 @@ def largest_errors(
         CompactionError: the masked model does not run on the inputs, or the compact one computes something else, with
             the name of the first differing module.
     """
-    masked = fold(copy.deepcopy(model)).eval()
+    masked = fold(plain_copy(model)).eval()
     plan.mask(masked)
-    compact = (plan if cut is None else cut).rebuild(copy.deepcopy(masked))
+    compact = (plan if cut is None else cut).rebuild(plain_copy(masked))
     errors: dict[str, float] = {}
     for dtype in _dtypes(model):
         for one in (masked, compact):

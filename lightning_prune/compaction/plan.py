@@ -20,6 +20,7 @@ from lightning_prune.masks import dense_names, dense_parameters, read, refresh
 
 FORMAT = "lightning_prune.compaction"
 VERSION = 1
+_HELD_AS = "_compaction"
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,13 @@ class Compaction:
         shapes = {name: after.get(name, shape) for name, shape in self.shapes.items()}
         return self._of(shapes, removals)
 
+    def under(self, path: str) -> "Compaction":
+        """Return the same plan for a model that holds this one as its submodule ``path``."""
+        shapes = {f"{path}.{name}": shape for name, shape in self.shapes.items()}
+        removals = {f"{path}.{name}": removal.under(path) for name, removal in self.removals.items()}
+        attributes = {f"{path}.{at}": (f"{path}.{name}", axis) for at, (name, axis) in self.attributes.items()}
+        return Compaction(shapes, removals, attributes)
+
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         removals = {name: removal.as_document() for name, removal in self.removals.items()}
@@ -246,32 +254,47 @@ class Compaction:
 
 
 def applied_plan(model: nn.Module) -> Compaction | None:
-    """Return the plan that brought this model into its shape; None for a model that lost nothing."""
-    return model.__dict__.get("_compaction")
+    """Return the plan that brought this model into its shape; None for a model that lost nothing.
+
+    A submodule that was compacted by itself has a plan of its own, later than the model's: it counts too.
+    """
+    found = None
+    for path, module in model.named_modules():
+        plan = module.__dict__.get(_HELD_AS)
+        if plan is not None:
+            own = plan.under(path) if path else plan
+            found = own if found is None else found.then(own)
+    return found
 
 
 def remember(model: nn.Module, plan: Compaction, undo: resize.Undo) -> None:
     """Keep the plan, composed with those applied before, on the model.
 
     Changes:
-        the plain attribute ``_compaction`` of the model; the undo log.
+        the plain attribute ``_compaction`` of the model and its submodules; the undo log.
     """
     earlier = applied_plan(model)
-    composed = plan if earlier is None else earlier.then(plan)
-    undo.append(partial(set_plan, model, earlier))
-    set_plan(model, composed)
+    held = {module: module.__dict__[_HELD_AS] for module in model.modules() if _HELD_AS in module.__dict__}
+    undo.append(partial(_put_back, model, held))
+    set_plan(model, plan if earlier is None else earlier.then(plan))
 
 
 def set_plan(model: nn.Module, plan: Compaction | None) -> None:
     """Say which plan brought this model into its shape; None: it has the shape that it was built with.
 
     Changes:
-        the plain attribute ``_compaction`` of the model.
+        the plain attribute ``_compaction`` of the model and its submodules.
     """
-    if plan is None:
-        model.__dict__.pop("_compaction", None)
-    else:
-        model.__dict__["_compaction"] = plan
+    for module in model.modules():
+        module.__dict__.pop(_HELD_AS, None)
+    if plan is not None:
+        model.__dict__[_HELD_AS] = plan
+
+
+def _put_back(model: nn.Module, held: Mapping[nn.Module, Compaction]) -> None:
+    set_plan(model, None)
+    for module, plan in held.items():
+        module.__dict__[_HELD_AS] = plan
 
 
 def _parsed(document: Mapping[str, Any]) -> Compaction:

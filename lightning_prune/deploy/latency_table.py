@@ -1,6 +1,5 @@
 """Milliseconds per channel group and width in the ExecuTorch runtime: a cost to rank channels by."""
 
-import copy
 import json
 import math
 import statistics
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_prune.compaction import Compaction, compact, inexact
+from lightning_prune.copies import plain_copy
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
 from lightning_prune.deploy.latency import Prepared, in_turns, interquartile_range
@@ -226,7 +226,7 @@ class _Bench:
 
     def program(self, name: str, width: int, path: Path) -> Prepared:
         """Return the part that has a channel group, with the group at this width, loaded and with its inputs."""
-        model = copy.deepcopy(self.model)
+        model = plain_copy(self.model)
         if width < self.groups[name].size:
             compact(model, Compaction.from_keep(self.groups, {name: range(width)}))
         tensors = dense_names(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 import re
 import warnings
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lightning_prune.copies import plain_copy
 from lightning_prune.errors import GraphError
 from lightning_prune.graph.sizes import Recorder, Sizes
 from lightning_prune.masks import fold
@@ -111,7 +111,7 @@ def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, An
     kwargs = dict(example_kwargs or {})
     for recorder in (Recorder(), None):
         try:
-            inner = fold(copy.deepcopy(model)).eval()
+            inner = fold(plain_copy(model)).eval()
             with _quietly(inner):
                 exported = torch.export.export(_Forward(inner, recorder), args, kwargs, strict=False)
             return _record(exported, inner, recorder.sizes if recorder else {})
