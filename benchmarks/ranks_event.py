@@ -1,7 +1,8 @@
 """What one pruning event costs on several ranks, beside the same event on one rank, in one run.
 
-DDP: seconds of one global event at 90 % by magnitude on 2 ranks, over those on one rank; and by the gradients
-(Taylor), whose sums are compared between the ranks. Each rank has one thread, and the one rank runs beside an idle one.
+DDP: seconds of one global event at 90 % on 2 ranks, by magnitude and by gradients (Taylor), whose sums are compared
+between the ranks. Beside it the same event on one rank, and on two processes at once that do not ask each other: what
+two processes cost that share a memory bus is not the price of the agreement. Each process has one thread.
 FSDP2: the extra peak memory of an event on each rank, over what it holds before, relative to the bytes of its shards.
 
     python -m benchmarks.ranks_event
@@ -59,14 +60,17 @@ def seconds_of_event(millions: int, recipe: Recipe) -> float:
     return time.perf_counter() - start
 
 
-def rounds_of_events(rank: int, meet: str, millions: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Return pairs of seconds, on one rank without a process group and on all together, in turn."""
-    found: dict[str, list[tuple[float, float]]] = {"magnitude": [], "Taylor": []}
+def rounds_of_events(rank: int, meet: str, millions: int, rounds: int) -> dict[str, list[tuple[float, float, float]]]:
+    """Return seconds of each round: on the first rank alone, on all without a process group, and with one."""
+    found: dict[str, list[tuple[float, float, float]]] = {"magnitude": [], "Taylor": []}
     for turn in range(rounds):
-        for name, pairs in found.items():
+        for name, times in found.items():
             one = 0.0 if rank else seconds_of_event(millions, recipe_of(name))
+            with process_group(rank, f"{meet}.{name}.{turn}.start"):
+                pass
+            beside = seconds_of_event(millions, recipe_of(name))
             with process_group(rank, f"{meet}.{name}.{turn}"):
-                pairs.append((one, seconds_of_event(millions, recipe_of(name))))
+                times.append((one, beside, seconds_of_event(millions, recipe_of(name))))
     return found
 
 
@@ -94,7 +98,7 @@ def memory_of_event(rank: int, meet: str, millions: int, name: str) -> tuple[int
     with process_group(rank, meet):
         model = network(millions)
         pruner = prepared(model, recipe_of(name))
-        for layer in model:
+        for layer in model.children():
             fully_shard(layer)
         masks.refresh(model)  # lets go of the whole weights of before
         owned = sum(shards.local(parameter).numel() * 4 for parameter in model.parameters())
@@ -155,10 +159,13 @@ def main() -> None:
 
 def print_seconds(millions: int, rounds: int) -> None:
     """Measure events under DDP and print the ratios."""
-    for name, pairs in on_ranks(rounds_of_events, millions, rounds)[0].items():
-        one, all_ = (statistics.median(side) for side in zip(*pairs, strict=True))
-        ratio = statistics.median(b / a for a, b in pairs)
-        print(f"DDP, {name:>9}: one rank {one:.3f} s, {RANKS} ranks {all_:.3f} s, median ratio {ratio:.2f}")
+    for name, times in on_ranks(rounds_of_events, millions, rounds)[0].items():
+        one, beside, all_ = (statistics.median(side) for side in zip(*times, strict=True))
+        ratio, price = (statistics.median(turn[2] / turn[base] for turn in times) for base in (0, 1))
+        print(
+            f"DDP, {name:>9}: one rank {one:.3f} s, two side by side {beside:.3f} s, {RANKS} ranks {all_:.3f} s;"
+            f" {RANKS} ranks / one {ratio:.2f}, / side by side {price:.2f} (medians)"
+        )
 
 
 def print_memory(millions: int) -> None:

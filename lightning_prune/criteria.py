@@ -257,7 +257,7 @@ class Scores(Mapping[str, Tensor]):
             scores = self._observed.mean(name)
         elif type(self._criterion) is Magnitude:
             return self._checked(name, self._criterion(name, own := self._own(name)), own.shape)
-        elif type(self._criterion) is Random and rows:
+        elif isinstance(self._criterion, Random) and rows:
             return self._criterion.rows(name, self._own(name), rows[0])
         else:
             with mixing(weight):

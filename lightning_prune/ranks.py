@@ -128,7 +128,7 @@ def digest(tensor: Tensor) -> int:
     """Return a number that tells tensors of other bytes or another shape apart (CRC-32)."""
     found = zlib.crc32(repr((tuple(tensor.shape), tensor.dtype)).encode())
     for piece in tensor.detach().contiguous().flatten().view(torch.uint8).split(_PIECE):
-        found = zlib.crc32(memoryview(piece.cpu().numpy()), found)
+        found = zlib.crc32(piece.cpu().numpy().tobytes(), found)
     return found
 
 
@@ -156,11 +156,19 @@ def check_same(values: Mapping[str, object], what: str) -> None:
             )
 
 
+def _sum_of_bits(tensor: Tensor) -> int:
+    """Return a number that tells values apart which differ by chance; several times quicker than :func:`digest`."""
+    values = tensor.detach().contiguous().flatten()
+    bits = (values.clone() if values.storage_offset() else values).view(torch.uint8)
+    whole = len(bits) // 8 * 8
+    return int(bits[:whole].view(torch.int64).sum()) + int(bits[whole:].sum())
+
+
 def average(tensors: Mapping[str, Tensor]) -> None:
     """Make tensors that differ between ranks their mean over the ranks, in place; those alike keep their bits."""
     if world_size() == 1:
         return
     _announce()
-    found = _gathered({name: digest(tensor) for name, tensor in tensors.items()})
+    found = _gathered({name: _sum_of_bits(tensor) for name, tensor in tensors.items()})
     for name in (name for name in tensors if any(one[name] != found[0][name] for one in found)):
         add_up(tensors[name].div_(world_size()))

@@ -183,14 +183,14 @@ def test_ranks_with_other_buffers_shrink_alike(kind: type[Net], tmp_path: Path) 
 def stopped_and_resumed(folder: str) -> Any:
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     ends = []
-    for options in ({}, {"ckpt_path": f"{folder}/step=3.ckpt"}):
+    for path in (None, f"{folder}/step=3.ckpt"):
         torch.manual_seed(len(ends))
         model, callback = Net(make_optimizer=momentum_sgd), PruningCallback(RECIPES["taylor"]())
         fit = trainer(Path(folder), callback, *([] if ends else [saving]), strategy=strategy(), devices=2)
         rank = int(os.environ["RANK"])
         batches = Resumable(10)
         batches._batches = batches._batches[rank::2]
-        fit.fit(model, batches, **options)
+        fit.fit(model, batches, ckpt_path=path)
         ends.append({name: p.detach().numpy().copy() for name, p in model.named_parameters()})
     return ends
 

@@ -37,6 +37,7 @@ from lightning_prune import (
     Uniform,
     finalize,
     masks,
+    shards,
 )
 from lightning_prune.binding import bind
 from lightning_prune.optimizer_surgery import zero_state
@@ -66,7 +67,7 @@ def shard(net: nn.Module, **options: Any) -> None:
             fully_shard(layer, **options)
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     """Layers of 13, 12, 3 and 1 rows, which leave uneven and empty shards; rounded weights, which tie."""
     torch.manual_seed(0)
     layers = (nn.Linear(8, 13), nn.Linear(13, 12), nn.Linear(12, 3), nn.Linear(3, 1))
@@ -91,11 +92,7 @@ def pruned(name: str, is_sharded: bool, whole: tuple[int, ...] = ()) -> tuple[di
         optimizer.step()
         prune_step(pruner, net, sparsity, lambda live: zero_state(optimizer, live))
     moments = {n: optimizer.state[p]["exp_avg"] for n, p in masks.dense_parameters(net).items() if n in masks.read(net)}
-    return read(net), {name: whole_of(moment).numpy() for name, moment in moments.items()}
-
-
-def whole_of(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
+    return read(net), {name: shards.whole(moment).numpy() for name, moment in moments.items()}
 
 
 def pruned_shards(name: str, whole: tuple[int, ...]) -> Any:
@@ -181,6 +178,7 @@ class Sharded(PruningMixin, L.LightningModule):
         if self._trainer is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             from torch.distributed.fsdp import FSDPModule, fully_shard
 
+            assert self.device_mesh is not None
             for layer in self.layers:
                 if isinstance(layer, nn.Linear) and not isinstance(layer, FSDPModule):
                     fully_shard(layer, mesh=self.device_mesh["data_parallel"])
@@ -223,10 +221,11 @@ def fitted(folder: str, name: str, size: int, **options: Any) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit.fit(model, OwnBatches(int(os.environ["RANK"]), size), **options)
-    weights = {name: whole_of(p.detach()).numpy() for name, p in masks.dense_parameters(model).items()}
+    weights = {name: shards.whole(p.detach()).numpy() for name, p in masks.dense_parameters(model).items()}
     return callback.events, seen, weights, [str(w.message) for w in caught]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITS)
 def test_a_sharded_fit_prunes_resumes_and_is_finalized_in_one_process(name: str, tmp_path: Path) -> None:
     (events, seen, weights, said), (other_events, *_) = on_ranks(fitted, 2, str(tmp_path), name, 2)

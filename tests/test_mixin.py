@@ -181,6 +181,7 @@ def test_override_without_super_is_refused(tmp_path: Path, net: Any) -> None:
     trainer(tmp_path).fit(net(None), loader())
 
 
+@pytest.mark.filterwarnings("ignore:EarlyStopping.monitor=.val_loss")
 @pytest.mark.parametrize(("net", "other"), [(Careful, Timer), (Below, EarlyStopping)])
 def test_other_callbacks_stay(tmp_path: Path, net: Any, other: type[Callback]) -> None:
     run = trainer(tmp_path)
