@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import averages, checkpoints, masks, ranks, schedules
+from lightning_prune.checkpoint_files import CheckpointFiles
 from lightning_prune.compaction import applied_plan
 from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.finalization import finalize as finalize_model
 from lightning_prune.guard import Guard, Trial
 from lightning_prune.guarding import Guarding
-from lightning_prune.loading import CheckpointFiles, Loading, finish_epoch
+from lightning_prune.loading import Loading, finish_epoch
 from lightning_prune.preconditions import (
     check_completes,
     example_inputs_of,

@@ -1,14 +1,10 @@
 """Before weights load: the model takes the shape and the masks of the state that comes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_prune import checkpoints, masks
@@ -131,75 +127,3 @@ def finish_epoch(checkpoint: dict[str, Any]) -> None:
         for state in loop["state_dict"].get("combined_loader", ()):
             if _FINISHED in state:
                 state[_FINISHED] = True
-
-
-@contextmanager
-def naming(path: object) -> Iterator[None]:
-    """Let an error that comes up while a checkpoint is read name it.
-
-    Raises:
-        CheckpointError: in place of whatever torch raises for a file that is cut off, empty or something else.
-    """
-    try:
-        yield
-    except (FileNotFoundError, PermissionError, CheckpointError):
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read: {type(error).__name__}: {error}\nNothing was loaded; if the file is"
-            " damaged, take an earlier one"
-        ) from error
-
-
-class CheckpointFiles(CheckpointIO):
-    """Takes the place of a strategy's CheckpointIO and does as that one does, with two promises more.
-
-    An error in reading names the file. And Lightning's own writing never leaves a file that is cut off: where the
-    system's temporary folder is another disk, Lightning copies from there, and a full disk or a kill in the middle
-    would destroy a checkpoint of the same name.
-
-    Args:
-        strategy: reads and writes its checkpoints here until :meth:`remove`.
-    """
-
-    def __init__(self, strategy: Strategy) -> None:
-        self._strategy, self.inner = strategy, strategy.checkpoint_io
-        strategy.checkpoint_io = self
-
-    def remove(self) -> None:
-        """Give the strategy its own one back."""
-        self._strategy.checkpoint_io = self.inner
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write as the other one does; the file appears under its name when it is complete."""
-        if type(self.inner) is not TorchCheckpointIO or "://" in str(path):
-            self.inner.save_checkpoint(checkpoint, path, storage_options)
-            return
-        part = Path(f"{path}.part")
-        try:
-            self.inner.save_checkpoint(checkpoint, part, storage_options)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Read as the other one does.
-
-        Raises:
-            CheckpointError: the file cannot be read, or is no checkpoint of Lightning's.
-        """
-        with naming(path):
-            checkpoint = self.inner.load_checkpoint(path, *args, **options)
-            if "state_dict" not in checkpoint:
-                raise CheckpointError(
-                    f"{path} holds no state_dict, so it is no checkpoint of Lightning's; name another"
-                )
-            return checkpoint
-
-    def remove_checkpoint(self, path: Any) -> None:  # noqa: ANN401
-        """Remove as the other one does."""
-        self.inner.remove_checkpoint(path)
-
-    def teardown(self) -> None:
-        """End as the other one does."""
-        self.inner.teardown()
