@@ -15,7 +15,7 @@ from lightning_prune.errors import PruningError, SnapshotError
 from lightning_prune.guard import Guard, Trial, Verdict, Watch
 from lightning_prune.run import PruningRun
 from lightning_prune.snapshots import Snapshot
-from lightning_prune.wrapping import unwrapped
+from lightning_prune.wrapping import is_sharding, unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,12 @@ class Guarding:
         self._is_overdue = False
 
     def check(self, trainer: Trainer) -> None:
-        """Raise PruningError when nothing would ever be validated."""
+        """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
+        if is_sharding(trainer):
+            raise PruningError(
+                "Guard does not work on sharded weights: a checkpoint written while an event is on trial could not hold"
+                " the shards of its snapshot. Train with DDPStrategy or on one device, or leave the guard out"
+            )
         if not trainer.enable_validation:
             raise PruningError(
                 f"Guard(monitor={self.guard.monitor!r}) judges by validation, and this fit has none: give it"

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from guard_cases import Brittle, gone
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from processes import alone, on_ranks
-from support import MixedNet, Net, Resumable, loader, trainer
+from support import Net, Resumable, loader, trainer
 from torch import Tensor
 
 from lightning_prune import Channel, Guard, Linear, OneShot, PruningCallback, Recipe, Taylor, masks
@@ -24,28 +25,6 @@ RECIPES = {
     "element": Recipe(schedule=RISE),
     "channel": Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor()),
 }
-
-
-def gone(model: Any) -> float:
-    """The share of the convolutions' elements that masks or removals have taken."""
-    dense = Net()
-    names = ("conv1.weight", "conv2.weight", "conv3.weight")
-    left = masks.read(model)
-    held = sum(int(left[n].sum()) if n in left else masks.dense_parameters(model)[n].numel() for n in names)
-    return 1 - held / sum(dict(dense.named_parameters())[n].numel() for n in names)
-
-
-class Brittle(Net):
-    """Its accuracy depends on nothing but how much of it is left: past the limit it falls."""
-
-    limit = 0.55
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("val_acc", 0.9 - max(0.0, gone(self) - self.limit))
-
-
-class BrittleMixed(MixedNet, Brittle):
-    """The same with the mixin."""
 
 
 def adamw(parameters: Any) -> Any:

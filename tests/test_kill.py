@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from guard_cases import Brittle
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from processes import alone
 from support import LinearNet, MixedNet, Net, Resumable, loader, trainer
@@ -23,6 +24,7 @@ from torch.utils.data import TensorDataset
 from lightning_prune import (
     Block,
     Channel,
+    Guard,
     Keep,
     Linear,
     LRRewind,
@@ -149,6 +151,24 @@ CASES: dict[str, Case] = {
         shuffled,
         {"max_epochs": 3},
     ),
+    "guarded": Case(
+        lambda: Brittle(make_optimizer=annealed),
+        lambda: PruningCallback(channels(), guard=Guard("val_acc", "max", max_drop=0.01, patience=1, min_step=0.02)),
+        shuffled,
+        {"max_epochs": 4, "val_check_interval": 2, "num_sanity_val_steps": 0},
+        lambda: loader(1),
+    ),
+    "guarded and shrinking": Case(
+        lambda: Brittle(make_optimizer=adamw),
+        lambda: PruningCallback(
+            channels(),
+            guard=Guard("val_acc", "max", max_drop=0.01, patience=2, min_step=0.02),
+            compact_every_event=True,
+        ),
+        lambda: Resumable(6),
+        {"max_epochs": 4, "val_check_interval": 1, "num_sanity_val_steps": 0},
+        lambda: loader(1),
+    ),
 }
 """A case with anything else in the Trainer is one entry more."""
 
@@ -161,6 +181,7 @@ PLACES = {
     "saving": "dump_checkpoint",
     "finalizing": "finalize",
     "optimizer": "optimizer_step",
+    "rollback": "_carry_out",
 }
 """A word for each function in whose calls, and those below them, a kill may fall."""
 
@@ -241,10 +262,12 @@ POINTS = [
     ("rewarmed", "optimizer", 1),
     ("by hand", "anywhere", 1),
     ("half-way shrunk", "removal", 2),
+    ("guarded", "rollback", 1),
 ]
 MORE = [(name, place, seed) for seed in (2, 3) for name in CASES for place in ("anywhere", "event")]
 MORE += [("half-way shrunk", "removal", 1), ("half-way shrunk", "removal", 3), ("accumulated", "writing", 1)]
-MORE += [(name, place, 2) for name in ("shuffled taylor", "half-way shrunk") for place in list(PLACES)[3:]]
+MORE += [(name, place, 2) for name in ("shuffled taylor", "half-way shrunk") for place in list(PLACES)[3:7]]
+MORE += [(name, "rollback", seed) for name in ("guarded", "guarded and shrinking") for seed in (2, 3)]
 
 
 @pytest.mark.parametrize(
