@@ -57,12 +57,17 @@ class PruningCallback(Callback):
     def __init__(
         self,
         recipe: Recipe | Sequence[Recipe],
+        *,
         guard: Guard | None = None,
         finalize: bool = True,
         compact_every_event: bool = False,
         resume_with_other_recipe: bool = False,
     ) -> None:
         self.recipes: tuple[Recipe, ...] = (recipe,) if isinstance(recipe, Recipe) else _several(recipe)
+        if not isinstance(guard, Guard | None):
+            raise TypeError(
+                f'PruningCallback.guard takes a Guard, such as Guard("val_acc", "max", 0.01), got {guard!r}'
+            )
         self.guard = guard
         self.finalize = finalize
         self.compact_every_event = compact_every_event
@@ -85,6 +90,11 @@ class PruningCallback(Callback):
     def trials(self) -> list[Trial]:
         """What the guard has judged: events that were kept and events that were rolled back, in order."""
         return [] if self._guarding is None else list(self._guarding.watch.history)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the guard has yet to judge the last event."""
+        return self._guarding is not None and self._guarding.watch.trial is not None
 
     @property
     def _active(self) -> PruningRun | None:
@@ -154,6 +164,12 @@ class PruningCallback(Callback):
             is_same = not differences(self._state["recipes"], self.recipes)
             if self._guarding is not None and self._state.get("guard") is not None and is_same:
                 self._guarding.load_state_dict(self._state["guard"])
+            elif (self._state.get("guard") or {}).get("snapshot") is not None:
+                warnings.warn(
+                    "the checkpoint was written while a guard had an event on trial; this run has no such guard, so"
+                    " the event stays as it is, judged by nothing",
+                    stacklevel=2,
+                )
         self._state = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,7 +250,8 @@ class PruningCallback(Callback):
         if self._guarding is None:
             _warn_unfinished(self._active)
         else:
-            log.info(self._guarding.summary(self._active))
+            is_short = bool(self._active.unfinished)
+            log.log(logging.WARNING if is_short else logging.INFO, self._guarding.summary(self._active))
         if self.finalize:
             self.is_done = _finalize(trainer, pl_module)
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_prune import allocation, criteria, granularity, masks, policies, schedules
 from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
 from lightning_prune.errors import CheckpointError
+from lightning_prune.guard import Guard
 from lightning_prune.recipe import Recipe
 from lightning_prune.targets import Targets
 
@@ -27,6 +28,7 @@ VALUES = (
     *(schedules.OneCycle, schedules.Iterative),
     *(criteria.Magnitude, criteria.Random, criteria.Taylor),
     *(allocation.Uniform, allocation.ERK, allocation.Global),
+    Guard,
     *(policies.Mask, policies.Keep, policies.Reset, policies.Rewarm, policies.LRRewind, policies.RewindWeights),
 )
 """What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""

@@ -1,6 +1,7 @@
 """Checkpoints that know of sparsity: the best model at the target, and the best one for each size."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -147,6 +148,9 @@ class SparsityCheckpoint(ModelCheckpoint):
         # a metric from before an event or a rollback says nothing of the model as it is now
         if current is None or self._validated_at not in (None, _asked(trainer)):
             return
+        callback = pruning_callback_of(trainer)
+        if callback is not None and callback.is_on_trial:
+            return  # what may yet be rolled back is no model to hand out
         point = trainer.strategy.broadcast(self._point(trainer, float(current), monitor_candidates))
         best = self.points.get(self.best_model_path)
         is_best = point.is_at_target and (best is None or point[:2] > best[:2])
@@ -192,6 +196,8 @@ class SparsityCheckpoint(ModelCheckpoint):
         error = ""
         try:
             self._save_checkpoint(trainer, path)
+            if trainer.is_global_zero and "://" not in path and not Path(path).exists():
+                error = "the disk refused it"  # the pruning callback keeps such an error from ending the fit
         except OSError as failure:
             error = str(failure)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait

@@ -25,6 +25,8 @@ from lightning_prune.run import PruningRun
 
 log = logging.getLogger(__name__)
 
+INEXACT = "step %d: channels under a normalisation are gone: the outputs changed by up to %.2g of the largest one"
+
 
 def is_sharding(trainer: Trainer) -> bool:
     """Say whether the strategy leaves a part of each weight on each rank, in configure_model."""
@@ -90,7 +92,7 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     inputs = example_inputs_of(model) or ()
     with ranks.together("the removal of channels"):
         # buffers may differ between ranks, and with them what is exact
-        stay = ranks.from_first(lambda: refused(model, plan, inputs))
+        stay, changes = ranks.from_first(lambda: refused(model, plan, inputs))
         cut = plan.only(set(plan.removals) - set(stay))
         if cut.removals:
             with unwrapped(trainer):
@@ -98,6 +100,8 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     if stay:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
         warnings.warn(f"these channel groups stay masked, because removing them is not exact:\n{reasons}", stacklevel=2)
+    if changes:
+        log.warning(INEXACT, run.step, max(changes.values()))
     averages.lose(trainer, cut)
     run.follow(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))

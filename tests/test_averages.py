@@ -53,7 +53,7 @@ def test_averages_have_the_zeros_of_the_model(kind: str, recipe: str, first: boo
             compared.append(sum(int((~mask).sum()) for mask in found.values()))
 
     torch.manual_seed(0)
-    model, pruning, run = fitted(tmp_path, kind, recipe, first, AfterStep(look))
+    model, pruning, _ = fitted(tmp_path, kind, recipe, first, AfterStep(look))
     assert pruning.events[-1].sparsity == 0.5
     assert compared[-1] > compared[0] == 0
     assert not masks.is_masked(model)

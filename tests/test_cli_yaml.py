@@ -18,6 +18,7 @@ from lightning_prune import (
     Element,
     Exponential,
     Global,
+    Guard,
     Iterative,
     Keep,
     Linear,
@@ -156,7 +157,7 @@ def test_every_built_in_part_is_in_the_list() -> None:
     import lightning_prune
     from lightning_prune.checkpoints import VALUES as ALL
 
-    assert {type(value) for _, value in VALUES} | {Recipe, Targets} == set(ALL)
+    assert {type(value) for _, value in VALUES} | {Recipe, Targets, Guard} == set(ALL)
     exported = {v for v in vars(lightning_prune).values() if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}
     abstract = {v for v in exported if getattr(v, "__abstractmethods__", None)}
     assert exported - abstract - {lightning_prune.Candidates, lightning_prune.Compaction} <= set(ALL)

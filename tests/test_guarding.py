@@ -99,9 +99,9 @@ class Before(Callback):
         self.callback = callback
         return self
 
-    def on_train_batch_end(self, fit: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: object, batch: object, batch_idx: int) -> None:
         if self.callback._guarding is not None and self.callback._guarding.watch.trial is None:
-            self.left = everything(fit, pl_module, self.callback)
+            self.left = everything(trainer, pl_module, self.callback)
 
 
 class After(Callback):
@@ -110,11 +110,11 @@ class After(Callback):
     def __init__(self, before: Before) -> None:
         self.before, self.seen = before, 0
 
-    def on_validation_end(self, fit: Any, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         failed = [t for t in self.before.callback.trials if t.outcome.value == "roll back"]
         if len(failed) > self.seen:
             self.seen = len(failed)
-            now = everything(fit, pl_module, self.before.callback)
+            now = everything(trainer, pl_module, self.before.callback)
             for part, expected in self.before.left.items():
                 assert now[part] == expected, part
 

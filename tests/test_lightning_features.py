@@ -77,7 +77,7 @@ def test_stages_on_a_masked_model(tmp_path: Path, recipe: Recipe) -> None:
     masked, expected = zeros(model), outputs(model)
     run.validate(model, loader(1), verbose=False)
     run.test(model, loader(1), verbose=False)
-    assert len(run.predict(model, loader(2))) == 2
+    assert len(run.predict(model, loader(2)) or ()) == 2
     assert zeros(model) == masked > 0
     assert torch.equal(outputs(model), expected)
     trainer(tmp_path).test(model, loader(1), verbose=False)  # without the callback
@@ -87,10 +87,12 @@ def test_stages_on_a_masked_model(tmp_path: Path, recipe: Recipe) -> None:
 class Manual(Net):
     """Two optimizers that step by hand, each every other batch."""
 
-    automatic_optimization = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        several = self.optimizers()
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+        several: Any = self.optimizers()
         optimizer = several[batch_idx % 2]
         self.toggle_optimizer(optimizer)
         optimizer.zero_grad()
@@ -121,7 +123,7 @@ def test_compiled_models(tmp_path: Path, recipe: Recipe, shrinks: bool, whole: b
     torch.manual_seed(0)
     model = Net()
     if whole:
-        compiled = torch.compile(model, backend="aot_eager")
+        compiled: Any = torch.compile(model, backend="aot_eager")
         callback = PruningCallback(recipe, compact_every_event=shrinks and recipe.is_structured)
         trainer(tmp_path, callback).fit(compiled, loader())
     else:
@@ -155,14 +157,14 @@ def test_a_backbone_that_thaws(tmp_path: Path) -> None:
     model, callback = WithBackbone(), PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=7)))
     trainer(tmp_path, callback, thawing, max_epochs=3).fit(model, loader())
     assert callback.events[0].sparsity == 0.5
-    assert int((model.second.weight == 0).sum() + (model.backbone[0].weight == 0).sum()) >= 128
+    assert sum(int(torch.count_nonzero(layer.weight == 0)) for layer in (model.second, model.backbone[0])) >= 128
 
 
 @pytest.mark.parametrize(
     "tuner", [lambda: LearningRateFinder(num_training_steps=6), lambda: BatchSizeFinder(max_trials=1)]
 )
 def test_tuners_leave_no_trace(tmp_path: Path, tuner: Any) -> None:
-    model = LinearNet(momentum_sgd)
+    model: Any = LinearNet(momentum_sgd)
     model.lr, model.batch_size = 0.05, 4
     model.train_dataloader = lambda: loader()
     callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=4)))
@@ -175,7 +177,7 @@ def test_tuners_leave_no_trace(tmp_path: Path, tuner: Any) -> None:
 
 def test_half_precision_with_a_scaler_is_refused_on_a_cpu(tmp_path: Path) -> None:
     # Lightning itself refuses 16-mixed there; what the scaler leaves out is tested in test_callback.py
-    with pytest.raises((ValueError, RuntimeError, Exception), match="16-mixed|CPU"):
+    with pytest.raises((ValueError, RuntimeError), match=r"16-mixed|CPU"):
         trainer(tmp_path, PruningCallback(WEIGHTS), precision="16-mixed").fit(Net(), loader())
 
 

@@ -52,7 +52,7 @@ def built_in(folder: Path, model: Any, *callbacks: Any, epochs: int = 2, **how: 
 def test_a_buffer_called_attn_mask(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=r"attn_mask|attn_orig"):
         built_in(tmp_path, Net(), every_step(tmp_path / "theirs"))
-    model = Net()
+    model: Any = Net()
     model.attn_mask.fill_(2.0)
     trainer(tmp_path, PruningCallback(HALF), every_step(tmp_path)).fit(model, loader())
     assert torch.load(tmp_path / "step=10.ckpt", weights_only=True)["state_dict"]["attn_mask"].tolist() == [2.0] * 4
@@ -65,11 +65,10 @@ def test_a_resumed_run_keeps_its_sparsity(tmp_path: Path, finalizes: bool) -> No
     first = trainer(tmp_path, PruningCallback(recipe, finalize=finalizes), every_step(tmp_path), max_epochs=4)
     first.fit(whole, Resumable())
     for step in (5, 10, 16):
-        second = trainer(
-            tmp_path, PruningCallback(recipe, finalize=finalizes), every_step(tmp_path / "x"), max_epochs=4
-        )
         seen: list[float] = []
-        second.callbacks.append(AfterStep(lambda _, m, seen=seen: seen.append(sparsity(m))))
+        look = AfterStep(lambda _, m, seen=seen: seen.append(sparsity(m)))
+        callback = PruningCallback(recipe, finalize=finalizes)
+        second = trainer(tmp_path, callback, every_step(tmp_path / "x"), look, max_epochs=4)
         second.fit(again, Resumable(), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert min(seen) >= 0.2
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))

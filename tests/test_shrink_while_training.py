@@ -13,7 +13,6 @@ from support import AfterStep, MixedNet, Net, Resumable, loader, outputs, traine
 from torch import Tensor
 
 from lightning_prune import Channel, Element, Linear, PruningCallback, Recipe, RewindWeights, Targets, Taylor, masks
-from lightning_prune.compaction import applied_plan
 
 RISE = Linear(final_sparsity=0.6, begin_step=2, end_step=8, frequency=2)
 CONVOLUTIONS = Targets(("conv1", "conv2", "conv3"))
@@ -110,7 +109,6 @@ def test_a_second_run_on_a_compact_model_resumes_too(tmp_path: Path) -> None:
         return model
 
     first, _ = fitted(tmp_path, RECIPES["taylor"](), True)
-    torch.save({"weights": first.state_dict(), "plan": applied_plan(first).to_json()}, tmp_path / "first.pt")
     saving = every_step(tmp_path)
     whole = second(first.float(), saving)
     for step in (1, 3, 7):

@@ -310,7 +310,8 @@ class TestWarnings:
 
     def test_plain_checkpoint_with_a_monitor(self, tmp_path: Path) -> None:
         plain = ModelCheckpoint(str(tmp_path / "a"), monitor="val/score", mode="max", filename="{epoch}")
-        (text,) = self.at_start(tmp_path, PruningCallback(RECIPE), plain)
+        with pytest.warns(UserWarning, match="keeps the best of the whole run"):  # the callback says so itself
+            (text,) = self.at_start(tmp_path, PruningCallback(RECIPE), plain)
         assert "write SparsityCheckpoint(monitor='val/score', mode='max') instead" in text
         assert "epoch=0" in plain.best_model_path  # the state from before the target that the warning is about
 
@@ -318,7 +319,10 @@ class TestWarnings:
         def stopping() -> EarlyStopping:
             return EarlyStopping("val/score", mode="max", patience=1)
 
-        with pytest.warns(UserWarning, match="pruning stopped short"):
+        with (
+            pytest.warns(UserWarning, match="pruning stopped short"),
+            pytest.warns(UserWarning, match="may end the fit before step 20"),
+        ):
             (text,) = self.at_start(tmp_path, PruningCallback(RECIPE), stopping())
         assert "EarlyStopping(monitor='val/score') may end the fit before step 20" in text
         assert "write Trainer(min_steps=N) with N above 20" in text

@@ -92,6 +92,8 @@ def compact(
         >>> net[0], report.parameters_before, report.parameters_after
         (Linear(in_features=4, out_features=3, bias=True), 58, 23)
     """
+    if not isinstance(plan, Compaction):
+        raise TypeError(f"plan must be a Compaction, as from_keep, from_masks and from_json return, got {plan!r:.80}")
     optimizers = _optimizers(optimizer)
     plan.check_fits(model)
     _check_device(model)

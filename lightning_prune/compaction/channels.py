@@ -30,6 +30,8 @@ def checked(group: ChannelGroup, indices: Collection[int] | Tensor) -> np.ndarra
         TypeError: they are no ints.
         ValueError: there are none, or one is outside the channel group or stands twice.
     """
+    if isinstance(indices, int):
+        raise TypeError(f"channels to keep of {group.name!r} must be a list of indices, got {indices!r}")
     kept = np.asarray(indices.tolist() if isinstance(indices, Tensor) else list(indices))
     who, allowed = f"channels to keep of {group.name!r}", f"distinct ints in [0, {group.size})"
     if kept.size == 0:

@@ -81,6 +81,8 @@ class Compaction:
         Raises:
             ValueError: no such group, one that is not prunable, an index outside it, or none at all.
         """
+        if not isinstance(keep, Mapping):
+            raise TypeError(f"keep must map channel groups to the indices of channels to keep, got {keep!r:.80}")
         removals = {}
         for name, indices in keep.items():
             group = named(groups, name)
@@ -168,7 +170,12 @@ class Compaction:
             CompactionError: names the first difference.
         """
         named, kind = dense_names(model), type(model).__name__
-        remake = "make the plan from channel_groups(model, example_inputs) of this very model"
+        if self.keep and all(name in named and tuple(named[name].shape) == s for name, s in self.shapes_after.items()):
+            raise CompactionError(f"{kind} has the shape that this plan leads to: it was applied already")
+        remake = (
+            "make the plan from channel_groups(model, example_inputs) of this very model, or build the model with the"
+            " arguments that it had then"
+        )
         for name, shape in self.shapes.items():
             if name not in named:
                 raise CompactionError(f"the plan is for another model: {kind} has no {name}; {remake}")
@@ -236,6 +243,8 @@ class Compaction:
         Raises:
             ValueError: the text is no such JSON, or of a newer version.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"the plan must be JSON text, as Compaction.to_json() returns, got {type(text).__name__}")
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:

@@ -79,8 +79,12 @@ def prove(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) 
     return Proof(plan.only({*exact, *more}), stay | refused, errors, changes)
 
 
-def refused(model: nn.Module, plan: Compaction, inputs: tuple[Any, ...], tolerance: float = 1e-9) -> dict[str, str]:
-    """Return the channel groups of a plan that cannot be cut, each with the reason; the model stays as it is.
+def refused(
+    model: nn.Module, plan: Compaction, inputs: tuple[Any, ...], tolerance: float = 1e-9
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Return the channel groups of a plan that cannot be cut, each with the reason, and what inexact ones change.
+
+    The model stays as it is; for the changes see :attr:`CompactionReport.changes`.
 
     Args:
         model: the model that the plan was made for.
@@ -89,9 +93,10 @@ def refused(model: nn.Module, plan: Compaction, inputs: tuple[Any, ...], toleran
         tolerance: see :func:`lightning_prune.compact`.
     """
     try:
-        return dict(prove(model, plan, (inputs, {}), tolerance).stay)
+        proof = prove(model, plan, (inputs, {}), tolerance)
     except CompactionError as error:
-        return dict.fromkeys(plan.removals, str(error))
+        return dict.fromkeys(plan.removals, str(error)), {}
+    return dict(proof.stay), dict(proof.changes)
 
 
 class _Trials:

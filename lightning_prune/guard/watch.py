@@ -212,6 +212,7 @@ class Watch:
         """Return everything as plain values."""
         return {
             "recipes": self._recipes,
+            "metric": [self.guard.monitor, self.guard.mode],
             "baseline": self.baseline,
             "trial": None if self.trial is None else _plain(self.trial),
             "history": [_plain(trial) for trial in self.history],
@@ -230,6 +231,13 @@ class Watch:
             raise CheckpointError(
                 f"the checkpoint was written with {state['recipes']} recipes, this run has {self._recipes}; resume with"
                 " the same recipes"
+            )
+        if list(state["metric"]) != [self.guard.monitor, self.guard.mode]:
+            monitor, mode = state["metric"]
+            raise CheckpointError(
+                f"the checkpoint's guard judges by {monitor!r} ({mode}), this one by {self.guard.monitor!r}"
+                f" ({self.guard.mode}), and a baseline of one says nothing of the other; resume with"
+                f" Guard(monitor={monitor!r}, mode={mode!r}, …)"
             )
         self.baseline = state["baseline"] if self.guard.baseline is None else self.guard.baseline
         self.trial = None if state["trial"] is None else _trial(state["trial"])
