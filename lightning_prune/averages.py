@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -61,6 +61,14 @@ def lose(trainer: Trainer, plan: Compaction) -> None:
     """Remove the channels of a plan from the averages too."""
     for average in averaged(trainer):
         plan.rebuild(average)
+
+
+def copy_again(trainer: Trainer, model: LightningModule, pruning: Callback) -> None:
+    """Give the model its averaged weights again, where that was done already and a rollback came after it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks[: callbacks.index(pruning)]:
+        if isinstance(callback, WeightAveraging):
+            callback._copy_average_to_current(model)
 
 
 def settle(trainer: Trainer, model: LightningModule) -> None:

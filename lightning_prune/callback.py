@@ -79,6 +79,7 @@ class PruningCallback(Callback):
         self._guarding: Guarding | None = None
         self._model: LightningModule | None = None
         self._state: dict[str, Any] | None = None
+        self._has_trained = False
         self._load_hooks: list[RemovableHandle | CheckpointFiles] = []
 
     @property
@@ -151,9 +152,12 @@ class PruningCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the run to the weights that have loaded."""
         forget_data(trainer)
+        self._has_trained = False
         if not self.is_done:
             run = self._bind(trainer, pl_module)
             run.rebind(pl_module, example_inputs_of(pl_module))
+            if self._state is None and self._guarding is not None:
+                self._forget(self._guarding.start_fit(run, pl_module))
             self._take_up(trainer, pl_module)
             averages.take_masks(trainer, pl_module)
 
@@ -174,6 +178,7 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this run cannot complete; take hold of the optimizers; run an event due before the first step."""
+        self._has_trained = True
         if self._active is not None:
             self._take_up(trainer, pl_module)  # a strategy that shards restores after on_fit_start
             check_completes(self._active, trainer, pl_module)
@@ -242,10 +247,20 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize at the normal end; say so when the run stopped short of its target."""
+        self._finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finalize where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""
+        if not self._has_trained and trainer.fit_loop.done and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
+            self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._active is None:
             return
-        if self._guarding is not None:
-            self._forget(self._guarding.end(self._active, trainer, pl_module))
+        failed = None if self._guarding is None else self._guarding.end(self._active, trainer, pl_module)
+        if failed is not None:
+            self._forget(failed)
+            averages.copy_again(trainer, pl_module, self)
         self._active.stop()
         if self._guarding is None:
             _warn_unfinished(self._active)

@@ -1,5 +1,6 @@
 """Checkpoint files that are whole or not there, and errors that name them."""
 
+import errno
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ def naming(path: object) -> Iterator[None]:
         ) from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space on the device, disk quota exceeded, file too large."""
+
+
 class CheckpointFiles(CheckpointIO):
     """Takes the place of a strategy's CheckpointIO and does as that one does, with three promises more.
 
@@ -57,6 +62,8 @@ class CheckpointFiles(CheckpointIO):
             self._write(checkpoint, path, storage_options)
             self._has_failed = False
         except OSError as error:
+            if error.errno not in _FULL:
+                raise
             self._has_failed = True
             warnings.warn(
                 f"the checkpoint {path} could not be written: {error}. Training goes on, and older checkpoints are kept"

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging
 from torch import Tensor
 
 from lightning_prune import schedules
@@ -64,6 +65,11 @@ class Guarding:
 
     def check(self, trainer: Trainer) -> None:
         """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise PruningError(
+                "Guard does not work beside StochasticWeightAveraging, which takes schedulers away in the middle of the"
+                " fit, so that an event from before could not be rolled back: use EMAWeightAveraging, or leave one out"
+            )
         if is_sharding(trainer):
             raise PruningError(
                 "Guard does not work on sharded weights: a checkpoint written while an event is on trial could not hold"
@@ -99,6 +105,22 @@ class Guarding:
             self._snapshot.drop()
             self._snapshot = None
         return False
+
+    def start_fit(self, run: PruningRun, model: LightningModule) -> Trial | None:
+        """Begin a fit that takes up no checkpoint; roll back what an interrupted one left on trial, and return it.
+
+        Optimizers and schedulers are those of the new fit and stay as they are.
+        """
+        self._judged_at, self._is_overdue = -1, False
+        if self._snapshot is None:
+            return None
+        others = self._snapshot.restore_model(model)
+        run.load_state_dict({**others["run"], "step": run.step}, model)
+        self._snapshot.drop()
+        self._snapshot = None
+        self.watch.end()
+        log.warning("step %d: roll back the event that an interrupted fit left on trial", run.step)
+        return self.watch.history[-1]
 
     def catch_up(self, trainer: Trainer) -> None:
         """Validate where the checkpoint was written left of a validation: a resumed Lightning run leaves that out."""
@@ -142,6 +164,7 @@ class Guarding:
         is_training = trainer.training and fetcher is not None and self._judged_at != loop.total_batch_idx
         return {
             "watch": self.watch.state_dict(),
+            "judged_at": self._judged_at,
             "is_overdue": is_training and fetcher is not None and loop._should_check_val_fx(fetcher),
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
         }
@@ -149,7 +172,7 @@ class Guarding:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""
         self.watch.load_state_dict(state["watch"])
-        self._is_overdue = state["is_overdue"]
+        self._is_overdue, self._judged_at = state["is_overdue"], state["judged_at"]
         saved = state["snapshot"]
         self._snapshot = None if saved is None else Snapshot.from_state_dict(saved, where=self.guard.snapshot)
 
@@ -173,10 +196,15 @@ def validate_now(trainer: Trainer) -> None:
 
 @contextmanager
 def _validating(trainer: Trainer) -> Iterator[None]:
+    """Let the validation loop run for the guard alone: no checkpoint is written and nothing stops the fit by it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    watching = [callback for callback in callbacks if not isinstance(callback, Checkpoint | EarlyStopping)]
     first_loop_iter = trainer._logger_connector._first_loop_iter
     trainer.validating = True
+    trainer.callbacks = watching  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
         trainer.training = True
         trainer._logger_connector._first_loop_iter = first_loop_iter

@@ -183,7 +183,9 @@ class PruningRun:
         Raises:
             NonFiniteError: a weight or score is NaN or infinite; nothing is pruned then.
         """
-        self._looked_at = self.step
+        falls_short = any(asked.get(index, 0.0) < sparsity for index, sparsity in self.due().items())
+        if not (falls_short and (self.last_step is None or self.step >= self.last_step)):
+            self._looked_at = self.step
         for index in asked:
             self._runtimes[index].check_event(self.step)
         events = []

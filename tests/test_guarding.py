@@ -12,12 +12,13 @@ import pytest
 import torch
 from guard_cases import Brittle, gone
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from processes import alone, on_ranks
 from support import Net, Resumable, loader, trainer
 from torch import Tensor
 
 from lightning_prune import Channel, Guard, Linear, OneShot, PruningCallback, Recipe, Taylor, masks
+from lightning_prune.averages import averaged
 from lightning_prune.errors import PruningError
 
 RISE = Linear(final_sparsity=0.9, begin_step=2, end_step=20, frequency=3)
@@ -244,3 +245,75 @@ def test_ranks_judge_alike(shrinks: bool, tmp_path: Path) -> None:
     assert {trial.outcome.value for trial in trials} == {"commit", "roll back"}
     assert all((weights[name] == other[name]).all() for name in weights)
     assert width == other_width < 8
+
+
+def test_pruning_goes_on_in_smaller_steps_after_the_last_event_of_the_schedule(tmp_path: Path) -> None:
+    guard = Guard(monitor="val_acc", mode="max", max_drop=0.01, patience=1, min_step=0.02)
+    callback = PruningCallback(Recipe(schedule=OneShot(0.9, begin_step=4)), guard=guard)
+    trainer(tmp_path, callback, max_epochs=10, num_sanity_val_steps=0).fit(Brittle(), Resumable(), loader(1))
+    assert [trial.outcome.value for trial in callback.trials][:3] == ["roll back", "commit", "roll back"]
+    assert 0.5 < callback.sparsity <= Brittle.limit + 0.02
+
+
+def test_the_baseline_validation_writes_no_checkpoint_and_stops_nothing(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
+    guard = Guard(monitor="val_acc", mode="max", max_drop=0.9)
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=3)), guard=guard)
+    trainer(tmp_path, callback, saving, num_sanity_val_steps=0).fit(Brittle(), Resumable(), loader(1))
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=10.ckpt", "step=5.ckpt"]
+    assert callback.sparsity == 0.5
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_rollback_at_the_end_leaves_the_averaged_weights(first: bool, tmp_path: Path) -> None:
+    guard = Guard(monitor="val_acc", mode="max", max_drop=0.01, patience=3)
+    callback = PruningCallback(Recipe(schedule=OneShot(0.9, begin_step=4)), guard=guard)
+    average, model = EMAWeightAveraging(decay=0.8), Brittle()
+    callbacks = [average, callback] if first else [callback, average]
+    run = trainer(tmp_path, *callbacks, num_sanity_val_steps=0)
+    run.fit(model, Resumable(), loader(1))
+    (averages,) = averaged(run)
+    assert callback.trials[-1].outcome.value == "roll back"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), averages.parameters(), strict=True))
+
+
+def test_the_last_checkpoint_of_a_run_is_finalized(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    recipe = Recipe(schedule=OneShot(0.5, begin_step=4), granularity=Channel())
+    whole, again = Brittle(), Brittle()
+    trainer(tmp_path, PruningCallback(recipe), saving, num_sanity_val_steps=0).fit(whole, Resumable(), loader(1))
+    callback = PruningCallback(recipe)
+    last = ModelCheckpoint(tmp_path / "x", save_last=True, save_on_train_epoch_end=True)
+    trainer(tmp_path, callback, last, num_sanity_val_steps=0).fit(
+        again, Resumable(), loader(1), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert callback.is_done
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+class Break(Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: object, batch_idx: int) -> None:
+        if trainer.global_step == 6:
+            raise RuntimeError("broken")
+
+
+def test_what_an_interrupted_fit_left_on_trial_goes_back_before_the_next(tmp_path: Path) -> None:
+    guard = Guard(monitor="val_acc", mode="max", max_drop=0.01, patience=3)
+    callback = PruningCallback(Recipe(schedule=OneShot(0.9, begin_step=4)), guard=guard)
+    model = Brittle()
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, callback, Break(), num_sanity_val_steps=0).fit(model, Resumable(), loader(1))
+    assert callback.is_on_trial
+    model.make_optimizer = adamw  # another optimizer than that of the snapshot
+    trainer(tmp_path, callback, num_sanity_val_steps=0).fit(model, Resumable(), loader(1))
+    assert callback.trials[0].outcome.value == "roll back"
+    assert not callback.is_on_trial
+    assert callback.sparsity == 0.0
+
+
+def test_stochastic_weight_averaging_beside_a_guard_is_refused(tmp_path: Path) -> None:
+    guard = Guard(monitor="val_acc", mode="max", max_drop=0.01)
+    callback = PruningCallback(Recipe(schedule=OneShot(0.9, begin_step=4)), guard=guard)
+    swa = StochasticWeightAveraging(swa_lrs=0.01)
+    with pytest.raises(PruningError, match="beside StochasticWeightAveraging"):
+        trainer(tmp_path, callback, swa).fit(Brittle(), Resumable(), loader(1))

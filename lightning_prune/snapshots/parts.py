@@ -65,7 +65,7 @@ class Parts(NamedTuple):
             modules, optimizers, schedulers, other objects and random generators.
         """
         self._check(state)
-        reshaped = [_restore_module(module, state["modules"][name]) for name, module in self.modules.items()]
+        reshaped = [restore_module(module, state["modules"][name]) for name, module in self.modules.items()]
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(tree_map(fresh, saved))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -134,7 +134,8 @@ def _check_tensors(module: nn.Module, saved: State) -> None:
             )
 
 
-def _restore_module(module: nn.Module, saved: State) -> bool:
+def restore_module(module: nn.Module, saved: State) -> bool:
+    """Put one module back; return whether a shape changed."""
     module.zero_grad(set_to_none=True)
     reshaped = _take_form(module, saved)
     named = masks.dense_names(module)

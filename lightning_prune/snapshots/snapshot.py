@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.errors import SnapshotError
-from lightning_prune.snapshots.parts import Parts, Stateful
-from lightning_prune.snapshots.storage import State, StateFile, available_memory, held, in_memory, size_of
+from lightning_prune.snapshots.parts import Parts, Stateful, restore_module
+from lightning_prune.snapshots.storage import State, StateFile, available_memory, fresh, held, in_memory, size_of
 
 VERSION = 1
 
@@ -117,6 +117,20 @@ class Snapshot:
         parts = _parts(model, optimizers, schedulers, others)
         with torch.inference_mode(False), torch.no_grad():
             return parts.restore(self.state_dict())
+
+    def restore_model(self, model: nn.Module) -> State:
+        """Put back the model alone, its masks and channels with it; return the states of the other objects.
+
+        Raises:
+            SnapshotError: the file was damaged, or the snapshot is of another model; nothing has changed then.
+
+        Changes:
+            the model; the Parameter objects stay, their gradients become None.
+        """
+        state = self.state_dict()
+        with torch.inference_mode(False), torch.no_grad():
+            restore_module(model, state["modules"][""])
+        return tree_map(fresh, state["others"])
 
     def drop(self) -> None:
         """Free the memory or remove the file; the snapshot cannot be restored afterwards."""
