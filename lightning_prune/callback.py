@@ -252,6 +252,8 @@ class PruningCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""
         if not self._has_trained and trainer.fit_loop.done and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
+            if self._active is not None and self._guarding is not None:
+                self._guarding.catch_up(trainer)
             self._finish(trainer, pl_module)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -190,8 +190,10 @@ def _parts(run: PruningRun, trainer: Trainer, model: LightningModule) -> tuple[A
 
 def validate_now(trainer: Trainer) -> None:
     """Run the validation loop between two training steps, as Lightning does at ``val_check_interval``."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
     with _validating(trainer):
-        trainer.fit_loop.epoch_loop.val_loop.run()
+        loop.setup_data()
+        loop.run()
 
 
 @contextmanager
