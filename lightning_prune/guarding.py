@@ -193,6 +193,7 @@ def validate_now(trainer: Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop.val_loop
     with _validating(trainer):
         loop.setup_data()
+        loop.restarting = False  # a whole validation, wherever the checkpoint was written
         loop.run()
 
 
