@@ -273,7 +273,7 @@ KNOWN = pytest.param(
     marks=[
         pytest.mark.slow,
         pytest.mark.xfail(
-            reason="resumed from the last batch of an epoch, Lightning counts one epoch less; killed again in that epoch"
+            reason="resumed from an epoch's last batch, Lightning counts one epoch less; killed again in that epoch"
             " and resumed once more, the weights differ"
         ),
     ],
