@@ -18,7 +18,7 @@ from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.finalization import finalize as finalize_model
 from lightning_prune.guard import Guard, Trial
 from lightning_prune.guarding import Guarding
-from lightning_prune.loading import Loading, finish_epoch
+from lightning_prune.loading import Loading, count_epoch, finish_epoch
 from lightning_prune.preconditions import (
     check_completes,
     example_inputs_of,
@@ -296,6 +296,8 @@ class PruningCallback(Callback):
             entry["run"] |= {} if self.is_done else self._run.state_dict()
             entry["run"]["guard"] = None if self._guarding is None else self._guarding.state_dict(trainer)
         checkpoint[checkpoints.KEY] = entry
+        if trainer.training or trainer.validating:
+            count_epoch(checkpoint, trainer.validating)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run that was stopped; the weights are loaded already."""

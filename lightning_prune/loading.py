@@ -127,3 +127,28 @@ def finish_epoch(checkpoint: dict[str, Any]) -> None:
         for state in loop["state_dict"].get("combined_loader", ()):
             if _FINISHED in state:
                 state[_FINISHED] = True
+
+
+def count_epoch(checkpoint: dict[str, Any], is_validating: bool) -> None:
+    """Let a checkpoint count the epoch in which it is written.
+
+    A run that was resumed after the last batch of an epoch leaves that out (Lightning 2.6), so that a resume from its
+    own checkpoints would take the epoch for finished.
+
+    Args:
+        checkpoint: of a fit that is under way.
+        is_validating: whether it is written during a validation.
+
+    Changes:
+        the progress of the epochs in the checkpoint.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if loop is None:
+        return
+    batches = loop["epoch_loop.batch_progress"]
+    done, begun = batches["current"]["completed"], batches["current"]["ready"]
+    is_between_epochs = batches["is_last_batch"] and done == begun and not is_validating
+    for progress in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
+        is_uncounted = progress["ready"] == progress["processed"] == progress["completed"]
+        if begun and is_uncounted and not is_between_epochs:
+            progress["ready"] = progress["started"] = progress["processed"] + 1

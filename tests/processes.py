@@ -1,11 +1,13 @@
-"""Runs functions of the tests in processes of their own: as ranks that train together, or to be killed."""
+"""Processes of the tests: ranks that train together, runs to be killed, and what a full disk does to one."""
 
 import multiprocessing
 import os
+import resource
 import socket
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -47,6 +49,17 @@ def alone(function: Callable[..., Any], *args: Any, timeout: float = 120) -> int
         process.kill()
         raise AssertionError(f"{function.__name__} took more than {timeout} s")
     return process.exitcode
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _receive(pipe: Any, rank: int, timeout: float) -> tuple[str, Any]:

@@ -267,21 +267,11 @@ POINTS = [
 MORE = [(name, place, seed) for seed in (2, 3) for name in CASES for place in ("anywhere", "event")]
 MORE += [("half-way shrunk", "removal", 1), ("half-way shrunk", "removal", 3), ("accumulated", "writing", 1)]
 MORE += [(name, place, 2) for name in ("shuffled taylor", "half-way shrunk") for place in list(PLACES)[3:7]]
-MORE += [("guarded", "rollback", 2), ("guarded", "rollback", 3), ("guarded and shrinking", "rollback", 2)]
-KNOWN = pytest.param(
-    *("guarded and shrinking", "rollback", 3),
-    marks=[
-        pytest.mark.slow,
-        pytest.mark.xfail(
-            reason="resumed from an epoch's last batch, Lightning counts one epoch less; killed again in that epoch"
-            " and resumed once more, the weights differ"
-        ),
-    ],
-)
+MORE += [(name, "rollback", seed) for name in ("guarded", "guarded and shrinking") for seed in (2, 3)]
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "seed"), [*POINTS, KNOWN, *(pytest.param(*point, marks=pytest.mark.slow) for point in MORE)]
+    ("name", "place", "seed"), [*POINTS, *(pytest.param(*point, marks=pytest.mark.slow) for point in MORE)]
 )
 def test_killed_and_resumed_ends_as_one_never_stopped(
     name: str, place: str, seed: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -223,3 +223,18 @@ def test_a_stateful_loader_resumes_at_the_end_of_an_epoch_too(step: int, tmp_pat
     run.fit(again, stateful(), ckpt_path=tmp_path / f"step={step}.ckpt")
     assert seen == list(range(step + 1, 16))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("step", [6, 7, 9, 10])
+def test_a_run_resumed_at_the_end_of_an_epoch_can_be_resumed_again(step: int, tmp_path: Path) -> None:
+    def run(model: LinearNet, folder: str, ckpt_path: Path | None = None) -> int:
+        saving = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        fit = trainer(tmp_path, PruningCallback(HALF), saving, max_epochs=3)
+        fit.fit(model, Resumable(), ckpt_path=ckpt_path)
+        return fit.global_step
+
+    whole, once, twice = LinearNet(), LinearNet(), LinearNet()
+    run(whole, "first")
+    run(once, "second", tmp_path / "first" / "step=5.ckpt")
+    assert run(twice, "third", tmp_path / "second" / f"step={step}.ckpt") == 15
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), twice.parameters(), strict=True))

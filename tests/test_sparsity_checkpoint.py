@@ -1,9 +1,6 @@
 """The best model at the target, the Pareto set, and the callbacks that would choose something else."""
 
-import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from processes import file_limit
 from support import LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer
 from torch import Tensor
 
@@ -221,17 +219,6 @@ def test_best_is_what_the_trainer_tests(tmp_path: Path) -> None:
 def test_two_of_them_keep_their_states_apart() -> None:
     keys = {keeping(Path("x"), **o).state_key for o in ({}, {"against": "macs"}, {"target": 0.5}, {"mode": "min"})}
     assert len(keys) == 4
-
-
-@contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_full_disk_leaves_training_and_the_kept_files_alone(tmp_path: Path) -> None:
