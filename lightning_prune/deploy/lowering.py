@@ -12,6 +12,7 @@ from lightning_prune.deploy.backends import Backend
 from lightning_prune.deploy.eager import EagerModel
 from lightning_prune.deploy.files import writing
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.rewriting import rewritten
 from lightning_prune.deploy.runtime import imported
 from lightning_prune.deploy.signature import describe
 from lightning_prune.errors import ExportError
@@ -43,7 +44,9 @@ def lower(eager: EagerModel, inputs: Sequence[Tensor], backend: Backend) -> Lowe
     Raises:
         ExportError: the model cannot be traced or lowered.
     """
-    traced = _traced(eager, inputs)
+    traced = rewritten(_traced(eager, inputs), backend.rewrites())
+    if backend.quantization is not None:
+        traced = backend.quantization.quantize(traced, inputs).program
     exir = imported("executorch.exir")
     with quiet_import():
         partitioners = list(backend.partitioners())

@@ -1,40 +1,35 @@
-"""Where a program runs, as frozen values: each knows its partitioner and what it does with zeros."""
+"""CPU kernels for Arm and x86-64."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-
-@runtime_checkable
-class Backend(Protocol):
-    """What :func:`~lightning_prune.deploy.export` asks of a backend; any dataclass with these members works."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the manifest."""
-        ...
-
-    def partitioners(self) -> Sequence[Any]:
-        """Return ExecuTorch partitioners, asked in order which operators they take; imports happen here."""
-        ...
-
-    def notes(self, sparsity: float) -> tuple[str, ...]:
-        """Return what a user should know about a model with this share of zeros in [0, 1], as sentences."""
-        ...
+from lightning_prune.deploy.backends.base import Backend
+from lightning_prune.deploy.quantization import Quantization
 
 
 @dataclass(frozen=True)
-class XNNPACK:
+class XNNPACK(Backend):
     """CPU kernels for Arm and x86-64: Android, iOS, desktop.
 
     Removed channels buy size and speed in proportion. Zeros that stay in place run at dense speed, since ExecuTorch
     never asks XNNPACK for its sparse kernels; only the compressed download shrinks.
+
+    Args:
+        quantization: how weights and activations become integers, as in ``Int8(calibration=loader)``; None: float32.
     """
+
+    quantization: Quantization | None = None
 
     @property
     def name(self) -> str:
         """``xnnpack``."""
         return "xnnpack"
+
+    @property
+    def runs_here(self) -> bool:
+        """True: ExecuTorch's Python package comes with it."""
+        return True
 
     def partitioners(self) -> Sequence[Any]:
         """Return ExecuTorch's XnnpackPartitioner with its defaults."""
