@@ -4,6 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One test process per core, a file of tests to each; one torch thread in each of them.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.ready
 
 .PHONY: help demo test test-all lint format types doctest docs wheel clean
@@ -31,10 +34,10 @@ demo: $(READY)
 	$(BIN)/python examples/digits.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check
