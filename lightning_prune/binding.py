@@ -10,13 +10,14 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune import masks, schedules
 from lightning_prune.compaction import applied_plan, inexact
-from lightning_prune.granularity import Granularity
+from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, watched
+from lightning_prune.granularity import Channel, Granularity
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.pruner import Pruner, cost_left, cost_limit
 from lightning_prune.recipe import Recipe
 from lightning_prune.report import measure_macs
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
-from lightning_prune.targets import Target
+from lightning_prune.targets import Target, Targets
 
 
 def bind(
@@ -44,32 +45,34 @@ def bind(
     pruner = Pruner(
         recipe=recipe,
         schedule=schedules.resolve(recipe.schedule, total_steps),
-        units=_units(recipe, model, example_inputs, parameters),
+        units=units_of(recipe.granularity, recipe.targets, model, example_inputs),
         parameters=sum(p.numel() for p in set(parameters.values()) if not is_lazy(p)),
         macs=None if example_inputs is None else measure_macs(model, example_inputs),
         base=applied_plan(model),
     )
     _check_reachable(pruner)
-    _check_watched(pruner)
+    _check_watched(pruner, model)
     return pruner
 
 
-def _units(
-    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, parameters: Mapping[str, nn.Parameter]
+def units_of(
+    granularity: Granularity | Channel, chosen: Targets, model: nn.Module, example_inputs: tuple[Any, ...] | None
 ) -> Units:
-    targets = recipe.targets.resolve(model)
-    if isinstance(recipe.granularity, Granularity):
+    """Return the units of a model that may be removed; arguments and errors are those of :func:`bind`."""
+    targets = chosen.resolve(model)
+    if isinstance(granularity, Granularity):
         for target in targets:
-            recipe.granularity.check(target)
-        if not any(recipe.granularity.within(target) for target in targets):
+            granularity.check(target)
+        if not any(granularity.within(target) for target in targets):
             named = ", ".join(f"{target.name} of shape {target.shape}" for target in targets)
-            raise ValueError(f"{recipe.granularity} has no full unit in {named}; choose a smaller one or other targets")
-        return ElementUnits(recipe.granularity, targets)
-    found = channel_groups(model, example_inputs, allow_inexact=recipe.granularity.allow_inexact)
+            raise ValueError(f"{granularity} has no full unit in {named}; choose a smaller one or other targets")
+        return ElementUnits(granularity, targets)
+    parameters = masks.dense_parameters(model)
+    found = channel_groups(model, example_inputs, allow_inexact=granularity.allow_inexact)
     groups = _tried(model, found, _removable(model, found, targets, parameters), example_inputs)
     names = dict.fromkeys(member.parameter for group in groups for member in group.members)
     shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
-    return ChannelUnits(recipe.granularity, groups, shapes, found)
+    return ChannelUnits(granularity, groups, shapes, found)
 
 
 def _removable(
@@ -132,10 +135,27 @@ def _check_reachable(pruner: Pruner) -> None:
         )
 
 
-def _check_watched(pruner: Pruner) -> None:
-    """Refuse an event before the first step where the criterion needs gradients."""
-    if pruner.is_watching and schedules.due(pruner.schedule, -1, 0):
+def _check_watched(pruner: Pruner, model: nn.Module) -> None:
+    """Refuse an event before the first step where the criterion observes steps, and targets that it cannot observe."""
+    criterion = pruner.recipe.criterion
+    if isinstance(criterion, ObservingCriterion) and pruner.is_watching and schedules.due(pruner.schedule, -1, 0):
         raise ValueError(
-            f"{pruner.recipe.criterion} watches the gradients of the steps before an event, and {pruner.schedule}"
+            f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
             " prunes before the first step; let begin_step be at least 1"
         )
+    check_seen(criterion, pruner.units, model)
+
+
+def check_seen(criterion: object, units: Units, model: nn.Module) -> None:
+    """Refuse single weights that meet no activation where the criterion watches activations.
+
+    Raises:
+        ValueError: a target is not the weight of a layer that is called.
+    """
+    if isinstance(criterion, ActivationCriterion) and isinstance(units, ElementUnits):
+        unseen = sorted(set(units.weights) - dict(watched(model)).keys())
+        if unseen:
+            raise ValueError(
+                f"{criterion} watches what enters Linear and convolution layers, and {unseen[0]} belongs to none that"
+                " is called; exclude it, or take another criterion"
+            )

@@ -2,17 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import masks, ranks, schedules, shards
 from lightning_prune.allocation import Candidates
 from lightning_prune.budget import Budget, smallest_share
 from lightning_prune.compaction import Compaction
-from lightning_prune.criteria import GradientCriterion, Observations, Scores
+from lightning_prune.criteria import (
+    ActivationCriterion,
+    GradientCriterion,
+    Observations,
+    ObservingCriterion,
+    Scores,
+    watch,
+    watched,
+)
 from lightning_prune.errors import PruningError
 from lightning_prune.granularity import Granularity
 from lightning_prune.policies import RewindWeights, as_policies
@@ -55,7 +64,7 @@ class Pruner:
         units: what may be removed.
         parameters: number of parameters of the dense network.
         macs: multiply-accumulates of the dense network; None without an example input.
-        observed: what a gradient criterion has seen since the last event.
+        observed: what an observing criterion has seen since the last event.
         asked: the sparsity of the last event.
         others: channels that other recipes remove in the same run.
         base: the removals that had shaped the model when it was bound; names, shapes and costs are of that model.
@@ -78,8 +87,8 @@ class Pruner:
 
     @property
     def is_watching(self) -> bool:
-        """Whether a gradient criterion still has an event ahead."""
-        return isinstance(self.recipe.criterion, GradientCriterion) and not self.is_finished
+        """Whether an observing criterion still has an event ahead."""
+        return isinstance(self.recipe.criterion, ObservingCriterion) and not self.is_finished
 
     @property
     def budgets(self) -> dict[str, Budget]:
@@ -134,7 +143,9 @@ class Pruner:
         parameters = masks.dense_parameters(model)
         self.asked = state["asked"]
         self.schedule = schedules.with_steps(self.schedule, state["schedule"])
-        sums = {name: shards.sharded_like(total, parameters[name]) for name, total in state["sums"].items()}
+        sums = dict(state["sums"])
+        if not isinstance(self.recipe.criterion, ActivationCriterion):  # inputs are whole on every rank
+            sums = {name: shards.sharded_like(total, parameters[name]) for name, total in sums.items()}
         self.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
         if isinstance(self.units, ChannelUnits):
             self.units = self.units.only(state["groups"] or (), parameters)
@@ -154,6 +165,19 @@ class Pruner:
             for name in self.units.shapes:
                 if name in parameters:
                     self.observed.add(self.recipe.criterion, name, parameters[name])
+
+    def watch(self, model: nn.Module) -> list[RemovableHandle]:
+        """Let an activation criterion see what enters the layers from now on, while gradients are recorded.
+
+        Any other criterion looks at nothing. Removing the handles ends it.
+        """
+        if not isinstance(self.recipe.criterion, ActivationCriterion):
+            return []
+        return watch(model, self.units.shapes, partial(self._see, self.recipe.criterion))
+
+    def _see(self, criterion: ActivationCriterion, name: str, layer: nn.Module, inputs: Tensor) -> None:
+        if self.is_watching:
+            self.observed.see(criterion, name, layer, inputs)
 
 
 def prune_step(
@@ -234,9 +258,13 @@ def _check_spread(pruner: Pruner, spread: Spread) -> None:
 
 
 def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters whose scores count: the trainable ones among those with a mask."""
+    """Return the parameters whose scores count: the trainable ones among those with a mask.
+
+    For an activation criterion only those that meet an activation.
+    """
     parameters = masks.dense_parameters(model)
-    return {name: parameters[name] for name in pruner.units.shapes if parameters[name].requires_grad}
+    seen = dict(watched(model)) if isinstance(pruner.recipe.criterion, ActivationCriterion) else pruner.units.shapes
+    return {name: parameters[name] for name in pruner.units.shapes if name in seen and parameters[name].requires_grad}
 
 
 def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[str, int]:

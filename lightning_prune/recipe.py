@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune import schedules
 from lightning_prune.allocation import Allocation, Global
-from lightning_prune.criteria import GradientCriterion, Magnitude
+from lightning_prune.criteria import ActivationCriterion, GradientCriterion, Magnitude, ObservingCriterion
 from lightning_prune.granularity import Channel, Element, Granularity, NOfM
 from lightning_prune.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
@@ -42,7 +42,7 @@ class Recipe:
     schedule: Schedule
     granularity: Granularity | Channel = field(default_factory=Element)
     # Criterion, but jsonargparse takes a callable that returns a Tensor for one that makes instances of that class
-    criterion: Callable[[str, Tensor], Any] | GradientCriterion = field(default_factory=Magnitude)
+    criterion: Callable[[str, Tensor], Any] | GradientCriterion | ActivationCriterion = field(default_factory=Magnitude)
     allocation: Allocation = field(default_factory=Global)
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
@@ -56,7 +56,7 @@ class Recipe:
         examples = {"schedule": "OneShot(0.5)", "criterion": "Magnitude()", "allocation": "Global()"}
         for name, example in examples.items():
             given = getattr(self, name)
-            if isinstance(given, type) or not (callable(given) or isinstance(given, GradientCriterion)):
+            if isinstance(given, type) or not (callable(given) or isinstance(given, ObservingCriterion)):
                 raise TypeError(f"Recipe.{name} must be a function or a value such as {example}, got {given!r}")
         if not isinstance(self.targets, Targets):
             raise TypeError(f"Recipe.targets must be Targets(include=…, exclude=…), got {self.targets!r}")

@@ -144,6 +144,8 @@ class PruningRun:
                 self._handles.append(optimizer.register_step_post_hook(lambda *_: masks.zero_pruned(model)))
         for optimizer in owners:
             self._handles.append(optimizer.register_step_post_hook(self._count))
+        for pruner in self.pruners:
+            self._handles.extend(pruner.watch(model))
 
     def _count(self, *_: object) -> None:
         self.step += 1

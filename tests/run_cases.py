@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_prune import masks
-from lightning_prune.criteria import Random, Taylor
+from lightning_prune.criteria import Fisher, Random, Taylor, Wanda
 from lightning_prune.granularity import Block, Channel, NOfM
 from lightning_prune.policies import Keep, Mask, Reset, Rewarm, RewindWeights
 from lightning_prune.pruner import Event
@@ -124,6 +124,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "n of m": lambda: Recipe(schedule=Linear(0.5, 4, 20, 4), granularity=NOfM(2, 4)),
     "block": lambda: Recipe(schedule=RISE, granularity=Block((2, 1)), targets=Targets(("0", "3"))),
     "channel": lambda: Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor(), count="params"),
+    "fisher": lambda: Recipe(schedule=RISE, criterion=Fisher()),
+    "wanda": lambda: Recipe(schedule=RISE, criterion=Wanda()),
+    "wanda channel": lambda: Recipe(schedule=RISE, granularity=Channel(), criterion=Wanda(), count="params"),
     "keep": lambda: Recipe(schedule=RISE, optimizer_policy=Keep()),
     "rewarm": lambda: Recipe(schedule=RISE, optimizer_policy=(Mask(), Rewarm(5))),
     "rewind": lambda: Recipe(schedule=RISE, optimizer_policy=(RewindWeights(3), Reset())),

@@ -17,6 +17,8 @@ from lightning_prune import (
     Channel,
     Element,
     Exponential,
+    Fisher,
+    FromSensitivity,
     Global,
     Guard,
     Iterative,
@@ -38,6 +40,7 @@ from lightning_prune import (
     Targets,
     Taylor,
     Uniform,
+    Wanda,
     masks,
 )
 
@@ -125,6 +128,9 @@ VALUES: list[tuple[str, Any]] = [
     ("criterion", Magnitude(norm=2)),
     ("criterion", Random(seed=3)),
     ("criterion", Taylor()),
+    ("criterion", Fisher()),
+    ("criterion", Wanda()),
+    ("allocation", FromSensitivity({"conv1": 0.5, "conv2": 0.25}, max_drop=0.1)),
     ("allocation", Uniform()),
     ("allocation", ERK()),
     ("allocation", Global()),

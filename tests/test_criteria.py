@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import criteria
 from lightning_prune.criteria import GradientCriterion, Magnitude, Observations, Random, Scores, Taylor
+from lightning_prune.criteria import scores as scores_module
 from lightning_prune.errors import NonFiniteError, PruningError
 
 
@@ -124,7 +124,7 @@ CRITERIA: tuple[Any, ...] = (Magnitude(), Magnitude(2), Random(), lambda name, w
 
 @pytest.mark.parametrize("criterion", CRITERIA, ids=["L1", "L2", "random", "function"])
 def test_chunks_are_the_scores_in_row_major_order(criterion: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteria, "CHUNK", 7)
+    monkeypatch.setattr(scores_module, "CHUNK", 7)
     weights = {"a": torch.randn(5, 6), "b": torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)}
     pruned = {"a": torch.rand(5, 6) > 0.5, "b": torch.ones(2, 4, 3, 3, dtype=torch.bool)}
     scores = scores_of(criterion, weights, pruned)

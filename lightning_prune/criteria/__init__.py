@@ -1,0 +1,31 @@
+"""Which weights matter: parameters -> scores, higher = keep."""
+
+from lightning_prune.criteria.activations import Wanda
+from lightning_prune.criteria.gradients import Fisher, Taylor
+from lightning_prune.criteria.observations import Observations
+from lightning_prune.criteria.scores import Scores
+from lightning_prune.criteria.watching import (
+    ActivationCriterion,
+    GradientCriterion,
+    ObservingCriterion,
+    watch,
+    watched,
+)
+from lightning_prune.criteria.weights import CHUNK, Criterion, Magnitude, Random
+
+__all__ = [
+    "CHUNK",
+    "ActivationCriterion",
+    "Criterion",
+    "Fisher",
+    "GradientCriterion",
+    "Magnitude",
+    "Observations",
+    "ObservingCriterion",
+    "Random",
+    "Scores",
+    "Taylor",
+    "Wanda",
+    "watch",
+    "watched",
+]
