@@ -11,11 +11,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import averages, checkpoints, masks, ranks, schedules
+from lightning_prune import averages, checkpoints
 from lightning_prune.checkpoint_files import CheckpointFiles
 from lightning_prune.compaction import applied_plan
-from lightning_prune.errors import CompactionError, PruningError
-from lightning_prune.finalization import finalize as finalize_model
+from lightning_prune.distillation import Distillation
+from lightning_prune.distilling import Distilling, check_can_distil, take_up
+from lightning_prune.ending import make_plain, warn_unfinished
+from lightning_prune.errors import PruningError
 from lightning_prune.guard import Guard, Trial
 from lightning_prune.guarding import Guarding
 from lightning_prune.loading import Loading, count_epoch, finish_epoch
@@ -31,7 +33,7 @@ from lightning_prune.pruner import Event
 from lightning_prune.recipe import Recipe
 from lightning_prune.resuming import differences
 from lightning_prune.run import PruningRun, rehearsal
-from lightning_prune.wrapping import check_can_shrink, check_strategy, is_sharding, shrink, warn_sharded
+from lightning_prune.wrapping import check_can_shrink, check_strategy, is_sharding, shrink
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class PruningCallback(Callback):
         guard: puts an event back when the validation metric falls too far after it; None: none does.
         finalize: fold the masks and remove the channels at the normal end of the fit. False: the masks stay, and
             :func:`lightning_prune.finalize` does it later.
+        distillation: lets the dense model, or another teacher, teach this one in every step of the fit; None: nobody
+            does.
         compact_every_event: remove the channels at each event instead of carrying masks to the end, so that training
             itself gets faster; on one device and under DDP.
         resume_with_other_recipe: let this recipe go on from here where a checkpoint is of a run with another one,
@@ -59,6 +63,7 @@ class PruningCallback(Callback):
         recipe: Recipe | Sequence[Recipe],
         *,
         guard: Guard | None = None,
+        distillation: Distillation | None = None,
         finalize: bool = True,
         compact_every_event: bool = False,
         resume_with_other_recipe: bool = False,
@@ -68,7 +73,13 @@ class PruningCallback(Callback):
             raise TypeError(
                 f'PruningCallback.guard takes a Guard, such as Guard("val_acc", "max", 0.01), got {guard!r}'
             )
+        if not isinstance(distillation, Distillation | None):
+            raise TypeError(
+                f"PruningCallback.distillation takes a Distillation, such as Distillation(temperature=4.0, weight=0.5),"
+                f" got {distillation!r}"
+            )
         self.guard = guard
+        self.distillation = distillation
         self.finalize = finalize
         self.compact_every_event = compact_every_event
         self.resume_with_other_recipe = resume_with_other_recipe
@@ -77,6 +88,8 @@ class PruningCallback(Callback):
         self.is_from_module = False
         self._run: PruningRun | None = None
         self._guarding: Guarding | None = None
+        self._distilling: Distilling | None = None
+        self._taught: Mapping[str, Any] | None = None
         self._model: LightningModule | None = None
         self._state: dict[str, Any] | None = None
         self._has_trained = False
@@ -111,16 +124,19 @@ class PruningCallback(Callback):
         check_strategy(trainer, pl_module)
         if self.compact_every_event:
             check_can_shrink(self.recipes, trainer)
+        if self.distillation is not None:
+            check_can_distil(trainer)
         self._unhook()
+        self._files = CheckpointFiles(trainer.strategy)
         self._load_hooks = [
             pl_module.register_load_state_dict_pre_hook(self._loading(trainer)),
             pl_module.register_load_state_dict_post_hook(averages.Loaded(trainer)),
-            CheckpointFiles(trainer.strategy),
+            self._files,
         ]
         if stage == "fit":
             if self._model is not pl_module:
                 self._model, self._run, self._state, self.is_done, self.events = pl_module, None, None, False, []
-                self._guarding = None
+                self._guarding = self._distilling = self._taught = None
             is_late = any(is_overridden(hook, pl_module) for hook in ("setup", "configure_model"))
             if not self.is_done and (is_sharding(trainer) or not is_late):
                 self._bind(trainer, pl_module)
@@ -179,6 +195,7 @@ class PruningCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what this run cannot complete; take hold of the optimizers; run an event due before the first step."""
         self._has_trained = True
+        self._teach(trainer, pl_module)
         if self._active is not None:
             self._take_up(trainer, pl_module)  # a strategy that shards restores after on_fit_start
             check_completes(self._active, trainer, pl_module)
@@ -198,6 +215,15 @@ class PruningCallback(Callback):
                 stacklevel=2,
             )
 
+    def _teach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the teacher of this model begin, which is the model itself where none has been yet."""
+        if self.distillation is not None:
+            self._distilling = self._distilling or Distilling(self.distillation)
+            units = [] if self._run is None else [pruner.units for pruner in self._run.pruners]
+            self._distilling.start(trainer, pl_module, units, self._taught, self._files)
+            self._files.companion = self._distilling.companion
+            self._taught = None
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Show the gradients to the criteria that watch them: unscaled, before clipping."""
         if self._active is not None and not is_left_out(trainer, optimizer):
@@ -207,6 +233,8 @@ class PruningCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Run the event that is due, after the optimizer step and before a checkpoint of this batch is written."""
+        if self._distilling is not None and self._distilling.term is not None and not trainer.barebones:
+            pl_module.log("distillation", self._distilling.term)
         if self._active is not None:
             self._prune(trainer, pl_module)
             if not trainer.barebones:
@@ -247,6 +275,7 @@ class PruningCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize at the normal end; say so when the run stopped short of its target."""
+        self._stop_teaching()
         self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -265,22 +294,28 @@ class PruningCallback(Callback):
             averages.copy_again(trainer, pl_module, self)
         self._active.stop()
         if self._guarding is None:
-            _warn_unfinished(self._active)
+            warn_unfinished(self._active)
         else:
             is_short = bool(self._active.unfinished)
             log.log(logging.WARNING if is_short else logging.INFO, self._guarding.summary(self._active))
         if self.finalize:
-            self.is_done = _finalize(trainer, pl_module)
+            self.is_done = make_plain(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of model and optimizers; the model stays masked, so that the run can be resumed."""
+        self._stop_teaching()
         self._unhook()  # Lightning calls no teardown after an exception
         if self._run is not None:
             self._run.stop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the load hook away again."""
+        self._stop_teaching()
         self._unhook()
+
+    def _stop_teaching(self) -> None:
+        if self._distilling is not None:
+            self._distilling.stop()
 
     def _unhook(self) -> None:
         for hook in self._load_hooks:
@@ -290,6 +325,7 @@ class PruningCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write what a resume needs beside the weights: plain values and tensors, no pickled modules."""
         entry = checkpoints.describe(pl_module)
+        entry["distillation"] = None if self._distilling is None else self._distilling.state_dict()
         if self._run is not None:
             recipes = [recipe.describe() for recipe in self.recipes]
             entry["run"] = {"is_done": self.is_done, "recipes": recipes}
@@ -304,7 +340,9 @@ class PruningCallback(Callback):
         if trainer.state.fn == "fit":
             finish_epoch(checkpoint)
             forget_data(trainer)  # again: a strategy that shards restores after on_fit_start
-            saved = checkpoint.get(checkpoints.KEY, {}).get("run")
+            entry = checkpoint.get(checkpoints.KEY, {})
+            self._taught = take_up(self.distillation, entry, self.resume_with_other_recipe)
+            saved = entry.get("run")
             self.is_done = saved is not None and self._is_done_in(saved)
             self._state = None if saved is None or saved["is_done"] else saved
             if self._state is None and not self.is_done:
@@ -335,31 +373,6 @@ def _warn_of_selection(trainer: Trainer) -> None:
 
     for text in selection_warnings(trainer):
         rank_zero_warn(text)
-
-
-def _warn_unfinished(run: PruningRun) -> None:
-    for pruner in run.unfinished:
-        asked = schedules.final_sparsity(pruner.schedule)
-        warnings.warn(
-            f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {run.step};"
-            " train longer or let the schedule end earlier",
-            stacklevel=3,
-        )
-
-
-def _finalize(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Finalize; False where the weights are sharded, which has to be done in one process later."""
-    if is_sharding(trainer):
-        warn_sharded(pl_module)
-        return False
-    ranks.copy_from_first(pl_module.buffers())  # what is exact is then the same on all ranks
-    try:
-        finalize_model(pl_module, optimizer=trainer.optimizers)
-    except CompactionError as error:
-        warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
-        masks.fold(pl_module)
-    averages.settle(trainer, pl_module)
-    return True
 
 
 @rank_zero_only

@@ -1,13 +1,15 @@
 """Checkpoint files that are whole or not there, and errors that name them."""
 
 import errno
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.strategies import Strategy
 
 from lightning_prune.errors import CheckpointError
@@ -35,6 +37,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space on the device, disk quota exceeded, file too large."""
 
 
+Companion = Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]] | None]
+"""A checkpoint -> name and contents of a file that has to lie beside it; None: it needs none."""
+
+
 class CheckpointFiles(CheckpointIO):
     """Takes the place of a strategy's CheckpointIO and does as that one does, with three promises more.
 
@@ -51,6 +57,7 @@ class CheckpointFiles(CheckpointIO):
         self._strategy, self.inner = strategy, strategy.checkpoint_io
         strategy.checkpoint_io = self
         self._has_failed = False
+        self.companion: Companion = lambda checkpoint: None
 
     def remove(self) -> None:
         """Give the strategy its own one back."""
@@ -59,6 +66,7 @@ class CheckpointFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
         """Write as the other one does; the file appears under its name when it is complete."""
         try:
+            self._accompany(checkpoint, path)
             self._write(checkpoint, path, storage_options)
             self._has_failed = False
         except OSError as error:
@@ -70,6 +78,18 @@ class CheckpointFiles(CheckpointIO):
                 " until one can be written again: free some space",
                 stacklevel=2,
             )
+
+    def _accompany(self, checkpoint: dict[str, Any], path: Any) -> None:  # noqa: ANN401
+        """Write the file that the checkpoint cannot do without into its folder, unless it is there."""
+        needed = self.companion(checkpoint)
+        if needed is not None:
+            target = self.beside(path, needed[0])
+            if not get_filesystem(target).exists(target):
+                self._write(needed[1], target, None)
+
+    def beside(self, path: Any, name: str) -> str:  # noqa: ANN401
+        """Return the path of a file in the folder of a checkpoint."""
+        return os.path.join(os.path.dirname(str(path)), name)
 
     def _write(self, checkpoint: dict[str, Any], path: Any, storage_options: Any) -> None:  # noqa: ANN401
         if type(self.inner) is not TorchCheckpointIO or "://" in str(path):

@@ -26,14 +26,19 @@ VALUES = (
     *(granularity.Element, granularity.NOfM, granularity.Block, granularity.Channel),
     *(schedules.OneShot, schedules.Linear, schedules.Polynomial, schedules.Exponential),
     *(schedules.OneCycle, schedules.Iterative),
-    *(criteria.Magnitude, criteria.Random, criteria.Taylor),
-    *(allocation.Uniform, allocation.ERK, allocation.Global),
+    *(criteria.Magnitude, criteria.Random, criteria.Taylor, criteria.Fisher, criteria.Wanda),
+    *(allocation.Uniform, allocation.ERK, allocation.Global, allocation.FromSensitivity),
     Guard,
     *(policies.Mask, policies.Keep, policies.Reset, policies.Rewarm, policies.LRRewind, policies.RewindWeights),
 )
 """What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""
 
-torch.serialization.add_safe_globals(list(VALUES))
+_BEFORE = (criteria.Magnitude, criteria.Random, criteria.Taylor)
+"""Defined in ``lightning_prune.criteria`` itself when older checkpoints were written."""
+
+torch.serialization.add_safe_globals(
+    [*VALUES, *((kind, f"lightning_prune.criteria.{kind.__name__}") for kind in _BEFORE)]
+)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""Classes and distillation on rendered characters: 94 classes, fonts for testing that were never trained on.
+
+For each seed one dense network is trained. From that same start
+(a) its head is cut to the ten digits, and the rest pruned to 10 % of the dense multiply-accumulates;
+(b) all 94 classes are kept, and 90 % of the multiply-accumulates pruned, with distillation and without: the same steps,
+    the same data in the same order, the same teacher. Both are tried in turns.
+
+    python -m benchmarks.characters             # one thread; minutes a seed
+    python -m benchmarks.characters --seeds 1 --each 8 --epochs 2
+"""
+
+import argparse
+import copy
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples.characters_data import DIGITS, LABELS, TEST_FONTS, Reader, characters
+from lightning_prune import (
+    Channel,
+    Distillation,
+    Global,
+    Polynomial,
+    PruningCallback,
+    Recipe,
+    Taylor,
+    keep_classes,
+    summarize,
+)
+
+RECIPE = Recipe(
+    granularity=Channel(),
+    criterion=Taylor(),
+    allocation=Global(cost="macs"),
+    count="macs",
+    schedule=Polynomial(final_sparsity=0.9, begin_step=0.02, end_step=0.25, frequency=25),
+)
+TAUGHT = Distillation(temperature=4.0, weight=0.9)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on the test glyphs.
+
+    Args:
+        name: what was done.
+        accuracy: share of right answers.
+        macs: share of the dense multiply-accumulates.
+        seconds: of its training.
+    """
+
+    name: str
+    accuracy: float
+    macs: float
+    seconds: float = 0.0
+
+
+def fit(model: L.LightningModule, data: TensorDataset, epochs: int, seed: int, *callbacks: L.Callback) -> float:
+    """Train on the data, in an order that the seed tells, and return the seconds it took."""
+    L.seed_everything(seed, verbose=False)
+    options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = L.Trainer(
+        max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", enable_progress_bar=False, **options
+    )
+    begin = time.perf_counter()
+    trainer.fit(model, DataLoader(data, 64, shuffle=True, drop_last=len(data) >= 64))
+    return time.perf_counter() - begin
+
+
+def accuracy(model: nn.Module, data: TensorDataset) -> float:
+    """Return the share of right answers."""
+    model.eval()
+    with torch.no_grad():
+        right = [(model(images).argmax(1) == targets).float() for images, targets in DataLoader(data, 1000)]
+    return float(torch.cat(right).mean())
+
+
+def of_digits(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int) -> list[Row]:
+    """Cut the dense network to the digits and prune it; return the rows of (a)."""
+    train, test = sets
+    subset = keep_classes(dense, classes=DIGITS, labels=LABELS, loader=DataLoader(test, 1000))
+    digits = []
+    for data in (train, test):
+        targets = subset.targets(data.tensors[1])
+        digits.append(TensorDataset(data.tensors[0][targets >= 0], targets[targets >= 0]))
+    whole = summarize(dense).macs or 1
+    rows = [
+        Row("a: dense, digits among 94 classes", subset.accuracy_before, 1.0),
+        Row("a: dense, head cut to 10 classes", subset.accuracy_after, (summarize(subset.model).macs or 0) / whole),
+    ]
+    seconds = fit(subset.model, digits[0], epochs, seed, PruningCallback(RECIPE, distillation=TAUGHT))
+    left = (summarize(subset.model).macs or 0) / whole
+    return [*rows, Row("a: 10 classes, pruned", accuracy(subset.model, digits[1]), left, seconds)]
+
+
+def of_all(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int) -> list[Row]:
+    """Prune the dense network with a teacher and without; return the rows of (b)."""
+    rows, whole = [Row("b: dense", accuracy(dense, sets[1]), 1.0)], summarize(dense).macs or 1
+    for name, distillation in (("b: pruned", None), ("b: pruned, distilled", TAUGHT)):
+        model = copy.deepcopy(dense).train()
+        seconds = fit(model, sets[0], epochs, seed, PruningCallback(RECIPE, distillation=distillation))
+        rows.append(Row(name, accuracy(model, sets[1]), (summarize(model).macs or 0) / whole, seconds))
+    return rows
+
+
+def main() -> None:
+    """Run every seed and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("seeds", 3), ("each", 80), ("epochs", 10), ("width", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    sets = [characters(given.each), characters(max(given.each // 2, 2), TEST_FONTS, seed=1)]
+    table: dict[str, list[Row]] = {}
+    for seed in range(given.seeds):
+        torch.manual_seed(seed)
+        dense = Reader(given.width)
+        seconds = fit(dense, sets[0], given.epochs, seed)
+        print(f"seed {seed}: dense in {seconds:.0f} s", flush=True)
+        rows = [*of_all(dense, sets, given.epochs, seed), *of_digits(dense, sets, 4 * given.epochs, seed)]
+        for row in rows:
+            table.setdefault(row.name, []).append(row)
+            print(f"  {row.name:<36} {row.accuracy:7.2%} {row.macs:7.2%} MACs {row.seconds:5.0f} s", flush=True)
+    for name, rows in table.items():
+        spread = stdev(row.accuracy for row in rows) if len(rows) > 1 else 0.0
+        most = max(row.macs for row in rows)
+        print(f"{name:<38} {mean(row.accuracy for row in rows):7.2%} ± {spread:.2%}  at most {most:.2%} of the MACs")
+    pairs = zip(table["b: pruned, distilled"], table["b: pruned"], strict=True)
+    print("gained by distillation, in points:", [round(100 * (d.accuracy - p.accuracy), 2) for d, p in pairs])
+
+
+if __name__ == "__main__":
+    main()

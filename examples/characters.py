@@ -1,0 +1,81 @@
+"""A meter reader that needs ten of 94 characters: classes, guard, distillation, and an ExecuTorch file.
+
+A network is trained on every printable character, cut to the digits, and pruned to a tenth of its multiply-accumulates
+while its dense self teaches it; the guard puts back what would cost too much. Test glyphs are of fonts never seen.
+
+    python -m examples.characters               # some minutes on two cores
+"""
+
+import argparse
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_prune as lp
+from examples.characters_data import DIGITS, LABELS, TEST_FONTS, Reader, characters
+from lightning_prune.classes import ClassSubset
+from lightning_prune.deploy import Artifact
+
+RECIPE = lp.Recipe(
+    granularity=lp.Channel(),
+    criterion=lp.Taylor(),
+    allocation=lp.Global(cost="macs"),
+    count="macs",
+    schedule=lp.Polynomial(final_sparsity=0.9, begin_step=0.02, end_step=0.5, frequency=26),
+)
+
+
+def loaders(train: TensorDataset, *others: TensorDataset) -> list[DataLoader]:
+    """Return a shuffled loader of the first data set and plain ones of the others."""
+    return [DataLoader(train, 64, shuffle=True), *(DataLoader(other, 500) for other in others)]
+
+
+def digits_of(data: TensorDataset, subset: ClassSubset) -> TensorDataset:
+    """Return the images of digits alone, with the targets of the smaller model."""
+    images, targets = data.tensors[0], subset.targets(data.tensors[1])
+    return TensorDataset(images[targets >= 0], targets[targets >= 0])
+
+
+def train(model: L.LightningModule, data: list[DataLoader], epochs: int, *callbacks: L.Callback) -> None:
+    """Fit the model on the first loader, validate on the second."""
+    L.seed_everything(0, verbose=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    L.Trainer(max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", **quiet).fit(model, *data[:2])
+
+
+def main(each: int = 80, epochs: int = 12, width: int = 16, folder: Path = Path()) -> Artifact:
+    """Train, cut, prune and export; return the verified file.
+
+    Args:
+        each: training images of each character.
+        epochs: of either training.
+        width: channels of the first layer.
+        folder: of the file.
+    """
+    sets = [characters(each), characters(max(each // 4, 4), seed=1), characters(max(each // 4, 4), TEST_FONTS, seed=2)]
+    dense = Reader(width)
+    train(dense, loaders(*sets), epochs)
+
+    subset = lp.keep_classes(dense, classes=DIGITS, labels=LABELS, loader=loaders(*sets)[2])
+    print(subset)
+
+    guard = lp.Guard("val_acc", "max", max_drop=0.005)
+    distillation = lp.Distillation(temperature=4.0, weight=0.5)
+    callback = lp.PruningCallback(RECIPE, guard=guard, distillation=distillation)
+    digits = loaders(*(digits_of(data, subset) for data in sets))
+    train(subset.model, digits, 4 * epochs, callback)
+
+    left, whole = lp.summarize(subset.model).macs, lp.summarize(dense).macs
+    print(f"{left:,} of {whole:,} multiply-accumulates are left")
+    artifact = subset.model.to_executorch(folder / "digits.pte", labels=subset.labels, verify_on=digits[2])
+    print(f"{artifact.path}: {artifact.size_bytes:,} bytes, within {artifact.max_abs_error:.1g} of the model")
+    return artifact
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("each", 80), ("epochs", 12), ("width", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, default=Path())
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,230 @@
+"""While a model trains: each call of it is shown to the teacher, and the difference becomes a term of the loss."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.compaction import applied_plan
+from lightning_prune.distillation.distillation import Distillation
+from lightning_prune.distillation.losses import feature_loss, soft_target_loss
+from lightning_prune.distillation.pairs import Kept, Pair, Watched
+from lightning_prune.distillation.teacher import Teacher
+from lightning_prune.errors import PruningError
+
+
+@dataclass
+class Lesson:
+    """One call of the student.
+
+    Args:
+        output: a tensor that it returned, at which the term hangs.
+        term: what the teacher adds to the loss; a scalar.
+    """
+
+    output: Tensor
+    term: Tensor
+
+
+class Lessons:
+    """Watches the calls of a student, asks the teacher the same, and keeps the terms until a loss takes them.
+
+    Args:
+        student: the model that is pruned.
+        teacher: what teaches it.
+        distillation: what is compared.
+        pairs: the layers whose features are compared.
+
+    Raises:
+        ValueError: the teacher or the student lacks a module to compare.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: Teacher, distillation: Distillation, pairs: Sequence[Pair] = ()
+    ) -> None:
+        self._student, self._teacher, self._distillation, self._pairs = student, teacher, distillation, tuple(pairs)
+        self.pending: list[Lesson] = []
+        self.is_listening = False
+        self.skips = 0
+        self._depth = 0
+        self._active: nn.Module | None = None
+        self._taught: tuple[Any, dict[str, list[Tensor]]] = (None, {})
+        if distillation.features:
+            _check_layers(teacher.module, pairs)
+        self._paths = {module: path for path, module in _places(student, distillation.module)}
+        self._kept = Kept(student, applied_plan(teacher.module), pairs)
+        self._seen, self._shown = Watched(student, pairs), Watched(teacher.module, pairs)
+        self._handles: list[RemovableHandle] = []
+        for module in self._paths:
+            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._after))
+
+    @property
+    def places(self) -> list[str]:
+        """Paths of the modules whose calls are watched; "" is the student itself."""
+        return list(self._paths.values())
+
+    @contextmanager
+    def listening(self, skips: int = 0) -> Iterator[None]:
+        """Watch what is called in here; what was pending before is dropped.
+
+        Args:
+            skips: so many calls of the student itself only lead to the real ones.
+        """
+        self.pending, self.is_listening, self.skips = [], True, skips
+        self._active, self._depth = None, 0
+        try:
+            yield
+        finally:
+            self.is_listening = False
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if module is self._active:
+            self._depth += 1
+        if not self.is_listening or not torch.is_grad_enabled() or self._active is not None:
+            return
+        if module is self._student and self.skips:
+            self.skips -= 1
+            return
+        self._active = module
+        with self._teacher.teaching() as teacher:
+            self._shown.begin()
+            asked = teacher.get_submodule(self._paths[module]) if self._distillation.teacher is None else teacher
+            self._taught = (asked(*args, **kwargs), self._shown.end())
+        self._seen.begin()
+
+    def _after(self, module: nn.Module, args: object, output: object) -> None:
+        if module is not self._active:
+            return
+        if self._depth:
+            self._depth -= 1
+            return
+        self._active, (taught, shown) = None, self._taught
+        self._taught = (None, {})
+        seen = self._seen.end()
+        held = next((tensor for tensor in _tensors(output) if tensor.requires_grad), None)
+        if held is not None:
+            self.pending.append(Lesson(held, self._term(output, taught, seen, shown)))
+
+    def _term(
+        self, output: object, taught: object, seen: Mapping[str, list[Tensor]], shown: Mapping[str, list[Tensor]]
+    ) -> Tensor:
+        chosen, term = self._distillation, torch.zeros(())
+        if chosen.weight:
+            ours, theirs = chosen.logits_in(output), chosen.logits_in(taught)
+            _check_shapes(ours, theirs)
+            term = chosen.weight * soft_target_loss(ours, theirs, chosen.temperature, chosen.axis)
+        if chosen.features:
+            term = term + chosen.features * self._matching(seen, shown)
+        return term
+
+    def _matching(self, seen: Mapping[str, list[Tensor]], shown: Mapping[str, list[Tensor]]) -> Tensor:
+        self._kept.refresh()
+        found = [
+            self._kept.channels(pair, ours, theirs)
+            for pair in self._pairs
+            if len(seen.get(pair.path, ())) == len(shown.get(pair.path, ()))  # a layer may be dropped at random
+            for ours, theirs in zip(seen.get(pair.path, ()), shown.get(pair.path, ()), strict=True)
+        ]
+        if not found:
+            raise PruningError(
+                "Distillation.features compares the outputs of pruned layers, and none is called alike in both models:"
+                " set features=0"
+            )
+        return feature_loss([ours for ours, _ in found], [theirs for _, theirs in found])
+
+    def take(self, loss: Tensor, has_one_loss: bool) -> Tensor | None:
+        """Return the mean term of the calls that this loss depends on, which are no longer pending; None: of none.
+
+        Args:
+            loss: about to be differentiated.
+            has_one_loss: all calls belong to it; otherwise its graph is searched for them.
+        """
+        if has_one_loss:
+            taken = self.pending
+        else:
+            reached = _reached(loss, {lesson.output.grad_fn for lesson in self.pending})
+            taken = [lesson for lesson in self.pending if lesson.output.grad_fn in reached]
+        self.pending = [lesson for lesson in self.pending if not any(lesson is one for one in taken)]
+        return torch.stack([lesson.term for lesson in taken]).mean() if taken else None
+
+    def check(self, inputs: tuple[Any, ...], output: object) -> None:
+        """Compare what both return for an example, before anything trains.
+
+        Args:
+            inputs: positional arguments of the student.
+            output: what it returns for them.
+
+        Raises:
+            ValueError: the teacher returns another shape.
+        """
+        if self._distillation.weight:
+            with self._teacher.teaching() as teacher:
+                _check_shapes(self._distillation.logits_in(output), self._distillation.logits_in(teacher(*inputs)))
+
+    def remove(self) -> None:
+        """Take the hooks away again."""
+        for handle in self._handles:
+            handle.remove()
+        self._seen.remove()
+        self._shown.remove()
+        self.pending.clear()
+
+
+def _places(student: nn.Module, path: str | None) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) of the student and of what holds all of its trainable parameters, from the outside in.
+
+    Raises:
+        ValueError: there is no submodule of the path that was given.
+    """
+    modules = dict(student.named_modules())
+    if path is not None:
+        if path not in modules:
+            raise ValueError(f"Distillation.module = {path!r}, and {type(student).__name__} has no such submodule")
+        yield path, modules[path]
+        return
+    whole = {id(parameter) for parameter in student.parameters() if parameter.requires_grad}
+    for place, module in modules.items():
+        if whole <= {id(parameter) for parameter in module.parameters()}:
+            yield place, module
+
+
+def _check_layers(teacher: nn.Module, pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        raise ValueError("Distillation.features compares pruned layers, and no known layer is pruned; set features=0")
+    known = {path for path, _ in teacher.named_modules()}
+    lacking = [pair.path for pair in pairs if pair.path not in known]
+    if lacking:
+        raise ValueError(
+            f"Distillation.features compares layers of the same path, and the teacher {type(teacher).__name__} has no"
+            f" {lacking[0]}; set features=0, or leave teacher= out to be taught by the dense model"
+        )
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the teacher returns logits of shape {tuple(teacher.shape)} where the model returns"
+            f" {tuple(student.shape)}; give a teacher of the same classes, such as keep_classes(…).model"
+        )
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return (leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _reached(loss: Tensor, wanted: set[Any]) -> set[Any]:
+    """Return which of these nodes of the graph a loss depends on."""
+    seen, stack = set(), [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+    return seen & wanted

@@ -1,0 +1,81 @@
+"""The teacher: a frozen copy of a model in eval mode, told by its digest, kept in a file of its own."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_prune import checkpoints
+from lightning_prune.copies import plain_copy
+from lightning_prune.errors import CheckpointError, PruningError
+from lightning_prune.masks import dense_names, fold
+
+
+class Teacher:
+    """A frozen copy of a module, in eval mode, with its masks folded.
+
+    Args:
+        model: what is copied; it stays as it is.
+        device: where the copy goes.
+
+    Raises:
+        PruningError: it has lazy layers that have not seen an input yet.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+        lazy = next((name for name, tensor in dense_names(model).items() if is_lazy(tensor)), None)
+        if lazy is not None:
+            raise PruningError(
+                f"{lazy} has no values yet, so there is nothing that {type(model).__name__} could teach: run it once on"
+                " an example before the fit"
+            )
+        self.module = fold(plain_copy(model)).eval().requires_grad_(False)
+        if device is not None:
+            self.module.to(device)
+        self.digest = _digest(dense_names(self.module))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a file must hold so that :meth:`restored` can make the teacher again: tensors, plain values."""
+        return {"state_dict": dict(dense_names(self.module)), checkpoints.KEY: checkpoints.describe(self.module)}
+
+    @classmethod
+    def restored(cls, model: nn.Module, saved: Mapping[str, Any], digest: str) -> "Teacher":
+        """Make the teacher again from what :meth:`state` returned.
+
+        Args:
+            model: of the same class, in any shape, masked or not; it stays as it is.
+            saved: the state.
+            digest: of the teacher that was saved.
+
+        Raises:
+            CheckpointError: the state is of another teacher, or damaged.
+        """
+        blank = fold(plain_copy(model))
+        checkpoints.adapt(blank, saved["state_dict"], saved.get(checkpoints.KEY))
+        with torch.no_grad():
+            for name, tensor in dense_names(blank).items():
+                tensor.copy_(saved["state_dict"][name])
+        teacher = cls(blank)
+        if teacher.digest != digest:
+            raise CheckpointError(f"the teacher's file is of another teacher than {digest[:12]}, or damaged")
+        return teacher
+
+    @contextmanager
+    def teaching(self) -> Iterator[nn.Module]:
+        """Let it compute without gradients and without a trace in the random generators."""
+        devices = {tensor.device.index or 0 for tensor in dense_names(self.module).values() if tensor.is_cuda}
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+            yield self.module
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over names, types, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

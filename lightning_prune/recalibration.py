@@ -1,0 +1,113 @@
+"""Batch-norm statistics measured anew, for what the layers compute after a cut."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
+    """Measure the running mean and variance of each batch norm anew; nothing is learned and no label is looked at.
+
+    mean = sum_b n_b mean_b / sum_b n_b over the batches b of n_b samples, the same for the unbiased variance: the exact
+    average, not one that forgets. Only batch norms run in training mode, so dropout and the like stay still.
+
+    Args:
+        model: masked, compact or dense. Masks are kept.
+        loader: batches, each a tensor of inputs or a tuple or list that begins with them; inputs may be a tuple of
+            positional arguments. A few hundred samples of the training data are enough.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: there is no batch norm with running statistics, or the loader is empty; the model is as it was then,
+            as after any other error.
+
+    Changes:
+        ``running_mean``, ``running_var`` and ``num_batches_tracked`` of the batch norms. Modes, momentum, gradients and
+        the random state come back.
+
+    Source:
+        Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", appendix, and torch.optim.swa_utils.update_bn,
+        which gives a smaller last batch the weight of a full one.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> recalibrate(norm, [torch.tensor([[1.0], [3.0]]), torch.tensor([[8.0]] * 4)]).running_mean
+        tensor([6.])
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no batch norm with running statistics, so nothing to recalibrate")
+    with _measuring(model, norms), torch.no_grad():
+        seen = 0
+        for batch in loader:
+            inputs = inputs_of(batch, _device(model))
+            count = _samples(inputs)
+            seen += count
+            for norm in norms:
+                norm.momentum = count / max(seen, 1)
+            model(*inputs)
+        if not seen:
+            raise ValueError("the loader has no samples; give it batches of the training data")
+    return model
+
+
+@contextmanager
+def _measuring(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Let batch norms alone run in training mode, with fresh statistics; put these back after an error."""
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    devices = sorted({buffer.device.index or 0 for norm in norms for buffer in norm.buffers() if buffer.is_cuda})
+    model.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.training = True
+        with torch.random.fork_rng(devices=devices):
+            yield
+    except BaseException:
+        for norm, held in zip(norms, before, strict=True):
+            for buffer, value in zip(norm.buffers(recurse=False), held, strict=True):
+                buffer.copy_(value)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def inputs_of(batch: Any, device: torch.device) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return the inputs of a batch as positional arguments on a device.
+
+    Args:
+        batch: a tensor, or a tuple or list that begins with the inputs: a tensor, or a tuple of positional arguments.
+        device: where to.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    inputs = tuple(first) if isinstance(first, tuple | list) else (first,)
+    if not inputs or not isinstance(inputs[0], Tensor):
+        raise TypeError(
+            f"a batch is a tensor of inputs, or a tuple or list that begins with them; got {type(batch).__name__} of"
+            f" {type(first).__name__}"
+        )
+    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _samples(inputs: tuple[Any, ...]) -> int:
+    return inputs[0].shape[0] if inputs[0].dim() else 1
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
