@@ -1,5 +1,6 @@
-"""What every way to quantize says about itself."""
+"""What every way to quantize says about itself, and what comes out of it."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,36 +12,65 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Quantized:
-    """A program whose weights, and activations if so chosen, are integers.
+    """A program whose weights, and activations if so chosen, are integers, and what that cost.
+
+    The signal-to-quantization-noise ratio is 10 · log₁₀(Σ y² / Σ (y − ŷ)²) in dB, y of the float graph and ŷ of the
+    quantized one on the same samples, summed over all of them; infinite where both are equal.
 
     Args:
-        program: traced again after the quantization.
-        sqnr: layer -> signal-to-quantization-noise ratio of its output, in dB.
+        program: traced again after the quantization, with the dynamic shapes of the program that went in.
+        sqnr: layer -> ratio of its output, in the order of the graph; the noise of the layers before it included.
         kept_float: layers that stay in float, in the order of the graph.
+        output_sqnr: ratio of each output; infinite for outputs that are not floating.
+        samples: inputs of the program's shapes on which it was measured, a few of them; the file must agree on them.
     """
 
     program: torch.export.ExportedProgram
     sqnr: Mapping[str, float]
     kept_float: tuple[str, ...] = ()
+    output_sqnr: tuple[float, ...] = ()
+    samples: tuple[tuple[Tensor, ...], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return layers, outputs and layers in float as plain values; an infinite ratio becomes None."""
+        return {
+            "sqnr_db": {layer: _finite(ratio) for layer, ratio in self.sqnr.items()},
+            "output_sqnr_db": [_finite(ratio) for ratio in self.output_sqnr],
+            "kept_float": list(self.kept_float),
+        }
+
+    def __str__(self) -> str:
+        worst, ratio = min(self.sqnr.items(), key=lambda item: item[1])
+        output = f", outputs {', '.join(map(decibels, self.output_sqnr))}" if self.output_sqnr else ""
+        kept = f"; in float: {', '.join(self.kept_float)}" if self.kept_float else ""
+        return f"{len(self.sqnr)} layers quantized, worst {worst} {decibels(ratio)}{output}{kept}"
+
+
+def decibels(ratio: float) -> str:
+    """Return a ratio in dB in words."""
+    return "exact" if ratio == math.inf else f"{ratio:.1f} dB"
+
+
+def _finite(ratio: float) -> float | None:
+    return ratio if math.isfinite(ratio) else None
 
 
 class Quantization(ABC):
     """A way to turn weights, and activations if so chosen, into integers; a subclass is a frozen dataclass."""
 
+    min_output_sqnr: float = 10.0
+    """Lowest signal-to-quantization-noise ratio in dB that is accepted of any output, of graph and of file."""
+
     @abstractmethod
-    def quantize(
-        self,
-        program: torch.export.ExportedProgram,
-        inputs: Sequence[Tensor],
-        dynamic_shapes: Any = None,  # noqa: ANN401
-    ) -> Quantized:
+    def quantize(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Quantized:
         """Return the quantized program.
 
         Args:
-            program: traced and rewritten, in float.
+            program: traced and rewritten, in float; left as it is. Its dynamic shapes are kept.
             inputs: of the program.
-            dynamic_shapes: as in torch.export.
 
         Raises:
-            ExportError: it cannot be quantized, or what comes out is not what went in.
+            ValueError: a calibration batch does not fit the program.
+            ExportError: it cannot be quantized.
+            VerificationError: an output is NaN or noisier than ``min_output_sqnr``.
         """

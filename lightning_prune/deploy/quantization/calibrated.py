@@ -1,0 +1,107 @@
+"""What the ways to quantize share: samples to calibrate and measure on, layers in float, bounds."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from lightning_prune.deploy.quantization.base import Quantization, Quantized
+from lightning_prune.deploy.quantization.calibration import Sample, calibration_samples, check_batched, drawn_samples
+from lightning_prune.deploy.quantization.choosing import Bounds, quantized_within
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibrated(Quantization):
+    """A quantization that looks at samples; :class:`Int8` says what the fields are.
+
+    Two compare equal where they hold the same loader and equal numbers.
+    """
+
+    calibration: Iterable[Any] | None
+    skip: Sequence[str] = ()
+    min_sqnr: float | None = None
+    min_output_sqnr: float = 10.0
+    samples: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skip", _patterns(self._name, self.skip))
+        _check_loader(self._name, self.calibration)
+        for field in ("min_sqnr", "min_output_sqnr"):
+            _check_ratio(self._name, field, getattr(self, field))
+        if self.min_output_sqnr is None:
+            raise ValueError(f"{self._name}.min_output_sqnr: got None, must be a number of dB, as in 10.0")
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"{self._name}.samples: got {self.samples!r}, must be a whole number from 1")
+
+    @abstractmethod
+    def convert(
+        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
+    ) -> tuple[GraphModule, frozenset[str]]:
+        """Return the graph of a program with the given nodes on integers, and which of them could be."""
+
+    def quantize(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Quantized:
+        """Return the quantized program; see :meth:`Quantization.quantize`."""
+        if self.calibration is None:
+            samples = drawn_samples(inputs)
+        else:
+            check_batched(inputs)
+            samples = calibration_samples(self.calibration, inputs, self.samples)
+        bounds = Bounds(self._name, tuple(self.skip), self.min_sqnr, self.min_output_sqnr)
+        return quantized_within(program, samples, self.convert, bounds)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._key() == other._key()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        fields = (field.name for field in dataclasses.fields(self))
+        return tuple(id(self.calibration) if name == "calibration" else getattr(self, name) for name in fields)
+
+    def __repr__(self) -> str:
+        shown = [f"calibration={_described(self.calibration)}"] if self.calibration is not None else []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "calibration" and value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{self._name}({', '.join(shown)})"
+
+
+def _described(loader: object) -> str:
+    try:
+        batches = f" of {len(loader)} batches" if isinstance(loader, Sized) else ""
+    except TypeError:  # a DataLoader of an iterable dataset has a __len__ that raises
+        batches = ""
+    return f"<{type(loader).__name__}{batches}>"
+
+
+def _check_loader(owner: str, loader: object) -> None:
+    if loader is None:
+        return
+    if isinstance(loader, str | Tensor | Iterator) or not isinstance(loader, Iterable):
+        raise TypeError(
+            f"{owner}.calibration: got a {type(loader).__name__}, must be a DataLoader or a list of batches, which can"
+            " be read more than once"
+        )
+
+
+def _patterns(owner: str, patterns: Iterable[str]) -> tuple[str, ...]:
+    given = () if isinstance(patterns, str) else tuple(patterns)
+    if isinstance(patterns, str) or not all(isinstance(p, str) for p in given):
+        raise TypeError(f"{owner}.skip takes a sequence of name patterns, got {patterns!r}; write ('head', 'stem.*')")
+    return given
+
+
+def _check_ratio(owner: str, name: str, ratio: float | None) -> None:
+    if ratio is not None and (isinstance(ratio, bool) or not abs(ratio) < float("inf")):
+        raise ValueError(f"{owner}.{name}: got {ratio!r}, must be a finite number of dB, as in {name}=20.0")

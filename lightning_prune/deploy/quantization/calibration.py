@@ -1,0 +1,66 @@
+"""Batches of a loader, cut to the size that a program was traced with."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.deploy.eager import random_like
+from lightning_prune.deploy.loaders import split_batch
+from lightning_prune.deploy.signature import specs
+
+Sample = tuple[Tensor, ...]
+"""The inputs of one run of a program."""
+
+
+def calibration_samples(batches: Iterable[Any], inputs: Sequence[Tensor], count: int) -> tuple[Sample, ...]:
+    """Return the first samples of a loader in runs of the program's batch size; the last run is filled up.
+
+    Args:
+        batches: tensors, ``(inputs, targets)`` or ``(input_0, …)``, of any batch size.
+        inputs: of the program; their first dimension is the batch.
+        count: how many samples at most.
+
+    Raises:
+        ValueError: there is none, or one is of another shape or dtype than the program's, or not finite.
+    """
+    takes = specs([f"input_{i}" for i in range(len(inputs))], inputs)
+    size = len(inputs[0])
+    rows = itertools.islice(_rows(batches, takes), max(count, 1))
+    runs: list[Sample] = []
+    while chunk := list(itertools.islice(rows, size)):
+        chunk += [chunk[i % len(chunk)] for i in range(size - len(chunk))]
+        runs.append(tuple(torch.stack(column).contiguous() for column in zip(*chunk, strict=True)))
+    if not runs:
+        raise ValueError("calibration: the loader gives no batch; pass one with at least one sample")
+    return tuple(runs)
+
+
+def _rows(batches: Iterable[Any], takes: Sequence[Any]) -> Iterator[Sample]:
+    for index, batch in enumerate(batches):
+        tensors, _ = split_batch(batch, takes, needs_targets=False, where="calibration")
+        if not all(bool(torch.isfinite(x).all()) for x in tensors if x.is_floating_point()):
+            raise ValueError(f"calibration: batch {index} holds NaN or infinities; leave such samples out")
+        yield from zip(*(x.clone() for x in tensors), strict=True)
+
+
+def check_batched(inputs: Sequence[Tensor]) -> None:
+    """Check that all inputs share a first dimension, along which batches are cut.
+
+    Raises:
+        ValueError: they do not.
+    """
+    sizes = {len(x) if x.ndim else 0 for x in inputs}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(
+            f"calibration: the first dimension of every input must be the batch, got {shapes}; wrap the model in a"
+            " module that takes one"
+        )
+
+
+def drawn_samples(inputs: Sequence[Tensor]) -> tuple[Sample, ...]:
+    """Return the inputs, and random ones of the same shapes."""
+    return tuple(inputs), random_like(inputs)

@@ -1,0 +1,126 @@
+"""4-bit weights of Linear layers, a scale for each group of inputs, through torchao."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from lightning_prune.deploy.quantization.annotation import attribute
+from lightning_prune.deploy.quantization.calibrated import Calibrated
+from lightning_prune.deploy.quantization.calibration import Sample
+from lightning_prune.deploy.quantization.graphs import fused
+from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
+from lightning_prune.errors import ExportError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Int4Groupwise(Calibrated):
+    """Weights of Linear layers in 4 bits, with a scale for each row and each ``group_size`` inputs.
+
+    The activations of these layers have 8 bits, with a range found anew for each row at each run. Weights are
+    symmetric: zeros stay zeros. Everything else stays in float; so do layers whose input features ``group_size`` does
+    not divide.
+
+    Args:
+        calibration: samples on which the noise is measured, as in :class:`Int8`; None: the example inputs, and random
+            ones of the same shapes.
+        skip: as in :class:`Int8`.
+        min_sqnr: as in :class:`Int8`.
+        min_output_sqnr: as in :class:`Int8`.
+        samples: as in :class:`Int8`.
+        group_size: inputs that share a scale; a multiple of 32, which is what XNNPACK runs.
+    """
+
+    calibration: Iterable[Any] | None = None
+    group_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.group_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 32 or size % 32:
+            raise ValueError(f"Int4Groupwise.group_size: got {size!r}, must be a multiple of 32, as in group_size=32")
+
+    def convert(
+        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
+    ) -> tuple[GraphModule, frozenset[str]]:
+        """Return the graph with 4-bit weights at the given nodes that fit, and which these are."""
+        graph = fused(program)
+        linear = [n for n in graph.graph.nodes if n.target is torch.ops.aten.linear.default]
+        weights = {n: weight for n in linear if (weight := _value(graph, n.args[1])) is not None}
+        fitting = {n: weight for n, weight in weights.items() if weight.shape[1] % self.group_size == 0}
+        if not fitting:
+            raise ExportError(_unfit(self.group_size, [weight.shape[1] for weight in weights.values()]))
+        taken = {node: weight for node, weight in fitting.items() if node.name in nodes}
+        for node, weight in taken.items():
+            self._replace(graph, node, weight)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return graph, frozenset(node.name for node in taken)
+
+    def _replace(self, graph: GraphModule, node: Node, weight: Tensor) -> None:
+        bias = _value(graph, (*node.args, None)[2])
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        layer.weight = nn.Parameter(_in_4_bits(weight, self.group_size), requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias, requires_grad=False)
+        name = f"{node.name}_in_4_bits"
+        graph.add_submodule(name, layer)
+        node.op, node.target, node.args = "call_module", name, node.args[:1]
+
+
+def _in_4_bits(weight: Tensor, group_size: int) -> Tensor:
+    with quiet_import():
+        from torchao.quantization import IntxUnpackedToInt8Tensor
+    scales = best_scales(weight, group_size)
+    with quiet_lowering():
+        return IntxUnpackedToInt8Tensor.from_hp(
+            weight,
+            (1, group_size),  # pyright: ignore[reportArgumentType]
+            torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
+            activation_quantization="int8_asym_per_token",  # pyright: ignore[reportArgumentType]
+            intx_choose_qparams_algorithm=None,
+            custom_scale=scales,
+            custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
+        )
+
+
+def best_scales(weight: Tensor, group_size: int) -> Tensor:
+    """Return the scale of each group that leaves the least squared error among 26, tried from 0.6 to 1.1 of the range.
+
+    The range of a group is its largest absolute value on 7.5 steps. Against the range itself this brings 0.8 dB on
+    normal weights and 2 dB where three quarters are zero.
+
+    Args:
+        weight: shape (out, in).
+        group_size: divides in.
+
+    Returns:
+        shape (out, in / group_size), above 0.
+    """
+    groups = weight.unflatten(1, (-1, group_size))
+    full = (groups.abs().amax(2) / 7.5).clamp(min=torch.finfo(weight.dtype).tiny * 2**24)
+    best, least = full, torch.full_like(full, torch.inf)
+    for share in torch.linspace(0.6, 1.1, 26).tolist():
+        scale = full * share
+        rounded = (groups / scale[..., None]).round().clamp(-8, 7) * scale[..., None]
+        error = (groups - rounded).square().sum(2)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
+
+
+def _value(graph: GraphModule, node: object) -> Tensor | None:
+    is_weight = isinstance(node, Node) and node.op == "get_attr"
+    return attribute(graph, str(node.target)).detach() if is_weight else None
+
+
+def _unfit(group_size: int, widths: Sequence[int]) -> str:
+    if not widths:
+        return "Int4Groupwise: the model has no Linear layer; use Int8(calibration=…), which takes convolutions"
+    found = ", ".join(map(str, sorted(set(widths))))
+    return (
+        f"Int4Groupwise: no Linear layer has input features that are a multiple of group_size={group_size} (there are"
+        f" {found}); use Int8 or Int8Dynamic"
+    )

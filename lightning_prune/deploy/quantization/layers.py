@@ -1,0 +1,119 @@
+"""The layers of a traced graph by name, and which of them a pattern means."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch.fx import GraphModule, Node
+
+WEIGHTED = frozenset(
+    {
+        torch.ops.aten.linear.default,
+        torch.ops.aten.convolution.default,
+        torch.ops.aten.conv1d.default,
+        torch.ops.aten.conv1d.padding,
+        torch.ops.aten.conv2d.default,
+        torch.ops.aten.conv2d.padding,
+        torch.ops.aten.conv3d.default,
+        torch.ops.aten.conv3d.padding,
+        torch.ops.aten.conv_transpose1d.default,
+        torch.ops.aten.conv_transpose2d.input,
+        torch.ops.aten.conv_transpose3d.input,
+    }
+)
+"""Operators with a weight."""
+PLAIN = frozenset(
+    {
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.cat.default,
+        torch.ops.aten.adaptive_avg_pool2d.default,
+    }
+)
+"""Operators without one that are computed on integers."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator that may be quantized.
+
+    Args:
+        name: module path, such as ``encoder.conv1``; of an operator that is no module by itself, or of a module that
+            is called more than once, the path and the node: ``encoder:add_1``.
+        path: module path alone.
+        node: name of the node in the graph.
+        output: name of the node whose value is the layer's output: a ReLU that only this layer feeds, or the node.
+        has_weight: whether it is a convolution or Linear.
+    """
+
+    name: str
+    path: str
+    node: str
+    output: str
+    has_weight: bool
+
+    def is_meant_by(self, pattern: str) -> bool:
+        """Whether the pattern matches its name, its path or the path of a module around it."""
+        parts = self.path.split(".")
+        around = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        return any(fnmatchcase(name, pattern) for name in (self.name, *around))
+
+
+def layers_of(graph: GraphModule) -> dict[str, Layer]:
+    """Return what may be quantized in a traced graph, by node and in order."""
+    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED | PLAIN]
+    nodes = [n for n in nodes if _is_float(n)]
+    paths = {n.name: module_path(n) for n in nodes}
+    weighted = Counter(paths[n.name] for n in nodes if n.target in WEIGHTED)
+    return {n.name: _layer(n, paths[n.name], weighted[paths[n.name]]) for n in nodes}
+
+
+def _layer(node: Node, path: str, calls: int) -> Layer:
+    has_weight = node.target in WEIGHTED
+    name = path if path and has_weight and calls == 1 else f"{path}:{node.name}".removeprefix(":")
+    return Layer(name, path, node.name, _output(node).name, has_weight)
+
+
+def _output(node: Node) -> Node:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and is_relu(users[0]) else node
+
+
+def is_relu(node: Node) -> bool:
+    """Whether it is a ReLU, which is computed together with the operator before it."""
+    return node.target in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.dtype == torch.float32
+
+
+def module_path(node: Node) -> str:
+    """Return the path of the innermost module that a node came from, as the user's model names it; '' for its root."""
+    stack: Mapping[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    if not entries:
+        return ""
+    path = entries[-1][0]
+    is_wrapped = str(entries[0][1]).endswith("eager.EagerModel")
+    return path.removeprefix("model").removeprefix(".") if is_wrapped else path
+
+
+def chosen(layers: Iterable[Layer], patterns: Sequence[str]) -> set[str]:
+    """Return the nodes of the layers that the patterns mean.
+
+    Raises:
+        ValueError: a pattern means none.
+    """
+    layers = tuple(layers)
+    nodes: set[str] = set()
+    for pattern in patterns:
+        meant = {layer.node for layer in layers if layer.is_meant_by(pattern)}
+        if not meant:
+            names = ", ".join(layer.name for layer in layers) or "none"
+            raise ValueError(f"skip: pattern {pattern!r} matches no layer; there are {names}")
+        nodes |= meant
+    return nodes

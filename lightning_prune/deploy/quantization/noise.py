@@ -1,0 +1,196 @@
+"""Signal-to-quantization-noise ratios of layers and outputs: the float graph beside the quantized one."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+
+
+@dataclass
+class Noise:
+    """Σ y² and Σ (y − ŷ)² of several tensors over several runs, y in float and ŷ quantized."""
+
+    signal: dict[str, float] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, expected: Tensor, got: Tensor) -> None:
+        """Add one run; entries where y is not finite count as noise only where ŷ differs, and then as NaN."""
+        y, z = expected.double(), got.double()
+        same = y == z
+        self.signal[name] = self.signal.get(name, 0.0) + float(y.square().masked_fill(~y.isfinite(), 0.0).sum())
+        self.noise[name] = self.noise.get(name, 0.0) + float((y - z).square().masked_fill(same, 0.0).sum())
+
+    def ratios(self) -> dict[str, float]:
+        """Return the ratio of each in dB; infinite without noise, NaN where a value is NaN on one side only."""
+        return {name: ratio_db(self.signal[name], noise) for name, noise in self.noise.items()}
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """Return 10 · log₁₀(signal / noise); infinite without noise, −∞ without signal, NaN where either is."""
+    if math.isnan(signal) or not math.isfinite(noise):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def sqnr_db(expected: Tensor, got: Tensor) -> float:
+    """Return the signal-to-quantization-noise ratio of one tensor in dB."""
+    one = Noise()
+    one.add("", expected, got)
+    return one.ratios()[""]
+
+
+class Recorder(Interpreter):
+    """Runs a traced graph and keeps the values of some nodes.
+
+    Args:
+        graph: what to run.
+        watched: node -> name under which its value is kept; of several nodes with one name the first counts.
+        replaced: name -> value that goes on in the place of the one computed.
+    """
+
+    def __init__(self, graph: GraphModule, watched: Mapping[str, str], replaced: Mapping[str, Tensor]) -> None:
+        super().__init__(graph)
+        self.watched = watched
+        self.replaced = replaced
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:  # noqa: ANN401
+        """Run one node."""
+        value = super().run_node(n)
+        name = self.watched.get(n.name)
+        if name is None:
+            return value
+        self.values.setdefault(name, value)
+        return self.replaced.get(name, value)
+
+
+def recorded(
+    graph: GraphModule,
+    watched: Mapping[str, str],
+    inputs: Sequence[Tensor],
+    replaced: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Return the values of the watched nodes, and the outputs."""
+    recorder = Recorder(graph, watched, replaced or {})
+    with torch.no_grad():
+        outputs = recorder.run(*(x.clone() for x in inputs))
+    return recorder.values, tuple(pytree.tree_leaves(outputs))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a quantized graph does to its layers and outputs.
+
+    Args:
+        layers: name -> ratio in dB, the noise of the layers before it included.
+        own: name -> ratio in dB where all the layers before it are in float; empty unless asked for.
+        outputs: ratio in dB of each output.
+    """
+
+    layers: Mapping[str, float]
+    own: Mapping[str, float]
+    outputs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A graph in float, the same in integers, and where both hold the same values.
+
+    Args:
+        graph: in float.
+        quantized: the same in integers.
+        watched: name -> node of the float graph, nodes of the quantized graph that hold the same value.
+    """
+
+    graph: GraphModule
+    quantized: GraphModule
+    watched: Mapping[str, tuple[str, Sequence[str]]]
+
+    @property
+    def in_float(self) -> dict[str, str]:
+        """Node of the float graph -> name."""
+        return {node: name for name, (node, _) in self.watched.items()}
+
+    @property
+    def in_integers(self) -> dict[str, str]:
+        """Node of the quantized graph -> name."""
+        return {node: name for name, (_, nodes) in self.watched.items() for node in nodes}
+
+
+def measure(pair: Pair, samples: Iterable[Sequence[Tensor]], with_own: bool) -> Measured:
+    """Run both graphs on the same samples.
+
+    Args:
+        pair: the graphs.
+        samples: inputs.
+        with_own: whether each layer is measured by itself as well.
+    """
+    layers, own, outputs = Noise(), Noise(), Noise()
+    for inputs in samples:
+        expected, wanted = recorded(pair.graph, pair.in_float, inputs)
+        values, got = recorded(pair.quantized, pair.in_integers, inputs)
+        alone = recorded(pair.quantized, pair.in_integers, inputs, expected)[0] if with_own else {}
+        for name in pair.watched:
+            layers.add(name, expected[name], values[name])
+        for name in alone:
+            own.add(name, expected[name], alone[name])
+        _add_outputs(outputs, "{}", wanted, got)
+    return Measured(layers.ratios(), own.ratios(), tuple(outputs.ratios().values()))
+
+
+def _add_outputs(noise: Noise, name: str, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+    """Add floating outputs under a name with their index in it; the others, which have no ratio, as exact."""
+    for index, (y, z) in enumerate(zip(expected, got, strict=True)):
+        noise.add(name.format(index), *((y, z) if y.is_floating_point() else (torch.zeros(()), torch.zeros(()))))
+
+
+def blame(pair: Pair, samples: Iterable[Sequence[Tensor]], harmed: str | None) -> dict[str, float]:
+    """Return for each watched layer the ratio that is left where its noise is the only one.
+
+    Args:
+        pair: the graphs.
+        samples: inputs.
+        harmed: the layer at whose output it is measured; None: at all outputs together.
+    """
+    noise = Noise()
+    for inputs in samples:
+        expected, wanted = recorded(pair.graph, pair.in_float, inputs)
+        alone = recorded(pair.quantized, pair.in_integers, inputs, expected)[0]
+        for name in pair.watched:
+            values, got = recorded(pair.graph, pair.in_float, inputs, {name: alone[name]})
+            if harmed is None:
+                _add_outputs(noise, name, wanted, got)
+            else:
+                noise.add(name, expected[harmed], alone[name] if name == harmed else values[harmed])
+    return noise.ratios()
+
+
+class _Unbounded(Interpreter):
+    def __init__(self, graph: GraphModule, nodes: Sequence[str]) -> None:
+        super().__init__(graph)
+        self.nodes = frozenset(nodes)
+        self.found: set[str] = set()
+
+    def run_node(self, n: Node) -> Any:  # noqa: ANN401
+        value = super().run_node(n)
+        if n.name in self.nodes:
+            touched = [value, *(self.env[x] for x in n.all_input_nodes if x in self.env)]
+            if not all(bool(x.isfinite().all()) for x in touched if isinstance(x, Tensor)):
+                self.found.add(n.name)
+        return value
+
+
+def unbounded(graph: GraphModule, nodes: Sequence[str], inputs: Sequence[Tensor]) -> set[str]:
+    """Return the nodes that meet NaN or infinities on these inputs, as a mask of −∞ before a softmax; no scale fits."""
+    run = _Unbounded(graph, nodes)
+    run.garbage_collect_values = False
+    with torch.no_grad():
+        run.run(*(x.clone() for x in inputs))
+    return run.found
