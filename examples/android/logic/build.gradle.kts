@@ -1,0 +1,8 @@
+// The tests of the logic that the app shares with every exported bundle: ./gradlew :logic:test
+plugins { id("org.jetbrains.kotlin.jvm") }
+
+sourceSets["main"].kotlin.setSrcDirs(listOf("../../../lightning_prune/deploy/sample/kotlin/logic"))
+
+kotlin { jvmToolchain(17) }
+
+dependencies { testImplementation("junit:junit:4.13.2") }

@@ -1,0 +1,189 @@
+import java.io.File
+import java.util.Base64
+import org.lightningprune.logic.Drawing
+import org.lightningprune.logic.GrayImage
+import org.lightningprune.logic.ImageInput
+import org.lightningprune.logic.Json
+import org.lightningprune.logic.Manifest
+import org.lightningprune.logic.MethodSpec
+import org.lightningprune.logic.ModelException
+import org.lightningprune.logic.Scores
+import org.lightningprune.logic.TensorSpec
+import org.lightningprune.logic.Timing
+
+private typealias Case = Map<*, *>
+
+/** The checks of examples/shared/vectors.json, one function a section; each throws where a value differs. */
+class VectorChecks(file: File) {
+    private val vectors = Json.parse(file.readText()) as Map<*, *>
+    var count = 0
+        private set
+
+    val all: Map<String, () -> Unit> = linkedMapOf(
+        "manifests" to this::manifests, "files" to this::files, "json" to this::json, "images" to this::images,
+        "unfit_inputs" to this::unfitInputs, "drawings" to this::drawings, "scores" to this::scores,
+        "answers" to this::answers, "timings" to this::timings, "measuring" to this::measuring
+    )
+
+    private fun cases(section: String): List<Case> = (vectors[section] as List<*>).map { it as Case }
+
+    private fun same(what: String, expected: Any?, found: Any?) {
+        count++
+        if (expected != found) throw AssertionError("$what: $expected expected, $found found")
+    }
+
+    private fun close(what: String, expected: List<Double>, found: List<Double>, tolerance: Double = 1e-6) {
+        same("$what: number of values", expected.size, found.size)
+        for (i in expected.indices) {
+            val near = Math.abs(expected[i] - found[i]) <= tolerance * maxOf(1.0, Math.abs(expected[i]))
+            if (!near) throw AssertionError("$what, value $i: ${expected[i]} expected, ${found[i]} found")
+        }
+    }
+
+    private fun refused(what: String, call: () -> Any?) {
+        count++
+        val result = try {
+            call()
+        } catch (error: ModelException) {
+            if (error.message.isNullOrBlank()) throw AssertionError("$what: refused without a word")
+            return
+        }
+        throw AssertionError("$what: to be refused, gave $result")
+    }
+
+    private fun number(value: Any?): Double = when (value) {
+        "nan" -> Double.NaN
+        "inf" -> Double.POSITIVE_INFINITY
+        "-inf" -> Double.NEGATIVE_INFINITY
+        else -> (value as Number).toDouble()
+    }
+
+    private fun whole(value: Any?): Int = (value as Long).toInt()
+
+    private fun doubles(value: Any?): List<Double> = (value as List<*>).map { number(it) }
+
+    private fun floats(value: Any?): FloatArray = doubles(value).map { it.toFloat() }.toFloatArray()
+
+    private fun wide(values: FloatArray): List<Double> = values.map { it.toDouble() }
+
+    private fun sizes(value: Any?): List<Int> = (value as List<*>).map { whole(it) }
+
+    private fun ranges(value: Any?): Map<Int, IntRange> = ((value ?: emptyMap<Any, Any>()) as Case).entries
+        .associate { (it.key as String).toInt() to sizes(it.value).let { limits -> limits[0]..limits[1] } }
+
+    private fun spec(value: Any?): TensorSpec = (value as Case).let {
+        TensorSpec(it["name"] as String, sizes(it["shape"]), it["dtype"] as String, ranges(it["dynamic"]))
+    }
+
+    private fun manifests() = cases("manifests").forEach {
+        val name = it["name"] as String
+        val bytes = (it["text"] as String).toByteArray()
+        val holds = it["holds"] as Case?
+        if (holds == null) refused(name) { Manifest.parse(bytes) } else described(name, holds, Manifest.parse(bytes))
+    }
+
+    private fun described(name: String, holds: Case, manifest: Manifest) {
+        same("$name: program", holds["program"], manifest.program.name)
+        same("$name: sha256", holds["sha256"], manifest.program.sha256)
+        same("$name: size", holds["size_bytes"], manifest.program.sizeBytes)
+        same("$name: data", holds["data"], manifest.data.map { it.name })
+        same("$name: labels", holds["labels"], manifest.labels)
+        same("$name: dynamic", ranges(holds["dynamic"]), manifest.method("forward").inputs[0].dynamic)
+        same("$name: shape", sizes(holds["shape"]), manifest.method("forward").inputs[0].shape)
+        val counts = { method: MethodSpec -> listOf(method.inputs.size.toLong(), method.outputs.size.toLong()) }
+        same("$name: methods", holds["methods"], manifest.methods.mapValues { counts(it.value) })
+        refused("$name: another method") { manifest.method("no such method") }
+    }
+
+    private fun files() {
+        val text = cases("manifests")[0]["text"] as String
+        val entry = Manifest.parse(text.toByteArray()).program
+        for (case in cases("files")) {
+            val bytes = Base64.getDecoder().decode(case["base64"] as String)
+            val kept = ArrayList<Byte>()
+            val check = {
+                Manifest.checkFile(entry, bytes.inputStream()) { piece, size -> kept.addAll(piece.take(size)) }
+            }
+            if (case["same"] as Boolean) check() else refused(case["name"] as String, check)
+            same("${case["name"]}: bytes handed on", bytes.toList(), kept)
+        }
+    }
+
+    private fun json() = cases("json").forEach {
+        val text = it["text"] as String
+        if (it.containsKey("value")) same(text, it["value"], Json.parse(text)) else refused(text) { Json.parse(text) }
+    }
+
+    private fun images() = cases("images").forEach {
+        val (height, width) = sizes(it["size"])
+        val input = ImageInput(spec(it["input"]))
+        same("$height x $width: shape", sizes(it["shape"]), input.shape())
+        val values = input.values(GrayImage(height, width, floats(it["pixels"])))
+        close("$height x $width", doubles(it["values"]), wide(values))
+    }
+
+    private fun unfitInputs() = (vectors["unfit_inputs"] as List<*>).forEach {
+        refused(it.toString()) { ImageInput(spec(it)) }
+    }
+
+    private fun drawings() = cases("drawings").forEach {
+        val drawing = Drawing(whole(it["size"]), number(it["radius"]))
+        for (line in it["lines"] as List<*>) doubles(line).let { (a, b, c, d) -> drawing.line(a, b, c, d) }
+        same("${it["lines"]}: empty", (it["lines"] as List<*>).isEmpty(), drawing.isEmpty)
+        close("${it["lines"]}", doubles(it["pixels"]), wide(drawing.image.values))
+        val framed = drawing.framed()
+        same("${it["lines"]}: side", whole(it["side"]), framed.width)
+        close("${it["lines"]}, framed", doubles(it["framed"]), wide(framed.values))
+        drawing.clear()
+        same("${it["lines"]}: cleared", true, drawing.isEmpty)
+    }
+
+    private fun scores() = cases("scores").forEach {
+        val values = floats(it["scores"])
+        if (it.containsKey("class")) {
+            same("${it["scores"]}", whole(it["class"]), Scores.argmax(values))
+            close("${it["scores"]}", doubles(it["softmax"]), wide(Scores.softmax(values)))
+        } else {
+            refused("${it["scores"]}") { Scores.softmax(values) }
+        }
+    }
+
+    private fun answers() = cases("answers").forEach {
+        val answer = { Scores.answer(floats(it["output"]), spec(it["spec"]), (it["labels"] as List<*>).map(Any?::toString)) }
+        if (it["class"] == null) {
+            refused("$it") { answer() }
+        } else {
+            same("$it: class", whole(it["class"]), answer().index)
+            same("$it: label", it["label"], answer().label)
+        }
+    }
+
+    private fun timings() = cases("timings").forEach {
+        val times = doubles(it["milliseconds"])
+        if (it.containsKey("median")) {
+            val timing = Timing(times)
+            val expected = listOf("median", "spread", "fastest", "p90").map { key -> number(it[key]) }
+            close("$times", expected, listOf(timing.median, timing.spread, timing.fastest, timing.quantile(0.9)), 1e-12)
+        } else {
+            refused("$times") { Timing(times) }
+        }
+    }
+
+    private fun measuring() {
+        var now = 0L
+        var runs = 0
+        val timing = Timing.measure(rounds = 3, warmUp = 2, clock = { now }) { now += 1_000_000L * ++runs }
+        same("runs", 5, runs)
+        same("timed", 3, timing.runs)
+        close("times", listOf(4.0, 3.0), listOf(timing.median, timing.fastest), 1e-12)
+    }
+}
+
+fun main(arguments: Array<String>) {
+    val checks = VectorChecks(File(arguments[0]))
+    for ((section, check) in checks.all) {
+        check()
+        println(section)
+    }
+    println("${checks.count} checks passed")
+}

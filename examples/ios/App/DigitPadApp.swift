@@ -1,0 +1,15 @@
+import SwiftUI
+
+@main
+struct DigitPadApp: App {
+  @StateObject private var program = ProgramModel()
+
+  var body: some Scene {
+    WindowGroup {
+      TabView {
+        PadScreen(program: program).tabItem { Label("Pad", systemImage: "pencil") }
+        BenchmarkScreen(program: program).tabItem { Label("Benchmark", systemImage: "stopwatch") }
+      }
+    }
+  }
+}

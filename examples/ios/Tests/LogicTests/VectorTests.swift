@@ -1,0 +1,144 @@
+import Foundation
+import LightningPruneLogic
+import XCTest
+
+final class VectorTests: XCTestCase {
+  private var vectors: Vectors!
+
+  override func setUpWithError() throws {
+    vectors = try Vectors.load()
+  }
+
+  private func assertRefused<T>(_ what: String, _ call: @autoclosure () throws -> T) {
+    XCTAssertThrowsError(try call(), what) { error in
+      XCTAssertFalse(((error as? ModelError)?.message ?? "").isEmpty, "\(what): \(error)")
+    }
+  }
+
+  private func assertClose(_ expected: [Float], _ found: [Float], _ what: String) {
+    XCTAssertEqual(expected.count, found.count, what)
+    for (e, f) in zip(expected, found) {
+      XCTAssertEqual(e, f, accuracy: 1e-6 * max(1, abs(e)), what)
+    }
+  }
+
+  func testManifests() throws {
+    for test in vectors.manifests {
+      let bytes = Data(test.text.utf8)
+      guard let holds = test.holds else {
+        assertRefused(test.name, try Manifest(bytes))
+        continue
+      }
+      let manifest = try Manifest(bytes)
+      XCTAssertEqual(manifest.program.name, holds.program, test.name)
+      XCTAssertEqual(manifest.program.sha256, holds.sha256, test.name)
+      XCTAssertEqual(manifest.program.sizeBytes, holds.size_bytes, test.name)
+      XCTAssertEqual(manifest.data.map(\.name), holds.data, test.name)
+      XCTAssertEqual(manifest.labels, holds.labels, test.name)
+      XCTAssertEqual(manifest.methods.mapValues { [$0.inputs.count, $0.outputs.count] }, holds.methods, test.name)
+      let input = try manifest.method("forward").inputs[0]
+      XCTAssertEqual(input.shape, holds.shape, test.name)
+      XCTAssertEqual(input.dynamic, ranges(holds.dynamic), test.name)
+      assertRefused(test.name, try manifest.method("no such method"))
+    }
+  }
+
+  func testFiles() throws {
+    let entry = try Manifest(Data(vectors.manifests[0].text.utf8)).program
+    for test in vectors.files {
+      let bytes = try XCTUnwrap(Data(base64Encoded: test.base64))
+      for size in [7, 64, 100_000] {
+        if test.same {
+          try check(entry, bytes, piece: size)
+        } else {
+          assertRefused(test.name, try check(entry, bytes, piece: size))
+        }
+      }
+    }
+  }
+
+  private func check(_ entry: FileEntry, _ bytes: Data, piece: Int) throws {
+    var at = 0
+    try entry.check {
+      let part = bytes.subdata(in: at..<min(at + piece, bytes.count))
+      at += part.count
+      return part
+    }
+  }
+
+  func testImages() throws {
+    for test in vectors.images {
+      let input = try ImageInput(test.input.spec)
+      XCTAssertEqual(input.shape, test.shape)
+      let image = try GrayImage(height: test.size[0], width: test.size[1], values: test.pixels)
+      assertClose(test.values, input.values(image), "\(test.size)")
+    }
+    for test in vectors.unfit_inputs {
+      assertRefused("\(test.spec)", try ImageInput(test.spec))
+    }
+  }
+
+  func testDrawings() {
+    for test in vectors.drawings {
+      var drawing = Drawing(size: test.size, radius: test.radius)
+      for line in test.lines { drawing.line(fromX: line[0], fromY: line[1], toX: line[2], toY: line[3]) }
+      XCTAssertEqual(drawing.isEmpty, test.lines.isEmpty)
+      assertClose(test.pixels, drawing.image.values, "\(test.lines)")
+      XCTAssertEqual(drawing.framed().width, test.side)
+      assertClose(test.framed, drawing.framed().values, "\(test.lines), framed")
+      drawing.clear()
+      XCTAssertTrue(drawing.isEmpty)
+    }
+  }
+
+  func testScores() throws {
+    for test in vectors.scores {
+      let scores = test.scores.map(\.value)
+      if let expected = test.class {
+        XCTAssertEqual(try Scores.argmax(scores), expected)
+        assertClose(try XCTUnwrap(test.softmax), try Scores.softmax(scores), "\(scores)")
+      } else {
+        assertRefused("\(scores)", try Scores.softmax(scores))
+      }
+    }
+  }
+
+  func testAnswers() throws {
+    for test in vectors.answers {
+      let answer = { try Answer(output: test.output, spec: test.spec.spec, labels: test.labels) }
+      if let expected = test.class {
+        XCTAssertEqual(try answer().index, expected)
+        XCTAssertEqual(try answer().label, test.label)
+      } else {
+        assertRefused("\(test)", try answer())
+      }
+    }
+  }
+
+  func testTimings() throws {
+    for test in vectors.timings {
+      guard let median = test.median else {
+        assertRefused("\(test)", try Timing(test.milliseconds))
+        continue
+      }
+      let timing = try Timing(test.milliseconds)
+      XCTAssertEqual(timing.median, median, accuracy: 1e-12)
+      XCTAssertEqual(timing.spread, try XCTUnwrap(test.spread), accuracy: 1e-12)
+      XCTAssertEqual(timing.fastest, try XCTUnwrap(test.fastest), accuracy: 1e-12)
+      XCTAssertEqual(timing.quantile(0.9), try XCTUnwrap(test.p90), accuracy: 1e-12)
+    }
+  }
+
+  func testMeasuring() throws {
+    var now: UInt64 = 0
+    var runs: UInt64 = 0
+    let timing = try Timing.measure(rounds: 3, warmUp: 2, clock: { now }) {
+      runs += 1
+      now += 1_000_000 * runs
+    }
+    XCTAssertEqual(runs, 5)
+    XCTAssertEqual(timing.runs, 3)
+    XCTAssertEqual(timing.median, 4, accuracy: 1e-12)
+    XCTAssertEqual(timing.fastest, 3, accuracy: 1e-12)
+  }
+}

@@ -1,0 +1,109 @@
+import Foundation
+import LightningPruneLogic
+
+/// examples/shared/vectors.json, as scripts/make_vectors.py writes it.
+struct Vectors: Decodable {
+  let manifests: [ManifestCase]
+  let files: [FileCase]
+  let images: [ImageCase]
+  let unfit_inputs: [SpecCase]
+  let drawings: [DrawingCase]
+  let scores: [ScoreCase]
+  let answers: [AnswerCase]
+  let timings: [TimingCase]
+
+  static func load() throws -> Vectors {
+    let examples = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent().deletingLastPathComponent()
+    return try JSONDecoder().decode(Vectors.self, from: Data(contentsOf: examples.appendingPathComponent("shared/vectors.json")))
+  }
+}
+
+struct ManifestCase: Decodable {
+  let name: String
+  let text: String
+  let holds: Holds?
+}
+
+struct Holds: Decodable {
+  let program: String
+  let sha256: String
+  let size_bytes: Int
+  let data: [String]
+  let labels: [String]
+  let methods: [String: [Int]]
+  let shape: [Int]
+  let dynamic: [String: [Int]]
+}
+
+struct FileCase: Decodable {
+  let name: String
+  let base64: String
+  let same: Bool
+}
+
+struct SpecCase: Decodable {
+  let name: String
+  let shape: [Int]
+  let dtype: String
+  let dynamic: [String: [Int]]?
+
+  var spec: TensorSpec { TensorSpec(name: name, shape: shape, dtype: dtype, dynamic: ranges(dynamic ?? [:])) }
+}
+
+struct ImageCase: Decodable {
+  let size: [Int]
+  let pixels: [Float]
+  let input: SpecCase
+  let shape: [Int]
+  let values: [Float]
+}
+
+struct DrawingCase: Decodable {
+  let size: Int
+  let radius: Double
+  let lines: [[Double]]
+  let pixels: [Float]
+  let side: Int
+  let framed: [Float]
+}
+
+/// A number, or one of the words "nan", "inf", "-inf".
+struct Score: Decodable {
+  let value: Float
+
+  init(from decoder: Decoder) throws {
+    let container = try decoder.singleValueContainer()
+    if let word = try? container.decode(String.self) {
+      value = word == "nan" ? .nan : word == "inf" ? .infinity : -.infinity
+    } else {
+      value = Float(try container.decode(Double.self))
+    }
+  }
+}
+
+struct ScoreCase: Decodable {
+  let scores: [Score]
+  let `class`: Int?
+  let softmax: [Float]?
+}
+
+struct AnswerCase: Decodable {
+  let output: [Float]
+  let spec: SpecCase
+  let labels: [String]
+  let `class`: Int?
+  let label: String?
+}
+
+struct TimingCase: Decodable {
+  let milliseconds: [Double]
+  let median: Double?
+  let spread: Double?
+  let fastest: Double?
+  let p90: Double?
+}
+
+func ranges(_ limits: [String: [Int]]) -> [Int: ClosedRange<Int>] {
+  Dictionary(uniqueKeysWithValues: limits.map { (Int($0.key)!, $0.value[0]...$0.value[1]) })
+}

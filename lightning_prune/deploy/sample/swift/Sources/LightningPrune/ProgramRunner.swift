@@ -1,0 +1,130 @@
+import ExecuTorch
+import Foundation
+import LightningPruneLogic
+
+/// A program that was checked against its manifest, ready to run. Not for several threads at once.
+public final class ProgramRunner {
+  public let manifest: Manifest
+  private let module: Module
+
+  /// The first of these programs in a bundle that this device can run, by default among the ones packed with this code.
+  public static func load(from bundle: Foundation.Bundle = .lightningPrune, names: [String] = ["model", "fallback"]) throws
+    -> ProgramRunner
+  {
+    var reasons: [String] = []
+    for name in names {
+      guard
+        let manifest = bundle.url(forResource: name, withExtension: "json", subdirectory: "Resources")
+          ?? bundle.url(forResource: name, withExtension: "json")
+      else { continue }
+      do {
+        return try ProgramRunner(manifest: manifest)
+      } catch {
+        reasons.append(error.localizedDescription)
+      }
+    }
+    let missing = "no \(names.joined(separator: ".json or ")).json in the app: add it and its .pte to the target"
+    throw ModelError(reasons.isEmpty ? missing : reasons.joined(separator: "; "))
+  }
+
+  /// Checks the manifest and every file that it names, which stand beside it, then loads the program.
+  public init(manifest url: URL) throws {
+    manifest = try Manifest(Data(contentsOf: url))
+    let folder = url.deletingLastPathComponent()
+    let program = folder.appendingPathComponent(manifest.program.name)
+    let data = manifest.data.map { folder.appendingPathComponent($0.name) }
+    for (entry, file) in zip([manifest.program] + manifest.data, [program] + data) {
+      try ProgramRunner.check(entry, file)
+    }
+    module = Module(filePath: program.path, dataFilePaths: data.map(\.path), loadMode: .mmap)
+    do {
+      for method in manifest.methods.keys.sorted() { try module.load(method) }
+    } catch {
+      throw ModelError("\(manifest.program.name) cannot be loaded: \(error.localizedDescription)")
+    }
+  }
+
+  /// Runs a method on one value array per input, in the order of the manifest, and returns the outputs as float32.
+  ///
+  /// - Parameters:
+  ///   - inputs: values of each input; whole numbers 0…255 where the program takes uint8.
+  ///   - shapes: their shapes; left out, those of the manifest.
+  public func run(_ inputs: [[Float]], shapes: [[Int]]? = nil, method name: String = "forward") throws -> [[Float]] {
+    let method = try manifest.method(name)
+    guard inputs.count == method.inputs.count else {
+      throw ModelError("\(name) takes \(method.inputs.count) inputs, got \(inputs.count)")
+    }
+    let given = try method.inputs.indices.map { i in
+      try ProgramRunner.value(method.inputs[i], inputs[i], shapes?[i] ?? method.inputs[i].shape)
+    }
+    let outputs: [Value]
+    do {
+      outputs = try module.execute(name, given)
+    } catch {
+      throw ModelError("the program cannot be run: \(error.localizedDescription)")
+    }
+    return try outputs.map { output in
+      guard let tensor: Tensor<Float> = output.tensor() else { throw ModelError("an output is no float32 tensor") }
+      return tensor.scalars()
+    }
+  }
+
+  /// The class of a picture, and the milliseconds that the run took.
+  public func classify(_ image: GrayImage) throws -> (answer: Answer, milliseconds: Double) {
+    let method = try manifest.method("forward")
+    guard method.inputs.count == 1, let output = method.outputs.first else {
+      throw ModelError("forward takes \(method.inputs.count) inputs: this screen needs one image")
+    }
+    let input = try ImageInput(method.inputs[0])
+    let values = input.values(image)
+    let start = DispatchTime.now().uptimeNanoseconds
+    let outputs = try run([values], shapes: [input.shape])
+    let milliseconds = Double(DispatchTime.now().uptimeNanoseconds - start) / 1e6
+    return (try Answer(output: outputs.first ?? [], spec: output, labels: manifest.labels), milliseconds)
+  }
+
+  /// Times `forward` on inputs of zeros.
+  public func benchmark(rounds: Int = 50) throws -> Timing {
+    let specs = try manifest.method("forward").inputs
+    let zeros = specs.map { [Float](repeating: 0, count: $0.shape.reduce(1, *)) }
+    return try Timing.measure(rounds: rounds) { _ = try run(zeros) }
+  }
+
+  private static func check(_ entry: FileEntry, _ file: URL) throws {
+    guard let handle = try? FileHandle(forReadingFrom: file) else {
+      throw ModelError("\(entry.name) is not in the app: add it to the target, beside its manifest")
+    }
+    defer { try? handle.close() }
+    try entry.check { try handle.read(upToCount: 1 << 20) }
+  }
+
+  private static func value(_ spec: TensorSpec, _ values: [Float], _ shape: [Int]) throws -> ValueConvertible {
+    let fits = shape.count == spec.shape.count && shape.indices.allSatisfy { dimension in
+      spec.dynamic[dimension]?.contains(shape[dimension]) ?? (shape[dimension] == spec.shape[dimension])
+    }
+    guard fits, values.count == shape.reduce(1, *), !values.isEmpty else {
+      throw ModelError("input \(spec): got \(values.count) values for shape \(shape)")
+    }
+    switch spec.dtype {
+    case "float32":
+      return Tensor<Float>(values, shape: shape)
+    case "uint8":
+      return Tensor<UInt8>(values.map { UInt8(min(max($0, 0), 255)) }, shape: shape)
+    case "int64":
+      return Tensor<Int64>(values.map { Int64($0) }, shape: shape)
+    default:
+      throw ModelError("input \(spec): this runner makes float32, uint8 and int64")
+    }
+  }
+}
+
+extension Foundation.Bundle {
+  /// Where the packed model stands: in this package, or in the app.
+  public static var lightningPrune: Foundation.Bundle {
+    #if MODEL_IN_PACKAGE
+    return .module
+    #else
+    return .main
+    #endif
+  }
+}

@@ -1,0 +1,275 @@
+"""Write examples/shared/vectors.json: inputs, and what the phones' Kotlin and Swift logic must make of them.
+
+The expected values are computed here with NumPy and by lightning_prune's own writer of manifests, not by the code
+that is tested. Usage: python scripts/make_vectors.py [FILE]
+"""
+
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_prune.deploy.manifest import to_text
+
+TARGET = Path(__file__).parents[1] / "examples" / "shared" / "vectors.json"
+PROGRAM = bytes(range(256)) * 3
+FLOAT = {"name": "x", "shape": [1, 1, 8, 8], "dtype": "float32"}
+BYTES = {"name": "image", "shape": [1, 3, 5, 4], "dtype": "uint8", "dynamic": {"0": [1, 8]}}
+BATCH = {"name": "x", "shape": [2, 3, 6, 6], "dtype": "float32"}
+GROWING = {"name": "x", "shape": [4, 1, 3, 2], "dtype": "float32", "dynamic": {"0": [2, 8]}}
+LOGITS = {"name": "logits", "shape": [1, 3], "dtype": "float32"}
+
+
+def manifest(**changes: object) -> dict[str, Any]:
+    """Return a complete manifest of PROGRAM, with some keys set to other values."""
+    measured = {"max_abs_error": 1.25e-07, "sqnr_db": None}
+    return {
+        "format": 1,
+        "program": "model.pte",
+        "sha256": hashlib.sha256(PROGRAM).hexdigest(),
+        "size_bytes": len(PROGRAM),
+        "zipped_bytes": 300,
+        "data": [],
+        "methods": {"forward": {"inputs": [FLOAT], "outputs": [LOGITS | measured]}},
+        "labels": ["null", "eins – ένα", 'zwei "2" \\ \t 🙂'],
+        "backend": {"name": "xnnpack", "options": {"quantization": None}},
+        "quantization": None,
+        "model": {"class": "Digits", "parameters": 1234, "sparsity": 0.75},
+        "verification": {"executed": "xnnpack", "tolerance": 1e-4, "samples": 0},
+        "notes": [],
+        "versions": {"lightning_prune": "0.0.0", "torch": "0.0.0", "executorch": "0.0.0", "python": "0.0.0"},
+    } | changes
+
+
+def described(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a reader must find in a manifest."""
+    return {
+        "program": values["program"],
+        "sha256": values["sha256"],
+        "size_bytes": values["size_bytes"],
+        "data": [entry["file"] for entry in values["data"]],
+        "labels": values.get("labels", []),
+        "methods": {name: [len(m["inputs"]), len(m["outputs"])] for name, m in values["methods"].items()},
+        "shape": values["methods"]["forward"]["inputs"][0]["shape"],
+        "dynamic": values["methods"]["forward"]["inputs"][0].get("dynamic", {}),
+    }
+
+
+def whole_manifests() -> dict[str, dict[str, Any]]:
+    """Return manifests that are to be read, by name."""
+    two = {"inputs": [BYTES, FLOAT], "outputs": [LOGITS, LOGITS]}
+    data = [{"file": "weights.ptd", "sha256": hashlib.sha256(b"w").hexdigest(), "size_bytes": 1}]
+    return {
+        "complete": manifest(),
+        "without labels": {key: value for key, value in manifest().items() if key != "labels"},
+        "two methods, dynamic, weights apart": manifest(methods={"forward": two, "embed": two}, data=data),
+        "scalar": manifest(methods={"forward": {"inputs": [FLOAT | {"shape": []}], "outputs": [LOGITS]}}),
+    }
+
+
+def broken_manifests() -> dict[str, str]:
+    """Return texts that are to be refused, by the reason."""
+    text = to_text(manifest())
+    endless = manifest(methods={"forward": {"inputs": [FLOAT | {"shape": [65536, 65536, 65536]}], "outputs": []}})
+    negative = manifest(methods={"forward": {"inputs": [FLOAT | {"shape": [-1, 1]}], "outputs": []}})
+    backwards = manifest(methods={"forward": {"inputs": [FLOAT | {"dynamic": {"0": [8, 1]}}], "outputs": []}})
+    beyond = manifest(methods={"forward": {"inputs": [FLOAT | {"dynamic": {"4": [1, 8]}}], "outputs": []}})
+    return {
+        "empty": "",
+        "cut": text[:-3],
+        "more after it": text + "{}",
+        "one digit of a size": text.replace("768", "769"),
+        "one letter of a label": text.replace("eins", "Eins"),
+        "white space": text.replace("\n", "\r\n"),
+        "no digest": text.replace('"digest"', '"digests"'),
+        "digest too short": text.replace(text.split('"')[5], "ab"),
+        "newer format": to_text(manifest(format=2)),
+        "no object": "[1, 2]",
+        "number": "1",
+        "same key twice": text.replace("{", '{"format": 1,', 1),
+        "trailing comma": text.replace("],\n", "],,\n", 1),
+        "not a number": text.replace("1.25e-07", "NaN"),
+        "control character": text.replace("Digits", "Dig\u0001its"),
+        "deep": "[" * 2000,
+        "size is text": to_text(manifest(size_bytes="768")),
+        "size is negative": to_text(manifest(size_bytes=-1)),
+        "size is a fraction": to_text(manifest(size_bytes=768.5)),
+        "sha256 is no hash": to_text(manifest(sha256="7" * 63)),
+        "methods are a list": to_text(manifest(methods=[])),
+        "labels are numbers": to_text(manifest(labels=[1, 2])),
+        "shape too large": to_text(endless),
+        "shape negative": to_text(negative),
+        "dynamic range backwards": to_text(backwards),
+        "dynamic dimension beyond the shape": to_text(beyond),
+    }
+
+
+def json_texts() -> list[dict[str, Any]]:
+    """Return JSON texts, with their value or without one where they are to be refused."""
+    good = ["0", "-0", "12", "-1.5e2", "2E+1", "true", " null ", '"\\u00e9\\ud83d\\ude42\\/\\n"', "[]", "{}",
+            '{"":[{}]}', "[" * 60 + "]" * 60, "1e-400"]  # fmt: skip
+    bad = ["", " ", "01", "+1", ".5", "1.", "1e", "NaN", "Infinity", "1e999", "99999999999999999999", "'a'", '"a',
+           '"\\x"', '"\\u12g4"', '"\\u+123"', "[1,]", "[,1]", "{,}", '{"a"}', '{"a":}', '{"a":1,}', "{a:1}", "tru",
+           '{"a":1 "b":2}', "nulls", "[1]]", '"\t"', "\u00a01", "\u0661", '{"a":1,"a":1}', "[" * 2000]  # fmt: skip
+    return [{"text": t, "value": json.loads(t)} for t in good] + [{"text": t} for t in bad]
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the image at another size; each value is the mean over the area that it covers."""
+    return _shares(image.shape[0], height) @ image @ _shares(image.shape[1], width).T
+
+
+def _shares(old: int, new: int) -> np.ndarray:
+    edges = np.arange(new + 1) * (old / new)
+    cells = np.arange(old)
+    covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return np.clip(covered, 0, None) * (new / old)
+
+
+def image_input(image: np.ndarray, spec: dict[str, Any]) -> tuple[list[int], np.ndarray]:
+    """Return the shape and the values that a program gets for a picture."""
+    batch, channels, height, width = spec["shape"]
+    batch = spec.get("dynamic", {}).get("0", [batch])[0]
+    small = resized(image, height, width)
+    if spec["dtype"] == "uint8":
+        small = np.floor(small.astype(np.float32).astype(np.float64) * 255 + 0.5)
+    shape = [batch, channels, height, width]
+    return shape, np.broadcast_to(small, shape).ravel()
+
+
+def images(random: np.random.Generator) -> list[dict[str, Any]]:
+    """Return pictures of several sizes with the input that each program gets."""
+    cases = []
+    for size, spec in (((8, 8), FLOAT), ((64, 64), FLOAT), ((13, 7), FLOAT), ((3, 5), FLOAT), ((10, 8), BYTES),
+                       ((12, 18), BATCH), ((6, 6), GROWING)):  # fmt: skip
+        image = random.integers(0, 65, size) / 64
+        shape, values = image_input(image, spec)
+        cases.append({"size": list(size), "pixels": image.ravel().tolist(), "input": spec, "shape": shape,
+                      "values": rounded(values)})  # fmt: skip
+    return cases
+
+
+def unfit_inputs() -> list[dict[str, Any]]:
+    """Return inputs that no picture can be made into."""
+    shapes = [[1, 8, 8], [1, 2, 8, 8], [1, 1, 0, 8], [], [0, 1, 8, 8]]
+    return [FLOAT | {"shape": shape} for shape in shapes] + [FLOAT | {"dtype": dtype} for dtype in ("int64", "float16")]
+
+
+def framed(image: np.ndarray) -> np.ndarray:
+    """Return the ink alone, in the middle of the smallest square that holds it."""
+    rows, columns = np.nonzero((image > 0.05).any(1))[0], np.nonzero((image > 0.05).any(0))[0]
+    if not rows.size:
+        return image
+    ink = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    side = max(ink.shape)
+    result = np.zeros((side, side))
+    top, left = (side - ink.shape[0]) // 2, (side - ink.shape[1]) // 2
+    result[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return result
+
+
+def drawings() -> list[dict[str, Any]]:
+    """Return lines of ink, with the picture that they make and the framed one."""
+    cases = []
+    for lines in ([], [[0.5, 0.5, 0.5, 0.5]], [[0.25, 0.1, 0.3, 0.9]], [[0.1, 0.2, 0.9, 0.2], [0.9, 0.2, 0.4, 0.95]],
+                  [[0.8, 0.8, 1.4, 1.2]]):  # fmt: skip
+        image = ink(lines, size=24, radius=1.5)
+        frame = framed(image)
+        cases.append({"size": 24, "radius": 1.5, "lines": lines, "pixels": rounded(image), "side": len(frame),
+                      "framed": rounded(frame)})  # fmt: skip
+    return cases
+
+
+def ink(lines: Sequence[Sequence[float]], size: int, radius: float) -> np.ndarray:
+    """Return lines of ink on paper: 1 within the radius, falling to 0 over one cell."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    result = np.zeros((size, size))
+    for line in lines:
+        start, end = np.array(line).reshape(2, 2) * size
+        along = end - start
+        square = max(float(along @ along), 1e-300)
+        share = np.clip(((x - start[0]) * along[0] + (y - start[1]) * along[1]) / square, 0, 1)
+        gap = np.hypot(x - start[0] - share * along[0], y - start[1] - share * along[1])
+        result = np.maximum(result, np.clip(radius + 0.5 - gap, 0, 1))
+    return result
+
+
+def scores(random: np.random.Generator) -> list[dict[str, Any]]:
+    """Return scores with softmax and class; without these where they are to be refused."""
+    cases = []
+    for values in ([0.0], [1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [1000.0, -1000.0], [-3e38, 3e38], [-1.5, -0.5, -0.5],
+                   random.normal(0, 4, 10).round(4).tolist()):  # fmt: skip
+        exact = np.asarray(values, dtype=np.float32).astype(np.float64)
+        shares = np.exp(exact - exact.max())
+        cases.append({"scores": values, "class": int(np.argmax(exact)), "softmax": rounded(shares / shares.sum())})
+    # JSON has no word for these: "nan", "inf" stand for them.
+    return [*cases, *({"scores": bad} for bad in ([], [1.0, "nan"], ["inf", 1.0], ["-inf"]))]
+
+
+def answers() -> list[dict[str, Any]]:
+    """Return outputs with the answer for their first image."""
+    batch = LOGITS | {"shape": [2, 3]}
+    return [
+        {"output": [0.0, 2.0, 1.0], "spec": LOGITS, "labels": ["a", "b", "c"], "class": 1, "label": "b"},
+        {"output": [0.0, 1.0, 2.0, 9.0, 9.0, 9.0], "spec": batch, "labels": ["a", "b"], "class": 2, "label": "2"},
+        {"output": [0.0, 1.0], "spec": LOGITS, "labels": [], "class": None},
+        {"output": [0.0, 1.0, 2.0], "spec": LOGITS | {"shape": [3]}, "labels": [], "class": None},
+        {"output": [], "spec": LOGITS | {"shape": [1, 0]}, "labels": [], "class": None},
+        {"output": [0.0, 1.0, 2.0], "spec": LOGITS | {"dtype": "int64"}, "labels": [], "class": None},
+    ]
+
+
+def timings(random: np.random.Generator) -> list[dict[str, Any]]:
+    """Return times with their statistics; without these where they are to be refused."""
+    samples = [[3.0], [2.0, 1.0], [4.0, 1.0, 3.0, 2.0, 100.0], random.gamma(4, 0.3, 37).round(6).tolist()]
+    good = []
+    for sample in samples:
+        low, median, high = np.percentile(sample, [25, 50, 75])
+        good.append({"milliseconds": sample, "median": median, "spread": high - low, "fastest": min(sample),
+                     "p90": np.percentile(sample, 90)})  # fmt: skip
+    return [*good, {"milliseconds": []}, {"milliseconds": [1.0, -1.0]}]
+
+
+def files() -> list[dict[str, Any]]:
+    """Return file contents beside the manifest of PROGRAM: which of them are the file that it describes."""
+    contents = {"same": PROGRAM, "cut": PROGRAM[:-1], "appended": PROGRAM + b"\0", "empty": b"",
+                "one bit": bytes([PROGRAM[0] ^ 1]) + PROGRAM[1:]}  # fmt: skip
+    return [{"name": name, "base64": base64.b64encode(data).decode(), "same": data == PROGRAM}
+            for name, data in contents.items()]  # fmt: skip
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Return values rounded to float32, flat."""
+    return [float(value) for value in np.asarray(values, dtype=np.float32).ravel()]
+
+
+def vectors() -> dict[str, Any]:
+    """Return all vectors, the same ones each time."""
+    random = np.random.default_rng(0)
+    whole = {name: (to_text(values), values) for name, values in whole_manifests().items()}
+    return {
+        "manifests": [{"name": n, "text": text, "holds": described(v)} for n, (text, v) in whole.items()]
+        + [{"name": name, "text": text} for name, text in broken_manifests().items()],
+        "files": files(),
+        "json": json_texts(),
+        "images": images(random),
+        "unfit_inputs": unfit_inputs(),
+        "drawings": drawings(),
+        "scores": scores(random),
+        "answers": answers(),
+        "timings": timings(random),
+    }
+
+
+def to_json() -> str:
+    """Return the text of the file."""
+    return json.dumps(vectors(), separators=(",", ":"), ensure_ascii=True) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET).write_text(to_json(), encoding="utf-8")

@@ -1,0 +1,8 @@
+package android.app;
+
+public class Activity extends android.content.Context {
+    protected void onCreate(android.os.Bundle state) { }
+    protected void onDestroy() { }
+    public void setContentView(android.view.View view) { }
+    public final void runOnUiThread(Runnable action) { }
+}
