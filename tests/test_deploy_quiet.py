@@ -12,10 +12,10 @@ from lightning_prune.deploy.quiet import native_lines, quiet_import, quiet_lower
 EXPORT = """
 import torch
 from torch import nn
-from lightning_prune.deploy import export, latency
+from lightning_prune.deploy import benchmark, export
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
 export(model, "m.pte", example_inputs=torch.zeros(1, 1, 4, 4))
-latency({"m": "m.pte"}, torch.zeros(1, 1, 4, 4), rounds=1)
+benchmark({"m": "m.pte"}, torch.zeros(1, 1, 4, 4), rounds=1)
 import logging
 assert logging.getLogger().handlers == []
 """

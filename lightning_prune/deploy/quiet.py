@@ -7,17 +7,28 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import IO
 
 _DEPRECATING_MODULES = r"executorch\.|torchao\.|torch\.jit\.|importlib\.resources|copyreg$"
+_COREML = "executorch.backends.apple.coreml"
 _LOGGED = {
     "torchao": re.compile(r"Failed to load .*\.so: Could not load this library"),
     "torchao.kernel.intmm": re.compile(r"Warning: Detected no triton"),
     "torch.utils._pytree": re.compile(r".* is an Enum subclass and is now natively supported"),
+    "coremltools": re.compile(
+        r"(Torch|scikit-learn) version .* (has not been tested|is not supported)|Failed to load _ML"
+        r"|Fail to import BlobReader|Tuple detected at graph output|Saving value type of|Core ML embedding"
+    ),
+    f"{_COREML}.compiler.coreml_preprocess": re.compile(r"The model with identifier .* was exported with CoreML"),
 }
-_NATIVE = re.compile(r"\[(cpuinfo_utils\.cpp:\d+\] |threadpool\.cpp:\d+\] Resetting threadpool)")
+_INFORMING = ("", f"{_COREML}.partition.coreml_partitioner", f"{_COREML}.compiler.coreml_preprocess")
+"""Loggers that ExecuTorch sets to INFO; the first is the root, which it shares with everyone."""
+_NATIVE = re.compile(
+    r"\[(cpuinfo_utils\.cpp:\d+\] |threadpool\.cpp:\d+\] Resetting threadpool)"
+    r"|(Running MIL|Running compression pass|Converting PyTorch Frontend|Getting Core ML weights|Decompressing)"
+)
 
 
 @contextmanager
@@ -25,9 +36,10 @@ def quiet_lowering() -> Iterator[None]:
     """Ignore the deprecation warnings that torch.export, ExecuTorch and torchao raise about their own calls.
 
     The handler that ExecuTorch leaves on the root logger goes too: it would turn a later ``logging.basicConfig`` of
-    the caller into a call without effect.
+    the caller into a call without effect. So do Core ML's progress bars, and the lines below WARNING that ExecuTorch's
+    partitioners log for themselves.
     """
-    with _same_handlers(), warnings.catch_warnings():
+    with _same_handlers(), _known_lines(), quiet_native(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=_DEPRECATING_MODULES)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"(open_text|read_text|read_binary) is deprecated")
@@ -39,34 +51,41 @@ def quiet_lowering() -> Iterator[None]:
 @contextmanager
 def quiet_import() -> Iterator[None]:
     """Import ExecuTorch without its warnings and log lines."""
+    with quiet_lowering():
+        yield
+
+
+@contextmanager
+def _known_lines() -> Iterator[None]:
     filters = [(logging.getLogger(name), _without(pattern)) for name, pattern in _LOGGED.items()]
+    filters += [(logging.getLogger(name), _below_warning) for name in _INFORMING]
     for logger, known in filters:
         logger.addFilter(known)
     try:
-        with quiet_lowering(), quiet_native():
-            yield
+        yield
     finally:
         for logger, known in filters:
             logger.removeFilter(known)
 
 
+def _below_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or f"{os.sep}executorch{os.sep}" not in record.pathname
+
+
 @contextmanager
 def _same_handlers() -> Iterator[None]:
     root = logging.getLogger()
-    before = list(root.handlers)
+    before, level = list(root.handlers), root.level
     try:
         yield
     finally:
+        root.setLevel(level)
         for handler in [h for h in root.handlers if h not in before]:
             root.removeHandler(handler)
 
 
-def _without(pattern: re.Pattern[str]) -> logging.Filter:
-    class Known(logging.Filter):
-        def filter(self, record: logging.LogRecord) -> bool:
-            return pattern.match(record.getMessage()) is None
-
-    return Known()
+def _without(pattern: re.Pattern[str]) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: pattern.match(record.getMessage()) is None
 
 
 @contextmanager
@@ -114,8 +133,12 @@ def quiet_native() -> Iterator[None]:
         tell(lines)
 
 
+def unknown(lines: list[str]) -> list[str]:
+    """Return lines of C++ without the known noise."""
+    return [line for line in lines if line.strip() and not _NATIVE.match(line)]
+
+
 def tell(lines: list[str]) -> None:
     """Write lines to stderr, the known noise left out."""
-    unknown = [line for line in lines if not _NATIVE.match(line)]
-    if unknown and sys.stderr is not None:
-        sys.stderr.write("\n".join([*unknown, ""]))
+    if (told := unknown(lines)) and sys.stderr is not None:
+        sys.stderr.write("\n".join([*told, ""]))

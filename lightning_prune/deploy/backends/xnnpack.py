@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_prune.deploy.backends.base import Backend
+from lightning_prune.deploy.backends.base import WORTH_A_NOTE, Backend
 from lightning_prune.deploy.quantization import Quantization
+from lightning_prune.deploy.rewriting import FOR_XNNPACK, Rewrite
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,17 @@ class XNNPACK(Backend):
 
         return [XnnpackPartitioner()]
 
+    def late_rewrites(self) -> Sequence[Rewrite]:
+        """Return attention, layer norms, means, views and constants in the operators that XNNPACK has."""
+        return FOR_XNNPACK
+
     def notes(self, sparsity: float) -> tuple[str, ...]:
         """Return a warning about zeros that bring no speed, from a sparsity of 30 % on."""
-        if sparsity < 0.3:
+        if sparsity < WORTH_A_NOTE:
             return ()
         return (
             f"{sparsity:.0%} of the parameters are zero: XNNPACK stores and runs zeros like any other number, so the"
             " file and its latency are those of the dense model and only the zipped download shrinks. To run faster"
-            " and store less, remove channels: prune with granularity=Channel().",
+            " and store less, remove channels: prune with granularity=Channel(); for a smaller file on iOS, export"
+            " with backend=CoreML(sparse_weights=True).",
         )

@@ -1,0 +1,118 @@
+"""Attention and batched products written out."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lightning_prune.deploy.rewriting.constants import constant_value
+from lightning_prune.deploy.rewriting.editing import (
+    Editor,
+    Rule,
+    arguments_of,
+    is_float,
+    permuted,
+    reshaped,
+    shape_of,
+)
+
+aten = torch.ops.aten
+LOWEST = torch.finfo(torch.float32).min
+"""Stands for −∞ in a mask: a softmax gives exactly 0 for either, as long as one entry of the row is left."""
+
+
+def attention(editor: Editor, node: Node) -> Node | None:
+    """softmax(query·scale @ keyᵀ + mask) @ value, heads merged into the batch."""
+    arguments = arguments_of(node)
+    query, key, value, mask = (arguments[name] for name in ("query", "key", "value", "attn_mask"))
+    (*heads, length, width), (*kept, source, _) = shape_of(query), shape_of(key)
+    if not all(is_float(x) for x in (query, key, value)) or arguments["dropout_p"] or heads[:-1] != kept[:-1]:
+        return None
+    added = _mask(editor, mask, arguments["is_causal"], length, source)
+    if added is _UNKNOWN or len(heads) < 1 or (heads != kept and not arguments["enable_gqa"]):
+        return None
+    merged = [_merged(editor, x, kept) for x in (query, key, value)]
+    if any(x is None for x in merged):
+        return None
+    scale = arguments["scale"] if arguments["scale"] is not None else 1 / math.sqrt(width)
+    scaled = editor.put(aten.mul.Tensor, merged[0], editor.constant(torch.tensor([scale])))
+    scores = editor.put(aten.bmm.default, scaled, permuted(editor, merged[1], (0, 2, 1)))  # type: ignore[arg-type]
+    weights = _softmax(editor, scores, added, [*heads, length, source])
+    return None if weights is None else _product(editor, weights, merged[2], shape_of(node))  # type: ignore[arg-type]
+
+
+def matmul(editor: Editor, node: Node) -> Node | None:
+    """A product of two stacks of matrices of the same batch dimensions as one of three dimensions."""
+    left, right = node.args
+    if not (is_float(node) and isinstance(left, Node) and isinstance(right, Node)):
+        return None
+    (*batch, _, _), (*other, _, _) = ([0, 0, *shape_of(x)] for x in (left, right))
+    if len(batch) < 4 or batch != other or any(not isinstance(size, int) for size in batch[1:]):
+        return None
+    merged = [_merged(editor, x, batch[2:]) for x in (left, right)]
+    return None if None in merged else _product(editor, merged[0], merged[1], shape_of(node))  # type: ignore[arg-type]
+
+
+def softmax(editor: Editor, node: Node) -> Node | None:
+    """A softmax over another dimension than the last between two permutations."""
+    x, dim, dtype = arguments_of(node).values()
+    last = len(shape_of(node)) - 1
+    if not is_float(node) or not is_float(x) or last < 1 or dim % (last + 1) == last:
+        return None
+    order = list(range(last + 1))
+    order[dim % (last + 1)], order[last] = last, dim % (last + 1)
+    return permuted(editor, editor.put(aten.softmax.int, permuted(editor, x, order), last, dtype), order)
+
+
+_UNKNOWN = object()
+
+
+def _mask(editor: Editor, mask: Node | None, is_causal: bool, length: Any, source: Any) -> Any:  # noqa: ANN401
+    """Return the node of what is added to the scores, None for nothing, _UNKNOWN where its values are not known."""
+    if mask is None and not is_causal:
+        return None
+    if is_causal and not (isinstance(length, int) and isinstance(source, int)):
+        return _UNKNOWN
+    causal = torch.ones(length, source, dtype=torch.bool).tril() if is_causal else None
+    given = causal if mask is None else constant_value(editor.program, mask)
+    if given is None or (added := _finite(given)) is None:
+        return _UNKNOWN
+    return editor.constant(added)
+
+
+def _finite(mask: Tensor) -> Tensor | None:
+    """Return what a mask adds, without infinities; None where a row leaves nothing, whose softmax has no meaning."""
+    added = torch.where(mask, 0.0, LOWEST) if mask.dtype is torch.bool else mask.float().clamp(min=LOWEST)
+    alive = (added > LOWEST).any(-1).all()
+    return added if alive else None
+
+
+def _merged(editor: Editor, x: Node, batch: list[Any]) -> Node | None:
+    *_, last = shape_of(x)
+    flat = math.prod(batch) if batch else 1
+    rows = math.prod(shape_of(x)[:-1])
+    if not isinstance(flat, int):
+        return reshaped(editor, x, [flat, shape_of(x)[-2], last]) if shape_of(x)[:-2] == batch else None
+    return reshaped(editor, x, [flat, rows // flat, last])
+
+
+def _softmax(editor: Editor, scores: Node, added: Node | None, shape: list[Any]) -> Node | None:
+    if added is None:
+        return editor.put(aten.softmax.int, scores, -1)
+    flat, apart = shape_of(scores), reshaped(editor, scores, shape)
+    if apart is None:
+        return None
+    masked = editor.put(aten.add.Tensor, apart, added)
+    return reshaped(editor, editor.put(aten.softmax.int, masked, -1), flat)
+
+
+def _product(editor: Editor, left: Node, right: Node, shape: list[Any]) -> Node | None:
+    return reshaped(editor, editor.put(aten.bmm.default, left, right), shape)
+
+
+ATTENTION: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: attention}
+"""Attention, which ExecuTorch would write out with infinities."""
+PRODUCTS: dict[Any, Rule] = {aten.matmul.default: matmul, aten.softmax.int: softmax}
+"""Products and softmax as XNNPACK has them."""

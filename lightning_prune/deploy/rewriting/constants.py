@@ -1,0 +1,89 @@
+"""What does not depend on the inputs is computed once, here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lightning_prune.deploy.rewriting.editing import Editor
+
+_SMALL = 2**16
+
+
+def stored(program: ExportedProgram) -> dict[Node, Tensor]:
+    """Return the parameters, buffers that stay as they are, and constants of a program, by their node."""
+    signature, found = program.graph_signature, {}
+    changing = set(signature.buffers_to_mutate.values())
+    placeholders = [n for n in program.graph_module.graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(placeholders, signature.input_specs, strict=True):
+        if spec.kind is InputKind.USER_INPUT or spec.target in changing or spec.target is None:
+            continue
+        value = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        if isinstance(value, Tensor):
+            found[node] = value
+    return found
+
+
+def constant_value(program: ExportedProgram, node: Node) -> Tensor | None:
+    """Return the value of a stored tensor; None for anything that is computed."""
+    return stored(program).get(node) if node.op == "placeholder" else None
+
+
+def fold_constants(program: ExportedProgram) -> int:
+    """Store the results of operators that depend on no input, unless that takes more room than what they come from."""
+    known = _computed(program)
+    editor, changed = Editor(program), 0
+    for node, value in known.items():
+        used = [user for user in node.users if user not in known]
+        if node.op == "placeholder" or not used or not isinstance(value, Tensor):
+            continue
+        if any(user.op == "output" for user in used) or _bytes(value) > _SMALL + _freed(node, known):
+            continue
+        new = editor.at(node).constant(value)
+        node.replace_all_uses_with(new, delete_user_cb=lambda user, used=used: user in used)
+        changed += 1
+    editor.finish()
+    return changed
+
+
+@torch.no_grad()
+def _computed(program: ExportedProgram) -> dict[Node, Any]:
+    known: dict[Node, Any] = dict(stored(program))
+    for node in program.graph_module.graph.nodes:
+        if node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
+            arguments, options = pytree.tree_map_only(Node, known.__getitem__, (node.args, node.kwargs))
+            known[node] = node.target(*arguments, **options)  # type: ignore[operator]
+    return known
+
+
+def _is_pure(node: Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return bool(node.all_input_nodes)  # a part of several results
+    return (
+        target.namespace == "aten"
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+        and isinstance(node.meta.get("val"), Tensor | tuple | list)
+    )
+
+
+def _freed(node: Node, known: Mapping[Node, Any]) -> int:
+    """Return the bytes of the stored tensors that a node comes from and that nothing else would need."""
+    seen, todo, total = {node}, [node], 0
+    while todo:
+        for source in todo.pop().all_input_nodes:
+            if source not in seen and all(user in known for user in source.users):
+                seen.add(source)
+                todo.append(source)
+                total += _bytes(known[source]) if source.op == "placeholder" else 0
+    return total
+
+
+def _bytes(value: Tensor) -> int:
+    return value.numel() * value.element_size()

@@ -1,0 +1,113 @@
+"""Means, sums and layer norms as pooling and products with a vector."""
+
+import math
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lightning_prune.deploy.rewriting.editing import (
+    Editor,
+    Rule,
+    arguments_of,
+    is_float,
+    permuted,
+    reshaped,
+    shape_of,
+)
+
+aten = torch.ops.aten
+_IMAGE = (2, 3)
+
+
+def mean(editor: Editor, node: Node) -> Node | None:
+    """A mean over some dimensions: the one that XNNPACK has, else a product with a vector of 1/n."""
+    arguments = arguments_of(node)
+    if arguments["dtype"] is not None:
+        return None
+    return _reduced(editor, node, arguments, lambda count: 1 / count)
+
+
+def total(editor: Editor, node: Node) -> Node | None:
+    """A sum over some dimensions: a product with a vector of ones."""
+    arguments = arguments_of(node)
+    return None if arguments["dtype"] is not None else _reduced(editor, node, arguments, lambda count: 1.0)
+
+
+def pooled(editor: Editor, node: Node) -> Node | None:
+    """``x.mean((2, 3))`` of an image as global average pooling and a flat view."""
+    x, dims, keepdim, dtype = arguments_of(node).values()
+    if not _is_image_mean(x, dims) or keepdim or dtype is not None or not is_float(node):
+        return None
+    return reshaped(editor, editor.put(aten.adaptive_avg_pool2d.default, x, [1, 1]), shape_of(node))
+
+
+def layer_norm(editor: Editor, node: Node) -> Node | None:
+    """(x − mean) / sqrt(mean((x − mean)²) + eps) · weight + bias, each mean as a product with a vector of 1/n."""
+    x, normalized, weight, bias, eps = list(arguments_of(node).values())[:5]
+    if not is_float(node) or not all(isinstance(size, int) for size in normalized):
+        return None
+    count = math.prod(normalized)
+    flat = reshaped(editor, x, [*shape_of(x)[: -len(normalized)], count])
+    if flat is None:
+        return None
+    average = editor.constant(torch.full((1, count), 1 / count))
+    centred = editor.put(aten.sub.Tensor, flat, editor.put(aten.linear.default, flat, average))
+    squares = editor.put(aten.mul.Tensor, centred, centred)
+    variance = editor.put(aten.linear.default, squares, average)
+    shifted = editor.put(aten.add.Tensor, variance, editor.constant(torch.tensor([eps])))
+    result = editor.put(aten.mul.Tensor, centred, editor.put(aten.rsqrt.default, shifted))
+    result = reshaped(editor, result, shape_of(node))
+    if weight is not None:
+        result = editor.put(aten.mul.Tensor, result, weight)
+    return result if bias is None else editor.put(aten.add.Tensor, result, bias)
+
+
+def average_pool(editor: Editor, node: Node) -> Node | None:
+    """Average pooling in the words that XNNPACK takes: padding as an operator of its own, one window as a mean."""
+    arguments = arguments_of(node)
+    x, kernel, stride, padding = (arguments[name] for name in ("input", "kernel_size", "stride", "padding"))
+    counted = arguments["count_include_pad"]
+    if not is_float(node) or arguments["divisor_override"] is not None or len(shape_of(x)) != 4:
+        return None
+    high, wide = (padding * 2)[:2]
+    covers = all(isinstance(n, int) and k >= n for k, n in zip((kernel * 2)[:2], shape_of(x)[2:], strict=True))
+    if covers and shape_of(node)[2:] == [1, 1] and not (high or wide):
+        return editor.put(aten.mean.dim, x, list(_IMAGE), True)
+    if arguments["ceil_mode"] or not counted:
+        return None
+    if high or wide:
+        x = editor.put(aten.constant_pad_nd.default, x, [wide, wide, high, high], 0.0)
+    return editor.put(aten.avg_pool2d.default, x, kernel, stride or kernel, [0, 0], False, False)
+
+
+def _is_image_mean(x: Node, dims: list[int] | None) -> bool:
+    return len(shape_of(x)) == 4 and dims is not None and sorted(d % 4 for d in dims) == list(_IMAGE)
+
+
+def _reduced(editor: Editor, node: Node, arguments: dict[str, Any], weigh: Any) -> Node | None:  # noqa: ANN401
+    x, dims = next(iter(arguments.values())), arguments["dim"]
+    if not is_float(node) or not is_float(x) or not dims:
+        return None
+    sizes = shape_of(x)
+    gone = sorted(dim % len(sizes) for dim in dims)
+    count = math.prod(sizes[dim] for dim in gone)
+    if not isinstance(count, int) or not count or (_is_image_mean(x, gone) and weigh(2) != 1):
+        return None
+    kept = [dim for dim in range(len(sizes)) if dim not in gone]
+    flat = reshaped(editor, permuted(editor, x, [*kept, *gone]), [*(sizes[dim] for dim in kept), count])
+    if flat is None:
+        return None
+    vector = editor.constant(torch.full((1, count), weigh(count)))
+    return reshaped(editor, editor.put(aten.linear.default, flat, vector), shape_of(node))
+
+
+REDUCTIONS: dict[Any, Rule] = {
+    aten.avg_pool2d.default: average_pool,
+    aten.mean.dim: mean,
+    aten.sum.dim_IntList: total,
+    aten.layer_norm.default: layer_norm,
+}
+"""What XNNPACK reduces over an image alone."""
+POOLING: dict[Any, Rule] = {aten.mean.dim: pooled}
+"""The mean that every backend has, and that quantizers know, as pooling."""

@@ -1,0 +1,34 @@
+"""Which replacements serve which backend."""
+
+from collections.abc import Sequence
+
+from torch.export import ExportedProgram
+
+from lightning_prune.deploy.rewriting.attention import ATTENTION, PRODUCTS
+from lightning_prune.deploy.rewriting.constants import fold_constants
+from lightning_prune.deploy.rewriting.editing import Rewrite, by_operator
+from lightning_prune.deploy.rewriting.functional import any_strides, functional
+from lightning_prune.deploy.rewriting.infinities import INFINITIES
+from lightning_prune.deploy.rewriting.reductions import POOLING, REDUCTIONS
+from lightning_prune.deploy.rewriting.shapes import SHAPES
+
+DEFAULT: Sequence[Rewrite] = (by_operator(POOLING),)
+"""What is done for every backend."""
+FOR_XNNPACK: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | PRODUCTS | REDUCTIONS), by_operator(SHAPES))
+"""What XNNPACK would leave outside, in the operators that it has."""
+FOR_VULKAN: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | INFINITIES))
+"""What has infinities in it, which Vulkan's file format cannot hold."""
+
+
+def rewritten(program: ExportedProgram, rewrites: Sequence[Rewrite]) -> ExportedProgram:
+    """Return a traced program after the rewrites; the one given may be changed.
+
+    Operators that change a tensor in place are replaced first, so that a view may become a copy.
+    """
+    if not rewrites:
+        return program
+    program = functional(program)
+    any_strides(program)
+    for rewrite in rewrites:
+        rewrite(program)
+    return program

@@ -1,0 +1,102 @@
+"""What a .pte for Core ML holds, unpacked by Apple's own tools."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.deploy import XNNPACK, CoreML, Linear8, Palette, decompressed, export, stored_weights
+from lightning_prune.errors import ExportError
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("executorch") is None or importlib.util.find_spec("coremltools") is None,
+        reason="needs the extra 'coreml' (executorch and coremltools)",
+    ),
+]
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Pruned(nn.Module):
+    """A network of which one convolution and one Linear are to 75 % zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv, self.linear = nn.Conv2d(16, 64, 3, padding=1), nn.Linear(64, 128)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)  # pyright: ignore[reportArgumentType]
+        with torch.no_grad():
+            for weight in (self.conv.weight, self.linear.weight):
+                weight *= torch.rand_like(weight) > 0.75
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.linear(self.conv(self.norm(self.stem(image)).relu()).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Pruned().eval()
+
+
+@pytest.fixture(scope="module")
+def dense(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("coreml") / "dense.pte"
+    return export(model, path, example_inputs=IMAGE, backend=CoreML()).path
+
+
+def weight_of(path: Path, shape: tuple[int, ...]) -> Tensor:
+    (found,) = (torch.from_numpy(value) for value in stored_weights(path).values() if value.shape == shape)
+    return found
+
+
+def test_zeros_are_left_out_and_come_back_to_the_bit(
+    model: Pruned, dense: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    artifact = export(
+        model,
+        tmp_path / "m.pte",
+        example_inputs=IMAGE,
+        backend=CoreML(deployment_target="iOS18", sparse_weights=True),
+    )
+    for weight in (model.conv.weight, model.linear.weight):
+        assert torch.equal(weight_of(artifact.path, tuple(weight.shape)), weight.detach().half())
+        assert torch.equal(weight_of(dense, tuple(weight.shape)), weight.detach().half())
+    saved = dense.stat().st_size - artifact.size_bytes
+    assert saved > 0.55 * 2 * (model.conv.weight.numel() + model.linear.weight.numel())
+    assert any("stored sparse" in note for note in artifact.notes)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("weights", "error"), [(Linear8(), 0.005), (Palette(bits=4), 0.25)], ids=str)
+def test_rounded_weights_keep_their_zeros_and_can_be_measured(
+    model: Pruned, tmp_path: Path, weights: Linear8 | Palette, error: float
+):
+    backend = CoreML(sparse_weights=True, weights=weights)
+    artifact = export(model, tmp_path / "m.pte", example_inputs=IMAGE, backend=backend)
+    given = model.conv.weight.detach()
+    stored = weight_of(artifact.path, tuple(given.shape)).float()
+    assert torch.equal(stored == 0, given.half() == 0)
+    assert 0 < float((stored - given).abs().max() / given.abs().max()) < error
+    rounded = decompressed(model, artifact.path, IMAGE)
+    assert 0 < float((rounded(IMAGE)[0] - model(IMAGE)).abs().max()) < 0.1
+    assert any("measure what the rounding costs" in note for note in artifact.notes)
+
+
+def test_float32_is_exact(model: Pruned, tmp_path: Path):
+    backend = CoreML(precision="float32", sparse_weights=True)
+    artifact = export(model, tmp_path / "m.pte", example_inputs=IMAGE, backend=backend)
+    assert torch.equal(weight_of(artifact.path, (128, 64)), model.linear.weight.detach())
+    torch.testing.assert_close(decompressed(model, artifact.path, IMAGE)(IMAGE)[0], model(IMAGE), rtol=0, atol=1e-6)
+
+
+def test_another_model_or_file_is_refused(model: Pruned, dense: Path, tmp_path: Path):
+    with pytest.raises(ExportError, match="is none of this model's; pass the model that was exported"):
+        decompressed(Pruned(), dense, IMAGE)
+    artifact = export(model, tmp_path / "m.pte", example_inputs=IMAGE, backend=XNNPACK())
+    with pytest.raises(ExportError, match=r"holds no Core ML model: export with backend=CoreML\(\)"):
+        stored_weights(artifact.path)
