@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -179,6 +179,72 @@ class Global(Choice):
         if self.cost is None or self.cost not in candidates.costs:
             raise ValueError(f"Global(cost={self.cost!r}) needs an example input: set example_input_array")
         return candidates.costs[self.cost]
+
+
+class SensitivityCurve(Protocol):
+    """What :func:`lightning_prune.study.sensitivity` returns."""
+
+    def limits(self, max_drop: float) -> Mapping[str, float]:
+        """Return target or channel group -> the largest share of its units that may go for this drop."""
+        ...
+
+
+@dataclass(frozen=True)
+class FromSensitivity(Choice):
+    """Shares in proportion to what each target or channel group was measured to stand.
+
+    With t_l the limit of l, the largest share at which the metric had fallen by no more than ``max_drop`` with l alone
+    pruned: share_l = c t_l up to c = 1, with c such that the overall share is met; beyond, what is missing is taken
+    from each in proportion to the 1 - t_l that is left of it.
+
+    Args:
+        curve: of :func:`lightning_prune.study.sensitivity`; or target or channel group -> limit in [0, 1], as which it
+            is kept.
+        max_drop: by how much the metric may have fallen, in its own unit, above 0.
+
+    Raises:
+        ValueError: a limit outside [0, 1], or a drop that is not above 0.
+
+    Source:
+        Han et al. 2015 and Li et al. 2017 set the sparsity of each layer by hand from such curves.
+    """
+
+    curve: SensitivityCurve | Mapping[str, float]
+    max_drop: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_drop < math.inf:
+            raise ValueError(f"FromSensitivity.max_drop must be a finite number above 0, got {self.max_drop!r}")
+        limits = self.curve if isinstance(self.curve, Mapping) else self.curve.limits(self.max_drop)
+        for name, limit in limits.items():
+            if not 0 <= limit <= 1:
+                raise ValueError(f"FromSensitivity.curve gives {name} the limit {limit!r}; it must lie in [0, 1]")
+        # numbers under names, so that YAML and torch.load(weights_only=True) take it
+        object.__setattr__(self, "curve", {name: float(limit) for name, limit in limits.items()})
+
+    def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
+        """Return the share of each name.
+
+        Raises:
+            ValueError: the curve lacks a target or channel group.
+        """
+        limits = self._limits(candidates)
+        wanted = share * candidates.total
+        within = sum(limits[name] * size for name, size in candidates.sizes.items())
+        if wanted <= within:
+            return {name: limit * (wanted / within if within else 0.0) for name, limit in limits.items()}
+        rest = min(1.0, (wanted - within) / (candidates.total - within))
+        return {name: limit + rest * (1 - limit) for name, limit in limits.items()}
+
+    def _limits(self, candidates: Candidates) -> dict[str, float]:
+        limits = self.curve if isinstance(self.curve, Mapping) else self.curve.limits(self.max_drop)
+        missing = next((name for name in candidates.sizes if name not in limits), None)
+        if missing is not None:
+            raise ValueError(
+                f"the sensitivity curve has no entry for {missing}; it has {list(limits)[:8]}. Measure it with the"
+                " granularity and the targets of the recipe"
+            )
+        return {name: limits[name] for name in candidates.sizes}
 
 
 def _checked(costs: Mapping[str, float]) -> dict[str, float]:

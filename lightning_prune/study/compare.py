@@ -1,0 +1,161 @@
+"""Several recipes under one budget, beside the small dense network that they have to beat."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import nn
+from tqdm import tqdm
+
+from lightning_prune.binding import bind
+from lightning_prune.copies import plain_copy
+from lightning_prune.recipe import Recipe
+from lightning_prune.report import example_of
+from lightning_prune.study.comparison import CLOSE, Comparison, Cost, by_side, levels, mean_cost, ranked
+from lightning_prune.study.losses import check_loss
+from lightning_prune.study.metrics import MetricLike, check_metric, is_higher_better, named
+from lightning_prune.study.passes import own_random_state
+from lightning_prune.study.runners import InTurn, Runner
+from lightning_prune.study.trials import Contest, Outcome, Recipes, Trial, check_example, loaders_of
+
+DENSE = "dense"
+_ANY = 1_000_000
+"""Steps of a run whose number is not known yet, for schedules in shares of it."""
+
+
+def compare(
+    make_model: Callable[[], LightningModule],
+    data: Any,  # noqa: ANN401
+    recipes: Mapping[str, Recipe | Sequence[Recipe]],
+    *,
+    budget_epochs: int,
+    seeds: int | Sequence[int] = 3,
+    metric: MetricLike | None = None,
+    higher_is_better: bool | None = None,
+    equal: Cost = "macs",
+    small_dense: bool = True,
+    runner: Runner = InTurn(),  # noqa: B008
+    trainer: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Train several recipes with the same seeds and epochs, and rank what comes out at equal cost.
+
+    Beside the recipes runs the dense network; then, for each level of cost that the recipes came to, a *small dense*
+    network of that cost, trained from scratch for as many epochs: the control without which a pruned network's quality
+    says little. Sides whose costs differ by at most 5 % are ranked against each other.
+
+    Args:
+        make_model: returns a fresh, untrained LightningModule with an ``example_input_array``; called after the seed is
+            set.
+        data: (training loader, validation loader), a LightningDataModule, or a function that returns either.
+        recipes: name -> recipe, or several with different targets. Shares in their schedules are shares of the budget.
+        budget_epochs: of each run.
+        seeds: how many, from 0 on, or which.
+        metric: of the trained network on the validation data, as for :func:`~lightning_prune.study.sensitivity`; None:
+            its own loss there, which is better when lower.
+        higher_is_better: of the metric; None: what a torchmetrics metric says, True for a function.
+        equal: what is made equal: "macs" that a network runs, "bytes" of its parameters and buffers, or
+            "effective_macs", which leave zeros out: what a backend that skips them would run.
+        small_dense: whether to train the control.
+        runner: where the runs take place: ``InTurn()``, ``Processes()`` or ``RayTune()``.
+        trainer: further arguments of each Trainer, such as ``{"accelerator": "cpu"}``.
+
+    Returns:
+        the sides by cost and rank, with mean and spread over the seeds.
+
+    Raises:
+        ValueError: no recipe, a name that is taken, a recipe that does not fit the model, a number out of its range, or
+            a metric that gives no scalar.
+        TypeError: an argument of another type.
+
+    Source:
+        Zhu & Gupta 2018, "To prune, or not to prune: exploring the efficacy of pruning for model compression";
+        Blalock et al. 2020, "What is the State of Neural Network Pruning?", on equal budgets and spread.
+    """
+    which = _checked_seeds(seeds)
+    _check(recipes, budget_epochs, equal, metric)
+    contest = Contest(make_model, data, budget_epochs, metric, dict(trainer or {}))
+    loaders_of(data)
+    _check_fit(make_model, recipes, metric)
+    sides: dict[str, Recipes] = {DENSE: None, **recipes}
+    done = by_side(
+        _run(runner, contest, [Trial(n, seed, side) for seed in which for n, side in sides.items()], "compare")
+    )
+    costs = {name: mean_cost(outcomes, equal) for name, outcomes in done.items()}
+    same = levels({name: costs[name] for name in recipes})
+    controls = _controls(same, costs, equal) if small_dense else {}
+    shrunk = [Trial(name, seed, shrunk=how) for seed in which for name, (how, _) in controls.items()]
+    done |= by_side(_run(runner, contest, shrunk, "small dense"))
+    is_higher = is_higher_better(metric, higher_is_better) if metric is not None else False
+    rows = ranked(done, _with_controls(same, costs, controls), {DENSE, *controls}, equal, is_higher)
+    return Comparison(tuple(rows), equal, "loss" if metric is None else named(metric), is_higher, budget_epochs)
+
+
+def _run(runner: Runner, contest: Contest, trials: Sequence[Trial], what: str) -> list[Outcome]:
+    outcomes = runner(contest, trials) if trials else iter(())
+    return list(tqdm(outcomes, total=len(trials), desc=what, disable=None, leave=False))
+
+
+Controls = Mapping[str, tuple[tuple[str, float], Sequence[str]]]
+"""Name of a small dense network -> (what it counts, share that goes), and the recipes that it is compared with."""
+
+
+def _controls(same: Sequence[Sequence[str]], costs: Mapping[str, float], equal: Cost) -> Controls:
+    """Return a small dense network for each level of cost well below that of the whole one."""
+    count = "params" if equal == "bytes" else "macs"
+    left = [(names, statistics.fmean(costs[name] for name in names) / costs[DENSE]) for names in same]
+    return {f"small dense {share:.2%}": ((count, 1 - share), names) for names, share in left if share < 1 - CLOSE}
+
+
+def _with_controls(same: Sequence[Sequence[str]], costs: Mapping[str, float], controls: Controls) -> list[list[str]]:
+    """Return the levels with each control beside its recipes, and the whole network where it costs the same."""
+    found = [[*names, *(name for name, (_, beside) in controls.items() if beside is names)] for names in same]
+    if costs[same[-1][0]] >= costs[DENSE] * (1 - CLOSE):
+        found[-1].append(DENSE)
+        return found
+    return [*found, [DENSE]]
+
+
+def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, or a sequence of seeds, got {seeds}")
+        return tuple(range(seeds))
+    if isinstance(seeds, bool) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise TypeError(f"seeds must be a number of runs or a sequence of whole numbers, got {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds names one twice: {tuple(seeds)}")
+    return tuple(seeds)
+
+
+def _check(recipes: Mapping[str, Any], budget_epochs: int, equal: str, metric: MetricLike | None) -> None:
+    if not isinstance(recipes, Mapping) or not recipes:
+        raise ValueError(f"recipes must map names to recipes, at least one; got {recipes!r:.80}")
+    taken = [name for name in recipes if name == DENSE or name.startswith("small dense")]
+    if taken:
+        raise ValueError(f"recipes calls one {taken[0]!r}, which is the name of a control; choose another")
+    if isinstance(budget_epochs, bool) or not isinstance(budget_epochs, int) or budget_epochs < 1:
+        raise ValueError(f"budget_epochs must be a whole number of at least 1, got {budget_epochs!r}")
+    if equal not in ("macs", "effective_macs", "bytes"):
+        raise ValueError(f'equal must be "macs", "effective_macs" or "bytes", got {equal!r}')
+    if metric is not None:
+        check_metric(metric)
+
+
+def _check_fit(make_model: Callable[[], nn.Module], recipes: Mapping[str, Any], metric: MetricLike | None) -> None:
+    """Refuse before the first run what would end a later one."""
+    with own_random_state():
+        model = make_model()
+        if not isinstance(model, LightningModule):
+            raise TypeError(f"make_model must return a fresh LightningModule, got {type(model).__name__}")
+        check_example(model)
+        if metric is None:
+            check_loss(model, None)
+        for name, recipe in recipes.items():
+            for one in recipe if isinstance(recipe, list | tuple) else (recipe,):
+                if not isinstance(one, Recipe):
+                    raise TypeError(f"recipes[{name!r}] must be a Recipe or a list of them, got {one!r:.80}")
+                try:
+                    bind(one, plain_copy(model), example_of(model), total_steps=_ANY)
+                except ValueError as error:
+                    raise ValueError(f"recipe {name!r} does not fit {type(model).__name__}: {error}") from error

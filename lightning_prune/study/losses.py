@@ -1,0 +1,92 @@
+"""The loss of a model on a batch, without a Trainer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+
+from lightning_prune.copies import plain_copy
+from lightning_prune.errors import NonFiniteError
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""``loss(model, batch) -> scalar``."""
+
+
+def check_loss(model: nn.Module, loss: Loss | None) -> None:
+    """Refuse a model whose loss is not known.
+
+    Raises:
+        TypeError: the loss cannot be called.
+        ValueError: there is no loss, and the model is no LightningModule that returns one from ``training_step``.
+    """
+    name = type(model).__name__
+    if loss is not None:
+        if not callable(loss):
+            raise TypeError(f"loss must be a function loss(model, batch) -> scalar, got {loss!r:.80}")
+        return
+    if not isinstance(model, LightningModule):
+        raise ValueError(f"{name} is no LightningModule, so its loss is not known: pass loss=lambda model, batch: …")
+    if not model.automatic_optimization:
+        raise ValueError(
+            f"{name} optimizes by hand (automatic_optimization=False), so its training_step takes optimizer steps:"
+            " pass loss=lambda model, batch: …, which returns the loss alone"
+        )
+
+
+def trainless_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode that can run ``training_step`` without a Trainer.
+
+    Whatever a step changes, such as metrics and lists that it appends to, changes the copy. ``self.log`` and
+    ``self.log_dict`` do nothing there. Batch norm takes its running statistics and dropout is off.
+    """
+    copied = plain_copy(model).eval()
+    for module in copied.modules():
+        if isinstance(module, LightningModule):
+            module.__dict__["log"] = module.__dict__["log_dict"] = _log_nothing
+    return copied
+
+
+def _log_nothing(*_: object, **__: object) -> None:
+    """Stand where ``self.log`` stands."""
+
+
+def loss_of(model: nn.Module, batch: Any, index: int, loss: Loss | None) -> Tensor:  # noqa: ANN401
+    """Return the loss of one batch: of ``loss``, or of the model's own ``training_step``.
+
+    Args:
+        model: as :func:`trainless_copy` returns it, where ``loss`` is None.
+        batch: on the model's device.
+        index: number of the batch.
+        loss: None for the model's own.
+
+    Raises:
+        ValueError: no scalar came back, or ``training_step`` asks for its Trainer.
+        NonFiniteError: it is NaN or infinite.
+    """
+    value = loss(model, batch) if loss is not None else _own_loss(model, batch, index)
+    source = "training_step" if loss is None else "loss(model, batch)"
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{source} returned {got:.120} for batch {index}; it must return a scalar tensor")
+    if not bool(torch.isfinite(value.detach())):
+        raise NonFiniteError(f"{source} returned {float(value.detach())} for batch {index}; look at weights and data")
+    return value.squeeze()
+
+
+def _own_loss(model: nn.Module, batch: Any, index: int) -> object:  # noqa: ANN401
+    if not isinstance(model, LightningModule):
+        raise TypeError(f"{type(model).__name__} is no LightningModule: pass loss=lambda model, batch: …")
+    takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+    try:
+        found = model.training_step(batch, index) if takes_index else model.training_step(batch)
+    except RuntimeError as error:
+        if "not attached to a `Trainer`" not in str(error):
+            raise
+        raise ValueError(
+            f"training_step of {type(model).__name__} asks for its Trainer, and there is none here: pass"
+            " loss=lambda model, batch: …"
+        ) from error
+    return found.get("loss") if isinstance(found, Mapping) else found

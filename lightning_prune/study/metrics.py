@@ -1,0 +1,85 @@
+"""The metric of a model over a loader."""
+
+import copy
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_prune.study.passes import Passes
+
+MetricLike = Metric | Callable[[nn.Module, Any], Any]
+"""A torchmetrics metric of (model(inputs), targets), or ``metric(model, batch) -> scalar``."""
+
+
+def check_metric(metric: MetricLike) -> None:
+    """Raise TypeError for what is neither a torchmetrics metric nor a function."""
+    if isinstance(metric, type) or not callable(metric):
+        raise TypeError(
+            "metric must be a torchmetrics metric such as MulticlassAccuracy(10), or a function metric(model, batch) ->"
+            f" scalar, got {metric!r:.80}"
+        )
+
+
+def is_higher_better(metric: MetricLike, given: bool | None) -> bool:
+    """Return whether more is better: as given, else as a torchmetrics metric says, else True."""
+    if given is None and isinstance(metric, Metric):
+        return metric.higher_is_better is not False
+    return given is not False
+
+
+def named(metric: MetricLike) -> str:
+    """Return the metric in words that are the same in every process."""
+    if isinstance(metric, Metric):
+        return type(metric).__name__
+    return getattr(metric, "__name__", type(metric).__name__)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, passes: Passes, metric: MetricLike) -> float:
+    """Return the metric of a model in eval mode over one pass: of a function the mean over all samples.
+
+    Raises:
+        ValueError: the metric gave no scalar, or a batch is no pair of inputs and targets where it takes them.
+    """
+    return _of_metric(model, passes, metric) if isinstance(metric, Metric) else _of_function(model, passes, metric)
+
+
+def _of_metric(model: nn.Module, passes: Passes, metric: Metric) -> float:
+    own = copy.deepcopy(metric).to(passes.device)
+    own.reset()
+    for batch in passes:
+        if not isinstance(batch, tuple | list) or len(batch) < 2:
+            raise ValueError(
+                f"{named(metric)} needs batches (inputs, targets), the loader gave {type(batch).__name__}; pass"
+                " metric=lambda model, batch: … instead"
+            )
+        own.update(model(batch[0]), batch[1])
+    return _scalar(own.compute(), metric)
+
+
+def _of_function(model: nn.Module, passes: Passes, metric: Callable[[nn.Module, Any], Any]) -> float:
+    values, sizes = [], []
+    for batch in passes:
+        values.append(_scalar(metric(model, batch), metric))
+        sizes.append(_size(batch))
+    return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
+
+
+def _size(batch: object) -> int:
+    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), None)
+    return 1 if first is None else max(1, len(first))
+
+
+def _scalar(value: object, metric: MetricLike) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value.detach())
+    if isinstance(value, Real) and not isinstance(value, Tensor):
+        return float(value)
+    got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
+    raise ValueError(f"metric {named(metric)} returned {got}; it must return a scalar")

@@ -1,0 +1,83 @@
+"""Units that are gone for a while: zeroed in place and put back bit by bit."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import masks
+from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+
+Gone = Mapping[str, Tensor]
+"""Dense name -> bool mask of the parameter's shape, True = zeroed."""
+
+
+def live_masks(model: nn.Module, units: Units) -> dict[str, Tensor]:
+    """Return the masks of everything in the units: those that the model carries, all True elsewhere."""
+    carried = masks.read(model)
+    parameters = masks.dense_parameters(model)
+    return {
+        name: carried.get(name, torch.ones(shape, dtype=torch.bool, device=parameters[name].device))
+        for name, shape in units.shapes.items()
+    }
+
+
+def one_gone(units: Units, name: str, index: int, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what goes with one unit.
+
+    Args:
+        units: of the model.
+        name: target or channel group.
+        index: of the unit among those of this name, in row-major order.
+        scores: of the elements, by which n:m blocks choose what stays.
+    """
+    if isinstance(units, ChannelUnits):
+        group = units.found[name]
+        gone = {}
+        for member in group.members:
+            if member.parameter in units.shapes:
+                mask = gone.setdefault(member.parameter, torch.zeros(units.shapes[member.parameter], dtype=torch.bool))
+                mask.index_fill_(member.axis, torch.from_numpy(member.indices[index]), True)
+        return gone
+    if not isinstance(units, ElementUnits):
+        raise TypeError(f"units of another kind: {units!r:.80}")
+    (target,) = (target for target in units.targets if target.name == name)
+    shape = units.granularity.units(torch.empty(target.shape, device="meta"), target).shape
+    keep = torch.ones(shape, dtype=torch.bool)
+    keep.view(-1)[index] = False
+    return {name: ~units.granularity.elements(keep, scores[name].cpu(), target)}
+
+
+@contextmanager
+def held(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[Gone], None]]:
+    """Yield a function that zeroes entries of these parameters, and of no others; afterwards they have their bits back.
+
+    Each call starts from the parameters as they were.
+
+    Changes:
+        the parameters, in place; ``weight`` attributes of a masked model follow at the end.
+    """
+    parameters = masks.dense_parameters(model)
+    places = {name: (parameters[name].data, parameters[name].data.clone()) for name in names}
+
+    def zero(gone: Gone) -> None:
+        for name, (data, saved) in places.items():
+            data.copy_(saved)
+            if name in gone:
+                data.masked_fill_(gone[name].to(data.device), 0)
+
+    try:
+        yield zero
+    finally:
+        zero({})
+        if masks.is_masked(model):
+            masks.refresh(model)
+
+
+@contextmanager
+def without(model: nn.Module, gone: Gone) -> Iterator[None]:
+    """Zero entries of the model's parameters inside the block. See :func:`held`."""
+    with held(model, gone) as zero:
+        zero(gone)
+        yield

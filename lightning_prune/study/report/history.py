@@ -1,0 +1,181 @@
+"""What a fit was like, as values: metrics, sparsity, events, verdicts, scores and layers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lightning_prune.guard import Trial, Verdict
+from lightning_prune.pruner import Event
+from lightning_prune.report import LayerSummary, Summary
+
+FORMAT = "lightning_prune.history"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores by which an event ranked the units of one target or channel group, as a histogram.
+
+    Args:
+        name: of the target or channel group.
+        step: completed optimizer steps.
+        edges: borders of the bins, rising; their ratios are equal where ``is_log``, otherwise their distances.
+        kept: how many scores lie in each bin, of the units that stay.
+        lost: the same of those that the event removed; units gone before have no score.
+        is_log: whether all scores are above 0, or at 0 and then in the first bin.
+        cut: the lowest score that stays; None where all or none stay.
+        removed: units that the event removed.
+        gone: units that had been removed before.
+    """
+
+    name: str
+    step: int
+    edges: tuple[float, ...]
+    kept: tuple[int, ...]
+    lost: tuple[int, ...]
+    is_log: bool
+    cut: float | None
+    removed: int
+    gone: int
+
+
+@dataclass(frozen=True)
+class History:
+    """What a fit was like.
+
+    Args:
+        metrics: name -> (completed optimizer steps, value) after each validation.
+        sparsity: (completed optimizer steps, sparsity) at each change, and at the end.
+        events: the events that stand.
+        trials: what a guard has judged.
+        scores: of the last event, by recipe and target or channel group.
+        before: the model when the fit began.
+        after: the model when the fit was over.
+        model: name of its class.
+    """
+
+    metrics: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    sparsity: tuple[tuple[int, float], ...] = ()
+    events: tuple[Event, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    scores: tuple[Scores, ...] = ()
+    before: Summary | None = None
+    after: Summary | None = None
+    model: str = ""
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is known of; 0 of an empty history."""
+        points = [point for found in (*self.metrics.values(), self.sparsity) for point in found]
+        return max([0, *(step for step, _ in points), *(event.step for event in self.events)])
+
+    def with_metrics(self, step: int, values: Mapping[str, float]) -> "History":
+        """Return this history with one more validation; one at the same step is replaced."""
+        found = dict(self.metrics)
+        for name, value in values.items():
+            found[name] = (*(point for point in found.get(name, ()) if point[0] < step), (step, value))
+        return replace(self, metrics=found)
+
+    def with_sparsity(self, step: int, value: float) -> "History":
+        """Return this history with the sparsity from this step on; the same as before adds nothing."""
+        earlier = tuple(point for point in self.sparsity if point[0] < step)
+        if earlier and earlier[-1][1] == value:
+            return self if earlier == self.sparsity else replace(self, sparsity=earlier)
+        return replace(self, sparsity=(*earlier, (step, value)))
+
+    def to_json(self) -> str:
+        """Return it as JSON text, for :meth:`from_json`."""
+        return json.dumps({"format": FORMAT, "version": VERSION, **self.document()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "History":
+        """Return what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is no history, or of a newer version.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the text is no history of a fit: {error}; pass what to_json() returned") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f'the text is no history, "format" is not "{FORMAT}"; pass what to_json() returned')
+        if document.get("version") != VERSION:
+            raise ValueError(
+                f"the history is of version {document.get('version')!r}, this package reads {VERSION}; upgrade"
+                " lightning_prune"
+            )
+        return cls.from_document(document)
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as plain values, which JSON and ``torch.load(weights_only=True)`` take."""
+        return {
+            "metrics": {name: [list(point) for point in points] for name, points in self.metrics.items()},
+            "sparsity": [list(point) for point in self.sparsity],
+            "events": [asdict(event) for event in self.events],
+            "trials": [_plain_trial(trial) for trial in self.trials],
+            "scores": [{key: _listed(value) for key, value in asdict(scores).items()} for scores in self.scores],
+            "before": _plain_summary(self.before),
+            "after": _plain_summary(self.after),
+            "model": self.model,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "History":
+        """Return what :meth:`document` described.
+
+        Raises:
+            ValueError: it describes something else.
+        """
+        try:
+            return cls(
+                metrics={name: tuple(map(_point, points)) for name, points in document["metrics"].items()},
+                sparsity=tuple(map(_point, document["sparsity"])),
+                events=tuple(Event(**event) for event in document["events"]),
+                trials=tuple(map(_trial, document["trials"])),
+                scores=tuple(map(_scores, document["scores"])),
+                before=_summary(document["before"]),
+                after=_summary(document["after"]),
+                model=document["model"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no history of a fit as History.document gives it: {error!r}") from error
+
+
+def _point(values: Any) -> tuple[int, float]:  # noqa: ANN401
+    step, value = values
+    return int(step), float(value)
+
+
+def _plain_trial(trial: Trial) -> dict[str, Any]:
+    spans = {key: {str(index): share for index, share in getattr(trial, key).items()} for key in ("before", "after")}
+    return asdict(trial) | spans | {"outcome": trial.outcome.value}
+
+
+def _trial(values: Mapping[str, Any]) -> Trial:
+    spans = {key: {int(index): share for index, share in values[key].items()} for key in ("before", "after")}
+    return Trial(**{**values, **spans, "outcome": Verdict(values["outcome"])})
+
+
+def _scores(values: Mapping[str, Any]) -> Scores:
+    many = {key: tuple(values[key]) for key in ("edges", "kept", "lost")}
+    return Scores(**{**values, **many})
+
+
+def _listed(value: Any) -> Any:  # noqa: ANN401
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _plain_summary(summary: Summary | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    layers = [asdict(layer) | {"shape": [*layer.shape]} for layer in summary.layers]
+    return {"layers": layers, "macs": summary.macs}
+
+
+def _summary(values: Mapping[str, Any] | None) -> Summary | None:
+    if values is None:
+        return None
+    layers = (LayerSummary(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"])
+    return Summary(tuple(layers), values["macs"])

@@ -1,0 +1,51 @@
+"""Figures to the Trainer's loggers, those that take figures."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from lightning_prune.study.report.figures import Figure
+from lightning_prune.study.report.pictures import picture
+
+
+def to_loggers(figures: Sequence[Figure], loggers: Sequence[Logger], step: int) -> int:
+    """Write figures to the loggers that take some: TensorBoard, W&B, MLflow and Comet; a CSV file takes numbers alone.
+
+    Args:
+        figures: what to write.
+        loggers: any loggers; others than these are left alone, since nothing says how they take a figure.
+        step: completed optimizer steps.
+
+    Returns:
+        how many loggers took the figures.
+    """
+    taking = [one for one in loggers if isinstance(one, TensorBoardLogger | WandbLogger | MLFlowLogger | CometLogger)]
+    if not taking or not figures:
+        return 0
+    try:
+        drawn = {f"pruning/{_key(figure.title)}": picture(figure) for figure in figures}
+    except ImportError as error:
+        warnings.warn(f"no figures are logged: {error}", stacklevel=2)
+        return 0
+    for logger in taking:
+        for name, one in drawn.items():
+            _write(logger, name, one, step)
+    return len(taking)
+
+
+def _key(title: str) -> str:
+    return re.sub(r"[^\w.\-]+", "_", title.lower()).strip("_")
+
+
+def _write(logger: Logger, name: str, drawn: Any, step: int) -> None:  # noqa: ANN401
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(name, drawn, global_step=step, close=False)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [drawn])
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_figure(logger.run_id, drawn, f"{name}.png")
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_figure(figure_name=name, figure=drawn, step=step)

@@ -1,0 +1,108 @@
+"""Sees the scores that a run ranks by: an allocation that decides as the recipe's own does, and remembers."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lightning_prune.allocation import Allocation, Candidates
+from lightning_prune.study.report.history import Scores
+
+SAMPLE = 1 << 16
+"""At most about so many scores of a target are counted, evenly taken; the cut is then a quantile of these."""
+
+Removed = Callable[[Mapping[str, float], Candidates], Mapping[str, int]]
+
+
+@dataclass(eq=False)
+class Watched:
+    """An allocation that gives what another one gives, and keeps a sample of the scores of the last event.
+
+    Args:
+        inner: the recipe's own allocation.
+        seen: the candidates of the event last asked for; None before.
+        sample: target or channel group -> its scores, ascending, -inf for what was gone.
+        shares: what the inner one answered last.
+    """
+
+    inner: Allocation
+    seen: Candidates | None = None
+    sample: dict[str, np.ndarray] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return repr(self.inner)  # a checkpoint names the recipe by this, watched or not
+
+    def __call__(self, share: float, candidates: Candidates) -> Mapping[str, float]:
+        """Return the share of each name, as the inner allocation says."""
+        if candidates is not self.seen and not candidates.spread.is_sharded:
+            self.seen, self.sample = candidates, {name: _sampled(candidates, name) for name in candidates.sizes}
+        self.shares = self.inner(share, candidates)
+        return self.shares
+
+    def take(self, step: int, removed: Removed) -> tuple[Scores, ...]:
+        """Return the histograms of the event that has just taken place, and forget its scores.
+
+        Args:
+            step: completed optimizer steps.
+            removed: from shares and candidates to the number of units that went per name.
+        """
+        if self.seen is None:
+            return ()
+        gone, candidates = removed(self.shares, self.seen), self.seen
+        found = tuple(_histogram(candidates, name, self.sample[name], gone[name], step) for name in candidates.sizes)
+        self.seen, self.sample = None, {}
+        return found
+
+
+def _sampled(candidates: Candidates, name: str) -> np.ndarray:
+    stride = max(1, math.ceil(candidates.sizes[name] / SAMPLE))
+    return np.sort(np.concatenate([*_every(stride, candidates, name), np.empty(0)]))
+
+
+def _every(stride: int, candidates: Candidates, name: str) -> Iterator[np.ndarray]:
+    start = 0
+    for piece in candidates.pieces(name):
+        yield piece[start::stride].detach().to("cpu", torch.float64).numpy()
+        start = (start - len(piece)) % stride
+
+
+def _histogram(candidates: Candidates, name: str, sample: np.ndarray, removed: int, step: int) -> Scores:
+    size, gone = candidates.sizes[name], candidates.removed[name]
+    place = round(removed / max(size, 1) * len(sample))
+    ranked = sample[np.isfinite(sample)]
+    is_log = bool(len(ranked) and ranked[0] >= 0 and ranked[-1] > 0)
+    edges = _edges(ranked, is_log)
+    lost, kept = (_counts(part, edges, size / max(len(sample), 1)) for part in (sample[:place], sample[place:]))
+    cut = float(sample[place]) if 0 < removed < size and place < len(sample) else None
+    return Scores(
+        name=name,
+        step=step,
+        edges=tuple(edges.tolist()),
+        kept=kept,
+        lost=lost,
+        is_log=is_log,
+        cut=cut if cut is None or not is_log else max(cut, float(edges[0])),
+        removed=removed - gone,
+        gone=gone,
+    )
+
+
+def _counts(part: np.ndarray, edges: np.ndarray, each: float) -> tuple[int, ...]:
+    counts, _ = np.histogram(np.clip(part[np.isfinite(part)], edges[0], edges[-1]), edges)
+    return tuple((counts * each).round().astype(int).tolist())
+
+
+def _edges(ranked: np.ndarray, is_log: bool) -> np.ndarray:
+    """Return the borders of 8 to 40 bins: more scores, more bins."""
+    bins = min(40, max(8, math.ceil(2 * math.sqrt(len(ranked)))))
+    if not len(ranked):
+        return np.linspace(0.0, 1.0, bins + 1)
+    if is_log:
+        above = ranked[ranked > 0]
+        low, high = max(above[0], above[-1] * 1e-12), above[-1]
+        return np.geomspace(low, high if high > low * (1 + 1e-9) else low * 2, bins + 1)
+    low, high = float(ranked[0]), float(ranked[-1])
+    return np.linspace(low, high if high > low else low + 1.0, bins + 1)

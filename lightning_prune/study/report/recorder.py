@@ -1,0 +1,184 @@
+"""Writes down, during a Lightning fit, what a report draws."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from lightning_prune.errors import PruningError
+from lightning_prune.guard import Trial, Verdict
+from lightning_prune.pruner import Event, Pruner
+from lightning_prune.report import summarize
+from lightning_prune.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.study.report.history import History, Scores
+from lightning_prune.study.report.loggers import to_loggers
+from lightning_prune.study.report.ranked import Watched
+from lightning_prune.study.report.sections import fit_sections
+from lightning_prune.wrapping import is_sharding
+
+
+class Recorder(Callback):
+    """Writes down what a :class:`Report` draws of a fit: metrics, sparsity, scores, layers before and after.
+
+    It reads what is there anyway: the logged metrics after each validation, the scores when an event ranks them, and
+    one forward pass of the example input before and after the fit to count multiply-accumulates. Its state goes into
+    checkpoints, so a resumed run has the whole history. It may stand before or after the PruningCallback.
+
+    Args:
+        monitor: keys of the validation metrics to follow; a single key, or several. None: the guard's if there is
+            one, otherwise all that are logged.
+        figures: whether the figures go to the Trainer's loggers when the fit ends, to those that take figures.
+
+    Example:
+        >>> Recorder("val_acc").history.metrics
+        {}
+    """
+
+    def __init__(self, monitor: str | Sequence[str] | None = None, *, figures: bool = True) -> None:
+        keys = (monitor,) if isinstance(monitor, str) else monitor
+        if keys is not None and (not keys or any(not isinstance(key, str) or not key for key in keys)):
+            raise ValueError(
+                f'Recorder.monitor must be the key of a metric, such as "val_acc", several of them, or None; got'
+                f" {monitor!r}"
+            )
+        self.monitor = None if keys is None else tuple(keys)
+        self.figures = figures
+        self.history = History()
+        self._model: LightningModule | None = None
+        self._past: tuple[Event, ...] = ()
+        self._offset: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin a new history with a new model."""
+        if stage == "fit" and self._model is not pl_module:
+            self._model, self._past, self.history = pl_module, (), History(model=type(pl_module).__name__)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the model, unless a checkpoint told what it was like."""
+        self._watch(trainer)
+        if self.history.before is None and not is_sharding(trainer):
+            self.history = replace(self.history, before=summarize(pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Be there when the first event ranks its scores."""
+        self._watch(trainer)
+        callback = pruning_callback_of(trainer)
+        is_counting = callback is not None and not callback.is_done
+        self._offset = None if is_counting else self.history.last_step - trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """See what the last step, and a guard since, has left."""
+        self._look(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See what the last step has left, before a guard judges it."""
+        self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the metrics."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            values = _chosen(trainer.callback_metrics, self._followed(trainer))
+            self.history = self.history.with_metrics(self._step(trainer), values)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See what the last step has left."""
+        self._look(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at the model that came out, and send the figures while the loggers are open."""
+        if stage != "fit" or trainer.interrupted:
+            return
+        for pruner, watched in _watched(trainer):
+            pruner.recipe = replace(pruner.recipe, allocation=watched.inner)
+        if not is_sharding(trainer):
+            self.history = replace(self.history, after=summarize(pl_module))
+        if self.figures:
+            _send(trainer, self.history)
+
+    def _followed(self, trainer: Trainer) -> tuple[str, ...] | None:
+        callback = pruning_callback_of(trainer)
+        guard = None if callback is None else callback.guard
+        return (guard.monitor,) if self.monitor is None and guard is not None else self.monitor
+
+    def _step(self, trainer: Trainer) -> int:
+        callback = pruning_callback_of(trainer)
+        run = None if callback is None else callback._run
+        return run.step if self._offset is None and run is not None else trainer.global_step + (self._offset or 0)
+
+    def _watch(self, trainer: Trainer) -> None:
+        for pruner in _pruners(trainer):
+            if not isinstance(pruner.recipe.allocation, Watched):
+                pruner.recipe = replace(pruner.recipe, allocation=Watched(pruner.recipe.allocation))
+
+    def _look(self, trainer: Trainer) -> None:
+        callback = pruning_callback_of(trainer)
+        if callback is None or callback._run is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        step, trials = self._step(trainer), tuple(callback.trials)
+        events = _all(self._past, callback.events, trials)
+        fresh = [scores for pruner, watched in _watched(trainer) for scores in watched.take(step, pruner.units.removed)]
+        self.history = replace(
+            self.history.with_sparsity(step, callback.sparsity),
+            events=events,
+            trials=trials,
+            scores=_standing((*self.history.scores, *fresh), events),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history as plain values."""
+        return self.history.document()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of a checkpoint."""
+        self.history = History.from_document(state_dict)
+        self._past = self.history.events
+
+
+def _all(past: Sequence[Event], now: Sequence[Event], trials: Sequence[Trial]) -> tuple[Event, ...]:
+    """Return the events from before a resume, less what has been rolled back since, and those after it."""
+    failed = {trial.step for trial in trials if trial.outcome is Verdict.ROLL_BACK}
+    known = {event.step for event in now}
+    return (*(event for event in past if event.step not in failed | known), *now)
+
+
+def _standing(scores: Sequence[Scores], events: Sequence[Event]) -> tuple[Scores, ...]:
+    """Return the scores of the last two events of each name: the last may yet be rolled back."""
+    steps = {event.step for event in events}
+    kept: dict[str, list[Scores]] = {}
+    for one in scores:
+        if one.step in steps:
+            kept.setdefault(one.name, []).append(one)
+    return tuple(one for found in kept.values() for one in found[-2:])
+
+
+def _pruners(trainer: Trainer) -> list[Pruner]:
+    callback = pruning_callback_of(trainer)
+    return [] if callback is None or callback._run is None else callback._run.pruners
+
+
+def _watched(trainer: Trainer) -> Iterator[tuple[Pruner, Watched]]:
+    for pruner in _pruners(trainer):
+        if isinstance(pruner.recipe.allocation, Watched):
+            yield pruner, pruner.recipe.allocation
+
+
+def _chosen(metrics: Mapping[str, Tensor], keys: Sequence[str] | None) -> dict[str, float]:
+    if keys is None:
+        return {name: float(value) for name, value in metrics.items() if name != "sparsity"}
+    for key in keys:
+        if key not in metrics:
+            logged = ", ".join(sorted(metrics)) or "nothing"
+            raise PruningError(
+                f"Recorder(monitor={key!r}) finds no such metric after validation; logged: {logged}. Name one of these,"
+                f" or call self.log({key!r}, …) in validation_step"
+            )
+    return {key: float(metrics[key]) for key in keys}
+
+
+@rank_zero_only
+def _send(trainer: Trainer, history: History) -> None:
+    sections = fit_sections(history)
+    to_loggers([figure for section in sections for figure in section.figures], trainer.loggers, history.last_step)

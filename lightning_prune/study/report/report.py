@@ -1,0 +1,216 @@
+"""Report: what is known of a pruned model, as one page."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from lightning_prune.errors import PruningError
+from lightning_prune.report import Summary, summarize
+from lightning_prune.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.study.comparison import Comparison
+from lightning_prune.study.curve import Sensitivity
+from lightning_prune.study.report.facts import facts
+from lightning_prune.study.report.figures import Section
+from lightning_prune.study.report.findings import of_comparison, of_sensitivity, of_significance
+from lightning_prune.study.report.history import History
+from lightning_prune.study.report.loggers import to_loggers
+from lightning_prune.study.report.page import page
+from lightning_prune.study.report.recorder import Recorder
+from lightning_prune.study.report.sections import layers, over_steps, scores
+from lightning_prune.study.report.variants import Variant, of_history, pareto, table, variants
+from lightning_prune.study.significance import Significance
+
+if TYPE_CHECKING:
+    from lightning_prune.deploy import Artifact, Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What is known of a pruned model; :meth:`save` writes it as one page, with a section for what was given.
+
+    Args:
+        history: of the fit, from a :class:`Recorder`; :meth:`of` takes it from a Trainer.
+        models: name -> model or its summary, such as "dense", "masked", "compact"; the order is that of the table. A
+            model is summarised here and not kept. Without any variants the table has those of the history.
+        artifacts: name -> what :func:`lightning_prune.deploy.export` gave; the same names mean the same rows.
+        latencies: what :func:`lightning_prune.deploy.benchmark` gave, or name -> Latency.
+        quality: name -> the metric of that model; without one the metric that an artifact was verified with.
+        comparison: what :func:`lightning_prune.study.compare` came to.
+        sensitivity: what :func:`lightning_prune.study.sensitivity` measured.
+        significance: what :func:`lightning_prune.study.significance` measured; its proof by deletion is drawn.
+        metric: what the quality is called.
+        mode: "max" when a higher metric is better, "min" when a lower one is.
+        title: heading of the page; "" for the name of the model.
+
+    Example:
+        >>> Report(models={"dense": nn.Linear(4, 4)}, quality={"dense": 0.9}).to_html().count("<section")
+        1
+    """
+
+    history: History = field(default_factory=History)
+    models: Mapping[str, "nn.Module | Summary"] = field(default_factory=dict)
+    artifacts: Mapping[str, "Artifact"] = field(default_factory=dict)
+    latencies: Mapping[str, "Latency"] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    sensitivity: Sensitivity | None = None
+    significance: Significance | None = None
+    metric: str = "quality"
+    mode: Literal["min", "max"] = "max"
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f'Report.mode must be "max" or "min", got {self.mode!r}')
+        if not isinstance(self.history, History):
+            raise TypeError(
+                f"Report.history takes the history of a Recorder, as in Report(history=recorder.history), got"
+                f" {type(self.history).__name__}"
+            )
+        _check(self)
+        object.__setattr__(self, "models", {name: _summary(name, one) for name, one in self.models.items()})
+
+    @classmethod
+    def of(cls, trainer: Trainer, **given: Any) -> "Report":
+        """Return the report on the fit of a Trainer.
+
+        With a :class:`Recorder` among its callbacks it has everything; with a PruningCallback alone the events and
+        what a guard judged.
+
+        Args:
+            trainer: after its fit.
+            **given: more of the arguments of Report.
+
+        Raises:
+            PruningError: the Trainer has neither.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        recorder = next((one for one in callbacks if isinstance(one, Recorder)), None)
+        callback = pruning_callback_of(trainer)
+        if recorder is None and callback is None:
+            raise PruningError(
+                "this Trainer has neither a Recorder nor a PruningCallback to report on: pass"
+                " callbacks=[PruningCallback(recipe), Recorder()] to it, or make the report of values, Report(models=…)"
+            )
+        known: dict[str, Any] = {"history": History() if recorder is None else recorder.history}
+        if recorder is None and callback is not None:
+            known["history"] = History(events=tuple(callback.events), trials=tuple(callback.trials))
+        if callback is not None and callback.guard is not None:
+            known |= {"metric": callback.guard.monitor, "mode": callback.guard.mode}
+        elif len(known["history"].metrics) == 1:
+            known["metric"] = next(iter(known["history"].metrics))
+        return cls(**(known | given))
+
+    def sections(self) -> list[Section]:
+        """Return what the page shows, in order."""
+        found = self._variants()
+        return [
+            *over_steps(self.history),
+            *layers(self.history),
+            *table(found, self.metric),
+            *pareto(found, self.metric, self.mode == "max"),
+            *(of_comparison(self.comparison) if self.comparison is not None else ()),
+            *(of_sensitivity(self.sensitivity) if self.sensitivity is not None else ()),
+            *scores(self.history),
+            *(of_significance(self.significance) if self.significance is not None else ()),
+        ]
+
+    def _variants(self) -> tuple[Variant, ...]:
+        models = {name: one for name, one in self.models.items() if isinstance(one, Summary)}
+        if models or self.artifacts or self.latencies or self.quality:
+            return variants(models, self.artifacts, self.latencies, self.quality)
+        return of_history(self.history, self.metric)
+
+    def to_html(self) -> str:
+        """Return the page."""
+        title = self.title or (f"Pruning of {self.history.model}" if self.history.model else "Pruning report")
+        return page(title, facts(self.history, self._variants(), self.metric), self.sections())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page: one file that loads nothing from anywhere. It appears whole or not at all.
+
+        Args:
+            path: of the file, ending in .html; one that is there is replaced.
+
+        Returns:
+            the path.
+
+        Raises:
+            ValueError: another ending.
+            PruningError: nothing was given to report on.
+            OSError: the folder does not exist or cannot be written to; nothing is changed then.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"path: got {str(path)!r}, must end in .html, as in {str(path.with_suffix('.html'))!r}")
+        if not self.sections():
+            raise PruningError(
+                "there is nothing to report on: give the history of a fit (Report.of(trainer) after it), models,"
+                " artifacts or latencies"
+            )
+        _write(path, self.to_html())
+        return path
+
+    def to_loggers(self, loggers: Sequence[Logger], step: int | None = None) -> int:
+        """Write the figures to the loggers that take figures, as matplotlib figures.
+
+        Args:
+            loggers: such as ``trainer.loggers``.
+            step: completed optimizer steps; None: the last that the history knows of.
+
+        Returns:
+            how many of the loggers took them.
+        """
+        figures = [figure for section in self.sections() for figure in section.figures]
+        return to_loggers(figures, loggers, self.history.last_step if step is None else step)
+
+
+def _summary(name: str, model: Any) -> Summary:  # noqa: ANN401
+    if isinstance(model, nn.Module):
+        return summarize(model)
+    if not isinstance(model, Summary):
+        raise TypeError(f"Report.models[{name!r}] takes a model or summarize(model), got {type(model).__name__}")
+    return model
+
+
+def _check(report: Report) -> None:
+    for one in fields(report):
+        value = getattr(report, one.name)
+        if one.name in ("models", "artifacts", "latencies", "quality") and not isinstance(value, Mapping):
+            raise TypeError(f"Report.{one.name} takes a mapping of names, as in {{'dense': …}}, got {value!r:.80}")
+    if not (report.artifacts or report.latencies):
+        return
+    from lightning_prune.deploy import Artifact, Latency
+
+    for key, kind in (("artifacts", Artifact), ("latencies", Latency)):
+        for name, value in getattr(report, key).items():
+            if not isinstance(value, kind):
+                raise TypeError(f"Report.{key}[{name!r}] takes an {kind.__name__}, got {type(value).__name__}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file beside the final one and rename it, so that no reader meets half of it."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,196 @@
+"""Dense, masked, compact, int8: the versions of one model beside each other, in a table and as a trade-off."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lightning_prune.report import Summary
+from lightning_prune.study.report.figures import Axis, Dot, Dots, Line, Mark, Plot, Section, Table, Tone
+from lightning_prune.study.report.history import History
+from lightning_prune.study.report.numbers import brief, share, whole
+
+if TYPE_CHECKING:
+    from lightning_prune.deploy import Artifact, Latency
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One version of a model; None where something is not known.
+
+    Args:
+        name: as the user calls it.
+        quality: the metric.
+        parameters: number of parameters.
+        nonzero: how many of them are not zero.
+        macs: multiply-accumulates of one run.
+        effective_macs: of those, the ones with a weight that is not zero.
+        memory_bytes: of parameters and buffers.
+        file_bytes: of the .pte.
+        zipped_bytes: of the .pte after deflate.
+        milliseconds: median latency.
+        spread_ms: interquartile range of the latency.
+    """
+
+    name: str
+    quality: float | None = None
+    parameters: int | None = None
+    nonzero: int | None = None
+    macs: int | None = None
+    effective_macs: int | None = None
+    memory_bytes: int | None = None
+    file_bytes: int | None = None
+    zipped_bytes: int | None = None
+    milliseconds: float | None = None
+    spread_ms: float | None = None
+
+
+def variants(
+    models: Mapping[str, Summary],
+    artifacts: Mapping[str, "Artifact"],
+    latencies: Mapping[str, "Latency"],
+    quality: Mapping[str, float],
+) -> tuple[Variant, ...]:
+    """Return one variant for each name, in the order in which names appear; a file's facts come before a model's."""
+    found = []
+    for name in dict.fromkeys((*models, *artifacts, *latencies, *quality)):
+        model, file, time = models.get(name), artifacts.get(name), latencies.get(name)
+        measured = None if file is None else file.metrics.get("executorch")
+        found.append(
+            Variant(
+                name=name,
+                quality=quality.get(name, measured),
+                parameters=file.parameters if file else model.parameters if model else None,
+                nonzero=file.nonzero_parameters if file else model.parameters - model.zeros if model else None,
+                macs=file.macs if file else model.macs if model else None,
+                effective_macs=model.effective_macs if model else None,
+                memory_bytes=model.bytes if model else None,
+                file_bytes=file.size_bytes if file else None,
+                zipped_bytes=file.zipped_bytes if file else None,
+                milliseconds=time.median_ms if time else None,
+                spread_ms=time.spread_ms if time else None,
+            )
+        )
+    return tuple(found)
+
+
+def of_history(history: History, metric: str) -> tuple[Variant, ...]:
+    """Return the model of a fit before, with the masks of its last event, and after; what is known of these."""
+    before, after = history.before, history.after
+    if before is None or after is None:
+        return ()
+    final = next((value for _, value in reversed(history.metrics.get(metric, ()))), None)
+    found = [_whole("before", before)]
+    if history.events:
+        last = history.events[-1]
+        found.append(replace(found[0], name="masked", quality=final, nonzero=last.params, effective_macs=last.macs))
+    return (*found, replace(_whole("after", after), quality=final))
+
+
+def _whole(name: str, model: Summary) -> Variant:
+    left = model.parameters - model.zeros
+    return Variant(name, None, model.parameters, left, model.macs, model.effective_macs, model.bytes)
+
+
+def table(found: Sequence[Variant], metric: str) -> Iterator[Section]:
+    """Yield the table of the variants, with the columns of which something is known."""
+    columns = [
+        (metric, [_quality(one.quality) for one in found]),
+        ("parameters", [whole(one.parameters) for one in found]),
+        ("not zero", [whole(one.nonzero) for one in found]),
+        ("MACs", [whole(one.macs) for one in found]),
+        ("MACs not zero", [whole(one.effective_macs) for one in found]),
+        ("memory (bytes)", [whole(one.memory_bytes) for one in found]),
+        (".pte (bytes)", [whole(one.file_bytes) for one in found]),
+        ("zipped (bytes)", [whole(one.zipped_bytes) for one in found]),
+        ("latency (ms)", [_time(one) for one in found]),
+    ]
+    known = [(head, cells) for head, cells in columns if any(cell != "–" for cell in cells)]
+    if not known:
+        return
+    head = ("model", *(name for name, _ in known))
+    rows = tuple((one.name, *(cells[index] for _, cells in known)) for index, one in enumerate(found))
+    yield Section("The models beside each other", _said(found), table=Table(head, rows))
+
+
+def _said(found: Sequence[Variant]) -> str:
+    text = "What each version holds, costs and reaches. MACs are the multiply-accumulates of one run."
+    if any(one.spread_ms is not None for one in found):
+        text += " Latency is the median ± half the interquartile range."
+    first, last = found[0], found[-1]
+    for key, word in (("macs", "MACs"), ("file_bytes", "bytes of the file"), ("milliseconds", "time")):
+        before, after = getattr(first, key), getattr(last, key)
+        if len(found) > 1 and before and after is not None:
+            text += f" {last.name} has {share(after / before)} of the {word} of {first.name}."
+    return text
+
+
+def _quality(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else brief(value)
+
+
+def _time(one: Variant) -> str:
+    if one.milliseconds is None:
+        return "–"
+    return f"{one.milliseconds:.3g}" + ("" if one.spread_ms is None else f" ± {one.spread_ms / 2:.2g}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Something that a model costs: its name with the unit, and the field of a :class:`Variant` that holds it."""
+
+    label: str
+    field: str
+
+
+COSTS = (
+    Cost("latency (ms)", "milliseconds"),
+    Cost(".pte (bytes)", "file_bytes"),
+    Cost("memory (bytes)", "memory_bytes"),
+    Cost("MACs", "macs"),
+)
+
+
+def pareto(found: Iterable[Variant], metric: str, is_higher_better: bool) -> Iterator[Section]:
+    """Yield the metric against latency, bytes and MACs, with a line through the best of each size."""
+    judged = [one for one in found if one.quality is not None and math.isfinite(one.quality)]
+    figures = []
+    for cost in COSTS:
+        points = [(one, float(getattr(one, cost.field))) for one in judged if getattr(one, cost.field)]
+        points = [(one, spent) for one, spent in points if 0 < spent < math.inf]
+        if len({spent for _, spent in points}) > 1 and not (cost.field == "memory_bytes" and _has_files(judged)):
+            figures.append(_trade(points, cost, metric, is_higher_better))
+    if figures:
+        better = "up" if is_higher_better else "down"
+        text = f"Better is to the left and {better}. No other model is both cheaper and better than one on the line."
+        yield Section("Quality against cost", text, figures)
+
+
+def _has_files(judged: Sequence[Variant]) -> bool:
+    return any(one.file_bytes for one in judged)
+
+
+def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_higher_better: bool) -> Plot:
+    dots = {(one.name, spent, one.quality or 0.0) for one, spent in points}
+    best = _front(sorted(dots, key=lambda dot: dot[1]), is_higher_better)
+    notes = {name: f"{name}: {metric} {brief(quality)}, {cost.label} {brief(spent)}" for name, spent, quality in dots}
+    on_line = tuple(Dot(spent, quality, name, notes[name]) for name, spent, quality in best)
+    rest = tuple(Dot(x, y, name, notes[name]) for name, x, y in sorted(dots - set(best)))
+    marks: list[Mark] = [Line("best of each size", tuple((dot.x, dot.y) for dot in on_line), Tone.MAIN, is_dashed=True)]
+    marks.append(Dots("none better and cheaper", on_line, Tone.MAIN))
+    marks += [Dots("others", rest, Tone.SECOND, "ring")] if rest else []
+    rows = tuple((name, _quality(y), whole(x) if x >= 100 else f"{x:.4g}") for name, x, y in sorted(dots))
+    table = Table(("model", metric, cost.label), rows)
+    is_log = max(dot[1] for dot in dots) > 8 * min(dot[1] for dot in dots)
+    return Plot(f"{metric} against {cost.label}", Axis(cost.label, is_log=is_log), Axis(metric), tuple(marks), table)
+
+
+def _front(dots: Sequence[tuple[str, float, float]], is_higher_better: bool) -> list[tuple[str, float, float]]:
+    """Return the dots, cheapest first, to which no other is at least as good in both."""
+    sign = 1 if is_higher_better else -1
+    best, front = -math.inf, []
+    for dot in sorted(dots, key=lambda dot: (dot[1], -sign * dot[2])):
+        if sign * dot[2] > best:
+            best = sign * dot[2]
+            front.append(dot)
+    return front

@@ -1,0 +1,233 @@
+"""What each weight or channel does to the loss, and whether that can be believed."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune import masks
+from lightning_prune.binding import check_seen, units_of
+from lightning_prune.criteria import (
+    ActivationCriterion,
+    Fisher,
+    GradientCriterion,
+    Magnitude,
+    Observations,
+    ObservingCriterion,
+    Scores,
+    Taylor,
+    Wanda,
+    watch,
+    watched,
+)
+from lightning_prune.granularity import Channel, Element, Granularity
+from lightning_prune.report import Inputs, as_tuple, example_of
+from lightning_prune.selection import Units
+from lightning_prune.study.deletion import Deletion, drawn, measure
+from lightning_prune.study.losses import Loss, check_loss, loss_of, trainless_copy
+from lightning_prune.study.passes import Passes, own_random_state
+from lightning_prune.study.removal import live_masks
+from lightning_prune.study.tables import aligned
+from lightning_prune.targets import Targets
+
+AnyCriterion = Callable[[str, Tensor], Tensor] | ObservingCriterion
+
+_ALL = (Taylor(), Fisher(), Wanda())
+
+
+@dataclass(frozen=True, eq=False)
+class Significance(Mapping[str, Tensor]):
+    """Target or channel group -> score of each of its units by the first criterion; ``str()`` of it is a table.
+
+    It is a criterion itself: ``Recipe(criterion=table)`` ranks by these scores, as they were measured.
+
+    Args:
+        tables: criterion -> target or channel group -> score of each unit, float32 or wider: of the shape of the
+            weight for Element, flat for channels; -inf where a unit is removed already.
+        elements: dense name -> score of each element by the first criterion, shape of the parameter.
+        deletion: what removing units did to the loss; None: it was not measured.
+    """
+
+    tables: Mapping[str, Mapping[str, Tensor]]
+    elements: Mapping[str, Tensor] = field(repr=False)
+    deletion: Deletion | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        table = next(iter(self.tables.values()))
+        if name not in table:
+            raise KeyError(f"nothing was measured of {name!r}; there are {', '.join(table)}")
+        return table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(next(iter(self.tables.values())))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tables.values())))
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """Return the scores of the elements of one parameter, its shape; 0 for one that does not score.
+
+        Raises:
+            ValueError: the parameter has another shape than when it was measured.
+        """
+        scores = self.elements.get(name)
+        if scores is None:
+            return torch.zeros_like(weight)
+        if scores.shape != weight.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(weight.shape)} and had {tuple(scores.shape)} when its significance was"
+                " measured; measure it again"
+            )
+        return scores.to(weight.device)
+
+    def __str__(self) -> str:
+        header = ["", "units", *(f"{name}: lowest, median, highest" for name in self.tables)]
+        rows = [[name, f"{self[name].numel():,}", *(_spread(t[name]) for t in self.tables.values())] for name in self]
+        table = aligned([header, *rows])
+        return table if self.deletion is None else f"{table}\n{self.deletion}"
+
+
+def _spread(scores: Tensor) -> str:
+    there = scores[scores > -torch.inf].double()
+    if not there.numel():
+        return "all removed"
+    return f"{float(there.min()):.2e}  {float(there.median()):.2e}  {float(there.max()):.2e}"
+
+
+def significance(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    criteria: AnyCriterion | Sequence[AnyCriterion] = _ALL,
+    granularity: Granularity | Channel = Element(),  # noqa: B008
+    loss: Loss | None = None,
+    validate: int | None = None,
+    targets: Targets = Targets(),  # noqa: B008
+    example_inputs: Inputs | None = None,
+    seed: int = 0,
+) -> Significance:
+    """Score every weight or channel of a model on the loader's batches; prove it by deletion.
+
+    One pass of forward and backward through a copy in eval mode; the model itself is not touched. Gradients are those
+    of each batch's mean loss, so a loader with small batches says more of single samples. With ``validate`` that many
+    units, drawn at random, are then removed one at a time, and the loss is measured in a pass over the loader for
+    each: the rank correlation of scores and changes says whether a criterion can be believed on this model.
+
+    Args:
+        model: dense or masked, in any mode.
+        loader: gives batches, as many in each pass.
+        criteria: one or several; the first is the one whose scores the mapping holds.
+        granularity: the units that are scored: weights, blocks or channels.
+        loss: ``loss(model, batch) -> scalar``; None: what the ``training_step`` of a LightningModule returns, run
+            without a Trainer and with ``self.log`` doing nothing.
+        validate: how many units to remove; all, where there are fewer. None: none.
+        targets: what may be pruned; for Channel the layers whose output channels may go.
+        example_inputs: of ``forward``, for Channel; None: the model's ``example_input_array``.
+        seed: of the draw of units and of the random state in which each pass starts.
+
+    Returns:
+        the scores, and what deletion showed.
+
+    Raises:
+        ValueError: an argument out of its range, an empty loader, or a loss that is no scalar.
+        TypeError: an argument of another type.
+        NonFiniteError: a loss, weight or score is NaN or infinite.
+        PruningError: the loader ended early, or a weight takes no part in the loss.
+
+    Source:
+        The criteria name theirs; the check against deletion is that of Molchanov et al. 2017 and 2019 (their oracle).
+    """
+    chosen = _checked(criteria, validate)
+    check_loss(model, loss)
+    inputs = _inputs(model, granularity, example_inputs)
+    with own_random_state(), torch.inference_mode(False):
+        copied = trainless_copy(model)
+        units = units_of(granularity, targets, copied, inputs)
+        for criterion in chosen:
+            check_seen(criterion, units, copied)
+        passes = Passes(loader, copied, seed)
+        found = _measured(copied, passes, loss, units, chosen)
+        if validate is None:
+            return found
+        rivals = {str(Magnitude()): _by_unit(units, _scores(Magnitude(), copied, units, Observations()), copied)}
+        gone = {name: table == -torch.inf for name, table in rivals[str(Magnitude())].items()}
+        sample = drawn(units.sizes, gone, validate, seed)
+        return replace(
+            found, deletion=measure(copied, passes, loss, units, sample, found.elements, {**found.tables, **rivals})
+        )
+
+
+def _measured(
+    model: nn.Module, passes: Passes, loss: Loss | None, units: Units, criteria: Sequence[AnyCriterion]
+) -> Significance:
+    observed = _observe(model, passes, loss, units, criteria)
+    scores = [_scores(criterion, model, units, seen) for criterion, seen in zip(criteria, observed, strict=True)]
+    tables = {str(criterion): _by_unit(units, one, model) for criterion, one in zip(criteria, scores, strict=True)}
+    return Significance(tables, {name: scores[0][name].clone() for name in scores[0]})
+
+
+def _checked(criteria: AnyCriterion | Sequence[AnyCriterion], validate: int | None) -> tuple[AnyCriterion, ...]:
+    several: tuple[Any, ...] = tuple(criteria) if isinstance(criteria, list | tuple) else (criteria,)
+    if not several:
+        raise ValueError("criteria is empty; pass one, such as Taylor()")
+    for one in several:
+        if isinstance(one, type) or not (callable(one) or isinstance(one, ObservingCriterion)):
+            raise TypeError(f"criteria must be values such as Taylor() or functions, got {one!r}")
+    if len({str(one) for one in several}) < len(several):
+        raise ValueError(f"criteria names one twice: {', '.join(map(str, several))}")
+    if validate is not None and (isinstance(validate, bool) or not isinstance(validate, int) or validate < 3):
+        raise ValueError(f"validate must be a whole number of at least 3 units to remove, or None, got {validate!r}")
+    return several
+
+
+def _inputs(
+    model: nn.Module, granularity: Granularity | Channel, example_inputs: Inputs | None
+) -> tuple[Any, ...] | None:
+    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+    if inputs is None and isinstance(granularity, Channel):
+        raise ValueError(
+            f"{granularity} needs an example input of {type(model).__name__}: pass example_inputs=torch.zeros(1, …), or"
+            " set its example_input_array"
+        )
+    return inputs
+
+
+def _observe(
+    model: nn.Module, passes: Passes, loss: Loss | None, units: Units, criteria: Sequence[AnyCriterion]
+) -> list[Observations]:
+    """Show one pass of gradients and activations to each criterion that watches them."""
+    observed = [Observations() for _ in criteria]
+    pairs = list(zip(criteria, observed, strict=True))
+    for criterion, one in pairs:
+        if isinstance(criterion, ActivationCriterion):
+            watch(model, units.shapes, partial(one.see, criterion))
+    parameters = masks.dense_parameters(model)
+    for parameter in model.parameters():
+        parameter.grad = None
+    with torch.enable_grad():
+        for index, batch in enumerate(passes):
+            loss_of(model, batch, index, loss).backward()
+            for criterion, one in pairs:
+                if isinstance(criterion, GradientCriterion):
+                    for name in units.shapes:
+                        one.add(criterion, name, parameters[name])
+            for parameter in model.parameters():
+                parameter.grad = None
+    return observed
+
+
+def _scores(criterion: AnyCriterion, model: nn.Module, units: Units, observed: Observations) -> Scores:
+    parameters = masks.dense_parameters(model)
+    seen = dict(watched(model)) if isinstance(criterion, ActivationCriterion) else units.shapes
+    weights = {name: parameters[name] for name in units.shapes if name in seen and parameters[name].requires_grad}
+    scores = Scores(criterion, weights, observed, masks.read(model))  # pyright: ignore[reportArgumentType]
+    scores.check()
+    return scores
+
+
+def _by_unit(units: Units, scores: Scores, model: nn.Module) -> dict[str, Tensor]:
+    found = units.candidates(scores, live_masks(model, units)).scores
+    return {name: found[name].clone() for name in units.sizes}

@@ -1,0 +1,196 @@
+"""One training run of a comparison, from a seed to its figures."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import nn
+
+from lightning_prune import masks
+from lightning_prune.callback import PruningCallback
+from lightning_prune.finalization import finalize
+from lightning_prune.recipe import Recipe
+from lightning_prune.report import as_evaluated, example_of, summarize
+from lightning_prune.study.control import small_dense
+from lightning_prune.study.losses import check_loss, loss_of, trainless_copy
+from lightning_prune.study.metrics import MetricLike, evaluate
+from lightning_prune.study.passes import Passes, own_random_state, seed_all
+
+Recipes = Recipe | Sequence[Recipe] | None
+"""What one side of a comparison prunes by; None: nothing is pruned."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is the same for all sides of a comparison.
+
+    Args:
+        make_model: returns a fresh LightningModule; called once for each run, after its seed is set.
+        data: a LightningDataModule, (training loader, validation loader), or a function that returns either.
+        epochs: of each run.
+        metric: of the trained model on the validation data; None: its own loss there.
+        trainer: further arguments of each Trainer.
+    """
+
+    make_model: Callable[[], LightningModule]
+    data: Any
+    epochs: int
+    metric: MetricLike | None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run.
+
+    Args:
+        name: of the side.
+        seed: of weights, data and everything else that is drawn.
+        recipes: what it is pruned by.
+        shrunk: ("macs" or "params", share): train from scratch a dense network that has so much less; None: the whole.
+    """
+
+    name: str
+    seed: int
+    recipes: Recipes = None
+    shrunk: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Args:
+        name: of the side.
+        seed: of the run.
+        metric: on the validation data, after training.
+        macs: multiply-accumulates of the trained network; None without an example input.
+        effective_macs: of those, the ones with a weight that is not zero.
+        parameters: of the trained network.
+        bytes: of its parameters and buffers.
+        seconds: of the training.
+    """
+
+    name: str
+    seed: int
+    metric: float
+    macs: int | None
+    effective_macs: int | None
+    parameters: int
+    bytes: int
+    seconds: float
+
+
+def run(contest: Contest, trial: Trial) -> Outcome:
+    """Train one side with one seed and measure it.
+
+    Changes:
+        the global random state is put back; ``make_model`` and the data may change what is theirs.
+    """
+    with own_random_state(), _quiet():
+        seed_all(trial.seed)
+        model = contest.make_model()
+        if trial.shrunk is not None:
+            small_dense(model, *trial.shrunk)
+        callbacks = [] if trial.recipes is None else [PruningCallback(trial.recipes)]
+        trainer = _trainer(contest, callbacks)
+        train, val, module = loaders_of(contest.data)
+        seed_all(trial.seed)
+        started = time.perf_counter()
+        trainer.fit(model, train_dataloaders=train, val_dataloaders=val, datamodule=module)
+        seconds = time.perf_counter() - started
+        if masks.is_masked(model):
+            finalize(model)
+        loader = val if module is None else module.val_dataloader()
+        return _outcome(model, trial, loader, contest.metric, seconds)
+
+
+def _trainer(contest: Contest, callbacks: list[Any]) -> Trainer:
+    options: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    } | dict(contest.trainer)
+    callbacks = [*callbacks, *options.pop("callbacks", ())]
+    return Trainer(max_epochs=contest.epochs, callbacks=callbacks, **options)
+
+
+def _outcome(
+    model: LightningModule, trial: Trial, loader: Iterable[Any], metric: MetricLike | None, seconds: float
+) -> Outcome:
+    summary = summarize(model)
+    return Outcome(
+        name=trial.name,
+        seed=trial.seed,
+        metric=measured(model, loader, metric),
+        macs=summary.macs,
+        effective_macs=summary.effective_macs,
+        parameters=summary.parameters,
+        bytes=summary.bytes,
+        seconds=seconds,
+    )
+
+
+def measured(model: nn.Module, loader: Iterable[Any], metric: MetricLike | None) -> float:
+    """Return the metric of a model on a loader; None: the mean of its own loss over the samples."""
+    if metric is not None:
+        with as_evaluated(model):
+            return evaluate(model, Passes(loader, model), metric)
+    check_loss(model, None)
+    copied = trainless_copy(model)
+    return evaluate(copied, Passes(loader, copied), lambda one, batch: loss_of(one, batch, 0, None))
+
+
+def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noqa: ANN401
+    """Return training loader, validation loader and data module: either the pair or the module is there.
+
+    Raises:
+        TypeError: the data are neither.
+    """
+    data = data() if callable(data) and not isinstance(data, LightningDataModule) else data
+    if isinstance(data, LightningDataModule):
+        return None, None, data
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(
+            "data must be a LightningDataModule, (training loader, validation loader), or a function that returns"
+            f" either; got {data!r:.80}"
+        )
+    return data[0], data[1], None
+
+
+def check_example(model: nn.Module) -> None:
+    """Raise ValueError for a model without an example input, whose multiply-accumulates cannot be counted."""
+    if example_of(model) is None:
+        raise ValueError(
+            f"{type(model).__name__} needs an example_input_array, of the shape that its forward takes: networks"
+            " are ranked at equal multiply-accumulates"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Lightning says about each of many small runs."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in (
+                "does not have many workers",
+                "number of training batches",
+                "GPU available but not used",
+                "`isinstance.treespec, LeafSpec.` is deprecated",
+            ):
+                warnings.filterwarnings("ignore", message=f".*{text}")
+            yield
+    finally:
+        log.setLevel(level)

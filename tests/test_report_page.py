@@ -1,0 +1,239 @@
+"""The page: what it holds, that it is written whole or not at all, and what a browser makes of it."""
+
+import html
+import html.parser
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from browser import EXECUTABLE, Page, running
+from report_cases import HOSTILE, NAMES, figures, fit, history, recipe, summary
+from torch import nn
+
+from lightning_prune import Guard, PruningCallback, PruningError, summarize
+from lightning_prune.study.report import History, Recorder, Report
+from lightning_prune.study.report.figures import Section
+from lightning_prune.study.report.page import page
+
+needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome on the PATH")
+VOID = {"meta", "link", "line", "rect", "path", "circle"}
+
+
+def full() -> Report:
+    models = {"dense": summary(64, 64), "compact": summary(8, 64), HOSTILE: summary(32, 64)}
+    quality = {"dense": 0.98, "compact": 0.97, HOSTILE: float("nan"), "only a figure": 0.5}
+    return Report(history=history(), models=models, quality=quality, metric="val_acc")
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "link"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    return reader
+
+
+class TestPage:
+    def test_loads_nothing_and_runs_nothing(self) -> None:
+        text = full().to_html()
+        tags = read(text).tags
+        assert not {tag for tag, _ in tags} & {"script", "img", "iframe", "object", "embed", "b"}
+        links = [value for _, attributes in tags for key, value in attributes.items() if key in ("href", "src")]
+        assert all(link is not None and link.startswith(("#", "data:,")) for link in links)
+        assert not re.search(r"https?:|url\(|@import|@font-face", text)
+        assert "default-src 'none'" in html.unescape(text)
+
+    def test_ids_are_unique_and_links_lead_somewhere(self) -> None:
+        tags = read(full().to_html()).tags
+        ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+        assert len(ids) == len(set(ids))
+        links = {attributes["href"] for tag, attributes in tags if tag == "a"}
+        assert links <= {f"#{name}" for name in ids}
+        named = {attributes["aria-labelledby"] for tag, attributes in tags if tag == "svg"}
+        assert named <= set(ids)
+
+    def test_a_section_for_what_was_given(self) -> None:
+        def titles(report: Report) -> list[str]:
+            return [section.title for section in report.sections()]
+
+        assert titles(Report()) == []
+        two = {"a": summary(8, 8), "b": summary(4, 8)}
+        assert titles(Report(models=two)) == ["The models beside each other"]
+        assert titles(Report(models={"a": summary(8, 8)}, quality={"a": 1})) == ["The models beside each other"]
+        assert titles(Report(models=two, quality={"a": 1, "b": 2}))[1:] == ["Quality against cost"]
+        assert titles(Report(history=History(metrics={"m": ((1, 0.5),)}))) == ["Over the run"]
+        assert len(titles(full())) == 5
+
+    def test_the_table_tells_what_the_summaries_hold(self) -> None:
+        net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        with torch.no_grad():
+            net[0].weight[0, 0] = 0
+        table = Report(models={"net": net}, quality={"net": 0.25}, metric="acc").sections()[0].table
+        assert table is not None
+        assert dict(zip(table.head, table.rows[0], strict=True)) == {
+            "model": "net", "acc": "0.2500", "parameters": "15", "not zero": "14", "memory (bytes)": "60",
+        }  # fmt: skip
+
+    def test_the_front_has_none_that_is_beaten(self) -> None:
+        models = {f"m{width}": summary(width, 8) for width in (4, 8, 16, 32)}
+        quality = {"m4": 0.5, "m8": 0.9, "m16": 0.8, "m32": 0.95}
+        for mode, best in (("max", {"m4", "m8", "m32"}), ("min", {"m4"})):
+            section = Report(models=models, quality=quality, mode=mode).sections()[1]  # type: ignore[arg-type]
+            plot = section.figures[0]
+            front = next(mark for mark in plot.marks if mark.name == "none better and cheaper")  # type: ignore[union-attr]
+            assert {dot.label for dot in front.dots} == best  # type: ignore[union-attr]
+
+    def test_the_same_values_make_the_same_page(self) -> None:
+        assert full().to_html() == full().to_html()
+
+
+class TestSave:
+    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "report.html"
+        assert full().save(path) == path
+        before = path.read_bytes()
+        assert before.decode() == full().to_html()
+        assert stat.S_IMODE(path.stat().st_mode) & 0o400
+
+        def fail(*_: object) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="no space left"):
+            Report(models={"a": summary(1, 1)}).save(path)
+        assert path.read_bytes() == before
+        assert [one.name for one in tmp_path.iterdir()] == ["report.html"]
+
+    def test_bad_input(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"must end in \.html, as in '.*report\.html'"):
+            full().save(tmp_path / "report.pdf")
+        with pytest.raises(FileNotFoundError, match="make it first"):
+            full().save(tmp_path / "none" / "report.html")
+        with pytest.raises(PruningError, match="nothing to report on"):
+            Report().save(tmp_path / "report.html")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_arguments_of_another_kind(self) -> None:
+        with pytest.raises(TypeError, match=r"models\['a'\] takes a model or summarize\(model\), got str"):
+            Report(models={"a": "net.pte"})  # type: ignore[dict-item]
+        with pytest.raises(TypeError, match="takes the history of a Recorder"):
+            Report(history=Recorder())  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Report\.quality takes a mapping"):
+            Report(quality=0.9)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Report\.models takes a mapping"):
+            Report(models=nn.Linear(1, 1))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match='"max" or "min"'):
+            Report(mode="up")  # type: ignore[arg-type]
+
+    def test_of_a_trainer(self, tmp_path: Path) -> None:
+        callback, recorder = PruningCallback(recipe(), guard=Guard("val_acc", "max", 0.5)), Recorder(figures=False)
+        model, trainer = fit(tmp_path, recorder, callback, max_epochs=4)
+        report = Report.of(trainer, models={"compact": model})
+        assert report.history is recorder.history
+        assert (report.metric, report.mode) == ("val_acc", "max")
+        assert report.models == {"compact": summarize(model)}
+        trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
+        alone = Report.of(trainer)
+        assert (alone.history.events, alone.history.trials) == (tuple(callback.events), tuple(callback.trials))
+        trainer.callbacks.clear()  # type: ignore[attr-defined]
+        with pytest.raises(PruningError, match="neither a Recorder nor a PruningCallback"):
+            Report.of(trainer)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with running(tmp_path_factory.mktemp("profile")) as browser:
+        yield Page(browser)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A report on a fit, and a page with every kind of figure."""
+    folder = tmp_path_factory.mktemp("pages")
+    every = page(HOSTILE, [("a", "1", HOSTILE)], [Section(name, "", [one]) for name, one in figures().items()])
+    (folder / "every.html").write_text(every, encoding="utf-8")
+    return {"report": full().save(folder / "report.html"), "every": folder / "every.html"}
+
+
+LUMINANCE = """
+const channel = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = c => {const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(channel);
+                    return 0.2126 * r + 0.7152 * g + 0.0722 * b};
+const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
+"""
+CONTRASTS = f"""(() => {{ {LUMINANCE}
+const card = getComputedStyle(document.querySelector("figure")).backgroundColor;
+return [...document.querySelectorAll("figure text, figcaption p, figure h3, summary, th, td")].map(e => {{
+  const style = getComputedStyle(e);
+  return e.classList.contains("on") ? 21 : contrast(e instanceof SVGElement ? style.fill : style.color, card)}});
+}})()"""
+LOST = """[...document.querySelectorAll("svg")].flatMap(svg => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text, rect, circle")].filter(e => {
+    const own = e.getBoundingClientRect();
+    return own.width && (own.left < box.left - 2 || own.right > box.right + 2 || own.top < box.top - 2
+                         || own.bottom > box.bottom + 2)}).map(e => svg.id + " " + e.outerHTML.slice(0, 200))})"""
+OVERLAPS = """[...document.querySelectorAll("svg")].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll(":scope > text")].map(e => [e.textContent, e.getBoundingClientRect()]);
+  return boxes.flatMap(([t, a], i) => boxes.slice(i + 1).filter(([u, b]) => a.left < b.right - 1 && b.left < a.right - 1
+    && a.top < b.bottom - 3 && b.top < a.bottom - 3).map(([u, b]) => [t, u]))})"""
+LETTERS = """Math.min(...[...document.querySelectorAll("svg text")].map(e => {
+  const svg = e.ownerSVGElement;
+  return parseFloat(getComputedStyle(e).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width}))"""
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("which", ["report", "every"])
+class TestBrowser:
+    def test_is_quiet_and_fits(self, tab: Page, files: dict[str, Path], which: str, scheme: str, width: int) -> None:
+        shown = tab.show(files[which], width, scheme)
+        assert shown.complaints == []
+        assert shown.requests == [files[which].as_uri()]
+        assert shown.evaluate("document.scrollingElement.scrollWidth") <= width
+        assert shown.evaluate("document.compatMode") == "CSS1Compat"
+        assert shown.evaluate(LOST) == []
+        assert shown.evaluate(OVERLAPS) == []
+        assert shown.evaluate(LETTERS) >= (8 if width < 390 else 9.5)
+        assert min(shown.evaluate(CONTRASTS)) >= 4.5
+        ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 28)"}[scheme]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_hostile_names_are_shown_as_text(tab: Page, files: dict[str, Path]) -> None:
+    shown = tab.show(files["report"], 1280, "light")
+    text = shown.evaluate("document.body.textContent")
+    assert '</title><script>alert("x")</script>&amp;' in text
+    assert shown.evaluate("document.querySelectorAll('script, b').length") == 0
+    assert all(name in text for name in NAMES if name != HOSTILE)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_keyboard_reaches_what_scrolls(tab: Page, files: dict[str, Path]) -> None:
+    shown = tab.show(files["report"], 390, "light")
+    stuck = """[...document.querySelectorAll("*")].filter(e => e.tabIndex < 0 && e.scrollWidth > e.clientWidth + 1
+      && ["auto", "scroll"].includes(getComputedStyle(e).overflowX)).length"""
+    assert shown.evaluate(stuck) == 0
