@@ -1,6 +1,4 @@
 import hashlib
-import json
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ import pytest
 from deploy_models import LABELS, exported
 
 from lightning_prune.deploy import Artifact, load_manifest
-from lightning_prune.errors import ExportError
+from lightning_prune.deploy.artifact import zipped_size
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
 
@@ -27,18 +25,38 @@ def manifest(artifact: Artifact) -> dict[str, Any]:
 def test_numbers_are_those_of_the_file(artifact: Artifact, manifest: dict[str, Any]):
     data = artifact.path.read_bytes()
     assert artifact.size_bytes == manifest["size_bytes"] == len(data)
-    assert artifact.zipped_bytes == manifest["zipped_bytes"] == len(zlib.compress(data, 9))
+    assert artifact.zipped_bytes == manifest["zipped_bytes"] == zipped_size(artifact.path)
     assert artifact.sha256 == manifest["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_zipped_size_is_close_to_that_of_zip(tmp_path: Path):
+    import zlib
+
+    import torch
+
+    for sparsity in (0.0, 0.75, 0.95):
+        weights = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+        kept = torch.rand(200_000, generator=torch.Generator().manual_seed(1)) >= sparsity
+        (tmp_path / "weights").write_bytes((weights * kept).numpy().tobytes())
+        assert zipped_size(tmp_path / "weights") == pytest.approx(
+            len(zlib.compress((tmp_path / "weights").read_bytes(), 9)), rel=0.05
+        )
 
 
 def test_manifest(artifact: Artifact, manifest: dict[str, Any]):
     assert artifact.manifest_path.name == "small.json"
-    assert list(manifest)[:6] == ["format", "program", "sha256", "size_bytes", "zipped_bytes", "inputs"]
+    assert list(manifest) == [
+        *("format", "digest", "program", "sha256", "size_bytes", "zipped_bytes", "data", "methods", "labels"),
+        *("backend", "quantization", "model", "verification", "notes", "versions"),
+    ]
     assert manifest["program"] == "small.pte"
-    assert manifest["inputs"] == [{"name": "image", "shape": [4, 1, 8, 8], "dtype": "float32"}]
-    assert manifest["outputs"][0]["max_abs_error"] == artifact.max_abs_error
+    forward = manifest["methods"]["forward"]
+    assert forward["inputs"] == [{"name": "image", "shape": [4, 1, 8, 8], "dtype": "float32"}]
+    assert forward["outputs"][0]["max_abs_error"] == artifact.max_abs_error
+    assert forward["outputs"][0]["sqnr_db"] == pytest.approx(artifact.sqnr_db)
     assert manifest["labels"] == list(LABELS)
-    assert manifest["backend"] == {"name": "xnnpack", "options": {}}
+    assert manifest["backend"]["name"] == manifest["verification"]["executed"] == artifact.executed == "xnnpack"
+    assert manifest["quantization"] is None
     assert manifest["model"]["class"] == "Small"
     assert manifest["verification"]["samples"] == 10
     assert set(manifest["versions"]) == {"lightning_prune", "torch", "executorch", "python"}
@@ -57,34 +75,5 @@ def test_metric_that_is_not_finite_stands_as_null(artifact: Artifact):
 def test_it_reads_well(artifact: Artifact):
     text = str(artifact)
     assert text.startswith(str(artifact.path))
-    for line in ("image (4, 1, 8, 8) float32", "10 samples, 0 changed predictions", artifact.sha256):
+    for line in ("image (4, 1, 8, 8) float32", "10 samples, 0 changed predictions", artifact.sha256, "run on xnnpack"):
         assert line in text
-
-
-class TestLoadManifest:
-    def test_of_a_changed_file(self, artifact: Artifact, tmp_path: Path):
-        data = bytearray(artifact.path.read_bytes())
-        data[-1] ^= 1
-        (tmp_path / "small.pte").write_bytes(data)
-        (tmp_path / "small.json").write_bytes(artifact.manifest_path.read_bytes())
-        with pytest.raises(ExportError, match=r"small.pte is not the file that small.json describes"):
-            load_manifest(tmp_path / "small.pte")
-
-    def test_alone(self, artifact: Artifact, manifest: dict[str, Any], tmp_path: Path):
-        (tmp_path / "small.json").write_bytes(artifact.manifest_path.read_bytes())
-        assert load_manifest(tmp_path / "small.json") == manifest
-
-    def test_of_nothing(self, tmp_path: Path):
-        with pytest.raises(FileNotFoundError, match=r"no manifest at .*small.json"):
-            load_manifest(tmp_path / "small.pte")
-
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "1"}', '{"format": 1}', '"format"', "\x00"])
-    def test_of_something_else(self, tmp_path: Path, text: str):
-        (tmp_path / "small.json").write_text(text)
-        with pytest.raises(ExportError, match=r"small.json is not a( complete)? manifest of lightning_prune"):
-            load_manifest(tmp_path / "small.json")
-
-    def test_of_a_newer_format(self, manifest: dict[str, Any], tmp_path: Path):
-        (tmp_path / "small.json").write_text(json.dumps(manifest | {"format": 2}))
-        with pytest.raises(ExportError, match=r"is of manifest format 2, .*reads up to 1: pip install --upgrade"):
-            load_manifest(tmp_path / "small.json")

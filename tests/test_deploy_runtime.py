@@ -1,11 +1,10 @@
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from deploy_models import EXAMPLE, exported, images
 
-from lightning_prune.deploy import Artifact, Latencies, RuntimeModel, latency, thread_count
+from lightning_prune.deploy import Artifact, RuntimeModel, thread_count
 from lightning_prune.errors import ExportError
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
@@ -75,29 +74,3 @@ class TestThreadCount:
     def test_no_thread(self):
         with pytest.raises(ValueError, match="threads: got 0, must be at least 1"), thread_count(0):
             pass
-
-
-@pytest.fixture(scope="module")
-def measured(artifact: Artifact) -> Latencies:
-    other = shutil.copy(artifact.path, artifact.path.with_name("other.pte"))
-    return latency({"dense": artifact.path, "pruned": other}, EXAMPLE, rounds=5)
-
-
-class TestLatency:
-    def test_values(self, measured: Latencies):
-        assert list(measured) == ["dense", "pruned"]
-        assert measured["dense"].ratio == 1
-        assert measured["pruned"].ratio > 0
-        assert all(row.median_ms > 0 and row.spread_ms >= 0 and row.rounds == 5 for row in measured.values())
-
-    def test_table(self, measured: Latencies):
-        head, dense, _ = str(measured).splitlines()
-        assert head.endswith("(1 thread, 5 rounds)")
-        assert dense.startswith("dense")
-        assert dense.endswith("1.00×")
-
-    def test_nothing_to_measure(self, artifact: Artifact):
-        with pytest.raises(ValueError, match="at least one program and one round, got 0 and 30"):
-            latency({}, EXAMPLE)
-        with pytest.raises(ValueError, match=r"takes \(4, 1, 8, 8\) float32; got \(2,\) float32"):
-            latency({"dense": artifact.path}, torch.zeros(2), rounds=1)

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_prune.deploy.signature import TensorSpec, flatten_outputs, input_names
+from lightning_prune.deploy.loaders import check_batched, run_in_chunks, split_batch
+from lightning_prune.deploy.signature import MethodSpec, TensorSpec, flatten_outputs, input_names
 from lightning_prune.deploy.verification import (
+    Bounds,
     Comparison,
     changed_predictions,
-    check_batched,
+    compare_with,
     max_abs_difference,
-    run_in_chunks,
-    split_batch,
-    verify,
 )
 from lightning_prune.errors import ExportError, VerificationError
 
 Pair = namedtuple("Pair", ["left", "right"])
 IMAGE = TensorSpec("image", (4, 3), torch.float32)
 LOGITS = TensorSpec("logits", (4, 2), torch.float32)
+SPEC = MethodSpec((IMAGE,), (LOGITS,))
 
 
 class TestDifference:
@@ -53,10 +53,34 @@ class TestDifference:
 
 class TestComparison:
     def test_it_keeps_the_largest_of_each_output(self):
-        comparison = Comparison(["a", "b"], tolerance=1)
+        comparison = Comparison(["a", "b"], Bounds(1))
         comparison.add([torch.tensor([0.5]), torch.zeros(1)], [torch.zeros(1), torch.zeros(1)], "one")
         comparison.add([torch.tensor([0.25]), torch.ones(1)], [torch.zeros(1), torch.zeros(1)], "two")
-        assert comparison.errors == {"a": 0.5, "b": 1.0}
+        assert {name: error.max_abs_error for name, error in comparison.errors.items()} == {"a": 0.5, "b": 1.0}
+
+    @given(st.lists(st.tuples(st.floats(-9, 9, width=32), st.floats(-9, 9, width=32)), min_size=1, max_size=8))
+    def test_ratio_against_numpy(self, pairs: list[tuple[float, float]]):
+        output, wanted = np.array(pairs, dtype=np.float64).T
+        comparison = Comparison(["a"], Bounds())
+        for left, right in pairs:
+            comparison.add([torch.tensor([left]).double()], [torch.tensor([right]).double()], "one")
+        noise = ((output - wanted) ** 2).sum()
+        with np.errstate(divide="ignore"):
+            expected = np.inf if noise == 0 else 10 * np.log10(max((wanted**2).sum(), 1e-300) / noise)
+        assert comparison.errors["a"].sqnr_db == pytest.approx(expected)
+
+    def test_ratio_that_is_too_low(self):
+        comparison = Comparison(["a"], Bounds(min_sqnr=20))
+        comparison.add([torch.tensor([10.0])], [torch.tensor([11.0])], "one")
+        comparison.check()
+        comparison.add([torch.tensor([1.0])], [torch.tensor([2.0])], "two")
+        with pytest.raises(VerificationError, match=r"output 'a': .* is 18\.0 dB, the lowest accepted is 20 dB"):
+            comparison.check()
+
+    def test_without_a_tolerance_what_is_not_finite_is_refused(self):
+        for wrong in (math.nan, math.inf):
+            with pytest.raises(VerificationError, match="holds NaN or infinities"):
+                Comparison(["a"], Bounds(min_sqnr=-100)).add([torch.tensor([wrong])], [torch.zeros(1)], "one")
 
     @pytest.mark.parametrize(
         ("outputs", "text"),
@@ -70,22 +94,29 @@ class TestComparison:
     )
     def test_refusals(self, outputs: list[Tensor], text: str):
         with pytest.raises(VerificationError, match=text):
-            Comparison(["a"], tolerance=0.5).add(outputs, [torch.zeros(1)], "one")
+            Comparison(["a"], Bounds(0.5)).add(outputs, [torch.zeros(1)], "one")
 
 
 class TestLoader:
-    @given(st.integers(1, 9), st.integers(1, 5))
-    def test_chunks_give_what_one_run_gives(self, samples: int, size: int):
-        batch, seen = torch.randn(samples, 3), []
+    @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 4))
+    def test_chunks_give_what_one_run_gives(self, samples: int, largest: int, less: int):
+        batch, seen, smallest = torch.randn(samples, 3), [], max(1, largest - less)
 
         def run(x: Tensor) -> list[Tensor]:
             seen.append(len(x))
             return [2 * x, x.sum(1)]
 
-        doubled, summed = run_in_chunks(run, [batch], size)
+        doubled, summed = run_in_chunks(run, [batch], smallest, largest)
         assert torch.equal(doubled, 2 * batch)
         assert torch.equal(summed, batch.sum(1))
-        assert seen == [size] * math.ceil(samples / size)
+        assert all(smallest <= size <= largest for size in seen)
+        assert len(seen) == math.ceil(samples / largest)
+
+    def test_sizes_that_may_vary(self):
+        spec = TensorSpec("image", (4, 3, 8), torch.float32, {0: (1, 16), 2: (4, 8)})
+        assert len(split_batch(torch.zeros(20, 3, 5), [spec], False)[0][0]) == 20
+        with pytest.raises(ValueError, match=r"\(2, 3, 9\) float32, the example inputs are \(N, 3, 4…8\) float32"):
+            split_batch(torch.zeros(2, 3, 9), [spec], False)
 
     def test_forms_of_a_batch(self):
         x, y = torch.zeros(2, 3), torch.tensor([1, 0])
@@ -134,7 +165,7 @@ class TestLoader:
         metric = MulticlassAccuracy(2, average="micro")
         metric.update(torch.tensor([1]), torch.tensor([0]))
         batch = torch.tensor([[0.0, 1e-3, 0.0]]).repeat(5, 1), torch.ones(5, dtype=torch.long)
-        found = verify(program, eager, {}, [IMAGE], [LOGITS], 1.0, [batch, batch], metric)
+        _, found = compare_with(program, eager, {}, SPEC, Bounds(1.0), [batch, batch], metric)
         assert found.metrics == {"eager": 1.0, "executorch": 0.0}
         assert found.changed_predictions == found.samples == 10
         assert metric.compute() == 0
@@ -142,8 +173,17 @@ class TestLoader:
     def test_metric_of_several_numbers(self):
         batch = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
         with pytest.raises(ValueError, match=r"MulticlassConfusionMatrix gives \(2, 2\) int64; pass one that computes"):
-            verify(lambda x: [x[:, :2]], lambda x: [x[:, :2]], {}, [IMAGE], [LOGITS], 1.0, [batch],
-                   MulticlassConfusionMatrix(2))  # fmt: skip
+            compare_with(lambda x: [x[:, :2]], lambda x: [x[:, :2]], {}, SPEC, Bounds(1.0), [batch],
+                         MulticlassConfusionMatrix(2))  # fmt: skip
+
+    def test_a_trial_alone_is_judged_by_itself(self):
+        def program(x: Tensor) -> list[Tensor]:
+            return [x[:, :2] + (1 if len(x) == 2 else 0)]
+
+        trials = {"good": [torch.full((400, 3), 9.0)], "bad": [torch.ones(2, 3)]}
+        compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10))
+        with pytest.raises(VerificationError, match=r"'logits' on bad: .* is 0\.0 dB.*leave dynamic_shapes= out"):
+            compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10), alone=["bad"])
 
 
 class TestSignature:

@@ -4,28 +4,63 @@ ExecuTorch is imported by the functions that need it: ``pip install 'lightning-p
 """
 
 from lightning_prune.deploy.artifact import Artifact, load_manifest
-from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.deploy.backends import (
+    XNNPACK,
+    Backend,
+    CoreML,
+    Linear8,
+    Palette,
+    Partitioned,
+    Portable,
+    Vulkan,
+)
+from lightning_prune.deploy.backends.coreml_weights import decompressed, stored_weights
+from lightning_prune.deploy.benchmark import Latencies, Latency, benchmark
+from lightning_prune.deploy.bundles import Bundle, export_android, export_ios
 from lightning_prune.deploy.export import export
-from lightning_prune.deploy.latency import Latencies, Latency, latency
+from lightning_prune.deploy.inspection import Inspection, inspect
 from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
+from lightning_prune.deploy.profiling import Profile
+from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
 from lightning_prune.deploy.runtime import RuntimeModel, thread_count
 from lightning_prune.deploy.signature import TensorSpec
 from lightning_prune.deploy.verification import Verification
+from lightning_prune.deploy.verifying import verify
 
 __all__ = [
     "XNNPACK",
     "Artifact",
     "Backend",
+    "Bundle",
+    "CoreML",
+    "Inspection",
+    "Int4Groupwise",
+    "Int8",
+    "Int8Dynamic",
     "Latencies",
     "Latency",
     "LatencyTable",
+    "Linear8",
+    "Palette",
+    "Partitioned",
+    "Portable",
+    "Profile",
+    "Quantization",
+    "Quantized",
     "RuntimeModel",
     "TensorSpec",
     "Verification",
+    "Vulkan",
     "WidthCurve",
+    "benchmark",
+    "decompressed",
     "export",
-    "latency",
+    "export_android",
+    "export_ios",
+    "inspect",
     "latency_table",
     "load_manifest",
+    "stored_weights",
     "thread_count",
+    "verify",
 ]

@@ -1,7 +1,8 @@
 """The eager side: a folded copy of the model, and the inputs on which file and copy must agree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from lightning_prune.copies import plain_copy
+from lightning_prune.deploy.dynamic import resized
 from lightning_prune.deploy.signature import describe, flatten_outputs
 from lightning_prune.errors import ExportError
 from lightning_prune.masks import fold
@@ -16,21 +18,41 @@ from lightning_prune.report import as_tuple, example_of
 
 
 class EagerModel(nn.Module):
-    """A model as export sees it: positional tensors in, a flat tuple of tensors out.
+    """A method of a model as export sees it: positional tensors in, a flat tuple of tensors out.
 
     It is also the root that ExecuTorch needs: its batch-norm fusion fails on a bare ``nn.Sequential``.
 
     Args:
         model: what :func:`folded_copy` returned.
+        method: where the method is: ``forward``, ``embed``, ``encoder.embed``.
+        preprocess: applied to the first input; None: nothing is.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, method: str = "forward", preprocess: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
+        self.method = method
+        self.preprocess = preprocess
+
+    def __str__(self) -> str:
+        return type(self.model).__name__ + ("" if self.method == "forward" else f".{self.method}")
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The method itself, its structure of outputs as it is."""
+        path, _, name = self.method.rpartition(".")
+        owner = self.model.get_submodule(path)
+        return owner if name == "forward" else getattr(owner, name)
+
+    def of_model(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the method is given for inputs of the program."""
+        if self.preprocess is None:
+            return tuple(inputs)
+        return self.preprocess(inputs[0]), *inputs[1:]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors in what the model returns."""
-        return tuple(pytree.tree_leaves(self.model(*inputs)))
+        """Return the tensors in what the method returns."""
+        return tuple(pytree.tree_leaves(self.function(*self.of_model(inputs))))
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the same for inputs that the model may change in place."""
@@ -68,8 +90,15 @@ def folded_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def example_tensors(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+def example_tensors(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, method: str = "forward"
+) -> tuple[Tensor, ...]:
     """Return the example inputs as tensors of our own: on the CPU, contiguous, without history.
+
+    Args:
+        model: whose ``example_input_array`` is taken where ``example_inputs`` is None.
+        example_inputs: as given by the caller.
+        method: that they are for, in errors.
 
     Raises:
         ValueError: there are none.
@@ -85,7 +114,7 @@ def example_tensors(model: nn.Module, example_inputs: Tensor | Sequence[Tensor] 
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"example_inputs[{index}] is a {type(value).__name__}: pass one tensor per positional argument of"
-                " forward, and wrap a model that takes anything else"
+                f" {method}, and wrap a model that takes anything else"
             )
     return tuple(x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in inputs)
 
@@ -96,19 +125,19 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
     Raises:
         ExportError: it rejects them or changes them in place, or an output is no tensor.
     """
-    given = [x.clone() for x in inputs]
+    given = [x.clone() for x in eager.of_model(inputs)]
     versions = [x._version for x in given]
     try:
-        outputs = eager.model(*given)
+        outputs = eager.function(*given)
     except Exception as error:
         raise ExportError(
-            f"{type(eager.model).__name__} rejects the example inputs {describe(inputs)}: {error}; pass"
-            " example_inputs= that its forward takes"
+            f"{eager} rejects the example inputs {describe(given)}: {error}; pass example_inputs= that its"
+            f" {eager.method} takes"
         ) from error
-    if versions != [x._version for x in given]:
+    if eager.preprocess is None and versions != [x._version for x in given]:
         raise ExportError(
-            f"{type(eager.model).__name__} changes its input in place, which a .pte cannot: use the operator without"
-            " the underscore, or begin forward with x = x.clone()"
+            f"{eager} changes its input in place, which a .pte cannot: use the operator without the underscore, or"
+            f" begin {eager.method} with x = x.clone()"
         )
     return flatten_outputs(outputs)
 
@@ -132,10 +161,22 @@ def random_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(drawn(x) for x in inputs)
 
 
-def trials(eager: EagerModel, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
-    """Return the inputs to compare on, by what they are, and a note where random ones tell nothing."""
+def trials(
+    eager: EagerModel, inputs: tuple[Tensor, ...], sizes: Mapping[str, Sequence[Sequence[int]]]
+) -> tuple[dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
+    """Return the inputs to compare on, by what they are, and a note where random ones tell nothing.
+
+    Args:
+        eager: the model.
+        inputs: the example inputs.
+        sizes: what it is -> shapes of all inputs, tried first; none where all is fixed.
+    """
+    found = {
+        where: tuple(resized(x, shape) for x, shape in zip(inputs, shapes, strict=True))
+        for where, shapes in sizes.items()
+    }
+    found |= {"the example inputs": inputs} | _channels_last(inputs)
     drawn = random_like(inputs)
-    found = {"the example inputs": inputs}
     if all(new is given for new, given in zip(drawn, inputs, strict=True)):
         return found, ()
     try:
@@ -145,3 +186,10 @@ def trials(eager: EagerModel, inputs: tuple[Tensor, ...]) -> tuple[dict[str, tup
     if finite:
         return found | {"random inputs": drawn}, ()
     return found, ("Compared on the example inputs alone: the model gives no finite output on random ones.",)
+
+
+def _channels_last(inputs: Sequence[Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    if not any(x.ndim == 4 for x in inputs):
+        return {}
+    images = (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+    return {"channels-last inputs": tuple(images)}

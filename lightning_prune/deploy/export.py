@@ -1,22 +1,28 @@
-"""From a module to a verified .pte: copy, lower, write, run, rename."""
+"""From a module to a verified .pte: copy, trace, lower, write, run, rename."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.deploy.artifact import Artifact, file_facts, to_text
+from lightning_prune.deploy.artifact import Artifact, DataFile, file_facts, zipped_size
 from lightning_prune.deploy.backends import XNNPACK, Backend
-from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated, trials
-from lightning_prune.deploy.files import program_path, staged, writing
-from lightning_prune.deploy.lowering import lower, outside_notes, save
-from lightning_prune.deploy.runtime import RuntimeModel, require_executorch
-from lightning_prune.deploy.signature import TensorSpec, check_labels, input_names, specs
-from lightning_prune.deploy.verification import check_batched, first_of, split_batch, verify
-from lightning_prune.report import summarize
+from lightning_prune.deploy.building import Program, bounds_of, built, checked_loader, verified
+from lightning_prune.deploy.constants import Constant, checked_constants
+from lightning_prune.deploy.dynamic import resized
+from lightning_prune.deploy.eager import folded_copy, isolated
+from lightning_prune.deploy.files import Staged, program_path, staged, writing
+from lightning_prune.deploy.lowering import outside_notes, save
+from lightning_prune.deploy.manifest import to_text
+from lightning_prune.deploy.methods import EntryPoint, Method, entry_points
+from lightning_prune.deploy.preprocessing import Normalize
+from lightning_prune.deploy.runtime import require_executorch
+from lightning_prune.deploy.signature import check_labels
+from lightning_prune.report import Summary, summarize
 
 _DEFAULT_BACKEND = XNNPACK()
 
@@ -27,29 +33,43 @@ def export(
     *,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     backend: Backend = _DEFAULT_BACKEND,
+    dynamic_shapes: Any = None,  # noqa: ANN401
+    methods: Mapping[str, Method] | None = None,
+    preprocess: Normalize | None = None,
+    constants: Mapping[str, Constant | Sequence[Constant]] | None = None,
+    external_weights: bool = False,
     verify_on: Iterable[Any] | None = None,
     metric: Metric | None = None,
     labels: Sequence[str] | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Artifact:
     """Write a .pte and its manifest, after the file was run and gave what the model gives.
 
     A copy of the model is put into eval mode with its masks folded; the model itself stays as it is, with its mode,
     device and random state. The program is written to a temporary file beside ``path``, loaded from there by the
-    ExecuTorch runtime, and run on the example inputs, on random inputs of the same shapes, and on ``verify_on``. Only
-    then do ``model.pte`` and ``model.json`` take their names; after any error an older pair is still in place.
+    ExecuTorch runtime, and run on the example inputs, on random inputs of the same shapes, on the smallest and largest
+    sizes where sizes may vary, and on ``verify_on``. Only then do ``model.pte`` and ``model.json`` take their names;
+    after any error older files are still in place.
 
     Args:
         model: any module on any device, masked, pruned or dense, in any mode; also a LightningModule with a trainer.
         path: of the .pte, in a folder that exists. The manifest is written beside it, with the suffix .json.
         example_inputs: a tensor or a tuple of tensors, one per positional argument of ``forward``. Their shapes,
-            batch size included, are those that the program takes. None: the model's ``example_input_array``.
+            batch size included, are those that the program takes, unless ``dynamic_shapes`` lets them vary. None: the
+            model's ``example_input_array``.
         backend: where the program will run.
+        dynamic_shapes: as in torch.export, by the name of the input: ``{"image": {0: Dim("batch", min=1, max=8)}}``.
+            Every size needs a maximum, for which the program plans its memory.
+        methods: further methods of the program, by name.
+        preprocess: folded in before the first input of ``forward``, which is then a uint8 image.
+        constants: constant methods, by name: strings, bools, ints, floats or lists of them, for the app to read.
+        external_weights: write the weights to ``model.ptd`` beside the .pte, which then holds the graph alone.
         verify_on: batches ``(inputs, targets)``, or bare tensors when there is no metric; of any batch size.
         metric: computed on ``verify_on`` for both sides from the first output and the targets; a copy of it is used.
             A LightningModule's own is passed as ``metric=model.val_acc``.
-        labels: names of the classes, kept in the manifest for the app.
-        tolerance: largest absolute difference of any output from the eager model that is accepted.
+        labels: names of the classes, kept in the manifest and in the constant method ``labels`` for the app.
+        tolerance: largest absolute difference of any output from the eager model that is accepted. None: 1e-4, or
+            any where there is quantization, which is judged by its ``min_output_sqnr``.
 
     Returns:
         the artifact: paths, sizes, hash and what was measured.
@@ -59,7 +79,7 @@ def export(
         TypeError: an argument is of another type.
         ExportError: the folder cannot be written, or the model cannot be run, traced or lowered.
         VerificationError: the file does not compute what the model computes.
-        ImportError: ExecuTorch is not installed.
+        ImportError: ExecuTorch, or a package that the backend needs, is not installed.
 
     Example:
         >>> artifact = export(model, "digits.pte", example_inputs=torch.zeros(1, 1, 8, 8))  # doctest: +SKIP
@@ -68,36 +88,39 @@ def export(
     """
     require_executorch()
     path = program_path(path)
-    _check_arguments(backend, verify_on, metric, labels, tolerance)
-    with staged(path) as files, isolated():
-        inputs = example_tensors(model, example_inputs)
-        eager = EagerModel(folded_copy(model))
-        expected = eager_outputs(eager, inputs)
-        names = check_labels(labels, expected)
-        takes = specs(input_names(model, len(inputs)), inputs)
-        gives = specs(list(expected), list(expected.values()))
-        batches = None if verify_on is None else _checked(verify_on, takes, gives, metric is not None)
-        lowered = lower(eager, inputs, backend)
-        save(lowered, files.program)
-        compared_on, unfit = trials(eager, inputs)
-        run = RuntimeModel(files.program)
-        verification = verify(run, eager.run, compared_on, takes, gives, tolerance, batches, metric)
-        summary = summarize(eager.model, inputs)
-        notes = (*backend.notes(summary.sparsity), *outside_notes(lowered, backend), *unfit)
+    _check_arguments(backend, preprocess, methods, labels, tolerance)
+    _check_metric(metric, verify_on)
+    forward = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess)}
+    with staged(path, external_weights) as files, isolated():
+        entries = entry_points(model, folded_copy(model), forward | dict(methods or {}))
+        check_labels(labels, entries[0].spec.outputs)
+        values = checked_constants(constants, labels, [entry.name for entry in entries])
+        batches = None if verify_on is None else checked_loader(verify_on, entries[0], metric is not None)
+        program = Program(built(entries, backend, external_weights), values)
+        lowered = program.lowered(backend)
+        save(lowered, files.program, files.data)
+        with ThreadPoolExecutor(1) as beside:
+            zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
+            verification, notes = verified(program, backend, files, bounds_of(backend, tolerance), batches, metric)
+            summary = _summary(entries[0])
+        left_outside = outside_notes(lowered, backend, tuple(program.methods))
         artifact = Artifact(
             path=path,
             manifest_path=files.manifest_path,
             backend=backend,
             model=type(model).__name__,
             **file_facts(files.program),
+            zipped_bytes=zipped.result(),
             parameters=summary.parameters,
             nonzero_parameters=summary.parameters - summary.zeros,
             macs=summary.macs or 0,
-            inputs=takes,
-            outputs=gives,
+            methods={name: one.spec for name, one in program.methods.items()},
             verification=verification,
-            labels=names,
-            notes=notes,
+            data=_data(files),
+            labels=None if labels is None else tuple(labels),
+            preprocessing=preprocess,
+            quantized={name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
+            notes=(*backend.notes(summary.sparsity), *left_outside, *notes),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
@@ -105,31 +128,42 @@ def export(
     return artifact
 
 
+def _summary(entry: EntryPoint) -> Summary:
+    examples = [resized(x, spec.shape) for x, spec in zip(entry.inputs, entry.spec.inputs, strict=True)]
+    return summarize(entry.eager.model, entry.eager.of_model(examples))
+
+
+def _data(files: Staged) -> tuple[DataFile, ...]:
+    if files.data is None or files.data_path is None:
+        return ()
+    return (DataFile(files.data_path, **file_facts(files.data)),)
+
+
 def _check_arguments(
     backend: Backend,
-    verify_on: Iterable[Any] | None,
-    metric: Metric | None,
+    preprocess: Normalize | None,
+    methods: Mapping[str, Method] | None,
     labels: Sequence[str] | None,
-    tolerance: float,
+    tolerance: float | None,
 ) -> None:
     if isinstance(backend, type) or not isinstance(backend, Backend):
         raise TypeError(f"backend: got {backend!r}, must be a value such as XNNPACK()")
-    if not (math.isfinite(tolerance) and tolerance > 0):
+    if preprocess is not None and not isinstance(preprocess, Normalize):
+        raise TypeError(f"preprocess: got a {type(preprocess).__name__}, must be Normalize(mean=[…], std=[…])")
+    if methods is not None and (not isinstance(methods, Mapping) or "forward" in methods):
+        raise TypeError("methods: must be a dict of further methods; forward is the model's own and needs no entry")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"tolerance: got {tolerance}, must be a finite number above 0, as in tolerance=1e-4")
     if isinstance(labels, str):
         raise TypeError(f"labels: got the string {labels!r}, must be a list with one name per class")
+    if labels is not None and not all(isinstance(label, str) for label in labels):
+        raise TypeError(f"labels: got {list(labels)!r:.60}, every one must be a string")
+
+
+def _check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None:
     if metric is not None and not isinstance(metric, Metric):
         raise TypeError(
             f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc"
         )
     if metric is not None and verify_on is None:
         raise ValueError("metric: there is nothing to compute it on; pass a loader as verify_on= too")
-
-
-def _checked(
-    verify_on: Iterable[Any], takes: Sequence[TensorSpec], gives: Sequence[TensorSpec], needs_targets: bool
-) -> Iterator[Any]:
-    check_batched(takes, gives)
-    first, batches = first_of(verify_on)
-    split_batch(first, takes, needs_targets)
-    return batches

@@ -1,6 +1,7 @@
-"""Two files that appear together or not at all."""
+"""Files that appear together or not at all: the program, its weights where they are apart, the manifest."""
 
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_prune.errors import ExportError
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -21,32 +24,47 @@ class Staged:
         manifest_path: of the .json beside it.
         program: temporary file with the program, in the same folder.
         manifest: temporary file with the manifest.
+        data_path: of the .ptd beside it; None where the weights are in the program.
+        data: temporary file with the weights.
     """
 
     path: Path
     manifest_path: Path
     program: Path
     manifest: Path
+    data_path: Path | None = None
+    data: Path | None = None
 
     def publish(self) -> None:
-        """Rename both temporary files, the manifest last: a .pte that its manifest does not describe is never final.
+        """Rename the temporary files, the manifest last: a .pte that its manifest does not describe is never final.
 
         Raises:
             ExportError: a rename fails; the files that stood there before stand there again.
         """
-        backup = _backup(self.path)
+        moves = [(self.program, self.path), (self.manifest, self.manifest_path)]
+        if self.data is not None and self.data_path is not None:
+            moves.insert(0, (self.data, self.data_path))
+        backups: dict[Path, Path | None] = {}
         try:
-            os.replace(self.program, self.path)
-            os.replace(self.manifest, self.manifest_path)
+            for _, target in moves[:-1]:
+                backups[target] = _backup(target)
+            for temporary, target in moves:
+                os.replace(temporary, target)
         except OSError as error:
-            if backup is not None:
-                os.replace(backup, self.path)
-            elif not self.program.exists():
-                self.path.unlink(missing_ok=True)
+            for temporary, target in moves[:-1]:
+                _put_back(target, backups.get(target), moved=not temporary.exists())
             raise ExportError(f"{self.path} cannot be put in place ({error}): nothing was changed") from error
         finally:
-            if backup is not None:
-                backup.unlink(missing_ok=True)
+            for backup in backups.values():
+                if backup is not None:
+                    backup.unlink(missing_ok=True)
+
+
+def _put_back(target: Path, backup: Path | None, moved: bool) -> None:
+    if backup is not None:
+        os.replace(backup, target)
+    elif moved:
+        target.unlink(missing_ok=True)
 
 
 def program_path(path: str | Path) -> Path:
@@ -62,26 +80,31 @@ def program_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def staged(path: Path) -> Iterator[Staged]:
-    """Reserve two temporary files beside ``path``; whatever is left of them when the block ends is removed.
+def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
+    """Reserve temporary files beside ``path``; whatever is left of them when the block ends is removed.
+
+    Args:
+        path: of the .pte.
+        external_weights: whether a .ptd belongs to it.
 
     Raises:
         ExportError: the folder does not exist or cannot be written, or what stands there cannot be replaced.
     """
-    manifest_path = path.with_suffix(".json")
+    targets = [path, path.with_suffix(".json"), *([path.with_suffix(".ptd")] if external_weights else [])]
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist: create it, then export to {path}")
-    for target in (path, manifest_path):
+    for target in targets:
         _check_replaceable(target)
     token = secrets.token_hex(4)
-    program, manifest = (path.parent / f".{p.name}.{token}.tmp" for p in (path, manifest_path))
+    temporary = [path.parent / f".{p.name}.{token}.tmp" for p in targets]
     try:
-        for temporary in (program, manifest):
-            _touch(temporary)
-        yield Staged(path, manifest_path, program, manifest)
+        for one in temporary:
+            _touch(one)
+        data = (targets[2], temporary[2]) if external_weights else (None, None)
+        yield Staged(path, targets[1], temporary[0], temporary[1], *data)
     finally:
-        for temporary in (program, manifest):
-            temporary.unlink(missing_ok=True)
+        for one in temporary:
+            one.unlink(missing_ok=True)
 
 
 def _check_replaceable(target: Path) -> None:
@@ -125,4 +148,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ExportError(f"{path} cannot be written ({error.strerror or error}): nothing was changed") from error
+        raise ExportError(
+            f"{final(path)} cannot be written ({error.strerror or error}): nothing was changed"
+        ) from error
+
+
+def final(path: Path) -> Path:
+    """Return what a temporary file of :func:`staged` will be called."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return path if found is None else path.with_name(found[1])

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,10 +16,10 @@ from lightning_prune.compaction import Compaction, compact, inexact
 from lightning_prune.copies import plain_copy
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
-from lightning_prune.deploy.latency import Prepared, in_turns, interquartile_range
-from lightning_prune.deploy.lowering import lower, save
+from lightning_prune.deploy.lowering import graph_of, lower, save
 from lightning_prune.deploy.network_part import part_reading
 from lightning_prune.deploy.runtime import RuntimeModel, require_executorch, thread_count
+from lightning_prune.deploy.turns import Turn, in_turns, standard_error, turn_of
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.masks import dense_names
 
@@ -178,7 +179,7 @@ def latency_table(
         widths: which widths to measure a group at; those outside [1, its size) are left out, and where none is left
             half is measured.
         threads: of the ExecuTorch runtime.
-        rounds: rounds of turns of all programs, at least 3; see :func:`~lightning_prune.deploy.latency`.
+        rounds: rounds of turns of all programs, at least 3; see :func:`~lightning_prune.deploy.benchmark`.
         backend: where the program will run; it has to run on this machine too.
         allow_inexact: as in the recipe's ``Channel``: measure the channel groups over which a normalisation runs too.
 
@@ -224,17 +225,18 @@ class _Bench:
     inputs: tuple[Tensor, ...]
     backend: Backend
 
-    def program(self, name: str, width: int, path: Path) -> Prepared:
-        """Return the part that has a channel group, with the group at this width, loaded and with its inputs."""
+    def program(self, name: str, width: int, path: Path) -> Turn:
+        """Return the part that has a channel group, with the group at this width, loaded and ready to be timed."""
         model = plain_copy(self.model)
         if width < self.groups[name].size:
             compact(model, Compaction.from_keep(self.groups, {name: range(width)}))
         tensors = dense_names(model)
         members = [tensors[member.parameter] for member in self.groups[name].members]
         part, inputs = part_reading(model, members, self.inputs)
-        save(lower(EagerModel(part), inputs, self.backend), path)
+        graph = graph_of(EagerModel(part), inputs, self.backend)
+        save(lower({"forward": graph.program}, self.backend), path)
         loaded = RuntimeModel(path)
-        return loaded, loaded.prepared(*inputs)
+        return turn_of(partial(loaded.run, loaded.prepared(*inputs)))
 
 
 def _chosen(
@@ -268,8 +270,7 @@ def _curve_of(widths: tuple[int, ...], seconds: list[list[float]]) -> WidthCurve
     times = [[1000 * second for second in taken] for taken in seconds]
     whole = statistics.median(times[0])
     saved = [[a - b for a, b in zip(times[0], taken, strict=True)] for taken in times[1:]]
-    # of a median: 1.2533 times that of a mean, with the standard deviation of a normal from its quartiles
-    errors = [1.2533 * interquartile_range(one) / 1.349 / math.sqrt(len(one)) for one in saved]
+    errors = [standard_error(one) for one in saved]
     milliseconds = (whole, *(whole - statistics.median(one) for one in saved))
     return WidthCurve(widths, milliseconds, max(*errors, _SMALLEST_SHARE * whole))
 

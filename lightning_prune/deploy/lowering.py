@@ -1,21 +1,31 @@
-"""From the eager copy to a program in a file: torch.export, the backend's partitioners, ExecuTorch's serialisation."""
+"""From eager methods to a program in files: torch.export, the backend, ExecuTorch's serialisation."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from lightning_prune.deploy.backends import Backend
+from lightning_prune.deploy.backends import Backend, Portable
+from lightning_prune.deploy.dynamic import Sizes, trace_refusal
 from lightning_prune.deploy.eager import EagerModel
 from lightning_prune.deploy.files import writing
+from lightning_prune.deploy.origins import first_line, origin
+from lightning_prune.deploy.quantization import Quantized
+from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.rewriting import rewritten
 from lightning_prune.deploy.runtime import imported
 from lightning_prune.deploy.signature import describe
-from lightning_prune.errors import ExportError
+from lightning_prune.errors import ExportError, PruningError
+
+_TAG = "weights"
 
 
 class Program(Protocol):
@@ -25,70 +35,185 @@ class Program(Protocol):
         """Write the bytes of a .pte."""
         ...
 
+    def write_tensor_data_to_file(self, outdir: str, /) -> None:
+        """Write a .ptd for each tag into a folder."""
+        ...
+
 
 class Lowered(Protocol):
     """ExecuTorch's EdgeProgramManager, as far as it is used here."""
 
-    def exported_program(self) -> torch.export.ExportedProgram:
-        """Return the graph with its delegate calls."""
+    def exported_program(self, method_name: str = "forward") -> ExportedProgram:
+        """Return the graph of a method with its delegate calls."""
         ...
 
-    def to_executorch(self) -> Program:
+    def to_executorch(self, config: Any = None) -> Program:  # noqa: ANN401
         """Plan the memory and serialise."""
         ...
 
 
-def lower(eager: EagerModel, inputs: Sequence[Tensor], backend: Backend) -> Lowered:
-    """Trace a model on inputs of fixed shapes and give the backend what it takes.
+@dataclass(frozen=True)
+class Graph:
+    """A method as the partitioners see it.
+
+    Args:
+        program: traced, rewritten and quantized.
+        quantized: what quantization found; None without one.
+    """
+
+    program: ExportedProgram
+    quantized: Quantized | None = None
+
+
+def graph_of(
+    eager: EagerModel,
+    inputs: Sequence[Tensor],
+    backend: Backend,
+    names: Sequence[str] = (),
+    shapes: tuple[Sizes, ...] | None = None,
+) -> Graph:
+    """Trace a method and do to it what the backend asks for before its partitioners.
+
+    Args:
+        eager: the method.
+        inputs: examples.
+        backend: where it will run.
+        names: of the inputs.
+        shapes: what may vary, by input; None: nothing.
 
     Raises:
-        ExportError: the model cannot be traced or lowered.
+        ExportError: the method cannot be traced, rewritten or quantized.
     """
-    traced = rewritten(_traced(eager, inputs), backend.rewrites())
-    if backend.quantization is not None:
-        traced = backend.quantization.quantize(traced, inputs).program
+    backend.check(inputs, shapes)
+    program = _traced(eager, inputs, names, shapes)
+    with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
+        program = rewritten(program, backend.rewrites())
+    quantized = None if backend.quantization is None else backend.quantization.quantize(program, inputs)
+    program = program if quantized is None else quantized.program
+    with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
+        return Graph(rewritten(program, backend.late_rewrites()), quantized)
+
+
+def _traced(
+    eager: EagerModel, inputs: Sequence[Tensor], names: Sequence[str], shapes: tuple[Sizes, ...] | None
+) -> ExportedProgram:
+    try:
+        with quiet_lowering():
+            return torch.export.export(eager, tuple(inputs), dynamic_shapes=None if shapes is None else (shapes,))
+    except Exception as error:
+        if (refusal := trace_refusal(str(error), names, shapes)) is not None:
+            raise ExportError(f"{eager}: {refusal}") from error
+        raise ExportError(
+            f"{eager} cannot be traced by torch.export on {describe(inputs)}{origin(error)}: {first_line(error)}"
+        ) from error
+
+
+def with_external_weights(program: ExportedProgram, inputs: Sequence[Tensor]) -> ExportedProgram:
+    """Return a program whose weights are marked to be written apart from it, in the delegate too.
+
+    Batch norms are folded into convolutions first: ExecuTorch would fold them later and lose the mark.
+
+    Raises:
+        ExportError: it cannot be traced again.
+    """
+    with quiet_import():
+        from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
+        from torchao.quantization.pt2e.utils import _fuse_conv_bn_
+    with _wrapped("the weights cannot be marked as external", program), quiet_lowering():
+        graph = program.module(check_guards=False)
+        _fuse_conv_bn_(graph)
+        delegate_external_constants_pass_unlifted(graph, lambda _: _TAG)
+        return retraced(graph, program, inputs)
+
+
+def lower(
+    programs: Mapping[str, ExportedProgram], backend: Backend, constants: Mapping[str, Any] | None = None
+) -> Lowered:
+    """Give a backend what it takes of the methods of a program, all of them together, so that they share weights.
+
+    Args:
+        programs: by the name of the method.
+        backend: where they will run.
+        constants: constant methods; None: none.
+
+    Raises:
+        ExportError: a method cannot be lowered.
+        ImportError: a package of the backend is missing.
+    """
     exir = imported("executorch.exir")
     with quiet_import():
-        partitioners = list(backend.partitioners())
+        partitioners = {name: list(backend.partitioners()) for name in programs}
     try:
         with quiet_lowering():
-            return exir.to_edge_transform_and_lower(traced, partitioner=partitioners)
+            return exir.to_edge_transform_and_lower(
+                dict(programs), partitioner=partitioners, constant_methods=dict(constants) if constants else None
+            )
+    except OSError as error:
+        raise ExportError(
+            f"the lowering cannot write its files ({error.strerror or error}): nothing was changed"
+        ) from error
     except Exception as error:
-        raise ExportError(f"{_name(eager)} cannot be lowered to {backend}: {error}") from error
+        where = next((found for p in programs.values() if (found := origin(error, p))), "")
+        raise ExportError(f"the model cannot be lowered to {backend}{where}: {first_line(error)}") from error
 
 
-def _traced(eager: EagerModel, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
-    try:
-        with quiet_lowering():
-            return torch.export.export(eager, tuple(inputs))
-    except Exception as error:
-        raise ExportError(f"{_name(eager)} cannot be traced by torch.export on {describe(inputs)}: {error}") from error
+def save(lowered: Lowered, path: Path, data_path: Path | None = None) -> None:
+    """Write the program to a file, and its weights to another one where that is asked for.
 
-
-def save(lowered: Lowered, path: Path) -> None:
-    """Write the program to a file.
+    Args:
+        lowered: what :func:`lower` returned.
+        path: of the program.
+        data_path: of the weights; None: they are in the program.
 
     Raises:
-        ExportError: it cannot be serialised, or the file cannot be written.
+        ExportError: it cannot be serialised, a file cannot be written, or there is no weight to write apart.
     """
-    try:
-        with quiet_lowering():
-            program = lowered.to_executorch()
-    except Exception as error:
-        raise ExportError(f"ExecuTorch cannot serialise the program: {error}") from error
+    config = imported("executorch.exir").ExecutorchBackendConfig
+    with _wrapped("ExecuTorch cannot serialise the program", None), quiet_lowering():
+        program = lowered.to_executorch() if data_path is None else lowered.to_executorch(
+            config(external_constants=lambda _: _TAG)
+        )  # fmt: skip
     with writing(path), path.open("wb") as file:
         program.write_to_file(file)
+    if data_path is not None:
+        _save_data(program, data_path)
 
 
-def outside_notes(lowered: Lowered, backend: Backend) -> tuple[str, ...]:
-    """Return a sentence that counts the operators left outside the backend, or nothing where there is none."""
-    calls = [node for node in lowered.exported_program().graph.nodes if node.op == "call_function"]
-    names = Counter(node.target.name() for node in calls if hasattr(node.target, "_op"))
-    if not names:
+def _save_data(program: Program, path: Path) -> None:
+    with writing(path), TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
+        program.write_tensor_data_to_file(folder)
+        written = list(Path(folder).iterdir())
+        if len(written) != 1:
+            raise ExportError(
+                "external_weights: the backend keeps every weight inside its own part of the .pte, so none can stand"
+                " in a .ptd: leave external_weights out, or export with XNNPACK() or Portable()"
+            )
+        written[0].replace(path)
+
+
+def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = ("forward",)) -> tuple[str, ...]:
+    """Return a sentence for each method that counts the operators left outside the backend, if there are any."""
+    if isinstance(backend, Portable):
         return ()
-    listed = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.most_common())
-    return (f"{names.total()} operator calls stay outside {backend.name} and run on portable kernels: {listed}.",)
+    operator = imported("executorch.exir.dialects.edge._ops").EdgeOpOverload
+    notes = []
+    for method in methods:
+        graph = lowered.exported_program(method).graph
+        names = Counter(node.target.name() for node in graph.nodes if isinstance(node.target, operator))
+        if names:
+            listed = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.most_common())
+            of = "" if method == "forward" else f" of {method}"
+            notes.append(
+                f"{names.total()} operator calls{of} stay outside {backend.name} and run on portable kernels: {listed}."
+            )
+    return tuple(notes)
 
 
-def _name(eager: EagerModel) -> str:
-    return type(eager.model).__name__
+@contextmanager
+def _wrapped(what: str, program: ExportedProgram | None) -> Iterator[None]:
+    try:
+        yield
+    except (PruningError, ImportError):
+        raise
+    except Exception as error:
+        raise ExportError(f"{what}{origin(error, program)}: {first_line(error)}") from error

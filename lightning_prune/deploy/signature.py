@@ -1,8 +1,8 @@
 """Names, shapes and dtypes of what goes into a program and comes out of it."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,20 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.errors import ExportError
 
+DTYPES = {
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bool": torch.bool,
+    "bfloat16": torch.bfloat16,
+}
+"""Element types that a program takes or gives, by the name that the manifest uses."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -18,20 +32,55 @@ class TensorSpec:
 
     Args:
         name: of the argument of ``forward`` or of the key in what it returns.
-        shape: sizes, batch dimension included.
+        shape: sizes, batch dimension included; of the example where a size may vary.
         dtype: element type.
+        dynamic: dimension -> smallest and largest size, for those that may vary.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    dynamic: Mapping[int, tuple[int, int]] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        return f"{self.name} {describe_shape(self.shape)} {dtype_name(self.dtype)}"
+        return f"{self.name} {self.shape_text()} {dtype_name(self.dtype)}"
+
+    def shape_text(self) -> str:
+        """Return the shape in words, a size that may vary as its range: ``(1…8, 3, 32, 32)``."""
+        return describe_shape(self.size_texts())
+
+    def size_texts(self) -> list[str]:
+        """Return the size of each dimension in words: ``3`` or ``1…8``."""
+        return [str(low) if low == high else f"{low}…{high}" for low, high in self._ranges()]
+
+    def range_of(self, dimension: int) -> tuple[int, int]:
+        """Return the smallest and the largest size of a dimension, equal where it is fixed."""
+        return self.dynamic.get(dimension, (self.shape[dimension], self.shape[dimension]))
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether a tensor has this dtype and a shape in range."""
+        return (
+            tensor.dtype == self.dtype
+            and tensor.ndim == len(self.shape)
+            and all(low <= n <= high for n, (low, high) in zip(tensor.shape, self._ranges(), strict=True))
+        )
+
+    def _ranges(self) -> Iterable[tuple[int, int]]:
+        return (self.range_of(i) for i in range(len(self.shape)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return ``{"name", "shape", "dtype"}`` of plain values."""
-        return {"name": self.name, "shape": list(self.shape), "dtype": dtype_name(self.dtype)}
+        """Return ``{"name", "shape", "dtype"}`` of plain values, and ``"dynamic"`` where a size may vary."""
+        dynamic = {str(i): list(limits) for i, limits in sorted(self.dynamic.items())}
+        plain = {"name": self.name, "shape": list(self.shape), "dtype": dtype_name(self.dtype)}
+        return plain | ({"dynamic": dynamic} if dynamic else {})
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What a method of a program takes and gives, in the order of the call."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -57,10 +106,16 @@ def specs(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[TensorSpec, 
     return tuple(TensorSpec(n, tuple(t.shape), t.dtype) for n, t in zip(names, tensors, strict=True))
 
 
-def input_names(model: nn.Module, count: int) -> list[str]:
-    """Return the names of the first ``count`` positional arguments of ``forward``; ``*args`` give args_0, args_1."""
+def input_names(function: Callable[..., Any], count: int) -> list[str]:
+    """Return the names of the first ``count`` positional arguments; ``*args`` give args_0, args_1.
+
+    Args:
+        function: a method, or a module whose ``forward`` is meant.
+        count: how many are used.
+    """
+    function = function.forward if isinstance(function, nn.Module) else function
     names: list[str] = []
-    for parameter in inspect.signature(model.forward).parameters.values():
+    for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
         elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
@@ -110,18 +165,17 @@ def _part(key: object) -> str:
     return str(key)
 
 
-def check_labels(labels: Sequence[str] | None, outputs: Mapping[str, Tensor]) -> tuple[str, ...] | None:
-    """Return the labels as a tuple if they fit the first output of shape (N, classes).
+def check_labels(labels: Sequence[str] | None, outputs: Sequence[TensorSpec]) -> None:
+    """Check that labels fit the first output of shape (N, classes).
 
     Raises:
-        ValueError: their count is not the number of classes.
+        ValueError: there are none, or their count is not the number of classes.
     """
     if labels is None:
-        return None
-    name, first = next(iter(outputs.items()))
-    if first.ndim == 2 and first.shape[1] != len(labels):
+        return
+    first = outputs[0]
+    if not labels or (len(first.shape) == 2 and first.shape[1] != len(labels)):
+        wanted = f"give one label per class, {first.shape[1]} in all" if len(first.shape) == 2 else "give at least one"
         raise ValueError(
-            f"labels: got {len(labels)} for output {name!r} of shape {describe_shape(first.shape)}; give one label per"
-            f" class, {first.shape[1]} in all"
+            f"labels: got {len(labels)} for output {first.name!r} of shape {describe_shape(first.shape)}; {wanted}"
         )
-    return tuple(labels)

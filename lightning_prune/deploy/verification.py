@@ -1,33 +1,70 @@
 """The file against the eager model: outputs compared, a loader run through both."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_prune.deploy.signature import TensorSpec, describe, describe_shape, dtype_name
+from lightning_prune.deploy.loaders import Function, run_in_chunks, split_batch
+from lightning_prune.deploy.signature import MethodSpec, describe
 from lightning_prune.errors import VerificationError
 
-Function = Callable[..., Sequence[Tensor]]
-"""Tensors in, a flat sequence of tensors out: the eager model or the program."""
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is accepted of every output.
+
+    Args:
+        tolerance: largest absolute difference; None: any.
+        min_sqnr: lowest signal-to-quantization-noise ratio over all that was run, in dB; None: any.
+    """
+
+    tolerance: float | None = None
+    min_sqnr: float | None = None
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far an output of the file is from the eager model's.
+
+    Args:
+        max_abs_error: largest absolute difference over all that was run.
+        sqnr_db: 10 · log₁₀(Σ y² / Σ (y − ŷ)²) over all that was run, y of the eager model and ŷ of the file; infinite
+            where they are equal.
+    """
+
+    max_abs_error: float = 0.0
+    sqnr_db: float = math.inf
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return both as plain values, an infinite ratio as None."""
+        ratio = self.sqnr_db if math.isfinite(self.sqnr_db) else None
+        return {"max_abs_error": self.max_abs_error, "sqnr_db": ratio}
 
 
 class Comparison:
-    """The largest absolute difference of each output so far; refuses one above the tolerance.
+    """The errors of each output so far; refuses what is out of bounds.
 
     Args:
         names: of the outputs, in order.
-        tolerance: largest absolute difference that is accepted.
+        bounds: what is accepted.
     """
 
-    def __init__(self, names: Sequence[str], tolerance: float) -> None:
-        self.errors = dict.fromkeys(names, 0.0)
-        self.tolerance = tolerance
+    def __init__(self, names: Sequence[str], bounds: Bounds) -> None:
+        self._names = tuple(names)
+        self._largest = dict.fromkeys(names, 0.0)
+        self._power = dict.fromkeys(names, 0.0)
+        self._noise = dict.fromkeys(names, 0.0)
+        self._bounds = bounds
+
+    @property
+    def errors(self) -> dict[str, OutputError]:
+        """What was found so far, by output."""
+        return {name: OutputError(self._largest[name], self._ratio(name)) for name in self._names}
 
     def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor], where: str) -> None:
         """Compare the program's outputs with the eager model's.
@@ -44,23 +81,57 @@ class Comparison:
             raise VerificationError(
                 f"the program gives {len(outputs)} outputs on {where}, the eager model {len(expected)}: {_OTHER_GRAPH}"
             )
-        for name, output, wanted in zip(self.errors, outputs, expected, strict=True):
+        for name, output, wanted in zip(self._names, outputs, expected, strict=True):
             if output.shape != wanted.shape or output.dtype != wanted.dtype:
                 raise VerificationError(
                     f"output {name!r} on {where}: the program gives {describe([output])}, the eager model"
                     f" {describe([wanted])}: {_OTHER_GRAPH}"
                 )
             error = max_abs_difference(output, wanted)
-            if not error <= self.tolerance:
-                raise VerificationError(_disagreement(name, where, error, self.tolerance))
-            self.errors[name] = max(self.errors[name], error)
+            if not error <= (sys.float_info.max if self._bounds.tolerance is None else self._bounds.tolerance):
+                raise VerificationError(_disagreement(name, where, error, self._bounds.tolerance))
+            self._largest[name] = max(self._largest[name], error)
+            self._power[name] += _power(wanted)
+            self._noise[name] += _power(output.double() - wanted.double()) if error > 0 else 0.0
+
+    def check(self, where: str = "") -> None:
+        """Check the ratios, which build up over all that was run.
+
+        Args:
+            where: on which inputs, in words, with a space before.
+
+        Raises:
+            VerificationError: one is too low.
+        """
+        for name, error in self.errors.items():
+            if self._bounds.min_sqnr is not None and not error.sqnr_db >= self._bounds.min_sqnr:
+                raise VerificationError(
+                    f"output {name!r}{where}: the signal-to-quantization-noise ratio to the eager model is"
+                    f" {error.sqnr_db:.1f} dB, the lowest accepted is {self._bounds.min_sqnr:g} dB (largest absolute"
+                    f" difference {error.max_abs_error:.3g}); no file was written."
+                    f" {_WRONG_SIZE if where else _TOO_NOISY}"
+                )
+
+    def _ratio(self, name: str) -> float:
+        if self._noise[name] == 0:
+            return math.inf
+        return 10 * math.log10(max(self._power[name], 1e-300) / self._noise[name])
 
 
+_TOO_NOISY = (
+    "Calibrate on more samples, keep sensitive layers in float with min_sqnr= or skip=, or accept it with a lower"
+    " min_output_sqnr="
+)
+_WRONG_SIZE = "If it is right at other sizes, the runtime cannot resize this program: leave dynamic_shapes= out"
 _OTHER_GRAPH = "the exported graph is not the model's; no file was written"
 
 
-def _disagreement(name: str, where: str, error: float, tolerance: float) -> str:
-    if math.isnan(error):
+def _power(x: Tensor) -> float:
+    return float(x.double().square().nan_to_num(0.0, 0.0, 0.0).sum())
+
+
+def _disagreement(name: str, where: str, error: float, tolerance: float | None) -> str:
+    if math.isnan(error) or tolerance is None:
         return (
             f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share: check the"
             " weights and the example input; no file was written"
@@ -84,140 +155,121 @@ class Verification:
     """What was found when the file ran beside the eager model.
 
     Args:
-        tolerance: largest absolute difference that was accepted.
-        errors: name of the output -> largest absolute difference over all that was run.
+        executed: name of the backend that ran: the file's own, or portable where it cannot run on this machine and the
+            same graph was run without a delegate.
+        bounds: what was accepted.
+        methods: method -> output -> how far it is from the eager model's.
         samples: number of samples of the loader that were run.
         changed_predictions: on how many of them the top-1 class differs; None without a loader, or where the first
             output is not of shape (N, classes).
         metrics: ``{"eager": …, "executorch": …}``; empty without a metric.
     """
 
-    tolerance: float
-    errors: Mapping[str, float]
+    executed: str
+    bounds: Bounds
+    methods: Mapping[str, Mapping[str, OutputError]]
     samples: int = 0
     changed_predictions: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def max_abs_error(self) -> float:
-        """The largest absolute difference over all outputs."""
-        return max(self.errors.values(), default=0.0)
+        """The largest absolute difference over all outputs of all methods."""
+        return max((error.max_abs_error for error in self._all()), default=0.0)
+
+    @property
+    def sqnr_db(self) -> float:
+        """The lowest signal-to-quantization-noise ratio over all outputs of all methods."""
+        return min((error.sqnr_db for error in self._all()), default=math.inf)
+
+    def _all(self) -> list[OutputError]:
+        return [error for outputs in self.methods.values() for error in outputs.values()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values; what is not finite becomes None."""
+        return {
+            "executed": self.executed,
+            "tolerance": self.bounds.tolerance,
+            "min_sqnr_db": self.bounds.min_sqnr,
+            "max_abs_error": self.max_abs_error,
+            "sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None,
+            "samples": self.samples,
+            "changed_predictions": self.changed_predictions,
+            "metrics": {side: value if math.isfinite(value) else None for side, value in self.metrics.items()},
+        }
 
 
-def verify(
+@dataclass(frozen=True)
+class LoaderResult:
+    """What a loader showed; the fields are those of :class:`Verification`."""
+
+    samples: int = 0
+    changed_predictions: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def compare_with(
     program: Function,
     eager: Function,
     trials: Mapping[str, Sequence[Tensor]],
-    takes: Sequence[TensorSpec],
-    gives: Sequence[TensorSpec],
-    tolerance: float,
+    spec: MethodSpec,
+    bounds: Bounds,
     batches: Iterable[Any] | None = None,
     metric: Metric | None = None,
-) -> Verification:
-    """Run the file and the eager model on the same inputs and compare every output.
+    alone: Collection[str] = (),
+) -> tuple[dict[str, OutputError], LoaderResult]:
+    """Run a method of the file and of the eager model on the same inputs and compare every output.
 
     Args:
         program: the file in its runtime.
         eager: the eager model.
         trials: inputs by what they are, in words.
-        takes: inputs of the program.
-        gives: outputs of the program.
-        tolerance: largest absolute difference that is accepted.
-        batches: of a loader; cut to the program's batch size.
+        spec: inputs and outputs of the program.
+        bounds: what is accepted.
+        batches: of a loader; cut to the sizes that the program takes.
         metric: for the loader; a copy of it is used for each side.
+        alone: trials whose ratio is judged by itself, as a fault there would drown in the others.
+
+    Returns:
+        how far each output is from the eager model's, and what the loader showed.
 
     Raises:
-        VerificationError: a difference is above the tolerance or NaN, or a shape differs.
+        VerificationError: a difference is out of bounds or NaN, or a shape differs.
         ValueError: a batch does not fit, or the metric gives no single number.
     """
-    comparison = Comparison([spec.name for spec in gives], tolerance)
+    comparison = Comparison([output.name for output in spec.outputs], bounds)
     for where, inputs in trials.items():
-        comparison.add(program(*inputs), eager(*inputs), where)
-    if batches is None:
-        return Verification(tolerance, comparison.errors)
-    return _verify_on(batches, program, eager, takes, metric, comparison)
+        outputs, expected = program(*inputs), eager(*inputs)
+        comparison.add(outputs, expected, where)
+        if where in alone:
+            single = Comparison([output.name for output in spec.outputs], bounds)
+            single.add(outputs, expected, where)
+            single.check(f" on {where}")
+    shown = LoaderResult() if batches is None else _run_loader(batches, program, eager, spec, metric, comparison)
+    comparison.check()
+    return comparison.errors, shown
 
 
-def first_of(loader: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
-    """Return a loader's first batch, and all of its batches.
-
-    Raises:
-        ValueError: there is none.
-    """
-    batches = iter(loader)
-    try:
-        first = next(batches)
-    except StopIteration:
-        raise ValueError("verify_on: the loader gives no batch; pass one with at least one sample") from None
-    return first, itertools.chain([first], batches)
-
-
-def split_batch(batch: object, inputs: Sequence[TensorSpec], needs_targets: bool) -> tuple[tuple[Tensor, ...], object]:
-    """Return the model's inputs and the targets of one batch of a loader.
-
-    Args:
-        batch: a tensor; ``(inputs, targets)`` where inputs is a tensor or a tuple of them; or for a model of several
-            inputs also ``(input_0, …, targets)``.
-        inputs: what the program takes; the first dimension is the batch and may be another one.
-        needs_targets: whether there is a metric.
-
-    Raises:
-        ValueError: the batch is of another form, or an input has another shape or dtype than the example.
-    """
-    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    nested = tuple(parts[0]) if parts and isinstance(parts[0], tuple | list) else None
-    count = len(inputs) if nested is None else 1
-    given = parts[:count] if nested is None else nested
-    wanted = ", ".join(f"{describe_shape(('N', *s.shape[1:]))} {dtype_name(s.dtype)}" for s in inputs)
-    tensors = tuple(x.detach().cpu() for x in given if isinstance(x, Tensor))
-    fits = len(tensors) == len(given) == len(inputs) and all(
-        x.shape[1:] == s.shape[1:] and x.ndim == len(s.shape) and x.dtype == s.dtype
-        for x, s in zip(tensors, inputs, strict=True)
-    )
-    sizes = {len(x) for x in tensors} if fits else set()
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"verify_on: a batch holds the inputs {describe(given)}, the example inputs are {wanted}")
-    if needs_targets and len(parts) <= count:
-        raise ValueError("verify_on: with a metric each batch must be (inputs, targets); got the inputs alone")
-    return tensors, parts[count] if needs_targets else None
-
-
-def check_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Check that the first dimension of every input and output is one and the same batch.
-
-    Raises:
-        ValueError: it is not, so that a loader's batches cannot be cut to fit.
-    """
-    sizes = {spec.shape[0] if spec.shape else 0 for spec in (*inputs, *outputs)}
-    if len(sizes) != 1 or 0 in sizes:
-        shapes = ", ".join(map(str, (*inputs, *outputs)))
-        raise ValueError(
-            f"verify_on cuts batches to the exported size, so the first dimension of every input and output must be the"
-            f" batch; got {shapes}. Leave verify_on out, or wrap the model in a module that keeps the batch"
-        )
-
-
-def _verify_on(
+def _run_loader(
     batches: Iterable[Any],
     program: Function,
     eager: Function,
-    takes: Sequence[TensorSpec],
+    spec: MethodSpec,
     metric: Metric | None,
     comparison: Comparison,
-) -> Verification:
+) -> LoaderResult:
     sides = {"eager": eager, "executorch": program}
     metrics = {} if metric is None else {side: _fresh(metric) for side in sides}
     samples, changed = 0, 0
     for index, batch in enumerate(batches):
-        inputs, targets = split_batch(batch, takes, metric is not None)
-        outputs = {side: run_in_chunks(run, inputs, takes[0].shape[0]) for side, run in sides.items()}
+        inputs, targets = split_batch(batch, spec.inputs, metric is not None)
+        outputs = {side: run_in_chunks(run, inputs, *spec.inputs[0].range_of(0)) for side, run in sides.items()}
         comparison.add(outputs["executorch"], outputs["eager"], f"batch {index} of verify_on")
         changed = _plus(changed, changed_predictions(outputs["executorch"][0], outputs["eager"][0]))
         for side, one in metrics.items():
             one.update(outputs[side][0], targets.cpu() if isinstance(targets, Tensor) else targets)
         samples += len(inputs[0])
-    values = {side: _value(one) for side, one in metrics.items()}
-    return Verification(comparison.tolerance, comparison.errors, samples, changed, values)
+    return LoaderResult(samples, changed, {side: _value(one) for side, one in metrics.items()})
 
 
 def changed_predictions(output: Tensor, expected: Tensor) -> int | None:
@@ -229,18 +281,6 @@ def changed_predictions(output: Tensor, expected: Tensor) -> int | None:
 
 def _plus(total: int | None, more: int | None) -> int | None:
     return None if total is None or more is None else total + more
-
-
-def run_in_chunks(run: Function, inputs: Sequence[Tensor], size: int) -> tuple[Tensor, ...]:
-    """Run a function of fixed batch size on any number of samples; the last chunk is padded and its rest dropped."""
-    results: list[Sequence[Tensor]] = []
-    total = len(inputs[0])
-    for start in range(0, total, size):
-        chunk = [x[start : start + size] for x in inputs]
-        kept = len(chunk[0])
-        padded = [torch.cat([x, x[-1:].expand(size - kept, *x.shape[1:])]) if kept < size else x for x in chunk]
-        results.append([y[:kept] for y in run(*(x.contiguous() for x in padded))])
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
 
 def _fresh(metric: Metric) -> Metric:

@@ -1,0 +1,58 @@
+"""From the options of ``export`` to a backend."""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lightning_prune.cli.references import made
+from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Portable, Vulkan
+from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization
+
+HELP = "xnnpack (default), coreml, vulkan, portable, or a reference of a backend of your own"
+
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "xnnpack": ("int8", "int8_dynamic", "int4_groupwise"),
+    "coreml": ("deployment_target", "sparse_weights"),
+    "vulkan": ("half",),
+    "portable": (),
+}
+
+
+def chosen_backend(arguments: argparse.Namespace) -> Backend:
+    """Return the backend that the options of ``export`` describe.
+
+    Raises:
+        ValueError: there is no such backend, or an option is not its own.
+    """
+    name = arguments.backend
+    if ":" not in name and name not in _OPTIONS:
+        raise ValueError(f"--backend: got {name!r}, must be {HELP}, as in file.py:backend")
+    every = dict.fromkeys(option for options in _OPTIONS.values() for option in options)
+    given = [option for option in every if getattr(arguments, option)]
+    for option in given:
+        if option not in _OPTIONS.get(name, ()):
+            owners = ", ".join(backend for backend, options in _OPTIONS.items() if option in options)
+            raise ValueError(f"--{option.replace('_', '-')} is an option of {owners}, not of {name}")
+    if ":" in name:
+        return made(name, Backend)
+    return _builders(arguments)[name]()
+
+
+def _builders(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Backend]]:
+    apple: dict[str, Any] = {"sparse_weights": arguments.sparse_weights}
+    if arguments.deployment_target:
+        apple["deployment_target"] = arguments.deployment_target
+    return {
+        "xnnpack": lambda: XNNPACK(quantization=_quantization(arguments)),
+        "coreml": lambda: CoreML(**apple),
+        "vulkan": lambda: Vulkan(half=arguments.half),
+        "portable": Portable,
+    }
+
+
+def _quantization(arguments: argparse.Namespace) -> Quantization | None:
+    if arguments.int8:
+        return Int8(calibration=made(arguments.int8, Iterable))
+    if arguments.int8_dynamic:
+        return Int8Dynamic()
+    return Int4Groupwise() if arguments.int4_groupwise else None

@@ -1,0 +1,103 @@
+"""What each command does with its arguments."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torchmetrics import Metric
+
+from lightning_prune import deploy
+from lightning_prune.checkpoint_summary import summarize_checkpoint
+from lightning_prune.cli.backends import chosen_backend
+from lightning_prune.cli.models import example, loaded_model
+from lightning_prune.cli.references import made
+from lightning_prune.deploy.child_program import checked_manifest
+
+
+def inspect_files(arguments: argparse.Namespace) -> None:
+    """Print what .pte files hold."""
+    for path in arguments.programs:
+        _say(deploy.inspect(path))
+
+
+def benchmark_files(arguments: argparse.Namespace) -> None:
+    """Print the latency of .pte files."""
+    _say(
+        deploy.benchmark(
+            arguments.programs,
+            example(arguments.example),
+            rounds=arguments.rounds,
+            threads=arguments.threads,
+            profile=arguments.profile,
+            method=arguments.method,
+        )
+    )
+
+
+def summarize_file(arguments: argparse.Namespace) -> None:
+    """Print what a checkpoint holds."""
+    _say(summarize_checkpoint(arguments.checkpoint, is_trusted=arguments.trust))
+
+
+def verify_file(arguments: argparse.Namespace) -> None:
+    """Compare a .pte with a model and print the differences."""
+    checked_manifest(arguments.program)
+    model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+    found = deploy.verify(arguments.program, model, example(arguments.example), **_comparison(arguments))
+    _say(f"{arguments.program} computes what {type(model).__name__} computes ({_accepted(found)})")
+    _say(_described(found))
+
+
+def export_file(arguments: argparse.Namespace) -> None:
+    """Export a model and print the artifact."""
+    backend = chosen_backend(arguments)
+    model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+    artifact = deploy.export(
+        model,
+        arguments.output,
+        example_inputs=example(arguments.example),
+        backend=backend,
+        labels=_labels(arguments.labels),
+        **_comparison(arguments),
+    )
+    _say(artifact)
+
+
+def _accepted(found: deploy.Verification) -> str:
+    limits = {"tolerance {:g}": found.bounds.tolerance, "at least {:g} dB": found.bounds.min_sqnr}
+    return ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
+
+
+def _described(found: deploy.Verification) -> str:
+    rows = {
+        f"output {name}": f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
+        for outputs in found.methods.values()
+        for name, error in outputs.items()
+    }
+    if found.samples:
+        changed = "" if found.changed_predictions is None else f", {found.changed_predictions:,} changed predictions"
+        rows["verified on"] = f"{found.samples:,} samples{changed}"
+    if found.metrics:
+        rows["metric"] = ", ".join(f"{side} {value:.4f}" for side, value in found.metrics.items())
+    return "\n".join(f"  {name:<14}{text}" for name, text in rows.items())
+
+
+def _comparison(arguments: argparse.Namespace) -> dict[str, Any]:
+    kinds = {"verify_on": Iterable, "metric": Metric}
+    named = {name: getattr(arguments, name) for name in kinds}
+    given = {name: made(reference, kinds[name]) for name, reference in named.items() if reference is not None}
+    return given if arguments.tolerance is None else given | {"tolerance": arguments.tolerance}
+
+
+def _labels(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    if Path(text).is_file():
+        return [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [label.strip() for label in text.split(",")]
+
+
+def _say(value: object) -> None:
+    sys.stdout.write(f"{value}\n")

@@ -1,0 +1,160 @@
+"""The commands and their arguments; what they do is in :mod:`lightning_prune.cli.commands`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_prune._version import __version__
+from lightning_prune.cli import backends, commands
+from lightning_prune.errors import PruningError
+
+_DESCRIPTION = """\
+Export pruned models to verified ExecuTorch files, and look at such files.
+
+examples:
+  lightning-prune summarize last.ckpt
+  lightning-prune export --checkpoint last.ckpt --model my.module:Digits -o model.pte
+  lightning-prune inspect model.pte
+  lightning-prune benchmark dense.pte pruned.pte --rounds 20
+  lightning-prune verify model.pte --checkpoint last.ckpt --model my.module:Digits
+
+A model, a loader or a metric is named as module:attribute or as file.py:attribute.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+
+    Returns:
+        0; 2 after an error, which is on stderr in one paragraph (with ``--traceback`` where it came from).
+    """
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except (PruningError, ValueError, TypeError, OSError, ImportError) as error:
+        if chosen.traceback:
+            raise
+        sys.stderr.write(f"lightning-prune {chosen.command}: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("lightning-prune", description=_DESCRIPTION, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"lightning-prune {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    found = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for add in (_export, _inspect, _benchmark, _verify, _summarize):
+        add(found)
+    return parser
+
+
+def _command(found: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, example: str,
+             run: object) -> argparse.ArgumentParser:  # fmt: skip
+    raw = argparse.RawDescriptionHelpFormatter
+    text = f"{about}\n\nexample:\n  {example}"
+    parser = found.add_parser(name, help=about, description=text, formatter_class=raw)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _export(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "export",
+        "write a .pte and its manifest after the file was run and compared with the model",
+        "lightning-prune export --checkpoint last.ckpt --model my.module:Digits --int8 data.py:batches -o model.pte",
+        commands.export_file,
+    )
+    _add_model(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="path of the .pte, in a folder that exists")
+    parser.add_argument("--backend", default="xnnpack", metavar="NAME", help=backends.HELP)
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--int8", metavar="LOADER", help="8-bit weights and activations; reference of calibration data")
+    kinds.add_argument("--int8-dynamic", action="store_true", help="8-bit weights, activations scaled at run time")
+    kinds.add_argument("--int4-groupwise", action="store_true", help="4-bit weights of Linear layers, in groups of 32")
+    parser.add_argument("--half", action="store_true", help="16-bit floats (vulkan)")
+    parser.add_argument("--deployment-target", metavar="IOS", help="such as iOS18 (coreml)")
+    parser.add_argument("--sparse-weights", action="store_true", help="store zeros as sparse weights (coreml)")
+    parser.add_argument("--labels", metavar="A,B,…", help="names of the classes, or a file with one a line")
+    _add_comparison(parser)
+
+
+def _inspect(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "inspect",
+        "show what a .pte holds, without running it, and whether it is the file that its manifest describes",
+        "lightning-prune inspect model.pte",
+        commands.inspect_files,
+    )
+    parser.add_argument("programs", nargs="+", type=Path, metavar="model.pte")
+
+
+def _benchmark(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "benchmark",
+        "time .pte files in turns on this machine; the first is 1.00×",
+        "lightning-prune benchmark dense.pte pruned.pte --rounds 20",
+        commands.benchmark_files,
+    )
+    parser.add_argument("programs", nargs="+", type=Path, metavar="model.pte")
+    parser.add_argument("--rounds", type=int, default=30, help="of all programs (30)")
+    parser.add_argument("--threads", type=int, default=1, help="of the ExecuTorch runtime (1)")
+    parser.add_argument("--profile", action="store_true", help="time each operator too")
+    parser.add_argument("--method", default="forward", help="which method is called (forward)")
+    parser.add_argument(
+        "--example", metavar="SHAPE", help="such as 1,3,96,96, or file.py:attribute; else random inputs"
+    )
+
+
+def _verify(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "verify",
+        "run a .pte beside a model and compare every output",
+        "lightning-prune verify model.pte --checkpoint last.ckpt --model my.module:Digits",
+        commands.verify_file,
+    )
+    parser.add_argument("program", type=Path, metavar="model.pte")
+    _add_model(parser)
+    _add_comparison(parser)
+
+
+def _summarize(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "summarize",
+        "show sparsity and sizes of a checkpoint, and what pruning wrote into it; the model's code is not needed",
+        "lightning-prune summarize last.ckpt",
+        commands.summarize_file,
+    )
+    parser.add_argument("checkpoint", type=Path)
+    _add_trust(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="REF", help="class or function, as in my.module:Digits")
+    parser.add_argument("--checkpoint", type=Path, help="whose weights, masks and shape the model gets")
+    parser.add_argument(
+        "--example", metavar="SHAPE", help="such as 1,3,96,96, or file.py:attribute; else the model's own"
+    )
+    _add_trust(parser)
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verify-on", metavar="REF", help="loader whose batches file and model run")
+    parser.add_argument("--metric", metavar="REF", help="torchmetrics metric, or a function that gives one")
+    parser.add_argument("--tolerance", type=float, help="largest difference of any output that is accepted")
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust", action="store_true", help="read pickled objects in the checkpoint: runs their code")

@@ -1,0 +1,78 @@
+"""A model with the weights of a checkpoint, built from the user's class or function."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_prune import checkpoints
+from lightning_prune.checkpoint_summary import read_checkpoint
+from lightning_prune.cli.references import load, made
+from lightning_prune.errors import CheckpointError
+from lightning_prune.mixin import PruningMixin
+
+
+def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = False) -> nn.Module:
+    """Return a model in eval mode on the CPU, in the shape and with the masks that its checkpoint has.
+
+    Args:
+        reference: of a LightningModule's class, of a function that returns a module, or of a module.
+        checkpoint: whose weights it gets; None: it keeps its own.
+        is_trusted: read a checkpoint with pickled objects too.
+
+    Raises:
+        ValueError: the reference names none of these.
+        CheckpointError: the checkpoint cannot be read or does not fit the model.
+    """
+    found = load(reference)
+    if isinstance(found, type) and issubclass(found, LightningModule) and checkpoint is not None:
+        read_checkpoint(checkpoint, is_trusted=is_trusted)
+        return _from_lightning(found, checkpoint, is_trusted)
+    model = made(reference, nn.Module)
+    if checkpoint is not None:
+        _take(model, read_checkpoint(checkpoint, is_trusted=is_trusted), checkpoint)
+    return model.cpu().eval()
+
+
+def example(text: str | None) -> Tensor | Sequence[Any] | None:
+    """Return zeros of a shape such as ``1,3,96,96``, or what a reference names; None for None.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text is None:
+        return None
+    if ":" in text:
+        found = load(text)
+        return found if isinstance(found, Sequence) else made(text, Tensor)
+    try:
+        return torch.zeros([int(size) for size in text.split(",")])
+    except (ValueError, RuntimeError):
+        raise ValueError(
+            f"--example: got {text!r}, must be a shape such as 1,3,96,96, or file.py:attribute of a tensor"
+        ) from None
+
+
+def _from_lightning(kind: type[LightningModule], checkpoint: Path, is_trusted: bool) -> nn.Module:
+    if not issubclass(kind, PruningMixin):
+        name, module = kind.__name__, kind.__module__
+        kind = type(name, (PruningMixin, kind), {"__module__": module, "__qualname__": name})  # pyright: ignore
+    try:
+        model = kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=not is_trusted)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint} does not fit {kind.__name__}: {error}") from error
+    return model.eval()
+
+
+def _take(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    state = checkpoint.get("state_dict", checkpoint)
+    try:
+        checkpoints.adapt(model, state, checkpoint.get(checkpoints.KEY))
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit {type(model).__name__}: {error}; is it the class that was trained?"
+        ) from error

@@ -1,0 +1,95 @@
+"""Objects in the user's code, named as ``package.module:attribute`` or ``folder/file.py:attribute``."""
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load(reference: str) -> Any:  # noqa: ANN401
+    """Return what a reference names; its module is imported, with the working folder on the path.
+
+    Args:
+        reference: ``package.module:attribute`` or ``folder/file.py:attribute``; attributes may have dots.
+
+    Raises:
+        ValueError: it has another form, there is no such module, file or attribute, or the import fails.
+    """
+    place, _, attribute = reference.rpartition(":")
+    if not place or not attribute:
+        raise ValueError(f"{reference!r} must be module:attribute or file.py:attribute, as in my.module:Digits")
+    found: Any = _module(place)
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            names = ", ".join(n for n in vars(found) if not n.startswith("_")) if isinstance(found, ModuleType) else ""
+            raise ValueError(f"{place} has no {attribute!r}; it has: {names or 'nothing'}") from None
+    return found
+
+
+def made(reference: str, kind: type) -> Any:  # noqa: ANN401
+    """Return what a reference names where it is of a kind, and what it gives where it is a function or a class.
+
+    Raises:
+        ValueError: it cannot be loaded, fails, or gives something else.
+    """
+    found = load(reference)
+    if isinstance(found, kind):
+        return found
+    if callable(found):
+        try:
+            found = found()
+        except Exception as error:  # the user's code may raise anything
+            raise ValueError(
+                f"{reference}() fails: {type(error).__name__}: {error}; name a function that needs no arguments"
+            ) from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{reference} gives a {type(found).__name__}, not a {kind.__name__}")
+    return found
+
+
+def _module(place: str) -> ModuleType:
+    path = Path(place)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ValueError(f"there is no file {place}")
+        _first_on_path(path.parent)
+        return _imported(place, lambda: _from_file(path))
+    _first_on_path(Path())
+    return _imported(place, lambda: importlib.import_module(place))
+
+
+def _first_on_path(folder: Path) -> None:
+    text = str(folder.resolve())
+    if text not in sys.path:
+        sys.path.insert(0, text)
+
+
+def _from_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _imported(place: str, load_it: Any) -> ModuleType:  # noqa: ANN401
+    try:
+        return load_it()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{place} cannot be imported: {error}; run from the folder that holds it") from error
+    except Exception as error:  # the user's code may raise anything
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error} ({where})") from error

@@ -1,0 +1,163 @@
+"""Median latency of several programs, measured in turns in a process of its own."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_prune.deploy.child import CHILD, TIMEOUT
+from lightning_prune.deploy.child_program import ChildProgram
+from lightning_prune.deploy.profiling import Profile
+from lightning_prune.deploy.profiling import profile as profiled
+from lightning_prune.deploy.turns import in_turns, interquartile_range
+from lightning_prune.report import as_tuple
+
+Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+"""A path, several of them, or name -> path."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one program.
+
+    Args:
+        name: as given, or from the file.
+        median_ms: median over the rounds, milliseconds per run.
+        spread_ms: interquartile range over the rounds, milliseconds.
+        ratio: median over the rounds of this program's time by the first one's in the same round.
+        rounds: number of rounds.
+        runs: runs per round; their mean is one measurement.
+        is_verified: whether a manifest stands beside the file and describes it.
+    """
+
+    name: str
+    median_ms: float
+    spread_ms: float
+    ratio: float
+    rounds: int
+    runs: int
+    is_verified: bool = True
+
+    def __str__(self) -> str:
+        unverified = "" if self.is_verified else ", unverified"
+        return f"{self.name}: {self.median_ms:.3f} ms ± {self.spread_ms / 2:.3f}, {self.ratio:.2f}×{unverified}"
+
+
+@dataclass(frozen=True)
+class Latencies(Mapping[str, Latency]):
+    """Latencies by name, in the order given; ``str()`` of it is a table.
+
+    Args:
+        rows: one per program.
+        threads: of the ExecuTorch runtime.
+        profiles: name -> time per operator; empty if it was not asked for.
+    """
+
+    rows: tuple[Latency, ...]
+    threads: int
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Latency:
+        return {row.name: row for row in self.rows}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (row.name for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        width = max(len("program"), *(len(name) for name in self))
+        threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
+        lines = [f"{'program':<{width}}  median ms  spread ms   ratio   ({threads}, {self.rows[0].rounds} rounds)"]
+        for row in self.rows:
+            line = f"{row.name:<{width}}  {row.median_ms:9.3f}  {row.spread_ms:9.3f}  {row.ratio:5.2f}×"
+            lines.append(line if row.is_verified else f"{line}   unverified: no manifest beside it")
+        return "\n\n".join(["\n".join(lines), *map(str, self.profiles.values())])
+
+
+def benchmark(
+    programs: Programs,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    rounds: int = 30,
+    threads: int = 1,
+    profile: bool = False,
+    method: str = "forward",
+    timeout: float = TIMEOUT,
+) -> Latencies:
+    """Measure programs in the ExecuTorch runtime, in turns so that the machine's moods hit all of them alike.
+
+    All are loaded in one other process, which a bad file may take down without this one. Each round runs every program
+    once around, beginning one further than the round before; a turn is as many runs as take 5 ms. Two turns of each
+    warm up.
+
+    Args:
+        programs: paths of .pte files, named by their stems, or name -> path; the first is the one that ratios refer
+            to. One with a manifest beside it must be the file that it describes; one without is marked as unverified.
+        example_inputs: a tensor or a tuple of tensors that every program takes; None: random ones, for each program
+            of the shapes that it takes.
+        rounds: number of rounds, at least 1.
+        threads: of the ExecuTorch runtime.
+        profile: whether to measure each operator too; takes about as long again for each operator and delegate.
+        method: which method is called.
+        timeout: seconds after which a program that does not answer is given up.
+
+    Returns:
+        median, spread and ratio by name, in the order given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no program, no round, or inputs that a program does not take.
+        ExportError: a file is not the one that its manifest describes, cannot be loaded or run, takes the other process
+            down or does not answer.
+        ImportError: ExecuTorch is not installed.
+
+    Example:
+        >>> print(benchmark(["dense.pte", "pruned.pte"], torch.zeros(1, 3, 96, 96)))  # doctest: +SKIP
+    """
+    paths = _named(programs)
+    if not paths or rounds < 1:
+        raise ValueError(f"benchmark needs at least one program and one round, got {len(paths)} and {rounds}")
+    models = {name: ChildProgram(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
+    inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
+    try:
+        times, runs = in_turns({name: partial(model.turn, inputs[name]) for name, model in models.items()}, rounds)
+        profiles = {name: profiled(name, models[name], inputs[name], rounds) for name in (models if profile else ())}
+    finally:
+        CHILD.forget()
+    first = next(iter(times.values()))
+    rows = (_row(name, times[name], first, runs[name], models[name].is_verified) for name in models)
+    return Latencies(tuple(rows), threads, profiles)
+
+
+def _named(programs: Programs) -> dict[str, Path]:
+    """Return name -> path; names are stems where these differ, and else the paths as given."""
+    if isinstance(programs, Mapping):
+        return {name: Path(path) for name, path in programs.items()}
+    paths = [Path(programs)] if isinstance(programs, str | Path) else [Path(path) for path in programs]
+    stems = Counter(path.stem for path in paths)
+    named = {path.stem if stems[path.stem] == 1 else str(path): path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(f"programs: a file is named twice: {', '.join(map(str, paths))}; give names: {{name: path}}")
+    return named
+
+
+def _inputs(model: ChildProgram, example_inputs: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
+    return model.random_inputs() if example_inputs is None else model.prepared(*as_tuple(example_inputs))
+
+
+def _row(name: str, taken: list[float], first: list[float], runs: int, is_verified: bool) -> Latency:
+    return Latency(
+        name=name,
+        median_ms=1000 * statistics.median(taken),
+        spread_ms=1000 * interquartile_range(taken),
+        ratio=statistics.median(t / reference for t, reference in zip(taken, first, strict=True)),
+        rounds=len(taken),
+        runs=runs,
+        is_verified=is_verified,
+    )

@@ -1,0 +1,171 @@
+"""The stages of an export as values: graphs, written files, and what was found when they ran."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_prune.deploy.backends import Backend, Portable
+from lightning_prune.deploy.dynamic import claimed, ends, found_ranges
+from lightning_prune.deploy.eager import trials
+from lightning_prune.deploy.files import Staged, final
+from lightning_prune.deploy.loaders import check_batched, first_of, split_batch
+from lightning_prune.deploy.lowering import Graph, Lowered, graph_of, lower, save, with_external_weights
+from lightning_prune.deploy.methods import EntryPoint
+from lightning_prune.deploy.origins import origin
+from lightning_prune.deploy.quantization.calibrated import Calibrated
+from lightning_prune.deploy.runtime import RuntimeModel
+from lightning_prune.deploy.signature import MethodSpec
+from lightning_prune.deploy.verification import Bounds, LoaderResult, Verification, compare_with
+from lightning_prune.errors import ExportError
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Built:
+    """A method between its graph and its file.
+
+    Args:
+        entry: the eager side.
+        graph: what the partitioners are given.
+        spec: inputs and outputs with their ranges.
+    """
+
+    entry: EntryPoint
+    graph: Graph
+    spec: MethodSpec
+
+
+@dataclass(frozen=True)
+class Program:
+    """All methods of a program, with its constant methods."""
+
+    methods: Mapping[str, Built]
+    constants: Mapping[str, Any]
+
+    def lowered(self, backend: Backend) -> Lowered:
+        """Return it lowered to a backend."""
+        return lower({name: one.graph.program for name, one in self.methods.items()}, backend, self.constants)
+
+
+def built(entries: Sequence[EntryPoint], backend: Backend, external_weights: bool) -> dict[str, Built]:
+    """Trace, rewrite and quantize methods.
+
+    Raises:
+        ExportError: one of them cannot be.
+    """
+    return {entry.name: _built(entry, backend, external_weights) for entry in entries}
+
+
+def _built(entry: EntryPoint, backend: Backend, external_weights: bool) -> Built:
+    quantization = backend.quantization
+    if entry.preprocess is not None and isinstance(quantization, Calibrated) and quantization.calibration is not None:
+        images = entry.preprocess.images(quantization.calibration, "calibration")
+        backend = replace(backend, quantization=replace(quantization, calibration=images))  # type: ignore[call-arg]
+    graph = graph_of(entry.eager, entry.inputs, backend, entry.names, entry.shapes)
+    if external_weights:
+        graph = Graph(with_external_weights(graph.program, entry.inputs), graph.quantized)
+    return Built(entry, graph, found_ranges(graph.program, entry.spec))
+
+
+def checked_loader(loader: Iterable[Any], entry: EntryPoint, needs_targets: bool) -> Iterator[Any]:
+    """Return the batches of a loader after its first one was checked, as the program takes them.
+
+    Raises:
+        ValueError: there is none, or it does not fit.
+    """
+    images = loader if entry.preprocess is None else entry.preprocess.images(loader, "verify_on")
+    spec = claimed(entry.spec, entry.shapes)
+    check_batched(spec.inputs, spec.outputs)
+    first, batches = first_of(images)
+    split_batch(first, spec.inputs, needs_targets)
+    return batches
+
+
+def bounds_of(backend: Backend, tolerance: float | None) -> Bounds:
+    """Return what is accepted: a tolerance in float, a ratio where there is quantization, and what was asked for."""
+    if backend.quantization is None:
+        return Bounds(_TOLERANCE if tolerance is None else tolerance)
+    return Bounds(tolerance, backend.quantization.min_output_sqnr)
+
+
+@contextmanager
+def runnable(program: Program, backend: Backend, files: Staged) -> Iterator[tuple[Path, Path | None, Backend]]:
+    """Give a file that runs here, its weights, and the backend that runs it.
+
+    That is the one that was written, or the same graph without a delegate where the backend cannot run here.
+    """
+    if backend.runs_here:
+        yield files.program, files.data, backend
+        return
+    with TemporaryDirectory(prefix=f"{files.program.name}.", dir=files.program.parent) as folder:
+        reference = Path(folder, "reference.pte")
+        save(program.lowered(Portable()), reference)
+        yield reference, None, Portable()
+
+
+def verified(
+    program: Program,
+    backend: Backend,
+    files: Staged,
+    bounds: Bounds,
+    batches: Iterable[Any] | None,
+    metric: Metric | None,
+) -> tuple[Verification, tuple[str, ...]]:
+    """Run the file beside the eager model.
+
+    Returns:
+        what was found, and what the user should know about how.
+
+    Raises:
+        VerificationError: the file does not compute what the model computes.
+        ExportError: the file cannot be run.
+    """
+    errors, notes = {}, []
+    shown = LoaderResult()
+    with runnable(program, backend, files) as (path, data_path, executed):
+        for name, one in program.methods.items():
+            run = _loaded(path, data_path, one)
+            sizes = ends(one.spec)
+            compared_on, unfit = _trials(one, sizes)
+            given = (batches, metric) if name == "forward" else (None, None)
+            errors[name], found = compare_with(
+                run, one.entry.eager.run, compared_on, one.spec, bounds, *given, alone=sizes
+            )
+            shown = found if name == "forward" else shown
+            notes += unfit
+    if executed.name != backend.name:
+        notes.append(
+            f"{backend.name} cannot run on this machine: the same graph was run on portable kernels, and what"
+            f" {backend.name} makes of it was not executed."
+        )
+    found = Verification(executed.name, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
+    return found, tuple(dict.fromkeys(notes))
+
+
+def _loaded(path: Path, data_path: Path | None, one: Built) -> RuntimeModel:
+    try:
+        return RuntimeModel(path, one.entry.name, signature=one.spec, data_path=data_path)
+    except ExportError as error:
+        told = str(error).replace(str(path), str(final(path)))
+        if where := origin(error, one.graph.program):
+            told = f"the ExecuTorch runtime has no kernel for an operator of the model{where}: {told}"
+        raise ExportError(told) from error
+
+
+def _trials(
+    one: Built, sizes: Mapping[str, Sequence[Sequence[int]]]
+) -> tuple[dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
+    """Return what to compare on: of a quantized graph only inputs like those that it was calibrated on."""
+    samples = () if one.graph.quantized is None else one.graph.quantized.samples
+    if not samples:
+        return trials(one.entry.eager, one.entry.inputs, sizes)
+    found, _ = trials(one.entry.eager, samples[0], sizes)
+    found.pop("random inputs", None)
+    return found | {f"sample {i}": s for i, s in enumerate(samples)}, ()

@@ -1,0 +1,152 @@
+"""A .pte in the process of its own: manifest checked, signature read, then called with tensors like a function."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.deploy.child import CHILD, TIMEOUT
+from lightning_prune.deploy.manifest import data_paths, load_manifest, methods_of
+from lightning_prune.deploy.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
+from lightning_prune.errors import ExportError
+
+
+class ChildProgram:
+    """A method of a .pte that runs in the other process.
+
+    Args:
+        path: of the .pte. A manifest beside it must describe it, and then gives names, ranges of sizes and .ptd file.
+        method: name of the method in it.
+        threads: of the ExecuTorch runtime.
+        timeout: seconds that one call may take.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: fewer than one thread.
+        ExportError: the file is not the one that its manifest describes, is no program, or has no such method of
+            tensors alone.
+        ImportError: ExecuTorch is not installed.
+    """
+
+    def __init__(
+        self, path: str | Path, method: str = "forward", *, threads: int = 1, timeout: float = TIMEOUT
+    ) -> None:
+        if threads < 1:
+            raise ValueError(f"threads: got {threads}, must be at least 1")
+        self.path, self.method, self.timeout = Path(path), method, timeout
+        self.manifest = manifest = checked_manifest(self.path)
+        data = () if manifest is None else data_paths(manifest, self.path)
+        if len(data) > 1:
+            raise ExportError(f"{path} has {len(data)} .ptd files, and this runtime loads one: export it again")
+        described = {} if manifest is None else methods_of(manifest)
+        signature = described.get(method) or self._signature()
+        self.inputs, self.outputs = signature.inputs, signature.outputs
+        self._place = {"method": method, "data": str(data[0]) if data else None, "threads": threads}
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether a manifest stands beside the file; it describes this very file then."""
+        return self.manifest is not None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the program.
+
+        Raises:
+            ValueError: number, shape or dtype of the inputs is another.
+            ExportError: it fails, takes the process down or does not answer.
+        """
+        outputs = self._ask("run", inputs=self.prepared(*inputs))
+        if not isinstance(outputs, list) or not all(isinstance(x, Tensor) for x in outputs):
+            raise ExportError(f"{self.path} gives something else than tensors: {describe(outputs)}")
+        return tuple(outputs)
+
+    def turn(self, inputs: Sequence[Tensor], runs: int) -> float:
+        """Return seconds per run over some runs on what :meth:`prepared` returned."""
+        return float(self._ask("turn", inputs=list(inputs), runs=runs))
+
+    def prepared(self, *inputs: Tensor) -> list[Tensor]:
+        """Return the inputs checked and contiguous: another memory layout would be read wrongly without a word.
+
+        Raises:
+            ValueError: number, shape or dtype is another.
+        """
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        wrong = len(tensors) != len(inputs) or len(tensors) != len(self.inputs)
+        if wrong or not all(spec.takes(x) for spec, x in zip(self.inputs, tensors, strict=True)):
+            wanted = ", ".join(f"{spec.shape_text()} {dtype_name(spec.dtype)}" for spec in self.inputs) or "no input"
+            raise ValueError(f"{self.path.name} takes {wanted}; got {describe(inputs) or 'nothing'}")
+        return [x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in tensors]
+
+    def random_inputs(self) -> list[Tensor]:
+        """Return inputs that the program takes, the same at each call: normal numbers, zeros for whole ones."""
+        generator = torch.Generator().manual_seed(0)
+        return [
+            torch.randn(spec.shape, generator=generator).to(spec.dtype)
+            if spec.dtype.is_floating_point
+            else torch.zeros(spec.shape, dtype=spec.dtype)
+            for spec in self.inputs
+        ]
+
+    def doubled(self, folder: Path) -> list[dict[str, Any]]:
+        """Write variants of the file with the calls of one operator doubled; see ``worker/doubling.py``."""
+        arguments = {"path": str(self.path), "method": self.method, "folder": str(folder)}
+        return CHILD.ask("write_doubled", self.path, self.timeout, **arguments)
+
+    def variant(self, path: str) -> "ChildProgram":
+        """Return the same program read from another file that :meth:`doubled` wrote."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | {"path": Path(path)})
+        return other
+
+    def _ask(self, task: str, **arguments: object) -> Any:  # noqa: ANN401
+        return CHILD.ask(task, self.path, self.timeout, path=str(self.path), **self._place, **arguments)
+
+    def _signature(self) -> MethodSpec:
+        found = read_contents(self.path, self.timeout, constants=False)["methods"]
+        one = {each["name"]: each for each in found}.get(self.method)
+        if one is None:
+            names = ", ".join(each["name"] for each in found)
+            raise ExportError(f"{self.path} has no method {self.method!r}: its methods are {names}")
+        return MethodSpec(self._specs("input", one["inputs"]), self._specs("output", one["outputs"]))
+
+    def _specs(self, kind: str, values: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+        names = [kind] if len(values) == 1 else [f"{kind}_{index}" for index in range(len(values))]
+        for name, value in zip(names, values, strict=True):
+            if value.get("dtype") not in DTYPES:
+                raise ExportError(
+                    f"method {self.method!r} of {self.path}: {name} is no plain tensor but"
+                    f" {value.get('kind') or value.get('dtype')}: call it through executorch.runtime"
+                )
+        return tuple(map(_spec, names, values))
+
+
+def _spec(name: str, value: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(value["shape"])
+    dynamic = {index: (min(1, size), size) for index, size in enumerate(shape)} if value["is_dynamic"] else {}
+    return TensorSpec(name, shape, DTYPES[value["dtype"]], dynamic)
+
+
+def checked_manifest(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a .pte after checking that it describes this very file; None where there is none.
+
+    Raises:
+        FileNotFoundError: no such .pte.
+        ValueError: the path does not end in .pte.
+        ExportError: the manifest is malformed, or describes another file.
+    """
+    if path.suffix != ".pte":
+        raise ValueError(f"path: got {str(path)!r}, must end in .pte")
+    if not path.is_file():
+        raise FileNotFoundError(f"no .pte file at {path}")
+    return load_manifest(path) if path.with_suffix(".json").exists() else None
+
+
+def read_contents(path: Path, timeout: float = TIMEOUT, constants: bool = True) -> dict[str, Any]:
+    """Return what a .pte holds as plain values; see ``worker/contents.py``. It is read in the other process, not run.
+
+    Raises:
+        ExportError: it is none, or damaged.
+    """
+    return CHILD.ask("contents", path, timeout, path=str(path), constants=constants)
