@@ -36,7 +36,7 @@ from lightning_prune import (
     summarize,
 )
 from lightning_prune.allocation import Allocation
-from lightning_prune.deploy import LatencyTable, export, latency, latency_table
+from lightning_prune.deploy import LatencyTable, benchmark, export, latency_table
 
 SIZE = 64
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 3, 2), (6, 96, 2, 1), (6, 160, 2, 2))
@@ -153,7 +153,7 @@ def compared(models: dict[str, MobileNet], test: TensorDataset, rounds: int) -> 
         paths = {}
         for number, (name, model) in enumerate(models.items()):
             paths[name] = export(model, Path(folder) / f"{number}.pte").path
-        times = latency(paths, example, rounds=rounds)
+        times = benchmark(paths, example, rounds=rounds)
     dense = summarize(models["dense"])
     yield f"{'':>24}{'accuracy':>10}{'parameters':>12}{'MACs':>8}{'ms':>8}{'time':>8}{'kept':>7}"
     for name, model in models.items():

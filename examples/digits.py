@@ -34,7 +34,7 @@ from lightning_prune import (
     Taylor,
     summarize,
 )
-from lightning_prune.deploy import Artifact, latency
+from lightning_prune.deploy import Artifact, benchmark
 
 
 class Block(nn.Module):
@@ -206,7 +206,7 @@ def run(data: list[DataLoader], make: dict[str, Any], epochs: int, folder: Path)
 def table(results: dict[str, Result]) -> str:
     """Return one row per network; latency in the ExecuTorch runtime, interleaved, dense = 1.00x."""
     inputs = torch.rand_like(results["dense"].model.example_input_array)
-    times = latency({name: result.artifact.path for name, result in results.items()}, inputs)
+    times = benchmark({name: result.artifact.path for name, result in results.items()}, inputs)
     head = ("", "eager", "ExecuTorch", "parameters", "non-zero", "MACs", ".pte bytes", "zipped", "latency")
     lines = ["{:>10}{:>9}{:>12}{:>12}{:>10}{:>11}{:>12}{:>9}{:>9}".format(*head)]
     for name, result in results.items():

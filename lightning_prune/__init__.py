@@ -1,10 +1,20 @@
 """Prune a model while Lightning trains it, remove what was pruned, and ship the result with ExecuTorch."""
 
 from lightning_prune._version import __version__
-from lightning_prune.allocation import ERK, Candidates, Global, Uniform
+from lightning_prune.allocation import ERK, Candidates, FromSensitivity, Global, Uniform
 from lightning_prune.callback import PruningCallback
+from lightning_prune.classes import keep_classes
 from lightning_prune.compaction import Compaction, compact
-from lightning_prune.criteria import GradientCriterion, Magnitude, Random, Taylor
+from lightning_prune.criteria import (
+    ActivationCriterion,
+    Fisher,
+    GradientCriterion,
+    Magnitude,
+    Random,
+    Taylor,
+    Wanda,
+)
+from lightning_prune.distillation import Distillation
 from lightning_prune.errors import PruningError
 from lightning_prune.finalization import finalize
 from lightning_prune.granularity import Block, Channel, Element, Granularity, NOfM
@@ -12,6 +22,8 @@ from lightning_prune.graph import channel_groups
 from lightning_prune.guard import Guard
 from lightning_prune.mixin import PruningMixin
 from lightning_prune.policies import Keep, LRRewind, Mask, Reset, Rewarm, RewindWeights
+from lightning_prune.quantization_aware import QuantizationAware
+from lightning_prune.recalibration import recalibrate
 from lightning_prune.recipe import Recipe
 from lightning_prune.report import summarize
 from lightning_prune.schedules import Exponential, Iterative, Linear, OneCycle, OneShot, Polynomial
@@ -20,12 +32,16 @@ from lightning_prune.targets import Targets
 
 __all__ = [
     "ERK",
+    "ActivationCriterion",
     "Block",
     "Candidates",
     "Channel",
     "Compaction",
+    "Distillation",
     "Element",
     "Exponential",
+    "Fisher",
+    "FromSensitivity",
     "Global",
     "GradientCriterion",
     "Granularity",
@@ -43,6 +59,7 @@ __all__ = [
     "PruningCallback",
     "PruningError",
     "PruningMixin",
+    "QuantizationAware",
     "Random",
     "Recipe",
     "Reset",
@@ -52,9 +69,12 @@ __all__ = [
     "Targets",
     "Taylor",
     "Uniform",
+    "Wanda",
     "__version__",
     "channel_groups",
     "compact",
     "finalize",
+    "keep_classes",
+    "recalibrate",
     "summarize",
 ]

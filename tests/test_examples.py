@@ -19,7 +19,10 @@ from lightning_prune import Channel, Mask, Polynomial, PruningCallback, Recipe, 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = {"export.md": "executorch", "index.md": "executorch", "checkpoints.md": "sklearn"}
+NEEDS = {
+    **dict.fromkeys(("apps.md", "cli.md", "export.md", "index.md", "inspect-benchmark.md"), "executorch"),
+    "checkpoints.md": "sklearn",
+}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
