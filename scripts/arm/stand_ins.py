@@ -71,7 +71,7 @@ def wanted(libraries: list[Path], system: list[Path]) -> Wanted:
             name, _, version = text.partition("@")
             version = version.strip("@")
             if not here and binding != "WEAK" and name and name not in known:
-                file = owner[version] if version in owner else unversioned
+                file = owner.get(version, unversioned)
                 symbols[file][version if version in owner else ""].add(name)
     return Wanted(versions, symbols)
 
