@@ -21,10 +21,14 @@ from lightning_prune.deploy.origins import origin
 from lightning_prune.deploy.quantization.calibrated import Calibrated
 from lightning_prune.deploy.runtime import RuntimeModel
 from lightning_prune.deploy.signature import MethodSpec
-from lightning_prune.deploy.verification import Bounds, LoaderResult, Verification, compare_with
-from lightning_prune.errors import ExportError
+from lightning_prune.deploy.verification import Bounds, Comparison, LoaderResult, Verification, compare_with
+from lightning_prune.errors import ExportError, VerificationError
 
 _TOLERANCE = 1e-4
+_SLACK = 3.0
+"""By how many dB a file may be noisier than its graph: kernels round otherwise than the graph's reference does."""
+_AS_GOOD_AS_FLOAT = 60.0
+"""Ratio in dB from which on rounding in float32 may be all that is left."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def verified(
             errors[name], found = compare_with(
                 run, one.entry.eager.run, compared_on, one.spec, bounds, *given, alone=sizes
             )
+            _check_as_good_as_graph(run, one)
             shown = found if name == "forward" else shown
             notes += unfit
     if executed.name != backend.name:
@@ -147,6 +152,27 @@ def verified(
         )
     found = Verification(executed.name, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
     return found, tuple(dict.fromkeys(notes))
+
+
+def _check_as_good_as_graph(run: RuntimeModel, one: Built) -> None:
+    """Refuse a file that is noisier than its quantized graph: the backend made something else of it."""
+    quantized = one.graph.quantized
+    if quantized is None:
+        return
+    graph, names = quantized.program.module(check_guards=False), [output.name for output in one.spec.outputs]
+    of_file, of_graph = Comparison(names, Bounds()), Comparison(names, Bounds())
+    for sample in quantized.samples:
+        expected = one.entry.eager.run(*sample)
+        of_file.add(run(*sample), expected, "a calibration sample")
+        of_graph.add(graph(*sample), expected, "a calibration sample")
+    for name, error in of_file.errors.items():
+        reached = of_graph.errors[name].sqnr_db
+        if error.sqnr_db < min(reached, _AS_GOOD_AS_FLOAT) - _SLACK:
+            raise VerificationError(
+                f"output {name!r} of {one.entry.name}: the file is at {error.sqnr_db:.1f} dB of the eager model, the"
+                f" quantized graph that it was made of at {reached:.1f} dB: the backend computes something else; no"
+                " file was written. Quantize another way, or take another backend"
+            )
 
 
 def _loaded(path: Path, data_path: Path | None, one: Built) -> RuntimeModel:

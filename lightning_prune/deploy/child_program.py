@@ -1,6 +1,6 @@
 """A .pte in the process of its own: manifest checked, signature read, then called with tensors like a function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_prune.deploy.child import CHILD, TIMEOUT
 from lightning_prune.deploy.manifest import data_paths, load_manifest, methods_of
 from lightning_prune.deploy.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
+from lightning_prune.deploy.turns import Turn
 from lightning_prune.errors import ExportError
 
 
@@ -62,9 +63,13 @@ class ChildProgram:
             raise ExportError(f"{self.path} gives something else than tensors: {describe(outputs)}")
         return tuple(outputs)
 
-    def turn(self, inputs: Sequence[Tensor], runs: int) -> float:
-        """Return seconds per run over some runs on what :meth:`prepared` returned."""
-        return float(self._ask("turn", inputs=list(inputs), runs=runs))
+    def turn(self, inputs: Sequence[Tensor], runs: int) -> list[float]:
+        """Return the seconds of each of some runs on what :meth:`prepared` returned."""
+        return list(self._ask("turn", inputs=list(inputs), runs=runs))
+
+    def timed(self, inputs: Sequence[Tensor], reduce: Callable[[Sequence[float]], float]) -> Turn:
+        """Return what :func:`~lightning_prune.deploy.turns.in_turns` takes, with the runs of a turn made one number."""
+        return lambda runs: reduce(self.turn(inputs, runs))
 
     def prepared(self, *inputs: Tensor) -> list[Tensor]:
         """Return the inputs checked and contiguous: another memory layout would be read wrongly without a word.
@@ -80,14 +85,20 @@ class ChildProgram:
         return [x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in tensors]
 
     def random_inputs(self) -> list[Tensor]:
-        """Return inputs that the program takes, the same at each call: normal numbers, zeros for whole ones."""
+        """Return inputs that the program takes, the same at each call.
+
+        Normal numbers, bytes of 0 to 255, zeros for other whole ones.
+        """
         generator = torch.Generator().manual_seed(0)
-        return [
-            torch.randn(spec.shape, generator=generator).to(spec.dtype)
-            if spec.dtype.is_floating_point
-            else torch.zeros(spec.shape, dtype=spec.dtype)
-            for spec in self.inputs
-        ]
+
+        def drawn(spec: TensorSpec) -> Tensor:
+            if spec.dtype == torch.uint8:
+                return torch.randint(0, 256, spec.shape, generator=generator, dtype=torch.uint8)
+            if spec.dtype.is_floating_point:
+                return torch.randn(spec.shape, generator=generator).to(spec.dtype)
+            return torch.zeros(spec.shape, dtype=spec.dtype)
+
+        return [drawn(spec) for spec in self.inputs]
 
     def doubled(self, folder: Path) -> list[dict[str, Any]]:
         """Write variants of the file with the calls of one operator doubled; see ``worker/doubling.py``."""

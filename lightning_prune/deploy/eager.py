@@ -145,12 +145,14 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
 def random_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return inputs of the same shapes, the same at each call.
 
-    Floating ones are uniform over the range of the given, or standard normal where that is a single value; all others
-    are the given.
+    Floating ones are uniform over the range of the given, or standard normal where that is a single value; bytes are
+    uniform over 0 to 255, as in an image; all others are the given.
     """
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Tensor) -> Tensor:
+        if x.dtype == torch.uint8:
+            return torch.randint(0, 256, x.shape, generator=generator, dtype=torch.uint8)
         if not x.is_floating_point() or x.numel() == 0:
             return x
         low, high = x.double().aminmax()
@@ -175,8 +177,8 @@ def trials(
         where: tuple(resized(x, shape) for x, shape in zip(inputs, shapes, strict=True))
         for where, shapes in sizes.items()
     }
-    found |= {"the example inputs": inputs} | _channels_last(inputs)
     drawn = random_like(inputs)
+    found |= {"the example inputs": inputs} | _channels_last(inputs)
     if all(new is given for new, given in zip(drawn, inputs, strict=True)):
         return found, ()
     try:

@@ -1,6 +1,5 @@
 """From a module to a verified .pte: copy, trace, lower, write, run, rename."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning_prune.deploy.methods import EntryPoint, Method, entry_points
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.runtime import require_executorch
 from lightning_prune.deploy.signature import check_labels
+from lightning_prune.deploy.verification import check_metric
 from lightning_prune.report import Summary, summarize
 
 _DEFAULT_BACKEND = XNNPACK()
@@ -88,8 +88,9 @@ def export(
     """
     require_executorch()
     path = program_path(path)
-    _check_arguments(backend, preprocess, methods, labels, tolerance)
-    _check_metric(metric, verify_on)
+    _check_arguments(backend, preprocess, methods, labels)
+    check_metric(metric, verify_on)
+    bounds = bounds_of(backend, tolerance)
     forward = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess)}
     with staged(path, external_weights) as files, isolated():
         entries = entry_points(model, folded_copy(model), forward | dict(methods or {}))
@@ -98,18 +99,19 @@ def export(
         batches = None if verify_on is None else checked_loader(verify_on, entries[0], metric is not None)
         program = Program(built(entries, backend, external_weights), values)
         lowered = program.lowered(backend)
-        save(lowered, files.program, files.data)
-        with ThreadPoolExecutor(1) as beside:
-            zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
-            verification, notes = verified(program, backend, files, bounds_of(backend, tolerance), batches, metric)
-            summary = _summary(entries[0])
         left_outside = outside_notes(lowered, backend, tuple(program.methods))
+        save(lowered, files.program, files.data)
+        with ThreadPoolExecutor(2) as beside:
+            facts = beside.submit(file_facts, files.program)
+            zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
+            verification, notes = verified(program, backend, files, bounds, batches, metric)
+            summary = _summary(entries[0])
         artifact = Artifact(
             path=path,
             manifest_path=files.manifest_path,
             backend=backend,
             model=type(model).__name__,
-            **file_facts(files.program),
+            **facts.result(),
             zipped_bytes=zipped.result(),
             parameters=summary.parameters,
             nonzero_parameters=summary.parameters - summary.zeros,
@@ -144,7 +146,6 @@ def _check_arguments(
     preprocess: Normalize | None,
     methods: Mapping[str, Method] | None,
     labels: Sequence[str] | None,
-    tolerance: float | None,
 ) -> None:
     if isinstance(backend, type) or not isinstance(backend, Backend):
         raise TypeError(f"backend: got {backend!r}, must be a value such as XNNPACK()")
@@ -152,18 +153,7 @@ def _check_arguments(
         raise TypeError(f"preprocess: got a {type(preprocess).__name__}, must be Normalize(mean=[…], std=[…])")
     if methods is not None and (not isinstance(methods, Mapping) or "forward" in methods):
         raise TypeError("methods: must be a dict of further methods; forward is the model's own and needs no entry")
-    if tolerance is not None and not (math.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance: got {tolerance}, must be a finite number above 0, as in tolerance=1e-4")
     if isinstance(labels, str):
         raise TypeError(f"labels: got the string {labels!r}, must be a list with one name per class")
     if labels is not None and not all(isinstance(label, str) for label in labels):
         raise TypeError(f"labels: got {list(labels)!r:.60}, every one must be a string")
-
-
-def _check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None:
-    if metric is not None and not isinstance(metric, Metric):
-        raise TypeError(
-            f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc"
-        )
-    if metric is not None and verify_on is None:
-        raise ValueError("metric: there is nothing to compute it on; pass a loader as verify_on= too")

@@ -26,6 +26,22 @@ class Bounds:
     tolerance: float | None = None
     min_sqnr: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not (math.isfinite(self.tolerance) and self.tolerance > 0):
+            raise ValueError(f"tolerance: got {self.tolerance}, must be a finite number above 0, as in tolerance=1e-4")
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
+            raise ValueError(f"min_sqnr: got {self.min_sqnr}, must be a finite number of dB, as in min_sqnr=20.0")
+
+
+def check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None:
+    """Raise TypeError where it is no metric, and ValueError where there is nothing to compute it on."""
+    if metric is not None and not isinstance(metric, Metric):
+        raise TypeError(
+            f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc"
+        )
+    if metric is not None and verify_on is None:
+        raise ValueError("metric: there is nothing to compute it on; pass a loader as verify_on= too")
+
 
 @dataclass(frozen=True)
 class OutputError:

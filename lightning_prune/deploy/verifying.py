@@ -15,7 +15,7 @@ from lightning_prune.deploy.eager import folded_copy, isolated, trials
 from lightning_prune.deploy.methods import EntryPoint, Method, entry_points
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.signature import MethodSpec
-from lightning_prune.deploy.verification import Bounds, Verification, compare_with
+from lightning_prune.deploy.verification import Bounds, Verification, check_metric, compare_with
 from lightning_prune.errors import VerificationError
 from lightning_prune.report import example_of
 
@@ -62,8 +62,9 @@ def verify(
         >>> verify("digits.pte", model).max_abs_error  # doctest: +SKIP
         1.1920928955078125e-07
     """
-    program = ChildProgram(path, timeout=timeout)
+    check_metric(metric, verify_on)
     bounds = Bounds(tolerance, min_sqnr)
+    program = ChildProgram(path, timeout=timeout)
     if tolerance is None and min_sqnr is None:
         bounds = _bounds_at_export(program)
     try:
@@ -97,6 +98,8 @@ def _compared(
     program.prepared(*entry.inputs)
     spec = MethodSpec(program.inputs, program.outputs)
     batches = None if verify_on is None else checked_loader(verify_on, entry, metric is not None)
+    if batches is None and _is_quantized(program):
+        _check_telling(program, entry)
     compared_on = _inputs(program, entry, spec)
     errors, shown = compare_with(program, entry.eager.run, compared_on, spec, bounds, batches, metric)
     return Verification(
@@ -107,9 +110,22 @@ def _compared(
 def _inputs(program: ChildProgram, entry: EntryPoint, spec: MethodSpec) -> dict[str, tuple[Tensor, ...]]:
     """Return what to compare on: random inputs too, but for a file that was calibrated on others."""
     found = trials(entry.eager, entry.inputs, ends(spec))[0]
-    if program.manifest is not None and program.manifest["quantization"] is not None:
-        return {"the example inputs": entry.inputs}
+    if _is_quantized(program):
+        found.pop("random inputs", None)
     return found
+
+
+def _is_quantized(program: ChildProgram) -> bool:
+    return program.manifest is not None and program.manifest["quantization"] is not None
+
+
+def _check_telling(program: ChildProgram, entry: EntryPoint) -> None:
+    """Refuse to judge a quantized file by an input of one value alone, on which many models agree."""
+    if all(x.numel() == 0 or bool((x == x.flatten()[0]).all()) for x in entry.inputs):
+        raise ValueError(
+            f"{program.path} is quantized, and the example inputs hold a single value, on which another model may"
+            " agree: pass verify_on= with batches like those that it was calibrated on, or real example_inputs="
+        )
 
 
 def _preprocessing(program: ChildProgram) -> Normalize | None:

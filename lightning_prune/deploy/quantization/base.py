@@ -40,10 +40,14 @@ class Quantized:
         }
 
     def __str__(self) -> str:
-        worst, ratio = min(self.sqnr.items(), key=lambda item: item[1])
+        worst, ratio = min(self.sqnr.items(), key=lambda item: item[1], default=("not measured", math.inf))
         output = f", outputs {', '.join(map(decibels, self.output_sqnr))}" if self.output_sqnr else ""
         kept = f"; in float: {', '.join(self.kept_float)}" if self.kept_float else ""
         return f"{len(self.sqnr)} layers quantized, worst {worst} {decibels(ratio)}{output}{kept}"
+
+
+_LOWEST = -1000.0
+"""What stands for minus infinity in dB, which plain JSON has not."""
 
 
 def decibels(ratio: float) -> str:
@@ -52,7 +56,7 @@ def decibels(ratio: float) -> str:
 
 
 def _finite(ratio: float) -> float | None:
-    return ratio if math.isfinite(ratio) else None
+    return None if ratio == math.inf else max(ratio, _LOWEST)
 
 
 class Quantization(ABC):

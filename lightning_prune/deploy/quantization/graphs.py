@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from lightning_prune.deploy.quantization.annotation import give_each_its_own_weight, quantizer
 from lightning_prune.deploy.quantization.layers import Layer
+from lightning_prune.deploy.quantization.stems import halve_images
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 from lightning_prune.errors import ExportError
 
@@ -39,6 +40,8 @@ def prepared(
         with quiet_lowering():
             graph = program.module(check_guards=False)
             give_each_its_own_weight(graph)
+            if not is_dynamic:
+                halve_images(graph, nodes)
             return prepare_pt2e(graph, quantizer(nodes, is_dynamic, taken)), frozenset(taken)
     except Exception as error:
         raise ExportError(f"the program cannot be prepared for quantization: {error}") from error

@@ -112,8 +112,9 @@ def best_scales(weight: Tensor, group_size: int) -> Tensor:
 
 
 def _value(graph: GraphModule, node: object) -> Tensor | None:
-    is_weight = isinstance(node, Node) and node.op == "get_attr"
-    return attribute(graph, str(node.target)).detach() if is_weight else None
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    return attribute(graph, str(node.target)).detach()
 
 
 def _unfit(group_size: int, widths: Sequence[int]) -> str:
