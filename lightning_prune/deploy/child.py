@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,9 +62,10 @@ class Child:
         return reply["value"]
 
     def forget(self) -> None:
-        """Let the process, if there is one, release what it has loaded."""
+        """Let the process, if there is one, release what it has loaded; one that cannot is ended."""
         if self._process is not None and self._process.poll() is None:
-            self.ask("forget", Path())
+            with suppress(ExportError):
+                self.ask("forget", Path())
 
     def close(self) -> None:
         """End the process."""
@@ -92,6 +94,10 @@ class Child:
             reply = receive(stdout)
         except (OSError, BrokenMessageError):
             reply = None
+        except BaseException:  # the reply to come would be taken for that of the next request
+            process.kill()
+            self.close()
+            raise
         finally:
             timer.cancel()
         if reply is None:
@@ -107,7 +113,9 @@ class Child:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
             command = [sys.executable, "-W", "ignore", "-c", _START, str(_PACKAGE), "\n".join(sys.path)]
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._stderr)
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=self._stderr, start_new_session=True
+            )
         process = self._process
         if process.stdin is None or process.stdout is None or self._stderr is None:
             raise ExportError("the process for .pte files has no pipes")

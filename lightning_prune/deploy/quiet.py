@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import IO
 
 _DEPRECATING_MODULES = r"executorch\.|torchao\.|torch\.jit\.|importlib\.resources|copyreg$"
@@ -29,6 +30,10 @@ _NATIVE = re.compile(
     r"\[(cpuinfo_utils\.cpp:\d+\] |threadpool\.cpp:\d+\] Resetting threadpool)"
     r"|(Running MIL|Running compression pass|Converting PyTorch Frontend|Getting Core ML weights|Decompressing)"
 )
+_VELA = re.compile(r"\n?Network summary for .*?\nNeural network macs[^\n]*\n\n?", re.DOTALL)
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Streams, file descriptors, loggers and warning filters belong to the whole process, not to a thread."""
 
 
 @contextmanager
@@ -39,7 +44,7 @@ def quiet_lowering() -> Iterator[None]:
     the caller into a call without effect. So do Core ML's progress bars, and the lines below WARNING that ExecuTorch's
     partitioners log for themselves.
     """
-    with _same_handlers(), _known_lines(), quiet_native(), warnings.catch_warnings():
+    with _ONE_AT_A_TIME, _same_handlers(), _known_lines(), quiet_native(), _quiet_output(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=_DEPRECATING_MODULES)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"(open_text|read_text|read_binary) is deprecated")
@@ -53,6 +58,18 @@ def quiet_import() -> Iterator[None]:
     """Import ExecuTorch without its warnings and log lines."""
     with quiet_lowering():
         yield
+
+
+@contextmanager
+def _quiet_output() -> Iterator[None]:
+    """Drop the tables that Arm's compiler prints and pass on everything else."""
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        if (rest := _VELA.sub("", text.getvalue())) and sys.stdout is not None:
+            sys.stdout.write(rest)
 
 
 @contextmanager
@@ -96,7 +113,7 @@ def native_lines() -> Iterator[list[str]]:
     wants seen with :func:`tell`.
     """
     lines: list[str] = []
-    with tempfile.TemporaryFile() as sink, io.StringIO() as text:
+    with _ONE_AT_A_TIME, tempfile.TemporaryFile() as sink, io.StringIO() as text:
         try:
             with _descriptor_to(sink), redirect_stderr(text):
                 yield lines
