@@ -1,0 +1,79 @@
+"""Arm's Ethos-U, the neural processor of microcontrollers."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning_prune.deploy.backends.base import Backend
+from lightning_prune.deploy.quantization import Quantization
+
+EthosTarget = Literal[
+    "ethos-u55-32",
+    "ethos-u55-64",
+    "ethos-u55-128",
+    "ethos-u55-256",
+    "ethos-u65-256",
+    "ethos-u65-512",
+    "ethos-u85-128",
+    "ethos-u85-256",
+    "ethos-u85-512",
+    "ethos-u85-1024",
+    "ethos-u85-2048",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class EthosU(Backend):
+    """Arm's Ethos-U, the neural processor of microcontrollers, through Arm's compiler Vela.
+
+    It computes in 8-bit integers alone, so that a calibration loader is needed. Vela codes the weights: zeros take
+    next to no room and less of the memory's bandwidth. It exports on any machine and runs on none but the chip: the
+    same quantized graph is verified on the portable kernels here, and Vela's estimate of cycles stands in the notes.
+
+    Args:
+        calibration: batches as in :class:`~lightning_prune.deploy.Int8`.
+        target: the processor and its number of multiply-accumulates per cycle.
+        samples: how many samples of the loader are looked at.
+    """
+
+    calibration: Iterable[Any]
+    target: EthosTarget = "ethos-u55-128"
+    samples: int = 256
+    _reports: list[Path] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.target not in get_args(EthosTarget):
+            allowed = ", ".join(map(repr, get_args(EthosTarget)))
+            raise ValueError(f"target: got {self.target!r}, must be one of {allowed}")
+
+    @property
+    def name(self) -> str:
+        """``ethos-u``."""
+        return "ethos-u"
+
+    @property
+    def quantization(self) -> Quantization:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Static 8-bit integers as Arm's own quantizer lays them out."""
+        from lightning_prune.deploy.backends.ethos_u_compiler import EthosInt8
+
+        return EthosInt8(self.calibration, self.target, self.samples)
+
+    def partitioners(self) -> Sequence[Any]:
+        """Return ExecuTorch's EthosUPartitioner.
+
+        Raises:
+            ImportError: Arm's compiler is not installed.
+        """
+        from lightning_prune.deploy.backends.ethos_u_compiler import partitioner
+
+        folder = Path(tempfile.mkdtemp(prefix="ethos-u-"))
+        self._reports[:] = [folder]
+        return [partitioner(self.target, folder)]
+
+    def notes(self, sparsity: float) -> tuple[str, ...]:
+        """Return Vela's estimate for the last program that was lowered, and what became of zeros."""
+        from lightning_prune.deploy.backends.ethos_u_compiler import estimate
+
+        return tuple(estimate(folder, sparsity) for folder in self._reports)
