@@ -1,9 +1,11 @@
 import hashlib
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from deploy_models import LABELS, exported
 
 from lightning_prune.deploy import Artifact, load_manifest
@@ -29,18 +31,13 @@ def test_numbers_are_those_of_the_file(artifact: Artifact, manifest: dict[str, A
     assert artifact.sha256 == manifest["sha256"] == hashlib.sha256(data).hexdigest()
 
 
-def test_zipped_size_is_close_to_that_of_zip(tmp_path: Path):
-    import zlib
-
-    import torch
-
-    for sparsity in (0.0, 0.75, 0.95):
-        weights = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
-        kept = torch.rand(200_000, generator=torch.Generator().manual_seed(1)) >= sparsity
-        (tmp_path / "weights").write_bytes((weights * kept).numpy().tobytes())
-        assert zipped_size(tmp_path / "weights") == pytest.approx(
-            len(zlib.compress((tmp_path / "weights").read_bytes(), 9)), rel=0.05
-        )
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.75, 0.95])
+def test_zipped_size_is_close_to_that_of_zip(tmp_path: Path, sparsity: float):
+    weights = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    removed = torch.rand(100_000, generator=torch.Generator().manual_seed(1)) < sparsity
+    data = weights.masked_fill(removed, 0.0).numpy().tobytes()
+    (tmp_path / "weights").write_bytes(data)
+    assert zipped_size(tmp_path / "weights") <= 1.02 * len(zlib.compress(data, 9))
 
 
 def test_manifest(artifact: Artifact, manifest: dict[str, Any]):

@@ -219,6 +219,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"labels: got 2 for output 'output' of shape \(4, 3\).*3 in all"):
             export(small(), tmp_path / "m.pte", example_inputs=EXAMPLE, labels=["a", "b"])
 
+    @pytest.mark.parametrize("labels", [[], [1, 2, 3]])
+    def test_labels_of_other_kinds(self, tmp_path: Path, labels: list):
+        with pytest.raises((ValueError, TypeError), match="labels: got "):
+            export(small(), tmp_path / "m.pte", example_inputs=EXAMPLE, labels=labels)
+
+    def test_preprocessing_of_another_kind(self, tmp_path: Path):
+        with pytest.raises(TypeError, match=r"preprocess: got a ReLU, must be Normalize\("):
+            export(small(), tmp_path / "m.pte", example_inputs=EXAMPLE, preprocess=nn.ReLU())  # pyright: ignore[reportArgumentType]
+
     def test_labels_in_one_string(self, tmp_path: Path):
         with pytest.raises(TypeError, match="labels: got the string 'abc'"):
             export(small(), tmp_path / "m.pte", example_inputs=EXAMPLE, labels="abc")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prune.deploy.files import Staged, staged, writing
+from lightning_prune.deploy.files import Staged, final, staged, writing
 from lightning_prune.errors import ExportError
 
 
@@ -72,6 +72,51 @@ def test_a_rename_that_fails_changes_nothing(
     with pytest.raises(ExportError, match="the disk is gone"), staged(tmp_path / "m.pte") as files:
         written(files, "new").publish()
     assert contents(tmp_path) == before
+
+
+def written_with_weights(files: Staged, text: str) -> Staged:
+    assert files.data is not None
+    files.data.write_text(text)
+    return written(files, text)
+
+
+def test_all_three_appear_and_are_replaced(tmp_path: Path):
+    for text in ("old", "new"):
+        with staged(tmp_path / "m.pte", external_weights=True) as files:
+            written_with_weights(files, text).publish()
+        assert contents(tmp_path) == {"m.pte": text, "m.json": text, "m.ptd": text}
+
+
+@pytest.mark.parametrize("has_older", [True, False])
+@pytest.mark.parametrize("failing", [".ptd", ".pte", ".json"])
+def test_a_rename_of_three_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_older: bool, failing: str
+):
+    if has_older:
+        with staged(tmp_path / "m.pte", external_weights=True) as files:
+            written_with_weights(files, "old").publish()
+    before, rename = contents(tmp_path), os.replace
+
+    def failing_once(source: Path, target: Path) -> None:
+        if target.suffix == failing:
+            monkeypatch.setattr(os, "replace", rename)
+            raise OSError("the disk is gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", failing_once)
+    with (
+        pytest.raises(ExportError, match="the disk is gone"),
+        staged(tmp_path / "m.pte", external_weights=True) as files,
+    ):
+        written_with_weights(files, "new").publish()
+    assert contents(tmp_path) == before
+
+
+def test_name_of_a_temporary_file(tmp_path: Path):
+    with staged(tmp_path / "m.pte") as files:
+        assert final(files.program) == tmp_path / "m.pte"
+        assert final(files.manifest) == tmp_path / "m.json"
+    assert final(tmp_path / ".hidden.pte") == tmp_path / ".hidden.pte"
 
 
 def test_folder_in_the_place_of_a_file(tmp_path: Path):

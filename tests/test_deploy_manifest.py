@@ -2,6 +2,7 @@ import copy
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,10 @@ def test_cut_off_or_longer_is_seen(length: int, more: bytes):
 
 
 def refused(content: bytes) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "m.json")
         path.write_bytes(content)
-        with pytest.raises(ExportError, match="m.json"):
+        with pytest.raises(ExportError, match=r"m\.json"):
             load_manifest(path)
 
 

@@ -19,7 +19,7 @@ class TestRuntimeModel:
     def test_signature(self, artifact: Artifact):
         model = RuntimeModel(artifact.path)
         assert [str(s) for s in (*model.inputs, *model.outputs)] == [
-            "input (4, 1, 8, 8) float32",
+            "image (4, 1, 8, 8) float32",
             "output (4, 3) float32",
         ]
 

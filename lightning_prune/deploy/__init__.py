@@ -8,6 +8,7 @@ from lightning_prune.deploy.backends import (
     XNNPACK,
     Backend,
     CoreML,
+    EthosU,
     Linear8,
     Palette,
     Partitioned,
@@ -20,19 +21,23 @@ from lightning_prune.deploy.bundles import Bundle, export_android, export_ios
 from lightning_prune.deploy.export import export
 from lightning_prune.deploy.inspection import Inspection, inspect
 from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
+from lightning_prune.deploy.methods import Method
+from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.profiling import Profile
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
 from lightning_prune.deploy.runtime import RuntimeModel, thread_count
-from lightning_prune.deploy.signature import TensorSpec
-from lightning_prune.deploy.verification import Verification
+from lightning_prune.deploy.signature import MethodSpec, TensorSpec
+from lightning_prune.deploy.verification import Bounds, OutputError, Verification
 from lightning_prune.deploy.verifying import verify
 
 __all__ = [
     "XNNPACK",
     "Artifact",
     "Backend",
+    "Bounds",
     "Bundle",
     "CoreML",
+    "EthosU",
     "Inspection",
     "Int4Groupwise",
     "Int8",
@@ -41,6 +46,10 @@ __all__ = [
     "Latency",
     "LatencyTable",
     "Linear8",
+    "Method",
+    "MethodSpec",
+    "Normalize",
+    "OutputError",
     "Palette",
     "Partitioned",
     "Portable",

@@ -4,7 +4,6 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -30,7 +29,7 @@ class Latency:
         spread_ms: interquartile range over the rounds, milliseconds.
         ratio: median over the rounds of this program's time by the first one's in the same round.
         rounds: number of rounds.
-        runs: runs per round; their mean is one measurement.
+        runs: runs per round; their median is one measurement.
         is_verified: whether a manifest stands beside the file and describes it.
     """
 
@@ -126,7 +125,9 @@ def benchmark(
     models = {name: ChildProgram(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
     inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
     try:
-        times, runs = in_turns({name: partial(model.turn, inputs[name]) for name, model in models.items()}, rounds)
+        times, runs = in_turns(
+            {name: model.timed(inputs[name], statistics.median) for name, model in models.items()}, rounds
+        )
         profiles = {name: profiled(name, models[name], inputs[name], rounds) for name in (models if profile else ())}
     finally:
         CHILD.forget()

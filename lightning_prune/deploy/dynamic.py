@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -215,6 +215,26 @@ def _range(size: torch.SymInt, program: torch.export.ExportedProgram) -> tuple[i
     low = expression.subs({symbol: max(1, int(limits.lower)) for symbol, limits in symbols.items() if limits})
     high = expression.subs({symbol: int(limits.upper) for symbol, limits in symbols.items() if limits})
     return min(int(low), int(high)), max(int(low), int(high))
+
+
+def restore_ranges(lowered: torch.export.ExportedProgram, program: torch.export.ExportedProgram) -> None:
+    """Let sizes vary again as far as they did before the lowering; the memory plan goes by it.
+
+    On the way PyTorch chooses kernels of this machine for convolutions, by conditions such as a batch below 16, and
+    keeps the condition as if it were one of the program.
+    """
+    sizes = (size for node in lowered.graph.nodes for size in _sizes_of(node.meta.get("val")))
+    environments = {id(size.node.shape_env): size.node.shape_env for size in sizes}
+    for environment in environments.values():
+        for symbol, limits in program.range_constraints.items():
+            if symbol in environment.var_to_range:
+                environment.var_to_range[symbol] = limits
+
+
+def _sizes_of(value: object) -> Iterator[torch.SymInt]:
+    for one in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(one, torch.Tensor):
+            yield from (size for size in one.shape if isinstance(size, torch.SymInt))
 
 
 def trace_refusal(message: str, names: Sequence[str], shapes: tuple[Sizes, ...] | None) -> str | None:

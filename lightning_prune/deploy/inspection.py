@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class MethodContents:
             "inputs": ", ".join(map(str, self.inputs)),
             "outputs": ", ".join(map(str, self.outputs)),
             "delegates": self._delegated(),
-            "outside": f"{sum(self.outside.values())} calls: {_counted(self.outside)}" if self.outside else "",
+            "outside": f"{_calls(sum(self.outside.values()))}: {_counted(self.outside)}" if self.outside else "",
             "memory": f"{self.planned_bytes:,} bytes planned" if self.planned_bytes else "",
         }
         return "\n".join([f"  {self.name}", *(f"    {name:<12}{text}" for name, text in rows.items() if text)])
@@ -114,6 +114,7 @@ class Inspection:
         numbers: how many numbers these are.
         zeros: how many of them are zero.
         unread_bytes: of weights that only a backend can read.
+        data: files with weights that stand outside of the .pte, as its manifest says -> bytes.
     """
 
     path: Path
@@ -125,6 +126,7 @@ class Inspection:
     numbers: int
     zeros: int
     unread_bytes: int
+    data: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float | None:
@@ -141,6 +143,7 @@ class Inspection:
         weights = f"{self.constant_bytes:,} bytes, {self.numbers:,} numbers"
         weights += f", {self.sparsity:.1%} zero" if self.sparsity is not None else ""
         weights += f"; {self.unread_bytes:,} bytes that only their backend can read" if self.unread_bytes else ""
+        weights += "".join(f"; {size:,} bytes in {name}" for name, size in self.data.items())
         rows = {"size": f"{self.size_bytes:,} bytes", "sha256": self.sha256, "manifest": manifest, "weights": weights}
         lines = [str(self.path), *(f"  {name:<14}{text}" for name, text in rows.items())]
         return "\n".join([*lines, *map(str, self.methods)])
@@ -179,6 +182,7 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
             numbers=weights["elements"],
             zeros=weights["zeros"],
             unread_bytes=weights["unread_bytes"],
+            data={one["file"]: one["size_bytes"] for one in (manifest or {}).get("data", ())},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path} holds what no .pte holds ({error}): it is damaged; export it again") from error
@@ -213,10 +217,14 @@ def _value(name: str, found: Mapping[str, Any]) -> Value:
 
 
 def _within(delegate: Delegate) -> str:
-    times = f"{delegate.backend}, {delegate.calls} call" + ("s" if delegate.calls != 1 else "")
+    times = f"{delegate.backend}, {_calls(delegate.calls)}"
     if delegate.operators is None:
         return f"{times} ({delegate.bytes:,} bytes that only it can read)"
     return f"{times} ({_counted(delegate.operators)})"
+
+
+def _calls(count: int) -> str:
+    return f"{count} call" + ("s" if count != 1 else "")
 
 
 def _counted(names: Mapping[str, int]) -> str:

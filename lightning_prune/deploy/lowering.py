@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lightning_prune.deploy.backends import Backend, Portable
-from lightning_prune.deploy.dynamic import Sizes, trace_refusal
+from lightning_prune.deploy.dynamic import Sizes, restore_ranges, trace_refusal
 from lightning_prune.deploy.eager import EagerModel
 from lightning_prune.deploy.files import writing
 from lightning_prune.deploy.origins import first_line, origin
@@ -145,7 +145,7 @@ def lower(
         partitioners = {name: list(backend.partitioners()) for name in programs}
     try:
         with quiet_lowering():
-            return exir.to_edge_transform_and_lower(
+            lowered = exir.to_edge_transform_and_lower(
                 dict(programs), partitioner=partitioners, constant_methods=dict(constants) if constants else None
             )
     except OSError as error:
@@ -155,6 +155,9 @@ def lower(
     except Exception as error:
         where = next((found for p in programs.values() if (found := origin(error, p))), "")
         raise ExportError(f"the model cannot be lowered to {backend}{where}: {first_line(error)}") from error
+    for name, program in programs.items():
+        restore_ranges(lowered.exported_program(name), program)
+    return lowered
 
 
 def save(lowered: Lowered, path: Path, data_path: Path | None = None) -> None:
@@ -192,7 +195,10 @@ def _save_data(program: Program, path: Path) -> None:
 
 
 def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = ("forward",)) -> tuple[str, ...]:
-    """Return a sentence for each method that counts the operators left outside the backend, if there are any."""
+    """Return a sentence for each method that counts the operators left outside the backend, if there are any.
+
+    To be asked before :func:`save`, which turns the graph into that of the file.
+    """
     if isinstance(backend, Portable):
         return ()
     operator = imported("executorch.exir.dialects.edge._ops").EdgeOpOverload

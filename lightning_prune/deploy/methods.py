@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from lightning_prune.deploy.dynamic import Sizes, checked_shapes, traceable
 from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors
 from lightning_prune.deploy.preprocessing import Normalize
-from lightning_prune.deploy.signature import MethodSpec, input_names, specs
+from lightning_prune.deploy.signature import MethodSpec, describe, input_names, specs
+from lightning_prune.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,20 @@ def _entry(model: nn.Module, copied: nn.Module, name: str, method: Method) -> En
     shapes = checked_shapes(method.dynamic_shapes, names, inputs)
     outputs = eager_outputs(eager, inputs)
     spec = MethodSpec(specs(names, inputs), specs(list(outputs), list(outputs.values())))
-    return EntryPoint(name, eager, traceable(inputs, shapes), shapes, spec, method.preprocess)
+    return EntryPoint(name, eager, _grown(eager, inputs, shapes), shapes, spec, method.preprocess)
+
+
+def _grown(eager: EagerModel, inputs: tuple[Tensor, ...], shapes: tuple[Sizes, ...] | None) -> tuple[Tensor, ...]:
+    grown = traceable(inputs, shapes)
+    if describe(grown) != describe(inputs):
+        try:
+            eager.run(*grown)
+        except Exception as error:
+            raise ExportError(
+                f"dynamic_shapes: {eager} takes {describe(inputs)} and rejects {describe(grown)} ({error}): leave the"
+                " dimension that cannot vary out of dynamic_shapes"
+            ) from error
+    return grown
 
 
 def _path(model: nn.Module, name: str, function: object) -> str:

@@ -1,9 +1,7 @@
 """Time per operator of a program, in a runtime that gives none: measured with its calls doubled."""
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from lightning_prune.deploy.child import CHILD
 from lightning_prune.deploy.child_program import ChildProgram
-from lightning_prune.deploy.turns import in_turns, standard_error
+from lightning_prune.deploy.turns import in_turns
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,8 @@ class OperatorTime:
         name: of the operator, as in ``aten::mean.out``, or of the backend.
         is_delegate: whether a backend runs it.
         calls: per run.
-        milliseconds: per run, all calls together: the median over the rounds of what doubling them adds.
-        resolution_ms: standard error of that median; what is smaller was not measured.
+        milliseconds: per run, all calls together: what doubling them adds to the fastest run of all.
+        resolution_ms: how far the fastest runs of two halves of the rounds lie apart; what is smaller was not measured.
         share: of the program's time.
     """
 
@@ -41,12 +39,12 @@ class Profile:
 
     Args:
         name: of the program.
-        median_ms: of the whole program.
+        fastest_ms: the fastest run of the whole program.
         rows: slowest first.
     """
 
     name: str
-    median_ms: float
+    fastest_ms: float
     rows: tuple[OperatorTime, ...]
 
     @property
@@ -83,14 +81,22 @@ def profile(name: str, program: ChildProgram, inputs: Sequence[Tensor], rounds: 
     """
     with TemporaryDirectory() as folder:
         found = [one for one in program.doubled(Path(folder)) if one["calls"] or not one["name"]]
-        turns = {one["name"]: partial(program.variant(one["file"]).turn, inputs) for one in found}
+        turns = {one["name"]: program.variant(one["file"]).timed(inputs, min) for one in found}
         times = in_turns(turns, rounds)[0]
         CHILD.forget()
-    median = statistics.median(times[""])
+    whole, noise = _fastest(times[""])
     rows = []
     for one in found[1:]:
-        added = [taken - plain for taken, plain in zip(times[one["name"]], times[""], strict=True)]
-        spent = max(0.0, statistics.median(added))
-        kind, error = one["is_delegate"], standard_error(added)
-        rows.append(OperatorTime(one["name"], kind, one["calls"], 1000 * spent, 1000 * error, spent / median))
-    return Profile(name, 1000 * median, tuple(sorted(rows, key=lambda row: -row.milliseconds)))
+        doubled, spread = _fastest(times[one["name"]])
+        spent = max(0.0, doubled - whole)
+        error = 1000 * (spread + noise)
+        rows.append(OperatorTime(one["name"], one["is_delegate"], one["calls"], 1000 * spent, error, spent / whole))
+    return Profile(name, 1000 * whole, tuple(sorted(rows, key=lambda row: -row.milliseconds)))
+
+
+def _fastest(seconds: Sequence[float]) -> tuple[float, float]:
+    """Return the fastest round, and by how much the fastest of every other one differs from that of the rest.
+
+    Other work on the machine adds to some rounds and never takes away, so the fastest are nearest to the truth.
+    """
+    return min(seconds), abs(min(seconds[::2]) - min(seconds[1::2], default=seconds[0]))

@@ -30,8 +30,10 @@ def attention(editor: Editor, node: Node) -> Node | None:
     (*heads, length, width), (*kept, source, _) = shape_of(query), shape_of(key)
     if not all(is_float(x) for x in (query, key, value)) or arguments["dropout_p"] or heads[:-1] != kept[:-1]:
         return None
+    if shape_of(value)[:-2] != kept or not kept:
+        return None
     added = _mask(editor, mask, arguments["is_causal"], length, source)
-    if added is _UNKNOWN or len(heads) < 1 or (heads != kept and not arguments["enable_gqa"]):
+    if added is _UNKNOWN or (heads != kept and not arguments["enable_gqa"]):
         return None
     merged = [_merged(editor, x, kept) for x in (query, key, value)]
     if any(x is None for x in merged):
@@ -48,10 +50,12 @@ def matmul(editor: Editor, node: Node) -> Node | None:
     left, right = node.args
     if not (is_float(node) and isinstance(left, Node) and isinstance(right, Node)):
         return None
-    (*batch, _, _), (*other, _, _) = ([0, 0, *shape_of(x)] for x in (left, right))
-    if len(batch) < 4 or batch != other or any(not isinstance(size, int) for size in batch[1:]):
+    batch = shape_of(left)[:-2]
+    if not batch or batch != shape_of(right)[:-2]:
         return None
-    merged = [_merged(editor, x, batch[2:]) for x in (left, right)]
+    if len(batch) == 1:
+        return editor.put(aten.bmm.default, left, right)
+    merged = [_merged(editor, x, batch) for x in (left, right)]
     return None if None in merged else _product(editor, merged[0], merged[1], shape_of(node))  # type: ignore[arg-type]
 
 

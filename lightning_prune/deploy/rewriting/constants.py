@@ -13,6 +13,9 @@ from torch.utils import _pytree as pytree
 from lightning_prune.deploy.rewriting.editing import Editor
 
 _SMALL = 2**16
+"""Bytes that a stored result may always take."""
+_SHARE = 0.1
+"""Share of all that the program stores that a stored result may always take."""
 
 
 def stored(program: ExportedProgram) -> dict[Node, Tensor]:
@@ -38,11 +41,12 @@ def fold_constants(program: ExportedProgram) -> int:
     """Store the results of operators that depend on no input, unless that takes more room than what they come from."""
     known = _computed(program)
     editor, changed = Editor(program), 0
+    room = max(_SMALL, _SHARE * sum(map(_bytes, stored(program).values())))
     for node, value in known.items():
         used = [user for user in node.users if user not in known]
         if node.op == "placeholder" or not used or not isinstance(value, Tensor):
             continue
-        if any(user.op == "output" for user in used) or _bytes(value) > _SMALL + _freed(node, known):
+        if any(user.op == "output" for user in used) or _bytes(value) > room + _freed(node, known):
             continue
         new = editor.at(node).constant(value)
         node.replace_all_uses_with(new, delete_user_cb=lambda user, used=used: user in used)

@@ -1,5 +1,6 @@
 """Changes to a traced program that keep its signature and the shapes of its nodes right."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -48,21 +49,21 @@ class Editor:
         return node
 
     def constant(self, value: Tensor) -> Node:
-        """Return a node of a tensor that belongs to the program; small equal ones are stored once."""
-        key = (tuple(value.shape), value.dtype, tuple(value.flatten().tolist())) if value.numel() <= 64 else ()
-        if key and key in self._constants:
+        """Return a node of a tensor that belongs to the program; equal ones are stored once."""
+        value = value.detach().contiguous()
+        content = value.view(torch.uint8).numpy().tobytes() if value.ndim else repr(value.item()).encode()
+        key = (value.shape, value.dtype, hashlib.sha256(content).digest())
+        if key in self._constants:
             return self._constants[key]
         specs = self.program.graph_signature.input_specs
         index = next(i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT)
         first = [n for n in self.graph.nodes if n.op == "placeholder"][index]
         with self.graph.inserting_before(first):
             node = self.graph.placeholder(self._free_name())
-        value = value.detach().contiguous()
         node.meta["val"] = self.fake.from_tensor(value, static_shapes=True)  # type: ignore[union-attr]
         specs.insert(index, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), node.name))
         self.program.constants[node.name] = value
-        if key:
-            self._constants[key] = node
+        self._constants[key] = node
         return node
 
     def _free_name(self) -> str:

@@ -66,12 +66,12 @@ def layer_norm(editor: Editor, node: Node) -> Node | None:
 def average_pool(editor: Editor, node: Node) -> Node | None:
     """Average pooling in the words that XNNPACK takes: padding as an operator of its own, one window as a mean."""
     arguments = arguments_of(node)
-    x, kernel, stride, padding = (arguments[name] for name in ("input", "kernel_size", "stride", "padding"))
+    x, kernel, stride, padding = (arguments[name] for name in ("self", "kernel_size", "stride", "padding"))
     counted = arguments["count_include_pad"]
     if not is_float(node) or arguments["divisor_override"] is not None or len(shape_of(x)) != 4:
         return None
-    high, wide = (padding * 2)[:2]
-    covers = all(isinstance(n, int) and k >= n for k, n in zip((kernel * 2)[:2], shape_of(x)[2:], strict=True))
+    high, wide = _pair(padding)
+    covers = all(isinstance(n, int) and k >= n for k, n in zip(_pair(kernel), shape_of(x)[2:], strict=True))
     if covers and shape_of(node)[2:] == [1, 1] and not (high or wide):
         return editor.put(aten.mean.dim, x, list(_IMAGE), True)
     if arguments["ceil_mode"] or not counted:
@@ -79,6 +79,10 @@ def average_pool(editor: Editor, node: Node) -> Node | None:
     if high or wide:
         x = editor.put(aten.constant_pad_nd.default, x, [wide, wide, high, high], 0.0)
     return editor.put(aten.avg_pool2d.default, x, kernel, stride or kernel, [0, 0], False, False)
+
+
+def _pair(size: int | list[int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else (size * 2)[:2]
 
 
 def _is_image_mean(x: Node, dims: list[int] | None) -> bool:

@@ -11,6 +11,7 @@ from lightning_prune.deploy.worker.pte_file import PteFile, read
 
 _XNNPACK = "XnnpackBackend"
 _INLINE, _STATIC = 0, 0
+_INT4_ZERO = 8
 _DTYPES = {
     **{0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"},
     **{11: "bool", 15: "bfloat16", 27: "uint16", 28: "uint32", 29: "uint64"},
@@ -124,12 +125,17 @@ def _width(dtype: str) -> int:
 
 
 def _is_readable(constant: xnnpack_graph.Constant) -> bool:
+    if constant.dtype == "int4":
+        return 2 * len(constant.data) == constant.elements
     return constant.dtype is not None and len(constant.data) == constant.elements * _width(constant.dtype)
 
 
 def _zeros(constant: xnnpack_graph.Constant) -> int:
     if constant.dtype == "bfloat16":
         return int(np.count_nonzero(np.frombuffer(constant.data, np.uint16) & 0x7FFF == 0))
+    if constant.dtype == "int4":
+        pairs = np.frombuffer(constant.data, np.uint8)
+        return int(np.count_nonzero(pairs & 15 == _INT4_ZERO) + np.count_nonzero(pairs >> 4 == _INT4_ZERO))
     return constant.elements - int(np.count_nonzero(np.frombuffer(constant.data, constant.dtype)))
 
 

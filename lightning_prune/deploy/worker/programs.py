@@ -38,14 +38,16 @@ class Programs:
 
     def turn(
         self, path: str, method: str, data: str | None, threads: int, inputs: Sequence[Tensor], runs: int
-    ) -> float:
-        """Return seconds per run over some runs, after one that is not counted."""
+    ) -> list[float]:
+        """Return the seconds of each of some runs, after one that is not counted."""
         run = self._program(path, method, data, threads)
         self.run(path, method, data, threads, inputs)
-        start = time.perf_counter()
+        seconds = []
         for _ in range(runs):
+            start = time.perf_counter()
             run(inputs)
-        return (time.perf_counter() - start) / runs
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
     def forget(self) -> None:
         """Let go of all programs."""

@@ -15,7 +15,18 @@ _NODES = (
     *("square", "elu", "abs", "prelu", "cat", "cat", "cat", "slice", "attention", "batch_matmul", "cat"),
     *("conv_transpose2d", "rsqrt", "log", "gelu", "tanh", "exp", "sin", "copy", "cos"),
 )
-_DTYPES = {1: "float32", 2: "float16", 3: "int8", 4: "uint8", 5: "int32", 6: "int8", 7: "int32", 12: "int32"}
+_DTYPES = {
+    1: "float32",
+    2: "float16",
+    3: "int8",
+    4: "uint8",
+    5: "int32",
+    6: "int8",
+    7: "int32",
+    8: "int4",
+    10: "int4",
+    12: "int32",
+}
 _QUANTIZED_TENSOR = 2
 _MAGIC = slice(4, 8)
 _HEADER = struct.Struct("<IIIQ")
