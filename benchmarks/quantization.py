@@ -1,7 +1,7 @@
 """8-bit programs of dense and pruned networks on the UCI digits, and the latency of a ResNet-18-like network.
 
 Accuracy: a residual CNN and one of depthwise convolutions, each trained three ways: dense, then from that same start
-with 75 % of its MACs removed as whole channels, the last epochs as they are and quantization-aware. Every one is
+with 80 % of its MACs removed as whole channels, the last epochs as they are and quantization-aware. Every one is
 exported in float, in 8 bits and in 8 bits with dynamic activations; the .pte runs on all 359 test images.
 
 Latency: dense and half-width ResNet-18-like networks, in float and 8 bits, in turns on one thread.
@@ -32,7 +32,7 @@ PRUNED = Recipe(
     criterion=Taylor(),
     allocation=Global(cost="macs"),
     count="macs",
-    schedule=Polynomial(final_sparsity=0.75, begin_step=0.02, end_step=0.4, frequency=15),
+    schedule=Polynomial(final_sparsity=0.8, begin_step=0.02, end_step=0.4, frequency=15),
 )
 
 
@@ -118,7 +118,7 @@ def written(model: ResidualCNN, quantization: Quantization | None, test: DataLoa
     """Export a model and run the file on the test images."""
     metric = MulticlassAccuracy(10, average="micro")
     backend = XNNPACK(quantization=quantization)
-    return export(model, path, example_inputs=model.example_input_array, backend=backend, verify_on=test, metric=metric)
+    return export(model, path, example_inputs=torch.zeros(1, 1, 8, 8), backend=backend, verify_on=test, metric=metric)
 
 
 def row(name: str, way: str, model: nn.Module, artifact: Artifact, dense: int) -> str:

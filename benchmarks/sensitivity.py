@@ -1,6 +1,7 @@
 """What a sensitivity curve costs beside the bare forward passes that it is made of.
 
-A residual network of 50 layers with bottlenecks. Its curve and as many bare passes over the same loader take turns; a
+A residual network of 50 layers with bottlenecks. Its curve and as many bare passes over the same loader take turns, in
+seconds of the processor, which other work on the machine disturbs less than those of the clock; a
 call that measures a single point shows what tracing and checking cost once.
 
     python -m benchmarks.sensitivity            # about twenty minutes on one core
@@ -68,12 +69,12 @@ def accuracy(model: nn.Module, batch: list[Tensor]) -> Tensor:
 
 def bare(model: nn.Module, loader: DataLoader, passes: int) -> float:
     """Return the seconds of so many passes with nothing pruned."""
-    started = time.perf_counter()
+    started = time.process_time()
     with torch.no_grad():
         for _ in range(passes):
             for batch in loader:
                 float(accuracy(model, batch))
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def measured(
@@ -81,12 +82,12 @@ def measured(
 ) -> tuple[float, int, list[str]]:
     """Return the seconds of a curve, the passes that it may cost, and its layers; ``one``: of a single layer."""
     layers = measured_layers.get(granularity, [])[:1] if one else None
-    started = time.perf_counter()
+    started = time.process_time()
     curve = sensitivity(
         model, loader, metric=accuracy, levels=levels, granularity=granularity, layers=layers,
         example_inputs=torch.zeros(1, 3, 32, 32),
     )  # fmt: skip
-    return time.perf_counter() - started, len(curve.metrics) * len(levels), list(curve.metrics)
+    return time.process_time() - started, len(curve.metrics) * len(levels), list(curve.metrics)
 
 
 measured_layers: dict[Granularity | Channel, list[str]] = {}

@@ -13,7 +13,7 @@ import lightning as L
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_prune as lp
-from examples.characters_data import DIGITS, LABELS, TEST_FONTS, Reader, characters
+from examples.characters_data import DIGITS, LABELS, TEST_FONTS, Reader, characters, glyphs
 from lightning_prune.classes import ClassSubset
 from lightning_prune.deploy import Artifact
 
@@ -44,16 +44,16 @@ def train(model: L.LightningModule, data: list[DataLoader], epochs: int, *callba
     L.Trainer(max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", **quiet).fit(model, *data[:2])
 
 
-def main(each: int = 80, epochs: int = 12, width: int = 16, folder: Path = Path()) -> Artifact:
+def main(times: int = 8, epochs: int = 12, width: int = 16, folder: Path = Path()) -> Artifact:
     """Train, cut, prune and export; return the verified file.
 
     Args:
-        each: training images of each character.
+        times: how often each glyph of the training fonts comes in an epoch.
         epochs: of either training.
         width: channels of the first layer.
         folder: of the file.
     """
-    sets = [characters(each), characters(max(each // 4, 4), seed=1), characters(max(each // 4, 4), TEST_FONTS, seed=2)]
+    sets = [glyphs(times), characters(5 * times, seed=1), characters(5 * times, TEST_FONTS, seed=2)]
     dense = Reader(width)
     train(dense, loaders(*sets), epochs)
 
@@ -75,7 +75,7 @@ def main(each: int = 80, epochs: int = 12, width: int = 16, folder: Path = Path(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("each", 80), ("epochs", 12), ("width", 16)):
+    for name, default in (("times", 8), ("epochs", 12), ("width", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, default=Path())
     main(**vars(parser.parse_args()))

@@ -1,8 +1,8 @@
 """Printable characters as 32x32 images, and a network that reads them; nothing is downloaded.
 
 The glyphs are rendered from the fonts that matplotlib ships. Each image is one that was turned, scaled, sheared and
-shifted, blurred, dimmed and made noisy, all at random by a seed. The fonts for testing are not among those for
-training.
+shifted, blurred, dimmed and made noisy, all at random: anew in every step of training, by a seed for testing. The fonts
+for testing are not among those for training.
 """
 
 from functools import cache
@@ -36,10 +36,11 @@ SIDE = 32
 
 
 @cache
-def glyphs(fonts: tuple[str, ...]) -> Tensor:
-    """Return the clean glyphs in [0, 1], shape (fonts, 94, 64, 64), all at one size and on one baseline."""
+def _rendered(fonts: tuple[str, ...]) -> Tensor:
+    """Return the clean glyphs in [0, 1], shape (fonts * 94, 1, 32, 32), all at one size and on one baseline."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return torch.stack([torch.stack([_glyph(folder / f"{font}.ttf", label) for label in LABELS]) for font in fonts])
+    large = torch.stack([_glyph(folder / f"{font}.ttf", label) for font in fonts for label in LABELS])
+    return F.avg_pool2d(large[:, None], 2)
 
 
 def _glyph(path: Path, label: str) -> Tensor:
@@ -50,8 +51,14 @@ def _glyph(path: Path, label: str) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
 
 
+def glyphs(times: int, fonts: tuple[str, ...] = TRAIN_FONTS) -> TensorDataset:
+    """Return each clean glyph of these fonts so many times, and its class: an epoch of training."""
+    targets = torch.arange(len(LABELS)).repeat(times * len(fonts))
+    return TensorDataset(_rendered(fonts).repeat(times, 1, 1, 1), targets)
+
+
 def characters(each: int, fonts: tuple[str, ...] = TRAIN_FONTS, seed: int = 0) -> TensorDataset:
-    """Return images (94 * each, 1, 32, 32) of zero mean and their classes, so many of each character.
+    """Return distorted images (94 * each, 1, 32, 32) and their classes, so many of each character.
 
     Args:
         each: images of each character.
@@ -60,17 +67,13 @@ def characters(each: int, fonts: tuple[str, ...] = TRAIN_FONTS, seed: int = 0) -
     """
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(len(LABELS)).repeat(each)
-    chosen = torch.randint(len(fonts), (len(targets),), generator=generator)
-    clean = glyphs(fonts)
-    parts = [
-        _distorted(clean[font, target][:, None], generator)
-        for font, target in zip(chosen.split(512), targets.split(512), strict=True)
-    ]
+    chosen = torch.randint(len(fonts), (len(targets),), generator=generator) * len(LABELS) + targets
+    parts = [distorted(_rendered(fonts)[part], generator) for part in chosen.split(512)]
     return TensorDataset(torch.cat(parts), targets)
 
 
-def _distorted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn (n, 1, 64, 64) into (n, 1, 32, 32): affine, blur, contrast, noise."""
+def distorted(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Distort clean images (n, 1, 32, 32), each differently: affine, blur, contrast, noise; around zero in the end."""
     count = len(images)
 
     def between(low: float, high: float) -> Tensor:
@@ -80,11 +83,11 @@ def _distorted(images: Tensor, generator: torch.Generator) -> Tensor:
     top = torch.stack([width * angle.cos(), shear - height * angle.sin(), between(-0.15, 0.15)], dim=1)
     bottom = torch.stack([width * angle.sin(), height * angle.cos(), between(-0.15, 0.15)], dim=1)
     grid = F.affine_grid(torch.stack([top, bottom], dim=1), [count, 1, SIDE, SIDE], align_corners=False)
-    small = F.grid_sample(F.avg_pool2d(images, 2), grid, align_corners=False)
+    moved = F.grid_sample(images, grid, align_corners=False)
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    blurred = F.conv2d(small, (kernel[:, None] * kernel)[None, None], padding=2)
+    blurred = F.conv2d(moved, (kernel[:, None] * kernel)[None, None], padding=2)
     share, contrast, noise = (between(*ends)[:, None, None, None] for ends in ((0, 1.3), (0.4, 1.0), (0.02, 0.2)))
-    mixed = (small + share * (blurred - small)) * contrast
+    mixed = (moved + share * (blurred - moved)) * contrast
     return 2 * (mixed + noise * torch.randn(mixed.shape, generator=generator)) - 0.5
 
 
@@ -119,8 +122,8 @@ class Reader(PruningMixin, L.LightningModule):
         return self.head(self.blocks(self.stem(images)))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the cross-entropy."""
-        return F.cross_entropy(self(batch[0]), batch[1])
+        """Return the cross-entropy on glyphs that are distorted anew."""
+        return F.cross_entropy(self(distorted(batch[0])), batch[1])
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Log the accuracy."""

@@ -1,14 +1,22 @@
 """Modules that distil by hand in their training_step, and the same without, for the tests of distillation."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from support import Net
+from support import Net, loader, trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from lightning_prune import Channel, Distillation, Linear, Recipe, Taylor
+
 T, WEIGHT = 3.0, 0.7
+STEPS = Linear(final_sparsity=0.6, begin_step=2, end_step=6, frequency=2)
+SPARSE = Recipe(schedule=STEPS)
+THIN = Recipe(schedule=STEPS, granularity=Channel(), criterion=Taylor())
+TAUGHT = Distillation(temperature=T, weight=WEIGHT)
 
 
 class Taught(Net):
@@ -45,7 +53,7 @@ class Manual(Net):
     def loss(self, batch: list[Tensor]) -> Tensor:
         return cross_entropy(self(batch[0]), batch[1])
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
         optimizer: Any = self.optimizers()
         self.manual_backward(self.loss(batch))
         if batch_idx % 2:
@@ -78,3 +86,18 @@ class Inner(Net):
 
 def weights(model: nn.Module) -> dict[str, Any]:
     return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def fitted(folder: Path, model: Any, *callbacks: Any, **options: Any) -> Any:
+    trainer(folder, *callbacks, **options).fit(model, loader())
+    return model
+
+
+def seeded(net: Any, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return net(**options)
+
+
+def assert_close(model: nn.Module, other: nn.Module) -> None:
+    ours, theirs = weights(model), weights(other)
+    assert all(np.allclose(ours[name], theirs[name], rtol=1e-10, atol=1e-12) for name in theirs)

@@ -64,4 +64,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        assert trace(model) == before
+        after = trace(model)
+        changed = [name for name in before.keys() | after.keys() if after.get(name) != before.get(name)]
+        assert changed == [], changed

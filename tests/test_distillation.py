@@ -1,4 +1,4 @@
-"""The dense model teaches the pruned one: the loss is what it would be by hand, and nothing of it is left behind."""
+"""The dense model teaches the pruned one: the loss is what it would be by hand, and no trace is left."""
 
 import gc
 import warnings
@@ -9,47 +9,27 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from distillation_cases import WEIGHT, ByHand, Inner, Manual, ManualByHand, T, weights
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
-from processes import on_ranks
-from support import AfterStep, LinearNet, Net, Resumable, loader, trainer
+from distillation_cases import (
+    SPARSE,
+    TAUGHT,
+    THIN,
+    WEIGHT,
+    ByHand,
+    Inner,
+    Manual,
+    ManualByHand,
+    T,
+    assert_close,
+    fitted,
+    seeded,
+    weights,
+)
+from support import AfterStep, Net, loader, trainer
 from torch import Tensor, nn
 
-from lightning_prune import (
-    Channel,
-    Distillation,
-    Guard,
-    Linear,
-    OneShot,
-    PruningCallback,
-    Recipe,
-    Taylor,
-    checkpoints,
-    masks,
-)
+from lightning_prune import Distillation, Guard, OneShot, PruningCallback, Recipe, Taylor
+from lightning_prune.binding import bind
 from lightning_prune.distillation import Lessons, Teacher, feature_loss, find_pairs, soft_target_loss
-from lightning_prune.errors import CheckpointError, PruningError
-
-STEPS = Linear(final_sparsity=0.6, begin_step=2, end_step=6, frequency=2)
-SPARSE = Recipe(schedule=STEPS)
-THIN = Recipe(schedule=STEPS, granularity=Channel(), criterion=Taylor())
-TAUGHT = Distillation(temperature=T, weight=WEIGHT)
-
-
-def fitted(folder: Path, model: Any, *callbacks: Any, **options: Any) -> Any:
-    trainer(folder, *callbacks, **options).fit(model, loader())
-    return model
-
-
-def seeded(net: Any, **options: Any) -> Any:
-    torch.manual_seed(0)
-    return net(**options)
-
-
-def assert_close(model: nn.Module, other: nn.Module) -> None:
-    ours, theirs = weights(model), weights(other)
-    assert all(np.allclose(ours[name], theirs[name], rtol=1e-10, atol=1e-12) for name in theirs)
 
 
 class TestLosses:
@@ -204,211 +184,6 @@ class TestTraining:
         assert_close(fitted(tmp_path, seeded(Net), callback, precision="64-true"), by_hand)
 
 
-class TestResuming:
-    @staticmethod
-    def run(folder: Path, model: Any, callback: PruningCallback, step: int | None = None, **options: Any) -> Any:
-        saving = ModelCheckpoint(
-            folder if step is None else folder / "again", filename="{step}", every_n_train_steps=1, save_top_k=-1
-        )
-        path = None if step is None else folder / f"step={step}.ckpt"
-        fit = trainer(folder, callback, saving, **options)
-        fit.fit(model, Resumable(), ckpt_path=path, weights_only=bool(path))
-        return model
-
-    @pytest.mark.parametrize("shrinks", [False, True])
-    @pytest.mark.parametrize("step", [1, 5, 9, 10])
-    def test_is_as_if_never_stopped(self, step: int, shrinks: bool, tmp_path: Path) -> None:
-        def callback() -> PruningCallback:
-            chosen = Distillation(temperature=T, weight=WEIGHT, features=0.5)
-            return PruningCallback(THIN, distillation=chosen, compact_every_event=shrinks)
-
-        whole = weights(self.run(tmp_path, seeded(Net), callback()))
-        torch.manual_seed(5)
-        again = weights(self.run(tmp_path, Net(), callback(), step))
-        assert whole.keys() == again.keys()
-        assert all(np.array_equal(again[name], value) for name, value in whole.items())
-        assert len(list(tmp_path.glob("teacher-*.ckpt"))) == 1
-        if step < 10:
-            names = [{path.name for path in folder.glob("teacher-*")} for folder in (tmp_path, tmp_path / "again")]
-            assert names[0] == names[1]
-
-    def test_of_a_finished_run_goes_on_with_its_teacher(self, tmp_path: Path) -> None:
-        def callback() -> PruningCallback:
-            return PruningCallback(THIN, distillation=Distillation(features=0.5))
-
-        saving = ModelCheckpoint(tmp_path, filename="last", save_last=True, save_on_train_epoch_end=True)
-        first = callback()
-        trainer(tmp_path, first, saving).fit(seeded(Net), Resumable())
-        torch.manual_seed(5)
-        again = callback()
-        saving = ModelCheckpoint(tmp_path / "again", filename="last", save_last=True, save_on_train_epoch_end=True)
-        fit = trainer(tmp_path, again, saving, max_epochs=4)
-        fit.fit(Net(), Resumable(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-        assert first._distilling is not None
-        assert again._distilling is not None
-        assert first._distilling.state_dict() == again._distilling.state_dict()
-
-    def test_checkpoint_holds_no_teacher(self, tmp_path: Path) -> None:
-        taught, plain = tmp_path / "taught", tmp_path / "plain"
-        self.run(taught, Net(), PruningCallback(SPARSE, distillation=TAUGHT))
-        self.run(plain, Net(), PruningCallback(SPARSE))
-        read = [torch.load(folder / "step=4.ckpt", weights_only=True) for folder in (taught, plain)]
-        assert read[0]["state_dict"].keys() == read[1]["state_dict"].keys()
-        said = read[0][checkpoints.KEY]["distillation"]
-        assert set(said) == {"settings", "digest", "file", "pairs"}
-        assert read[1][checkpoints.KEY]["distillation"] is None
-
-    def test_teacher_is_a_checkpoint_of_the_dense_model(self, tmp_path: Path) -> None:
-        dense = weights(seeded(Net))
-        self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT))
-        (file,) = tmp_path.glob("teacher-*.ckpt")
-        model = Net()
-        model.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
-        assert all(np.array_equal(weights(model)[name], value) for name, value in dense.items())
-
-    def test_without_the_file_is_refused_and_a_given_one_will_do(self, tmp_path: Path) -> None:
-        whole = weights(self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT)))
-        (file,) = tmp_path.glob("teacher-*.ckpt")
-        file.unlink()
-        with pytest.raises(CheckpointError, match=f"{file.name} is not there: bring that file along, or give"):
-            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=TAUGHT), 4)
-        given = Distillation(temperature=T, weight=WEIGHT, teacher=seeded(Net))
-        again = weights(self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=given), 4))
-        assert all(np.array_equal(again[name], value) for name, value in whole.items())
-
-    def test_with_a_damaged_file_is_refused(self, tmp_path: Path) -> None:
-        self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT))
-        (file,) = tmp_path.glob("teacher-*.ckpt")
-        held = torch.load(file, weights_only=True)
-        held["state_dict"]["head.bias"][0] += 1e-3
-        torch.save(held, file)
-        with pytest.raises(CheckpointError, match=r"another teacher than .*, or damaged"):
-            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=TAUGHT), 4)
-        file.write_bytes(file.read_bytes()[:1000])
-        with pytest.raises(CheckpointError, match=f"{file.name} cannot be read"):
-            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=TAUGHT), 4)
-
-    def test_with_another_distillation_is_refused(self, tmp_path: Path) -> None:
-        self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT))
-        other = Distillation(temperature=2.0, weight=WEIGHT)
-        with pytest.raises(CheckpointError, match=r"temperature was 3\.0, is 2\.0\nresume with"):
-            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=other), 4)
-        with pytest.raises(CheckpointError, match=r"weight was 0\.7, is None"):
-            self.run(tmp_path, Net(), PruningCallback(SPARSE), 4)
-        other = Distillation(temperature=T, weight=WEIGHT, teacher=Net())
-        with pytest.raises(CheckpointError, match="another one than taught the run"):
-            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=other), 4)
-        allowed = PruningCallback(SPARSE, distillation=other, resume_with_other_recipe=True)
-        self.run(tmp_path, Net(), allowed, 4)
-
-    def test_of_a_run_without_one_needs_a_teacher(self, tmp_path: Path) -> None:
-        self.run(tmp_path, seeded(Net), PruningCallback(SPARSE))
-        callback = PruningCallback(SPARSE, distillation=TAUGHT, resume_with_other_recipe=True)
-        with pytest.raises(CheckpointError, match="its dense model is not known"):
-            self.run(tmp_path, Net(), callback, 4)
-
-
-def distilled_on_ranks(folder: str, name: str, manual: bool) -> dict[str, Any]:
-    """Fit on other batches on each of two ranks, seeded differently before DDP makes the weights one."""
-    import os
-
-    torch.manual_seed(int(os.environ["RANK"]))
-    kinds: Any = {"hooks": (Net, Manual), "by hand": (ByHand, ManualByHand), "features": (Net, Manual)}[name]
-    features = 0.01 if name == "features" else 0.0
-    chosen = None if name == "by hand" else Distillation(temperature=T, weight=WEIGHT, features=features)
-    callback = PruningCallback(THIN, distillation=chosen, compact_every_event=not manual)
-    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=manual)
-    model = kinds[manual]()
-    fit = trainer(Path(folder), callback, strategy=strategy, devices=2, precision="64-true", max_epochs=4)
-    fit.fit(model, loader(10))
-    return weights(model)
-
-
-class TestRanks:
-    @pytest.mark.parametrize("manual", [False, pytest.param(True, marks=pytest.mark.slow)])
-    def test_under_ddp_it_is_what_it_would_be_by_hand(self, manual: bool, tmp_path: Path) -> None:
-        ours = on_ranks(distilled_on_ranks, 2, str(tmp_path), "hooks", manual)
-        theirs = on_ranks(distilled_on_ranks, 2, str(tmp_path), "by hand", manual)
-        for name, value in ours[0].items():
-            if "running" not in name and "tracked" not in name:  # DDP keeps those of each rank until the next forward
-                assert np.array_equal(value, ours[1][name]), name
-            assert np.allclose(value, theirs[0][name], rtol=1e-10, atol=1e-12), name
-
-    @pytest.mark.slow
-    def test_features_under_ddp(self, tmp_path: Path) -> None:
-        ours = on_ranks(distilled_on_ranks, 2, str(tmp_path), "features", False)
-        assert all(np.array_equal(ours[0][n], ours[1][n]) for n in ours[0] if n.endswith(("weight", "bias")))
-
-
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"temperature": 0}, r"temperature must be a number above 0, got 0"),
-            ({"temperature": float("nan")}, "temperature must be"),
-            ({"weight": 1.1}, r"weight must be a share in \[0, 1\], got 1\.1"),
-            ({"weight": 0}, "teaches nothing"),
-            ({"features": -1.0}, "features must be 0 or more"),
-        ],
-    )
-    def test_numbers(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            Distillation(**options)
-
-    @pytest.mark.parametrize(
-        "options", [{"teacher": "net"}, {"module": 3}, {"logits": "logits"}, {"axis": 1.0}, {"weight": "a"}]
-    )
-    def test_types(self, options: dict[str, Any]) -> None:
-        with pytest.raises(TypeError, match=f"Distillation.{next(iter(options))} must be"):
-            Distillation(**options)
-        with pytest.raises(TypeError, match="takes a Distillation"):
-            PruningCallback(SPARSE, distillation=0.5)  # type: ignore[arg-type]
-
-    def test_a_teacher_of_other_classes_leaves_the_model_untouched(self, tmp_path: Path) -> None:
-        model, teacher = Net(), Net()
-        teacher.head, teacher.attn_mask = nn.Linear(8, 5), torch.ones(5)
-        before = weights(model)
-        with pytest.raises(ValueError, match=r"logits of shape \(2, 5\) where the model returns \(2, 4\)"):
-            fitted(tmp_path, model, PruningCallback(SPARSE, distillation=Distillation(teacher=teacher)))
-        assert all(np.array_equal(tensor.detach().numpy(), before[n]) for n, tensor in masks.dense_names(model).items())
-        assert not model._forward_hooks
-
-    def test_without_an_example_it_is_found_in_the_first_step(self, tmp_path: Path) -> None:
-        teacher = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
-        with pytest.raises(ValueError, match=r"logits of shape \(4, 5\)"):
-            fitted(tmp_path, LinearNet(), PruningCallback(SPARSE, distillation=Distillation(teacher=teacher)))
-
-    def test_a_teacher_without_the_layers_to_match(self, tmp_path: Path) -> None:
-        chosen = Distillation(teacher=nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), features=1.0)
-        with pytest.raises(ValueError, match="the teacher Sequential has no conv3"):
-            fitted(tmp_path, Net(), PruningCallback(THIN, distillation=chosen))
-
-    def test_a_training_step_that_calls_parts_only(self, tmp_path: Path) -> None:
-        class Parts(LinearNet):
-            def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-                return self.second(self.first(batch[0].flatten(1)[:, :12]).relu()).square().mean()
-
-        with pytest.raises(PruningError, match=r"none of the modules .*\(self\): let it call self"):
-            fitted(tmp_path, Parts(), PruningCallback(SPARSE, distillation=TAUGHT))
-        chosen = Distillation(module="third")
-        with pytest.raises(ValueError, match="Parts has no such submodule"):
-            fitted(tmp_path, Parts(), PruningCallback(SPARSE, distillation=chosen))
-
-    def test_manual_optimization_without_manual_backward(self, tmp_path: Path) -> None:
-        class Bare(Manual):
-            def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-                loss.backward()
-
-        with pytest.raises(PruningError, match=r"call self\.manual_backward\(loss\)"):
-            fitted(tmp_path, Bare(), PruningCallback(SPARSE, distillation=TAUGHT))
-
-    @pytest.mark.parametrize("out", [{"logits": torch.zeros(2, 3)}, torch.zeros(2, 1), torch.zeros(2).long()])
-    def test_outputs_that_are_no_logits(self, out: object) -> None:
-        with pytest.raises((TypeError, ValueError), match="Distillation"):
-            Distillation().logits_in(out)
-        assert Distillation(logits=lambda o: o["logits"]).logits_in({"logits": torch.zeros(2, 3)}).shape == (2, 3)
-
-
 def test_a_loss_takes_the_terms_that_it_depends_on() -> None:
     net = nn.Linear(3, 4)
     lessons = Lessons(net, Teacher(net), Distillation())
@@ -431,8 +206,6 @@ def test_a_loss_takes_the_terms_that_it_depends_on() -> None:
 
 
 def test_pairs_are_the_last_layer_of_each_group_and_the_targets() -> None:
-    from lightning_prune.binding import bind
-
     net = Net()
     inputs = (net.example_input_array,)
     channels, elements = bind(THIN, net, inputs), bind(SPARSE, net, inputs)

@@ -14,13 +14,17 @@ import pytest
 
 import lightning_prune
 import lightning_prune.deploy
+import lightning_prune.study
 from lightning_prune import Channel, Mask, Polynomial, PruningCallback, Recipe, Rewarm, Targets, Taylor, summarize
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {
-    **dict.fromkeys(("apps.md", "cli.md", "export.md", "index.md", "inspect-benchmark.md"), "executorch"),
+    "advice.md": "executorch",
+    **dict.fromkeys(
+        ("apps.md", "cli.md", "export.md", "index.md", "inspect-benchmark.md", "quantization.md"), "executorch"
+    ),
     "checkpoints.md": "sklearn",
 }
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -128,5 +132,5 @@ def test_api_page_has_every_public_name() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     tables = text[: text.index("What follows")]
     named = set(re.findall(r"`(\w+)(?: <[\w.]+>)?`", tables))
-    public = {*lightning_prune.__all__, *lightning_prune.deploy.__all__}
+    public = {*lightning_prune.__all__, *lightning_prune.deploy.__all__, *lightning_prune.study.__all__}
     assert public <= named, f"missing: {sorted(public - named)}"

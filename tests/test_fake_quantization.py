@@ -112,6 +112,14 @@ def test_masked_weights_are_zero_in_the_rounded_layer_and_get_no_gradient() -> N
     assert bool((gradient[~keep] == 0).all())
 
 
+def test_a_traced_graph_is_in_float() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3)
+    plain = model(x)
+    FakeQuantization().attach(model[0])
+    assert torch.equal(torch.export.export(model, (x,)).module()(x), plain)
+    assert not torch.equal(model(x), plain)
+
+
 def test_a_copy_has_hooks_of_its_own() -> None:
     layer = nn.Linear(3, 3)
     one = FakeQuantization()

@@ -64,9 +64,12 @@ def test_the_order_of_the_callbacks_does_not_matter(tmp_path: Path) -> None:
     assert ends[0] != weights(fit(tmp_path, net(), PruningCallback(RISE)))
 
 
-def test_channels_are_removed_as_without_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("at_every_event", [True, False])
+def test_channels_are_removed_as_without_it(tmp_path: Path, is_first: bool, at_every_event: bool) -> None:
     recipe = Recipe(schedule=Linear(0.5, 1, 6, 2), granularity=Channel())
-    model = fit(tmp_path, net(), QuantizationAware(begin_epoch=-3), PruningCallback(recipe))
+    both = [QuantizationAware(begin_epoch=-3), PruningCallback(recipe, compact_every_event=at_every_event)]
+    model = fit(tmp_path, net(), *both[:: 1 if is_first else -1])
     assert model.conv1.out_channels + model.conv2.out_channels == 8
     assert hooks(model) == 0
     assert torch.isfinite(model(torch.zeros(2, 1, 6, 6))).all()

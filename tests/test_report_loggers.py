@@ -29,7 +29,9 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-not-found]
+        EventAccumulator,
+    )
 
     logger = TensorBoardLogger(tmp_path)
     _, trainer = fit(tmp_path, Recorder(), PruningCallback(recipe()), logger=logger, log_every_n_steps=1)
@@ -44,7 +46,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 @needs("wandb", "matplotlib")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
+    import wandb  # type: ignore[import-not-found]
     from lightning.pytorch.loggers import WandbLogger
 
     monkeypatch.setenv("WANDB_SILENT", "true")

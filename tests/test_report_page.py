@@ -12,12 +12,18 @@ import pytest
 import torch
 from browser import EXECUTABLE, Page, running
 from report_cases import HOSTILE, NAMES, figures, fit, history, recipe, summary
+from support import MixedNet, Net, loader
 from torch import nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune import Guard, PruningCallback, PruningError, summarize
+from lightning_prune.deploy import benchmark
+from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity, significance
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report.figures import Section
+from lightning_prune.study.report.figures import HeatMap, Section
 from lightning_prune.study.report.page import page
+from lightning_prune.study.trials import Outcome
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome on the PATH")
 VOID = {"meta", "link", "line", "rect", "path", "circle"}
@@ -85,7 +91,7 @@ class TestPage:
     def test_the_table_tells_what_the_summaries_hold(self) -> None:
         net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
         with torch.no_grad():
-            net[0].weight[0, 0] = 0
+            next(net.parameters())[0, 0] = 0
         table = Report(models={"net": net}, quality={"net": 0.25}, metric="acc").sections()[0].table
         assert table is not None
         assert dict(zip(table.head, table.rows[0], strict=True)) == {
@@ -103,6 +109,58 @@ class TestPage:
 
     def test_the_same_values_make_the_same_page(self) -> None:
         assert full().to_html() == full().to_html()
+
+
+class TestStudies:
+    """Values of the study stage, made by it."""
+
+    def test_sensitivity_and_significance(self) -> None:
+        net, batches = Net(), list(loader(2))
+        curve = sensitivity(net, batches, metric=MulticlassAccuracy(4), levels=(0.5, 0.9))
+        found = significance(net, batches, loss=lambda m, b: cross_entropy(m(b[0]), b[1]), validate=4)
+        sections = Report(sensitivity=curve, significance=found).sections()
+        assert [section.title for section in sections] == ["Sensitivity", "Can the scores be believed?"]
+        heat = sections[0].figures[0]
+        assert isinstance(heat, HeatMap)
+        assert heat.rows == tuple(curve.metrics)
+        assert heat.values == tuple(map(tuple, curve.metrics.values()))
+        assert [figure.title for figure in sections[1].figures] == list(found.tables)
+        assert all(len(figure.table.rows) == 4 for figure in sections[1].figures)
+
+    def test_comparison_and_advice(self) -> None:
+        def outcome(name: str, seed: int, metric: float, macs: int) -> Outcome:
+            return Outcome(name, seed, metric, macs, macs, macs, macs, 1.0)
+
+        sides = (("taylor", False, 10, 1, 0.9), ("small dense 10%", True, 10, 2, 0.8), ("dense", True, 100, 1, 0.95))
+        rows = tuple(
+            Row(
+                name, is_control, cost, cost // 100, rank, tuple(outcome(name, s, mean + s / 100, cost) for s in (0, 1))
+            )
+            for name, is_control, cost, rank, mean in sides
+        )
+        advice = Advice(False, (Finding(False, f"too small {HOSTILE}"),), (), {})
+        report = Report(comparison=Comparison(rows, "macs", "acc", True, 5), advice=advice)
+        assert [section.title for section in report.sections()] == ["Advice", "Recipes beside each other"]
+        table = report.sections()[1].table
+        assert table is not None
+        assert [row[:2] for row in table.rows] == [("taylor", "1"), ("small dense 10%", "2"), ("dense", "1")]
+        read(report.to_html())
+
+    @pytest.mark.slow
+    def test_artifacts_and_latencies(self, tmp_path: Path) -> None:
+        pytest.importorskip("executorch")
+        nets = {"dense": MixedNet(16), "compact": MixedNet(4)}
+        files = {name: net.to_executorch(tmp_path / f"{name}.pte") for name, net in nets.items()}
+        times = benchmark({name: file.path for name, file in files.items()}, torch.zeros(2, 1, 6, 6), rounds=2)
+        report = Report(models=nets, artifacts=files, latencies=times, quality={"dense": 0.9, "compact": 0.8})
+        table = report.sections()[0].table
+        assert table is not None
+        sizes = [row[table.head.index(".pte (bytes)")] for row in table.rows]
+        assert sizes == [f"{file.size_bytes:,}" for file in files.values()]
+        titles = [figure.title for figure in report.sections()[1].figures]
+        assert titles == ["quality against latency (ms)", "quality against .pte (bytes)", "quality against MACs"]
+        with pytest.raises(TypeError, match=r"Report\.artifacts\['dense'\] takes an Artifact, got PosixPath"):
+            Report(artifacts={"dense": files["dense"].path})  # type: ignore[dict-item]
 
 
 class TestSave:

@@ -41,6 +41,7 @@ def outcome(name: str, metric: float, macs: int, seed: int = 0) -> Outcome:
     return Outcome(name, seed, metric, macs, macs, 1, 1, 1.0)
 
 
+@pytest.mark.slow
 def test_recipes_a_dense_network_and_a_small_one() -> None:
     state = torch.get_rng_state()
     environment = dict(os.environ)

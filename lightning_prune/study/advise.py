@@ -9,7 +9,8 @@ import torch.utils._pytree as pytree
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_prune.report import Inputs, as_tuple, example_of, summarize
+from lightning_prune.errors import GraphError
+from lightning_prune.report import Inputs, as_tuple, example_of, measure_macs
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.losses import loss_of, trainless_copy
@@ -97,17 +98,18 @@ def advise(
         yes or no, the findings behind it, and what to try first.
 
     Raises:
-        ValueError: the loader is empty, or there is no example input.
+        ValueError: the loader is empty, or the model rejects the example input.
         ImportError: ExecuTorch is not installed.
         ExportError: the model cannot be exported.
     """
-    inputs = sample(model, loader, example_inputs)
     with own_random_state(), torch.inference_mode(False):
+        inputs = sample(model, loader, example_inputs)
+        macs = measure_macs(model, inputs).total
         models, stuck = _variants(model, inputs)
         found = programs(models, inputs, backend, rounds)
         curve = None if stuck else _curve(model, loader, metric, inputs)
     prune, findings = judged(found, stuck, comparison)
-    return Advice(prune, findings, tuple(_first(model, found, curve, inputs)) if prune else (), found)
+    return Advice(prune, findings, tuple(_first(macs, curve)) if prune else (), found)
 
 
 def judged(found: Mapping[str, Program], stuck: str, comparison: Comparison | None) -> tuple[bool, tuple[Finding, ...]]:
@@ -145,7 +147,7 @@ def _variants(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, n
     models: dict[str, nn.Module] = {"whole": model, "empty": Empty(), "zeros": sparser(model, 0.9)}
     try:
         return models | {"half": narrower(model, 0.5, inputs), "least": narrower(model, None, inputs)}, ""
-    except ValueError as error:
+    except (ValueError, GraphError) as error:
         return models, str(error).partition("\n")[0]
 
 
@@ -226,10 +228,7 @@ def _of_control(comparison: Comparison | None) -> Iterator[Finding]:
         yield Finding(gain > 0, text if gain > 0 else f"{text}: the small dense network is just as good")
 
 
-def _first(
-    model: nn.Module, found: Mapping[str, Program], curve: Sensitivity | None, inputs: tuple[Tensor, ...]
-) -> Iterator[str]:
-    macs = summarize(model, inputs).macs
+def _first(macs: int, curve: Sensitivity | None) -> Iterator[str]:
     yield (
         'Recipe(granularity=Channel(), criterion=Taylor(), allocation=Global(cost="macs"), count="macs",'
         f" schedule=Polynomial(0.5, begin_step=0.1, end_step=0.6, frequency=10)): half of {macs:,} MACs"

@@ -38,9 +38,14 @@ class Deletion:
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        found = ", ".join(f"{name} {value:.3f}" for name, value in self.correlations.items())
-        return (
-            f"rank correlation with the true change of the loss, {len(self.units)} units removed one at a time: {found}"
+        lower = sum(change < 0 for change in self.changes)
+        found = [f"{value:8.3f}  {name}" for name, value in self.correlations.items()]
+        return "\n".join(
+            (
+                f"{len(self.units)} units removed one at a time (loss {self.loss:.4g}, lowered by {lower} of them);",
+                "rank correlation of the scores with the size of the change:",
+                *found,
+            )
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
@@ -155,6 +156,7 @@ def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noq
 
     Raises:
         TypeError: the data are neither.
+        ValueError: a loader is empty.
     """
     data = data() if callable(data) and not isinstance(data, LightningDataModule) else data
     if isinstance(data, LightningDataModule):
@@ -164,6 +166,9 @@ def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noq
             "data must be a LightningDataModule, (training loader, validation loader), or a function that returns"
             f" either; got {data!r:.80}"
         )
+    for what, loader in zip(("training", "validation"), data, strict=True):
+        if sized_len(loader) == 0:
+            raise ValueError(f"the loader is empty, that of the {what} data; pass one that gives at least one batch")
     return data[0], data[1], None
 
 
@@ -188,6 +193,7 @@ def _quiet() -> Iterator[None]:
                 "does not have many workers",
                 "number of training batches",
                 "GPU available but not used",
+                "You passed in a `val_dataloader` but have no `validation_step`",
                 "`isinstance.treespec, LeafSpec.` is deprecated",
             ):
                 warnings.filterwarnings("ignore", message=f".*{text}")

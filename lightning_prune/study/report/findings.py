@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator
 
+from lightning_prune.study.advise import Advice
 from lightning_prune.study.comparison import Comparison, Row
 from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.deletion import Deletion
@@ -12,13 +13,21 @@ from lightning_prune.study.report.numbers import brief, share, whole
 from lightning_prune.study.significance import Significance
 
 
+def of_advice(advice: Advice) -> Iterator[Section]:
+    """Yield the verdict, what speaks for and against it, and what to try first."""
+    side = {True: "for pruning", False: "against it", None: "to know"}
+    rows = [(side[one.speaks_for], one.text) for one in advice.findings]
+    rows += [("to try first" if advice.prune else "instead", text) for text in advice.first]
+    yield Section("Advice", f"Prune: {'yes' if advice.prune else 'no'}.", table=Table(("", "finding"), tuple(rows)))
+
+
 def of_sensitivity(curve: Sensitivity) -> Iterator[Section]:
     """Yield the metric of each layer or channel group at each level, as a heat map."""
     figure = HeatMap(
         title=f"{curve.metric} with one layer pruned",
         rows=tuple(curve.metrics),
         columns=tuple(map(share, curve.levels)),
-        column_label=f"removed from this one alone ({curve.granularity})",
+        column_label=f"removed, {curve.granularity.partition('(')[0].lower()}s of this one alone",
         values=tuple(tuple(values) for values in curve.metrics.values()),
         unit=curve.metric,
         note=f"With nothing pruned: {brief(curve.base)}. The stronger the colour, the more is lost.",
@@ -74,7 +83,7 @@ def of_comparison(found: Comparison) -> Iterator[Section]:
         for name, is_control, tone, shape in kinds
     )
     costs = [row.cost for row in found if row.cost > 0]
-    axis = Axis(cost, is_log=bool(costs) and max(costs) > 8 * min(costs))
+    axis = Axis(cost, is_log=bool(costs) and max(costs) > 4 * min(costs))
     head = ("side", f"place at equal {cost}", f"{found.metric}, mean", "spread", cost, "parameters", "seconds per run")
     table = Table(head, tuple(_cells(row) for row in found))
     title = f"{found.metric} against {cost}"

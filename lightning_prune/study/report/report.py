@@ -14,11 +14,12 @@ from torch import nn
 from lightning_prune.errors import PruningError
 from lightning_prune.report import Summary, summarize
 from lightning_prune.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.study.advise import Advice
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.report.facts import facts
 from lightning_prune.study.report.figures import Section
-from lightning_prune.study.report.findings import of_comparison, of_sensitivity, of_significance
+from lightning_prune.study.report.findings import of_advice, of_comparison, of_sensitivity, of_significance
 from lightning_prune.study.report.history import History
 from lightning_prune.study.report.loggers import to_loggers
 from lightning_prune.study.report.page import page
@@ -42,6 +43,7 @@ class Report:
         artifacts: name -> what :func:`lightning_prune.deploy.export` gave; the same names mean the same rows.
         latencies: what :func:`lightning_prune.deploy.benchmark` gave, or name -> Latency.
         quality: name -> the metric of that model; without one the metric that an artifact was verified with.
+        advice: what :func:`lightning_prune.study.advise` said.
         comparison: what :func:`lightning_prune.study.compare` came to.
         sensitivity: what :func:`lightning_prune.study.sensitivity` measured.
         significance: what :func:`lightning_prune.study.significance` measured; its proof by deletion is drawn.
@@ -59,6 +61,7 @@ class Report:
     artifacts: Mapping[str, "Artifact"] = field(default_factory=dict)
     latencies: Mapping[str, "Latency"] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
+    advice: Advice | None = None
     comparison: Comparison | None = None
     sensitivity: Sensitivity | None = None
     significance: Significance | None = None
@@ -112,6 +115,7 @@ class Report:
         """Return what the page shows, in order."""
         found = self._variants()
         return [
+            *(of_advice(self.advice) if self.advice is not None else ()),
             *over_steps(self.history),
             *layers(self.history),
             *table(found, self.metric),

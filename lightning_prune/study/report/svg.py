@@ -96,12 +96,12 @@ def _plot(plot: Plot, name: str) -> Markup:
 def _axes(x: Scale, y: Scale) -> Markup:
     lines = [tag("line", x1=x.first, x2=x.last, y1=y(v), y2=y(v), class_="grid") for v in y.ticks]
     names = [tag("text", y.axis.text(v), x=x.first - 6, y=y(v) + 4, class_="end") for v in y.ticks]
-    until = 0.0
+    until = -4.0
     for value in x.ticks:
         text, place = x.axis.text(value), x(value)
         half = len(text) * LETTER / 2
         lines.append(tag("line", x1=place, x2=place, y1=y.first, y2=y.first + 4, class_="axis"))
-        if place - half > until:
+        if place - half > until + 4:
             middle = min(place, x.last + _RIGHT - half)
             names.append(tag("text", text, x=middle, y=y.first + 16, class_="middle"))
             until = place + half

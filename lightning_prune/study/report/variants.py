@@ -55,7 +55,7 @@ def variants(
     found = []
     for name in dict.fromkeys((*models, *artifacts, *latencies, *quality)):
         model, file, time = models.get(name), artifacts.get(name), latencies.get(name)
-        measured = None if file is None else file.metrics.get("executorch")
+        measured = next((value for where, value in (file.metrics if file else {}).items() if where != "eager"), None)
         found.append(
             Variant(
                 name=name,
@@ -158,7 +158,8 @@ def pareto(found: Iterable[Variant], metric: str, is_higher_better: bool) -> Ite
     for cost in COSTS:
         points = [(one, float(getattr(one, cost.field))) for one in judged if getattr(one, cost.field)]
         points = [(one, spent) for one, spent in points if 0 < spent < math.inf]
-        if len({spent for _, spent in points}) > 1 and not (cost.field == "memory_bytes" and _has_files(judged)):
+        is_choice = len({spent for _, spent in points}) > 1 < len({one.quality for one, _ in points})
+        if is_choice and not (cost.field == "memory_bytes" and _has_files(judged)):
             figures.append(_trade(points, cost, metric, is_higher_better))
     if figures:
         better = "up" if is_higher_better else "down"
@@ -181,7 +182,7 @@ def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_
     marks += [Dots("others", rest, Tone.SECOND, "ring")] if rest else []
     rows = tuple((name, _quality(y), whole(x) if x >= 100 else f"{x:.4g}") for name, x, y in sorted(dots))
     table = Table(("model", metric, cost.label), rows)
-    is_log = max(dot[1] for dot in dots) > 8 * min(dot[1] for dot in dots)
+    is_log = max(dot[1] for dot in dots) > 4 * min(dot[1] for dot in dots)
     return Plot(f"{metric} against {cost.label}", Axis(cost.label, is_log=is_log), Axis(metric), tuple(marks), table)
 
 
