@@ -65,6 +65,8 @@ def fake_quantized(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 class FakeQuantization:
     """Two hooks on a layer: its weight and input are rounded before it runs, its own weight is back afterwards.
 
+    A traced graph is that of the layer in float.
+
     Args:
         range_: lower and upper end of the input's range, shape (2,); None: not known yet.
     """
@@ -97,6 +99,8 @@ class FakeQuantization:
         self._handles = []
 
     def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if torch.compiler.is_exporting():
+            return inputs
         x = inputs[0]
         if layer.training and torch.is_grad_enabled() and x.numel():
             self._look_at(x.detach())

@@ -15,7 +15,7 @@ from lightning_prune.recipe import Recipe
 _Callbacks = Sequence[Callback] | Callback
 
 if TYPE_CHECKING:
-    from lightning_prune.deploy import XNNPACK, Artifact
+    from lightning_prune.deploy import Artifact, Backend
 
     _Base = LightningModule
 else:
@@ -81,14 +81,15 @@ class PruningMixin(_Base):
         if "state_dict" in checkpoint:  # a strategy that shards has loaded it already
             checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
 
-    def to_executorch(self, path: str | Path, backend: "XNNPACK | None" = None, **options: Any) -> "Artifact":
+    def to_executorch(self, path: str | Path, backend: "Backend | None" = None, **options: Any) -> "Artifact":
         """Export to a verified ``.pte`` file with its manifest beside it.
 
         Args:
             path: of the file, ending in ``.pte``.
             backend: where it runs; None: XNNPACK.
             **options: of :func:`lightning_prune.deploy.export`: ``example_inputs`` (None: ``example_input_array``),
-                ``verify_on``, ``metric``, ``labels``, ``tolerance``.
+                ``dynamic_shapes``, ``methods``, ``preprocess``, ``constants``, ``external_weights``, ``verify_on``,
+                ``metric``, ``labels``, ``tolerance``.
         """
         from lightning_prune.deploy import XNNPACK, export
 

@@ -42,9 +42,14 @@ class QuantizationAware(Callback):
         self._saved: Mapping[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the epoch comes and that there is a layer to quantize."""
+        """Check that the epoch comes and that there is a layer to quantize; go first among the callbacks.
+
+        So the model is in float when a pruning callback, wherever it stands, removes channels at the end of the fit.
+        """
         if stage != "fit":
             return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: callback is not self)
         self._first_epoch(trainer)
         if next(quantizable(pl_module, self.skip), None) is None:
             raise ValueError(

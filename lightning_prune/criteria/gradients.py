@@ -21,6 +21,7 @@ class Taylor(GradientCriterion):
         weights before a batch norm vanishes.
 
     Example:
+        >>> import torch
         >>> Taylor().observe(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5]))
         tensor([9., 1.])
     """
@@ -45,6 +46,7 @@ class Fisher(GradientCriterion):
         Damage".
 
     Example:
+        >>> import torch
         >>> Fisher().score(torch.tensor([2.0]), Fisher().observe(torch.tensor([5.0]), torch.tensor([3.0])))
         tensor([18.])
     """
