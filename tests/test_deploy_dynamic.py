@@ -138,6 +138,11 @@ class TestExport:
         assert forward["outputs"][0]["dynamic"] == {"0": [1, 8]}
         assert [str(s) for s in artifact.inputs] == ["image (1…8, 1, 8, 8) float32"]
 
+    def test_a_batch_above_what_kernels_of_this_machine_are_chosen_by(self, tmp_path: Path):
+        artifact = exported(tmp_path, small(), images(2), {0: Dim("batch", min=1, max=40)})
+        assert RuntimeModel(artifact.path)(images(40))[0].shape == (40, 3)
+
+    @pytest.mark.slow
     def test_height_and_width(self, tmp_path: Path):
         sides = {0: BATCH, 2: Dim("height", min=4, max=12), 3: Dim("width", min=6, max=10)}
         artifact = exported(tmp_path, small(), images(2), sides)

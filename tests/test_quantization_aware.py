@@ -1,5 +1,7 @@
 """Quantization-aware epochs: masks stay, resuming is exact, and the model is in float again at the end."""
 
+import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from processes import on_ranks
 from support import AfterStep, Net, Resumable, loader, trainer
 
 from lightning_prune import Channel, Linear, PruningCallback, Recipe, masks
@@ -127,3 +131,23 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         fit(tmp_path, net(), QuantizationAware(skip=("*",)))
     with pytest.raises(CheckpointError):
         QuantizationAware().load_state_dict({})
+
+
+def fit_of_a_rank(folder: str) -> tuple[dict[str, bytes], dict[str, list[float]]]:
+    aware = QuantizationAware(begin_epoch=1)
+    ranges: list[dict[str, list[float]]] = []
+    note = AfterStep(lambda *_: ranges.append({p: r.tolist() for p, r in aware.state_dict()["ranges"].items()}))
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
+    parts = (PruningCallback(RISE), aware, note)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = fit(Path(folder), net(), *parts, data=loader(10), strategy=strategy, devices=2)
+    return {name: value.detach().numpy().tobytes() for name, value in model.named_parameters()}, ranges[-1]
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_same_weights_and_ranges(tmp_path: Path) -> None:
+    (weights_0, ranges_0), (weights_1, ranges_1) = on_ranks(fit_of_a_rank, 2, str(tmp_path))
+    assert weights_0 == weights_1
+    assert ranges_0 == ranges_1
+    assert len(ranges_0) == 4

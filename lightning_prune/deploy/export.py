@@ -122,7 +122,7 @@ def export(
             labels=None if labels is None else tuple(labels),
             preprocessing=preprocess,
             quantized={name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
-            notes=(*backend.notes(summary.sparsity), *left_outside, *notes),
+            notes=(*backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
@@ -139,6 +139,15 @@ def _data(files: Staged) -> tuple[DataFile, ...]:
     if files.data is None or files.data_path is None:
         return ()
     return (DataFile(files.data_path, **file_facts(files.data)),)
+
+
+def _kept(backend: Backend, files: Staged) -> tuple[str, ...]:
+    if files.data is None or (inside := files.program.stat().st_size) <= (outside := files.data.stat().st_size):
+        return ()
+    return (
+        f"external_weights: {backend.name} keeps weights inside its part of the .pte, which has {inside:,} bytes; the .ptd"
+        f" has {outside:,}.",
+    )
 
 
 def _check_arguments(

@@ -49,7 +49,7 @@ class History:
         sparsity: (completed optimizer steps, sparsity) at each change, and at the end.
         events: the events that stand.
         trials: what a guard has judged.
-        scores: of the last event, by recipe and target or channel group.
+        scores: of the last two events that took something of a target or channel group, in order.
         before: the model when the fit began.
         after: the model when the fit was over.
         model: name of its class.

@@ -145,12 +145,14 @@ def _all(past: Sequence[Event], now: Sequence[Event], trials: Sequence[Trial]) -
 
 
 def _standing(scores: Sequence[Scores], events: Sequence[Event]) -> tuple[Scores, ...]:
-    """Return the scores of the last two events of each name: the last may yet be rolled back."""
+    """Return the scores of the last two events that took something of each name: the last may yet be rolled back."""
     steps = {event.step for event in events}
     kept: dict[str, list[Scores]] = {}
     for one in scores:
         if one.step in steps:
-            kept.setdefault(one.name, []).append(one)
+            earlier = kept.setdefault(one.name, [])
+            if one.removed or not earlier:
+                kept[one.name] = [*(other for other in earlier if other.removed), one]
     return tuple(one for found in kept.values() for one in found[-2:])
 
 

@@ -174,9 +174,9 @@ def scores(history: History) -> Iterator[Section]:
     latest = {one.name: one for one in history.scores}
     if latest:
         text = (
-            "The scores by which the last event ranked what was still there, and the cut: what lies left of it went."
-            " A cut through a valley costs little; one through the crowd takes units that count as much as those that"
-            " stay."
+            "The scores by which the last event that took something ranked what was there; what lies left of the cut"
+            " went. A cut through a valley costs little; one through the crowd takes units that count as much as those"
+            " that stay."
         )
         yield Section("Scores and the cut", text, [_scores(one) for one in latest.values()])
 
