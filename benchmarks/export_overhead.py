@@ -52,7 +52,7 @@ def seconds(write: Callable[[nn.Module, Path, Tensor], None], model: nn.Module, 
 
 def main() -> None:
     """Print both ways for each network."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)

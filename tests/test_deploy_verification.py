@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from lightning_prune.deploy.comparison import Bounds, Comparison, max_abs_difference
 from lightning_prune.deploy.loaders import check_batched, run_in_chunks, split_batch
 from lightning_prune.deploy.signature import MethodSpec, TensorSpec, flatten_outputs, input_names
-from lightning_prune.deploy.verification import (
-    Bounds,
-    Comparison,
-    changed_predictions,
-    compare_with,
-    max_abs_difference,
-)
+from lightning_prune.deploy.verification import changed_predictions, compare_with
 from lightning_prune.errors import ExportError, VerificationError
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -76,6 +71,12 @@ class TestComparison:
         comparison.add([torch.tensor([1.0])], [torch.tensor([2.0])], "two")
         with pytest.raises(VerificationError, match=r"output 'a': .* is 18\.0 dB, the lowest accepted is 20 dB"):
             comparison.check()
+
+    def test_outputs_that_are_not_floating_have_no_ratio(self):
+        comparison = Comparison(["a"], Bounds(min_sqnr=10))
+        comparison.add([torch.tensor([1, 2])], [torch.tensor([3, 2])], "one")
+        comparison.check()
+        assert comparison.errors["a"].to_json() == {"max_abs_error": 2.0, "sqnr_db": None}
 
     def test_without_a_tolerance_what_is_not_finite_is_refused(self):
         for wrong in (math.nan, math.inf):

@@ -18,6 +18,7 @@ from lightning_prune.deploy.backends import (
 from lightning_prune.deploy.backends.coreml_weights import decompressed, stored_weights
 from lightning_prune.deploy.benchmark import Latencies, Latency, benchmark
 from lightning_prune.deploy.bundles import Bundle, export_android, export_ios
+from lightning_prune.deploy.comparison import Bounds, OutputError
 from lightning_prune.deploy.export import export
 from lightning_prune.deploy.inspection import Inspection, inspect
 from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
@@ -27,7 +28,7 @@ from lightning_prune.deploy.profiling import Profile
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
 from lightning_prune.deploy.runtime import RuntimeModel, thread_count
 from lightning_prune.deploy.signature import MethodSpec, TensorSpec
-from lightning_prune.deploy.verification import Bounds, OutputError, Verification
+from lightning_prune.deploy.verification import Verification
 from lightning_prune.deploy.verifying import verify
 
 __all__ = [

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_prune.deploy.backends import Backend, Portable
+from lightning_prune.deploy.comparison import Bounds, Comparison
 from lightning_prune.deploy.dynamic import claimed, ends, found_ranges
 from lightning_prune.deploy.eager import trials
 from lightning_prune.deploy.files import Staged, final
@@ -21,7 +22,7 @@ from lightning_prune.deploy.origins import origin
 from lightning_prune.deploy.quantization.calibrated import Calibrated
 from lightning_prune.deploy.runtime import RuntimeModel
 from lightning_prune.deploy.signature import MethodSpec
-from lightning_prune.deploy.verification import Bounds, Comparison, LoaderResult, Verification, compare_with
+from lightning_prune.deploy.verification import LoaderResult, Verification, compare_with
 from lightning_prune.errors import ExportError, VerificationError
 
 _TOLERANCE = 1e-4

@@ -145,8 +145,8 @@ def _kept(backend: Backend, files: Staged) -> tuple[str, ...]:
     if files.data is None or (inside := files.program.stat().st_size) <= (outside := files.data.stat().st_size):
         return ()
     return (
-        f"external_weights: {backend.name} keeps weights inside its part of the .pte, which has {inside:,} bytes; the .ptd"
-        f" has {outside:,}.",
+        f"external_weights: {backend.name} keeps weights inside its part of the .pte, which has {inside:,} bytes; the"
+        f" .ptd has {outside:,}.",
     )
 
 

@@ -10,12 +10,13 @@ from torchmetrics import Metric
 from lightning_prune.deploy.building import checked_loader
 from lightning_prune.deploy.child import CHILD, TIMEOUT
 from lightning_prune.deploy.child_program import ChildProgram
+from lightning_prune.deploy.comparison import Bounds
 from lightning_prune.deploy.dynamic import ends
 from lightning_prune.deploy.eager import folded_copy, isolated, trials
 from lightning_prune.deploy.methods import EntryPoint, Method, entry_points
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.signature import MethodSpec
-from lightning_prune.deploy.verification import Bounds, Verification, check_metric, compare_with
+from lightning_prune.deploy.verification import Verification, check_metric, compare_with
 from lightning_prune.errors import VerificationError
 from lightning_prune.report import example_of
 
