@@ -112,7 +112,8 @@ class Reader(PruningMixin, L.LightningModule):
     def __init__(self, width: int = 16, classes: int = 94, rate: float = 4e-3) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.rate, self.example_input_array = rate, torch.zeros(1, 1, 32, 32)
+        self.rate, self.is_distorting = rate, True
+        self.example_input_array = torch.zeros(1, 1, 32, 32)
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.blocks = nn.Sequential(Block(width, 2 * width), Block(2 * width, 4 * width))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
@@ -122,8 +123,8 @@ class Reader(PruningMixin, L.LightningModule):
         return self.head(self.blocks(self.stem(images)))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the cross-entropy on glyphs that are distorted anew."""
-        return F.cross_entropy(self(distorted(batch[0])), batch[1])
+        """Return the cross-entropy; clean glyphs are distorted anew, other images are taken as they are."""
+        return F.cross_entropy(self(distorted(batch[0]) if self.is_distorting else batch[0]), batch[1])
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Log the accuracy."""

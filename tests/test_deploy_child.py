@@ -87,6 +87,13 @@ class TestChildProgram:
         with pytest.raises(ValueError, match=r"must end in .pte"):
             ChildProgram(artifact.manifest_path)
 
+    def test_a_relative_path_is_of_the_callers_folder(self, artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
+        ChildProgram(artifact.path)(images(4))  # the other process runs, in the folder in which it was started
+        monkeypatch.chdir(artifact.path.parent)
+        program = ChildProgram(artifact.path.name)
+        assert torch.equal(program(images(4))[0], ChildProgram(artifact.path)(images(4))[0])
+        assert read_contents(program.path)["methods"]
+
     def test_threads(self, artifact: Artifact):
         outputs = [ChildProgram(artifact.path, threads=threads)(images(4))[0] for threads in (1, 2, 1)]
         torch.testing.assert_close(outputs[0], outputs[1])

@@ -48,7 +48,8 @@ class Child:
             task: one of those in ``worker/serving.py``.
             subject: the file, for the errors.
             timeout: seconds after which the process is ended.
-            **arguments: of the task: plain values and tensors.
+            **arguments: of the task: plain values and tensors; paths are absolute, as the process stays in the folder
+                in which it was started.
 
         Raises:
             ExportError: the file cannot be read, loaded or run; it took the process down, or no answer came in time.

@@ -44,7 +44,7 @@ class ChildProgram:
         described = {} if manifest is None else methods_of(manifest)
         signature = described.get(method) or self._signature()
         self.inputs, self.outputs = signature.inputs, signature.outputs
-        self._place = {"method": method, "data": str(data[0]) if data else None, "threads": threads}
+        self._place = {"method": method, "data": str(data[0].absolute()) if data else None, "threads": threads}
 
     @property
     def is_verified(self) -> bool:
@@ -102,7 +102,7 @@ class ChildProgram:
 
     def doubled(self, folder: Path) -> list[dict[str, Any]]:
         """Write variants of the file with the calls of one operator doubled; see ``worker/doubling.py``."""
-        arguments = {"path": str(self.path), "method": self.method, "folder": str(folder)}
+        arguments = {"path": str(self.path.absolute()), "method": self.method, "folder": str(folder)}
         return CHILD.ask("write_doubled", self.path, self.timeout, **arguments)
 
     def variant(self, path: str) -> "ChildProgram":
@@ -112,7 +112,7 @@ class ChildProgram:
         return other
 
     def _ask(self, task: str, **arguments: object) -> Any:  # noqa: ANN401
-        return CHILD.ask(task, self.path, self.timeout, path=str(self.path), **self._place, **arguments)
+        return CHILD.ask(task, self.path, self.timeout, path=str(self.path.absolute()), **self._place, **arguments)
 
     def _signature(self) -> MethodSpec:
         found = read_contents(self.path, self.timeout, constants=False)["methods"]
@@ -160,4 +160,4 @@ def read_contents(path: Path, timeout: float = TIMEOUT, constants: bool = True) 
     Raises:
         ExportError: it is none, or damaged.
     """
-    return CHILD.ask("contents", path, timeout, path=str(path), constants=constants)
+    return CHILD.ask("contents", path, timeout, path=str(path.absolute()), constants=constants)

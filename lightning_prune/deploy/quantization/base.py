@@ -23,6 +23,7 @@ class Quantized:
         kept_float: layers that stay in float, in the order of the graph.
         output_sqnr: ratio of each output; infinite for outputs that are not floating.
         samples: inputs of the program's shapes on which it was measured, a few of them; the file must agree on them.
+        outputs: of the quantized graph on these samples, in order.
     """
 
     program: torch.export.ExportedProgram
@@ -30,6 +31,7 @@ class Quantized:
     kept_float: tuple[str, ...] = ()
     output_sqnr: tuple[float, ...] = ()
     samples: tuple[tuple[Tensor, ...], ...] = ()
+    outputs: tuple[tuple[Tensor, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return layers, outputs and layers in float as plain values; an infinite ratio becomes None."""

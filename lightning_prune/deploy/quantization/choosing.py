@@ -11,7 +11,7 @@ from lightning_prune.deploy.quantization.base import Quantized, decibels
 from lightning_prune.deploy.quantization.calibration import Sample
 from lightning_prune.deploy.quantization.graphs import fused, holders, retraced
 from lightning_prune.deploy.quantization.layers import Layer, chosen, layers_of
-from lightning_prune.deploy.quantization.noise import Measured, Pair, blame, measure, unbounded
+from lightning_prune.deploy.quantization.noise import Measured, Pair, blame, measure, recorded, unbounded
 from lightning_prune.errors import ExportError, VerificationError
 
 Way = Callable[[torch.export.ExportedProgram, frozenset[str], Sequence[Sample]], tuple[GraphModule, frozenset[str]]]
@@ -20,6 +20,8 @@ Way = Callable[[torch.export.ExportedProgram, frozenset[str], Sequence[Sample]],
 
 _LOOKED_AT = 2
 """Runs on which it is found out which layer is to blame for the noise of another one."""
+_SHOWN = 2
+"""Runs that are handed on for the file to be compared on."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def quantized_within(
     sqnr = {layers[node].name: ratio for node, ratio in measured.layers.items()}
     _check(sqnr, measured.outputs, bounds)
     in_float = tuple(v.name for node, v in layers.items() if node not in taken and (v.has_weight or node in kept))
-    return Quantized(retraced(quantized, program, samples[0]), sqnr, in_float, measured.outputs, tuple(samples[:2]))
+    shown = tuple(samples[:_SHOWN])
+    outputs = tuple(recorded(quantized, {}, inputs)[1] for inputs in shown)
+    again = retraced(quantized, program, samples[0])
+    return Quantized(again, sqnr, in_float, measured.outputs, shown, outputs)
 
 
 def _too_noisy(pair: Pair, measured: Measured, samples: Sequence[Sample], min_sqnr: float | None) -> set[str]:
