@@ -1,0 +1,154 @@
+"""Channels, which span layers."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_prune.allocation import Candidates
+from lightning_prune.criteria import Scores
+from lightning_prune.errors import CheckpointError
+from lightning_prune.granularity import Channel
+from lightning_prune.graph import ChannelGroup, ChannelGroups
+from lightning_prune.selection.counts import apportion, candidates_of, finite, keep_highest
+from lightning_prune.selection.units import ALL, Masks
+
+
+@dataclass(frozen=True)
+class ChannelUnits:
+    """Channels: everything in all layers that goes with one.
+
+    Args:
+        granularity: bounds on the widths.
+        groups: the channel groups that may shrink.
+        shapes: dense name -> shape of every member parameter; other members (buffers) carry no mask.
+        found: all channel groups of the model.
+    """
+
+    granularity: Channel
+    groups: tuple[ChannelGroup, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    found: ChannelGroups
+
+    def only(self, names: Sequence[str], parameters: Collection[str]) -> "ChannelUnits":
+        """Return the units of these channel groups alone.
+
+        Args:
+            names: of channel groups.
+            parameters: dense names of the model's parameters, which carry masks where buffers do not.
+
+        Raises:
+            CheckpointError: there is no such group.
+        """
+        lacking = set(names) - {group.name for group in self.found if group.prunable}
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint prunes channel group {min(lacking)!r}, which this model does not have; resume with the"
+                " same model"
+            )
+        groups = tuple(self.found[name] for name in names)
+        members = dict.fromkeys(member.parameter for group in groups for member in group.members)
+        shapes = {name: self.found.shapes[name] for name in members if name in parameters}
+        return replace(self, groups=groups, shapes=shapes)
+
+    @property
+    def weights(self) -> list[str]:
+        """Dense names of the weights that make the channels."""
+        return [name for group in self.groups for name in self._made_by(group)]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Channel group -> number of its channels."""
+        return {group.name: group.size for group in self.groups}
+
+    def most_removable(self) -> dict[str, int]:
+        """Return what brings each group down to the narrowest allowed width."""
+        return {group.name: group.size - self.granularity.widths(group.size)[-1] for group in self.groups}
+
+    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
+        """Return the share of the channels that are masked out everywhere."""
+        return sum(int(gone.sum()) for gone in self.gone(masks).values()) / sum(self.sizes.values())
+
+    def _members(self) -> dict[str, list[tuple[ChannelGroup, int, Tensor]]]:
+        """Return the (group, axis, indices (size, per channel)) that lie in each masked parameter."""
+        members: dict[str, list[tuple[ChannelGroup, int, Tensor]]] = defaultdict(list)
+        for group in self.groups:
+            for member in group.members:
+                if member.parameter in self.shapes:
+                    members[member.parameter].append((group, member.axis, torch.from_numpy(member.indices)))
+        return members
+
+    def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
+        """Return every channel; its score is the sum over all weights that go with it."""
+        totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in self.groups}
+        for parameter, members in self._members().items():
+            if parameter in scores:
+                values = finite(scores[parameter])
+                for group, axis, indices in members:
+                    along = _sum_along(values, axis).cpu().double()
+                    if axis == 0 and scores.spread.is_sharded:
+                        along = scores.spread.in_place(parameter, along, self.shapes[parameter][0])
+                    totals[group.name] += along[indices].sum(dim=1)
+        totals = {name: scores.spread.sum(total) for name, total in totals.items()}
+        gone = self.gone(masks)
+        units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
+        shapes = {group.name: self.shapes[self._made_by(group)[0]] for group in self.groups}
+        return candidates_of(units, shapes, torch.float64)
+
+    def _made_by(self, group: ChannelGroup) -> list[str]:
+        names = (member.parameter for member in group.members if member.role == "output")
+        return [name for name in dict.fromkeys(names) if len(self.shapes.get(name, ())) > 1]
+
+    def gone(self, masks: Masks) -> dict[str, Tensor]:
+        """Return for each group which channels (bool, shape (size,)) are masked out everywhere."""
+        alive = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in self.groups}
+        for parameter, members in self._members().items():
+            for group, axis, indices in members:
+                along = _sum_along(masks[parameter].to(torch.int32), axis).cpu() > 0
+                alive[group.name] |= along[indices].any(dim=1)
+        return {name: ~some for name, some in alive.items()}
+
+    def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
+        """Return how many channels go per group, moved to a width that the granularity allows.
+
+        A kept width is rounded down to the next allowed one; it never grows again.
+        """
+        wanted = apportion(shares, candidates.sizes, candidates.removed)
+        result: dict[str, int] = {}
+        for group in self.groups:
+            widths = self.granularity.widths(group.size)
+            kept = next((width for width in widths if width <= group.size - wanted[group.name]), widths[-1])
+            result[group.name] = max(group.size - kept, candidates.removed[group.name])
+        return result
+
+    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+        """Return the share of each member parameter that is left."""
+        lost: dict[tuple[str, int], int] = defaultdict(int)
+        for parameter, members in self._members().items():
+            for group, axis, indices in members:
+                lost[parameter, axis] += removed[group.name] * indices.shape[1]
+        left: dict[str, float] = {}
+        for (parameter, axis), count in lost.items():
+            left[parameter] = left.get(parameter, 1.0) * (1 - count / self.shapes[parameter][axis])
+        return left
+
+    def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
+        """Yield the mask of each member parameter."""
+        yield from self._spread({g.name: keep_highest(candidates, g.name, removed[g.name]) for g in self.groups})
+
+    def left(self, masks: Masks) -> dict[str, Tensor]:
+        """Return of each member parameter what has not left with a channel: bool, True = still there."""
+        return dict(self._spread({name: ~gone for name, gone in self.gone(masks).items()}))
+
+    def _spread(self, keep: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for parameter, members in self._members().items():
+            mask = torch.ones(self.shapes[parameter], dtype=torch.bool)
+            for group, axis, indices in members:
+                mask.index_fill_(axis, indices[~keep[group.name]].flatten(), False)
+            yield parameter, mask
+
+
+def _sum_along(values: Tensor, axis: int) -> Tensor:
+    return values.movedim(axis, 0).flatten(1).sum(dim=1) if values.dim() > 1 else values

@@ -1,0 +1,59 @@
+"""The four questions that every kind of units answers, and the masks that come out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_prune.allocation import Candidates
+from lightning_prune.criteria import Scores
+
+Masks = Mapping[str, Tensor]
+"""Dense name -> bool mask of the parameter's shape, True = keep."""
+
+ALL: Masks = MappingProxyType({})
+"""For ``in_play``: no weight has left with a channel of another recipe."""
+
+
+class Units(Protocol):
+    """The units that one recipe may remove from one model."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Dense name -> shape of every parameter that gets a mask."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[str]:
+        """Dense names of the targets among them: the weights that the units are made of, or the channels by."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Target or channel group -> number of its units."""
+        ...
+
+    def most_removable(self) -> dict[str, int]:
+        """Return how many units of each target or channel group may go at most."""
+        ...
+
+    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
+        """Return what share of the units' own measure (weights of the targets; channels) is gone."""
+        ...
+
+    def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
+        """Return every unit with its score: -inf where the masks removed it already."""
+        ...
+
+    def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
+        """Return how many units go per name, those removed already included."""
+        ...
+
+    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+        """Return the share of each parameter's elements that is left when so many units go."""
+        ...
+
+    def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
+        """Yield (dense name, bool mask) of every masked parameter, one at a time."""
+        ...
