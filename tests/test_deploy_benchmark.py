@@ -1,3 +1,4 @@
+import math
 import shutil
 from pathlib import Path
 
@@ -80,12 +81,18 @@ class TestBenchmark:
             benchmark([other, other], rounds=1)
 
     def test_nothing_to_measure(self, artifact: Artifact):
-        with pytest.raises(ValueError, match="at least one program and one round, got 0 and 30"):
+        with pytest.raises(ValueError, match="programs: got none, must be the path of a file"):
             benchmark({}, EXAMPLE)
-        with pytest.raises(ValueError, match="at least one program and one round, got 1 and 0"):
+        with pytest.raises(ValueError, match="rounds: got 0, must be at least 1"):
             benchmark(artifact.path, EXAMPLE, rounds=0)
         with pytest.raises(ValueError, match=r"takes \(4, 1, 8, 8\) float32; got \(2,\) float32"):
             benchmark({"dense": artifact.path}, torch.zeros(2), rounds=1)
+
+    def test_one_round_has_no_spread(self, artifact: Artifact):
+        found = benchmark(artifact.path, EXAMPLE, rounds=1)
+        assert math.isnan(found["small"].spread_ms)
+        assert "unknown" in str(found)
+        assert "±" not in str(found["small"])
 
     def test_a_file_that_its_manifest_does_not_describe(self, artifact: Artifact, tmp_path: Path):
         (tmp_path / "a.pte").write_bytes(artifact.path.read_bytes() + b"\0")
@@ -115,6 +122,11 @@ def profiled(tmp_path_factory: pytest.TempPathFactory, _executorch: None) -> Lat
 
 @needs_executorch
 class TestProfile:
+    @pytest.mark.parametrize("rounds", [1, 2])
+    def test_too_few_rounds_to_tell_a_resolution(self, artifact: Artifact, rounds: int):
+        with pytest.raises(ValueError, match=f"rounds: got {rounds}, must be at least 3, or a profile cannot say how"):
+            benchmark(artifact.path, rounds=rounds, profile=True)
+
     def test_the_heavy_operator_is_found(self, profiled: Latencies):
         found = profiled.profiles["heavy"]
         first = found.rows[0]

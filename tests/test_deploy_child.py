@@ -1,6 +1,7 @@
 """The process that runs .pte files: what happens to it does not happen to the caller."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from deploy_models import EXAMPLE, exported, images, small
+from torch import Tensor
 
-from lightning_prune.deploy import Artifact, RuntimeModel
-from lightning_prune.deploy.child import CHILD, Child
+from lightning_prune.deploy import Artifact, RuntimeModel, building, export
+from lightning_prune.deploy.child import _PACKAGE, _START, CHILD, Child
 from lightning_prune.deploy.child_program import ChildProgram, read_contents
 from lightning_prune.deploy.wire import BrokenMessageError, receive, send
 from lightning_prune.errors import ExportError
@@ -151,6 +153,70 @@ class TestCrash:
 def read_contents_ready() -> None:
     """Start the process, so that a short timeout is not spent on that."""
     CHILD.ask("forget", Path())
+
+    def test_a_file_that_vanished(self, artifact: Artifact, tmp_path: Path):
+        path = Path(shutil.copy(artifact.path, tmp_path / "a.pte"))
+        program = ChildProgram(path)
+        path.unlink()
+        with pytest.raises(ExportError, match=r"a.pte is not there any more: put it back") as error:
+            program(images(4))
+        assert "damaged" not in str(error.value)
+
+
+class TestWritten:
+    """A file that an export has just written."""
+
+    def test_a_crash_ends_the_export_and_not_its_process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        class Crashing(ChildProgram):
+            def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+                self.turn(self.prepared(*inputs), 1)
+                threading.Timer(0.3, lambda: os.kill(pid(), signal.SIGSEGV)).start()
+                return tuple(torch.tensor(self.turn(self.prepared(*inputs), 10_000_000)))
+
+        monkeypatch.setattr(building, "ChildProgram", Crashing)
+        with pytest.raises(
+            ExportError,
+            match=r"the ExecuTorch runtime cannot run what XNNPACK.* makes of Small \(SIGSEGV\); your process",
+        ):
+            export(small(), tmp_path / "a.pte", example_inputs=EXAMPLE)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_nothing_stays_loaded(self, artifact: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        tasks = []
+        ask = CHILD.ask
+        monkeypatch.setattr(
+            CHILD, "ask", lambda task, *rest, **named: (tasks.append(task), ask(task, *rest, **named))[1]
+        )
+        export(small(), tmp_path / "a.pte", example_inputs=EXAMPLE)
+        assert "run" in tasks
+        assert tasks[-1] == "forget"
+
+    def test_start_does_not_wait(self, artifact: Artifact):
+        child = Child()
+        child.start()
+        process = child._process
+        assert process is not None
+        child.start()
+        assert child._process is process
+        child.ask("forget", artifact.path)
+        assert child._process is process
+        child.close()
+
+    def test_no_process_can_be_started(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        with pytest.raises(ExportError, match=r"no process for .pte files can be started \(.*nowhere"):
+            Child().start()
+
+
+def test_the_process_does_not_load_the_export_side(artifact: Artifact):
+    code = (
+        "from lightning_prune.deploy.worker.programs import Programs, _native\n_native()\nimport sys\n"
+        "print(sorted(name for name in sys.modules if name.startswith('executorch.exir')))"
+    )
+    start = _START.replace("from lightning_prune.deploy.worker.serving import serve\nserve()", code)
+    command = [sys.executable, "-W", "ignore", "-c", start, str(_PACKAGE), "\n".join(sys.path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout == "['executorch.exir', 'executorch.exir._warnings']\n"
 
 
 class TestEnd:

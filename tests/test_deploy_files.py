@@ -1,20 +1,24 @@
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from lightning_prune.deploy.files import Staged, final, staged, writing
+from lightning_prune.deploy.manifest import to_text
 from lightning_prune.errors import ExportError
 
 
 def written(files: Staged, text: str) -> Staged:
     files.program.write_text(text)
-    files.manifest.write_text(text)
+    files.manifest.write_text(to_text({"format": 1, "program": text}))
     return files
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {p.name: p.read_text() for p in folder.iterdir()}
+    return {
+        p.name: json.loads(p.read_text())["program"] if p.suffix == ".json" else p.read_text() for p in folder.iterdir()
+    }
 
 
 @pytest.fixture
@@ -123,6 +127,25 @@ def test_folder_in_the_place_of_a_file(tmp_path: Path):
     (tmp_path / "m.json").mkdir()
     with pytest.raises(ExportError, match=r"m.json is a folder"), staged(tmp_path / "m.pte"):
         pass
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "no JSON", "", '{"format": 1}', '{"learning_rate": 1, "program": "x"}'])
+def test_a_json_of_someone_else_stays(tmp_path: Path, text: str):
+    (tmp_path / "config.json").write_text(text)
+    with (
+        pytest.raises(ExportError, match=r"config.json is no manifest of lightning_prune, .* config.pte would replace"),
+        staged(tmp_path / "config.pte"),
+    ):
+        pass
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("config.json", text)]
+
+
+def test_a_manifest_of_ours_is_replaced_whatever_its_age(old: Path):
+    manifest = old.with_suffix(".json")
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
+    with staged(old) as files:
+        written(files, "new").publish()
+    assert contents(old.parent) == {"m.pte": "new", "m.json": "new"}
 
 
 def test_read_only_file(old: Path):

@@ -76,6 +76,11 @@ class TestSeveral:
         assert [one["name"] for one in methods["embed"]["inputs"]] == ["image", "scale"]
         assert all(output["max_abs_error"] < 1e-5 for one in methods.values() for output in one["outputs"])
 
+    def test_manifest_says_where_they_are_in_the_model(self, artifact: Artifact):
+        methods = load_manifest(artifact.path)["methods"]
+        assert "function" not in methods["forward"]
+        assert [methods[name]["function"] for name in ("embed", "classify")] == ["embed", "head.forward"]
+
     def test_constants_are_in_the_program(self, artifact: Artifact):
         assert RuntimeModel(artifact.path).constants == {
             "labels": LABELS, "mean": (0.25, 0.5), "name": ("größe",), "size": (8,), "flags": (True, False)

@@ -11,7 +11,7 @@ from torch.export import Dim
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune import masks
-from lightning_prune.deploy import XNNPACK, Artifact, export, verify
+from lightning_prune.deploy import XNNPACK, Artifact, Method, export, verify
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.quantization import Int8
 from lightning_prune.errors import ExportError, VerificationError
@@ -79,6 +79,126 @@ def test_a_manifest_of_another_file_comes_first(artifact: Artifact, tmp_path: Pa
     shutil.copy(artifact.manifest_path, tmp_path / "a.json")
     with pytest.raises(ExportError, match=r"a.pte is not the file that a.json describes"):
         verify(tmp_path / "a.pte", nn.Identity(), images(4))
+
+
+class Tagger(nn.Module):
+    """Tokens of any length; the body is a method of its own, the head a module of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.body(tokens).tanh()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embed(tokens))
+
+
+class LongOnesOff(Tagger):
+    """Another one at the largest length alone."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + (tokens.shape[1] == 9)
+
+
+class ShortOnesOff(Tagger):
+    """Another one at the smallest length alone."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + (tokens.shape[1] == 2)
+
+
+def tagger(kind: type[Tagger] = Tagger) -> Tagger:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind().eval()
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    model, x = tagger(), torch.randn(2, 5, 4)
+    sizes = {"tokens": {0: Dim("batch", min=1, max=4), 1: Dim("length", min=2, max=9)}}
+    methods = {
+        "embed": Method(model.embed, x, dynamic_shapes=sizes),
+        "classify": Method(model.head, torch.randn(1, 8)),
+    }
+    path = tmp_path_factory.mktemp("tagged") / "t.pte"
+    return export(model, path, example_inputs=x, dynamic_shapes=sizes, methods=methods)
+
+
+class TestSeveralMethods:
+    def test_all_are_compared(self, tagged: Artifact):
+        found = verify(tagged.path, tagger(), torch.randn(1, 3, 4))
+        assert list(found.methods) == ["forward", "embed", "classify"]
+        assert 0 <= found.max_abs_error <= 1e-5
+
+    def test_a_difference_in_one_of_them_alone(self, tagged: Artifact):
+        model = tagger()
+        model.embed = lambda tokens: model.body(tokens)  # type: ignore[method-assign]
+        model.forward = lambda tokens: model.head(model.body(tokens).tanh())  # type: ignore[method-assign]
+        with pytest.raises(VerificationError, match=r"t.pte: method 'embed': output 'output' on "):
+            verify(tagged.path, model, torch.randn(1, 3, 4))
+
+    def test_with_inputs_of_the_caller(self, tagged: Artifact, monkeypatch: pytest.MonkeyPatch):
+        model, seen = tagger(), []
+        embed = model.embed
+        monkeypatch.setattr(Tagger, "embed", lambda self, x: (seen.append(tuple(x.shape)), embed(x))[1])
+        verify(tagged.path, model, torch.randn(1, 3, 4), methods={"embed": Method("embed", torch.randn(3, 7, 4))})
+        assert (3, 7, 4) in seen
+
+    def test_a_method_that_the_model_has_not(self, tagged: Artifact):
+        class Bare(Tagger):
+            embed = None  # type: ignore[assignment]
+
+            def forward(self, tokens: Tensor) -> Tensor:
+                return self.head(self.body(tokens).tanh())
+
+        with pytest.raises(ValueError, match=r"t.pte has a method 'embed', and Bare has no 'embed'.*methods=\{'embed'"):
+            verify(tagged.path, tagger(Bare), torch.randn(1, 3, 4))
+
+    def test_without_a_manifest_names_are_those_of_the_model(self, tagged: Artifact, tmp_path: Path):
+        path = Path(shutil.copy(tagged.path, tmp_path / "t.pte"))
+        model, x = tagger(), torch.randn(1, 3, 4)
+        with pytest.raises(ValueError, match=r"has a method 'classify', and Tagger has no 'classify'"):
+            verify(path, model, x)
+        found = verify(path, model, x, methods={"classify": Method(model.head)})
+        assert set(found.methods) == {"forward", "embed", "classify"}
+
+    def test_methods_that_the_file_has_not(self, tagged: Artifact):
+        with pytest.raises(ValueError, match=r"has no method 'other'; its methods are forward, embed, classify"):
+            verify(tagged.path, tagger(), methods={"other": Method("embed")})
+        with pytest.raises(TypeError, match="forward is the model's own"):
+            verify(tagged.path, tagger(), methods={"forward": Method("forward")})
+        with pytest.raises(TypeError, match=r"methods\['embed'\] is a method, must be a Method"):
+            verify(tagged.path, tagger(), methods={"embed": tagger().embed})  # pyright: ignore[reportArgumentType]
+
+    def test_preprocessing_of_one_of_them(self, tmp_path: Path):
+        model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval(), torch.rand(1, 1, 8, 8)
+        methods = {"pixels": Method("0", x, preprocess=Normalize([0.5], [0.25]))}
+        path = export(model, tmp_path / "a.pte", example_inputs=x, methods=methods).path
+        assert list(verify(path, model, x).methods) == ["forward", "pixels"]
+
+
+class TestSizes:
+    def test_any_in_the_range(self, tagged: Artifact):
+        batches = [torch.randn(count, length, 4) for count, length in ((4, 9), (1, 2), (7, 3), (2, 5))]
+        found = verify(tagged.path, tagger(), torch.randn(4, 2, 4), verify_on=batches)
+        assert (found.samples, found.max_abs_error <= 1e-5) == (14, True)
+
+    @pytest.mark.parametrize("shape", [(1, 1, 4), (1, 10, 4), (5, 3, 4), (1, 3, 5)])
+    def test_none_outside_of_it(self, tagged: Artifact, shape: tuple[int, ...]):
+        with pytest.raises((ValueError, ExportError), match=r"1…4, 2…9, 4|rejects"):
+            verify(tagged.path, tagger(), torch.randn(shape))
+
+    def test_a_batch_outside_of_it(self, tagged: Artifact):
+        with pytest.raises(ValueError, match=r"a batch holds the inputs \(2, 10, 4\) float32.*\(N, 2…9, 4\)"):
+            verify(tagged.path, tagger(), verify_on=[torch.randn(2, 10, 4)])
+
+    @pytest.mark.parametrize(("kind", "where"), [(LongOnesOff, "largest"), (ShortOnesOff, "smallest")])
+    def test_both_ends_are_compared(self, tagged: Artifact, kind: type[Tagger], where: str):
+        with pytest.raises(VerificationError, match=f"output 'output' on the {where} sizes"):
+            verify(tagged.path, tagger(kind), torch.randn(1, 3, 4))
 
 
 class TestKinds:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_prune.deploy.backends import Backend
 from lightning_prune.deploy.manifest import FORMAT, load_manifest, sha256_of, versions
+from lightning_prune.deploy.methods import Method
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.signature import MethodSpec, TensorSpec
@@ -55,6 +56,7 @@ class Artifact:
         nonzero_parameters: how many of them are not zero.
         macs: multiply-accumulates of one run on the example inputs.
         methods: what each method takes and gives, ``forward`` first.
+        sources: where further methods are in the model, and what is folded in before them, by method.
         verification: what was measured when the file ran beside the eager model.
         data: the .ptd with the weights, where they are apart.
         labels: names of the classes, if given.
@@ -75,6 +77,7 @@ class Artifact:
     macs: int
     methods: Mapping[str, MethodSpec]
     verification: Verification
+    sources: Mapping[str, Method] = dataclasses.field(default_factory=dict)
     data: tuple[DataFile, ...] = ()
     labels: tuple[str, ...] | None = None
     preprocessing: Normalize | None = None
@@ -180,10 +183,17 @@ class Artifact:
 
     def _method(self, name: str, spec: MethodSpec) -> dict[str, Any]:
         errors = self.verification.methods[name]
-        return {
+        return self._source(name) | {
             "inputs": [one.to_json() for one in spec.inputs],
             "outputs": [one.to_json() | errors[one.name].to_json() for one in spec.outputs],
         }
+
+    def _source(self, name: str) -> dict[str, Any]:
+        source = self.sources.get(name)
+        if source is None:
+            return {}
+        folded = {} if source.preprocess is None else {"preprocessing": source.preprocess.to_json()}
+        return {"function": source.function} | folded
 
     def _quantization(self) -> dict[str, Any] | None:
         if self.backend.quantization is None:

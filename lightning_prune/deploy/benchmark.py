@@ -1,19 +1,21 @@
 """Median latency of several programs, measured in turns in a process of its own."""
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
+from lightning_prune.deploy.arguments import check_bool, check_whole, program_path
 from lightning_prune.deploy.child import CHILD, TIMEOUT
 from lightning_prune.deploy.child_program import ChildProgram
+from lightning_prune.deploy.eager import given_inputs
 from lightning_prune.deploy.profiling import Profile
 from lightning_prune.deploy.profiling import profile as profiled
 from lightning_prune.deploy.turns import in_turns, interquartile_range
-from lightning_prune.report import as_tuple
 
 Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 """A path, several of them, or name -> path."""
@@ -26,7 +28,7 @@ class Latency:
     Args:
         name: as given, or from the file.
         median_ms: median over the rounds, milliseconds per run.
-        spread_ms: interquartile range over the rounds, milliseconds.
+        spread_ms: interquartile range over the rounds, milliseconds; NaN for a single round, which has none.
         ratio: median over the rounds of this program's time by the first one's in the same round.
         rounds: number of rounds.
         runs: runs per round; their median is one measurement.
@@ -43,7 +45,8 @@ class Latency:
 
     def __str__(self) -> str:
         unverified = "" if self.is_verified else ", unverified"
-        return f"{self.name}: {self.median_ms:.3f} ms ± {self.spread_ms / 2:.3f}, {self.ratio:.2f}×{unverified}"
+        spread = "" if math.isnan(self.spread_ms) else f" ± {self.spread_ms / 2:.3f}"
+        return f"{self.name}: {self.median_ms:.3f} ms{spread}, {self.ratio:.2f}×{unverified}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Latencies(Mapping[str, Latency]):
         threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
         lines = [f"{'program':<{width}}  median ms  spread ms   ratio   ({threads}, {self.rows[0].rounds} rounds)"]
         for row in self.rows:
-            line = f"{row.name:<{width}}  {row.median_ms:9.3f}  {row.spread_ms:9.3f}  {row.ratio:5.2f}×"
+            spread = f"{'unknown':>9}" if math.isnan(row.spread_ms) else f"{row.spread_ms:9.3f}"
+            line = f"{row.name:<{width}}  {row.median_ms:9.3f}  {spread}  {row.ratio:5.2f}×"
             lines.append(line if row.is_verified else f"{line}   unverified: no manifest beside it")
         return "\n\n".join(["\n".join(lines), *map(str, self.profiles.values())])
 
@@ -100,7 +104,7 @@ def benchmark(
             to. One with a manifest beside it must be the file that it describes; one without is marked as unverified.
         example_inputs: a tensor or a tuple of tensors that every program takes; None: random ones, for each program
             of the shapes that it takes.
-        rounds: number of rounds, at least 1.
+        rounds: number of rounds, at least 1; at least 3 for a profile.
         threads: of the ExecuTorch runtime.
         profile: whether to measure each operator too; takes about as long again for each operator and delegate.
         method: which method is called.
@@ -111,7 +115,8 @@ def benchmark(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no program, no round, or inputs that a program does not take.
+        ValueError: no program, too few rounds, or inputs that a program does not take.
+        TypeError: an argument is of another type.
         ExportError: a file is not the one that its manifest describes, cannot be loaded or run, takes the other process
             down or does not answer.
         ImportError: ExecuTorch is not installed.
@@ -120,8 +125,10 @@ def benchmark(
         >>> print(benchmark(["dense.pte", "pruned.pte"], torch.zeros(1, 3, 96, 96)))  # doctest: +SKIP
     """
     paths = _named(programs)
-    if not paths or rounds < 1:
-        raise ValueError(f"benchmark needs at least one program and one round, got {len(paths)} and {rounds}")
+    check_bool("profile", profile)
+    check_whole("rounds", rounds, 3 if profile else 1, ", or a profile cannot say how sure it is" if profile else "")
+    if not paths:
+        raise ValueError("programs: got none, must be the path of a file, or several of them")
     models = {name: ChildProgram(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
     inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
     try:
@@ -139,8 +146,11 @@ def benchmark(
 def _named(programs: Programs) -> dict[str, Path]:
     """Return name -> path; names are stems where these differ, and else the paths as given."""
     if isinstance(programs, Mapping):
-        return {name: Path(path) for name, path in programs.items()}
-    paths = [Path(programs)] if isinstance(programs, str | Path) else [Path(path) for path in programs]
+        return {str(name): program_path(path, f"programs[{name!r}]") for name, path in programs.items()}
+    if not isinstance(programs, str | Path | Iterable):
+        raise TypeError(f"programs: got {programs!r:.60}, must be paths of .pte files, or a dict of them by name")
+    given = [programs] if isinstance(programs, str | Path) else programs
+    paths = [program_path(path, "programs") for path in given]
     stems = Counter(path.stem for path in paths)
     named = {path.stem if stems[path.stem] == 1 else str(path): path for path in paths}
     if len(named) < len(paths):
@@ -149,14 +159,14 @@ def _named(programs: Programs) -> dict[str, Path]:
 
 
 def _inputs(model: ChildProgram, example_inputs: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-    return model.random_inputs() if example_inputs is None else model.prepared(*as_tuple(example_inputs))
+    return model.random_inputs() if example_inputs is None else model.prepared(*given_inputs(example_inputs))
 
 
 def _row(name: str, taken: list[float], first: list[float], runs: int, is_verified: bool) -> Latency:
     return Latency(
         name=name,
         median_ms=1000 * statistics.median(taken),
-        spread_ms=1000 * interquartile_range(taken),
+        spread_ms=1000 * interquartile_range(taken) if len(taken) > 1 else math.nan,
         ratio=statistics.median(t / reference for t, reference in zip(taken, first, strict=True)),
         rounds=len(taken),
         runs=runs,

@@ -11,16 +11,18 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_prune.deploy.backends import Backend, Portable
+from lightning_prune.deploy.child import CHILD, EndedError
+from lightning_prune.deploy.child_program import ChildProgram
 from lightning_prune.deploy.comparison import Bounds, Comparison
-from lightning_prune.deploy.dynamic import claimed, ends, found_ranges
+from lightning_prune.deploy.dynamic import ends, found_ranges
 from lightning_prune.deploy.eager import trials
 from lightning_prune.deploy.files import Staged, final
-from lightning_prune.deploy.loaders import check_batched, first_of, split_batch
+from lightning_prune.deploy.loaders import Function, check_batched, first_of, split_batch
 from lightning_prune.deploy.lowering import Graph, Lowered, graph_of, lower, save, with_external_weights
 from lightning_prune.deploy.methods import EntryPoint
 from lightning_prune.deploy.origins import origin
+from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.quantization.calibrated import Calibrated
-from lightning_prune.deploy.runtime import RuntimeModel
 from lightning_prune.deploy.signature import MethodSpec
 from lightning_prune.deploy.verification import LoaderResult, Verification, compare_with
 from lightning_prune.errors import ExportError, VerificationError
@@ -30,6 +32,8 @@ _SLACK = 3.0
 """By how many dB a file may be noisier than its graph: kernels round otherwise than the graph's reference does."""
 _AS_GOOD_AS_FLOAT = 60.0
 """Ratio in dB from which on rounding in float32 may be all that is left."""
+_PATIENCE = 3600.0
+"""Seconds that one run of a file may take before it counts as hanging; portable kernels are slow."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,21 @@ def _built(entry: EntryPoint, backend: Backend, external_weights: bool) -> Built
     return Built(entry, graph, found_ranges(graph.program, entry.spec))
 
 
-def checked_loader(loader: Iterable[Any], entry: EntryPoint, needs_targets: bool) -> Iterator[Any]:
+def checked_loader(
+    loader: Iterable[Any], spec: MethodSpec, preprocess: Normalize | None, needs_targets: bool
+) -> Iterator[Any]:
     """Return the batches of a loader after its first one was checked, as the program takes them.
+
+    Args:
+        loader: of batches.
+        spec: what the program takes and gives, with its ranges.
+        preprocess: that is folded in, if any.
+        needs_targets: whether there is a metric.
 
     Raises:
         ValueError: there is none, or it does not fit.
     """
-    images = loader if entry.preprocess is None else entry.preprocess.images(loader, "verify_on")
-    spec = claimed(entry.spec, entry.shapes)
+    images = loader if preprocess is None else preprocess.images(loader, "verify_on")
     check_batched(spec.inputs, spec.outputs)
     first, batches = first_of(images)
     split_batch(first, spec.inputs, needs_targets)
@@ -123,7 +134,7 @@ def verified(
     batches: Iterable[Any] | None,
     metric: Metric | None,
 ) -> tuple[Verification, tuple[str, ...]]:
-    """Run the file beside the eager model.
+    """Run the file, in a process of its own, beside the eager model.
 
     Returns:
         what was found, and what the user should know about how.
@@ -134,16 +145,17 @@ def verified(
     """
     errors, notes = {}, []
     shown = LoaderResult()
-    with runnable(program, backend, files) as (path, data_path, executed):
+    with released(), runnable(program, backend, files) as (path, data_path, executed):
         for name, one in program.methods.items():
-            run = _loaded(path, data_path, one)
+            run = _loaded(path, data_path, one, executed)
             sizes = ends(one.spec)
             compared_on, unfit = _trials(one, sizes)
             given = (batches, metric) if name == "forward" else (None, None)
-            errors[name], found = compare_with(
-                run, one.entry.eager.run, compared_on, one.spec, bounds, *given, alone=sizes
-            )
-            _check_as_good_as_graph(run, one)
+            with of_method(name):
+                errors[name], found = compare_with(
+                    run, one.entry.eager.run, compared_on, one.spec, bounds, *given, alone=sizes
+                )
+                _check_as_good_as_graph(run, one)
             shown = found if name == "forward" else shown
             notes += unfit
     if executed.name != backend.name:
@@ -155,7 +167,29 @@ def verified(
     return found, tuple(dict.fromkeys(notes))
 
 
-def _check_as_good_as_graph(run: RuntimeModel, one: Built) -> None:
+@contextmanager
+def released() -> Iterator[None]:
+    """Let the other process let go of the programs that it ran in the block."""
+    try:
+        yield
+    finally:
+        CHILD.forget()
+
+
+@contextmanager
+def of_method(name: str) -> Iterator[None]:
+    """Name the method in what is found in the block, where it is another than ``forward``.
+
+    Raises:
+        VerificationError: as in the block.
+    """
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(str(error) if name == "forward" else f"method {name!r}: {error}") from error
+
+
+def _check_as_good_as_graph(run: Function, one: Built) -> None:
     """Refuse a file that is noisier than its quantized graph: the backend made something else of it."""
     quantized = one.graph.quantized
     if quantized is None:
@@ -170,20 +204,31 @@ def _check_as_good_as_graph(run: RuntimeModel, one: Built) -> None:
         reached = of_graph.errors[name].sqnr_db
         if error.sqnr_db < min(reached, _AS_GOOD_AS_FLOAT) - _SLACK:
             raise VerificationError(
-                f"output {name!r} of {one.entry.name}: the file is at {error.sqnr_db:.1f} dB of the eager model, the"
-                f" quantized graph that it was made of at {reached:.1f} dB: the backend computes something else; no"
-                " file was written. Quantize another way, or take another backend"
+                f"output {name!r}: the file is at {error.sqnr_db:.1f} dB of the eager model, the"
+                f" quantized graph that it was made of at {reached:.1f} dB: the backend computes something else."
+                " Quantize another way, or take another backend"
             )
 
 
-def _loaded(path: Path, data_path: Path | None, one: Built) -> RuntimeModel:
-    try:
-        return RuntimeModel(path, one.entry.name, signature=one.spec, data_path=data_path)
-    except ExportError as error:
-        told = str(error).replace(str(path), str(final(path)))
-        if where := origin(error, one.graph.program):
-            told = f"the ExecuTorch runtime has no kernel for an operator of the model{where}: {told}"
-        raise ExportError(told) from error
+def _loaded(path: Path, data_path: Path | None, one: Built, executed: Backend) -> Function:
+    """Return a method of a file, to be called with tensors; its errors say where in the model they come from."""
+    program = ChildProgram.written(path, one.entry.name, one.spec, data_path, _PATIENCE)
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        try:
+            return program(*inputs)
+        except EndedError as error:
+            raise ExportError(
+                f"the ExecuTorch runtime cannot run what {executed} makes of {one.entry.eager} ({error.how}); your"
+                " process goes on. Take another backend, or leave out what this one cannot run"
+            ) from error
+        except ExportError as error:
+            told = str(error).replace(str(path), str(final(path)))
+            if where := origin(error, one.graph.program):
+                told = f"the ExecuTorch runtime has no kernel for an operator of the model{where}: {told}"
+            raise ExportError(told) from error
+
+    return run
 
 
 def _trials(

@@ -14,6 +14,7 @@ from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
 from lightning_prune.deploy.backends.coreml import RELEASES
 from lightning_prune.deploy.export import export
 from lightning_prune.deploy.folders import Replacement, replaced
+from lightning_prune.deploy.lowering import check_backend
 from lightning_prune.errors import ExportError
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -79,6 +80,7 @@ def export_android(
         >>> bundle.artifact.path  # doctest: +SKIP
         PosixPath('out/android/assets/model.pte')
     """
+    check_backend(backend)
     if isinstance(backend, CoreML):
         raise ValueError("backend: got CoreML, which Android has not: pass XNNPACK() or Vulkan(), or call export_ios")
     if options.get("external_weights"):
@@ -127,6 +129,9 @@ def export_ios(
         >>> [artifact.backend.name for artifact in bundle.artifacts]  # doctest: +SKIP
         ['coreml', 'xnnpack']
     """
+    check_backend(backend)
+    if fallback is not None:
+        check_backend(fallback, "fallback")
     backends = [backend] if fallback is None or fallback == backend else [backend, fallback]
     if any(isinstance(one, Vulkan) for one in backends):
         raise ValueError("backend: got Vulkan, which iOS has not: pass CoreML() or XNNPACK(), or call export_android")

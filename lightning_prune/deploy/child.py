@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_prune.deploy.quiet import unknown
 from lightning_prune.deploy.runtime import require_executorch
 from lightning_prune.deploy.wire import BrokenMessageError, receive, send
 from lightning_prune.errors import ExportError
@@ -32,6 +33,19 @@ serve()
 _LINES = 6
 
 
+class EndedError(ExportError):
+    """The process ended, or was ended, while it ran a file.
+
+    Args:
+        message: for the user.
+        how: it ended, in words: ``SIGSEGV``, or that there was no answer in time.
+    """
+
+    def __init__(self, message: str, how: str) -> None:
+        super().__init__(message)
+        self.how = how
+
+
 class Child:
     """The process: started at the first request, started again after a crash, ended with this one."""
 
@@ -40,6 +54,15 @@ class Child:
         self._stderr: IO[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the process, if it does not run, and do not wait for it: a request that comes later is served sooner.
+
+        Raises:
+            ExportError: there can be no process.
+        """
+        with self._lock:
+            self._started()
 
     def ask(self, task: str, subject: Path, timeout: float = TIMEOUT, **arguments: object) -> Any:  # noqa: ANN401
         """Let the process do something with a file.
@@ -102,7 +125,7 @@ class Child:
         finally:
             timer.cancel()
         if reply is None:
-            raise ExportError(self._obituary(process, subject, timeout if late.is_set() else None))
+            raise self._obituary(process, subject, timeout if late.is_set() else None)
         return reply
 
     def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
@@ -114,9 +137,14 @@ class Child:
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
             command = [sys.executable, "-W", "ignore", "-c", _START, str(_PACKAGE), "\n".join(sys.path)]
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=self._stderr, start_new_session=True
-            )
+            try:
+                self._process = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, stderr=self._stderr, start_new_session=True
+                )
+            except OSError as error:
+                raise ExportError(
+                    f"no process for .pte files can be started ({error}): free memory, or allow more processes"
+                ) from error
         process = self._process
         if process.stdin is None or process.stdout is None or self._stderr is None:
             raise ExportError("the process for .pte files has no pipes")
@@ -124,17 +152,19 @@ class Child:
         self._stderr.truncate()
         return process, process.stdin, process.stdout
 
-    def _obituary(self, process: subprocess.Popen[bytes], subject: Path, timeout: float | None) -> str:
+    def _obituary(self, process: subprocess.Popen[bytes], subject: Path, timeout: float | None) -> EndedError:
         if timeout is None and _outlives(process):
             process.kill()
         told = self._told()
         code = process.wait()
         self.close()
         if timeout is not None:
-            return f"{subject} gave no answer within {timeout:g} s: it is damaged, or needs a longer timeout{told}"
-        return (
+            message = f"{subject} gave no answer within {timeout:g} s: it is damaged, or needs a longer timeout{told}"
+            return EndedError(message, f"no answer within {timeout:g} s")
+        return EndedError(
             f"{subject} took the process that runs it down ({_name(code)}), yours goes on: the file is damaged or not"
-            f" made for this runtime; export it again, and copy it together with its manifest{told}"
+            f" made for this runtime; export it again, and copy it together with its manifest{told}",
+            _name(code),
         )
 
     def _told(self) -> str:
@@ -142,7 +172,7 @@ class Child:
             return ""
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()][-_LINES:]
+        said = [line.strip() for line in unknown(lines)][-_LINES:]
         return f" (it said: {'; '.join(said)})" if said else ""
 
 

@@ -1,5 +1,6 @@
 """A .pte in the process of its own: manifest checked, signature read, then called with tensors like a function."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.deploy.arguments import check_seconds, check_text, check_whole, program_path
 from lightning_prune.deploy.child import CHILD, TIMEOUT
+from lightning_prune.deploy.files import final
 from lightning_prune.deploy.manifest import data_paths, load_manifest, methods_of
 from lightning_prune.deploy.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
 from lightning_prune.deploy.turns import Turn
@@ -25,7 +28,8 @@ class ChildProgram:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: fewer than one thread.
+        ValueError: another suffix, fewer than one thread, or no time.
+        TypeError: an argument is of another type.
         ExportError: the file is not the one that its manifest describes, is no program, or has no such method of
             tensors alone.
         ImportError: ExecuTorch is not installed.
@@ -34,17 +38,57 @@ class ChildProgram:
     def __init__(
         self, path: str | Path, method: str = "forward", *, threads: int = 1, timeout: float = TIMEOUT
     ) -> None:
-        if threads < 1:
-            raise ValueError(f"threads: got {threads}, must be at least 1")
-        self.path, self.method, self.timeout = Path(path), method, timeout
-        self.manifest = manifest = checked_manifest(self.path)
-        data = () if manifest is None else data_paths(manifest, self.path)
-        if len(data) > 1:
-            raise ExportError(f"{path} has {len(data)} .ptd files, and this runtime loads one: export it again")
-        described = {} if manifest is None else methods_of(manifest)
-        signature = described.get(method) or self._signature()
+        check_text("method", method, "forward")
+        check_whole("threads", threads)
+        check_seconds("timeout", timeout)
+        self.path = self.subject = program_path(path)
+        self.timeout = timeout
+        self.manifest = checked_manifest(self.path)
+        self._place = {"data": _data(self.manifest, self.path), "threads": threads}
+        self._take(method, None)
+
+    @classmethod
+    def written(
+        cls, path: Path, method: str, signature: MethodSpec, data: Path | None, timeout: float
+    ) -> "ChildProgram":
+        """Return a method of a file that was written just now, has no manifest yet and may have another name.
+
+        Args:
+            path: of the file.
+            method: name of the method in it.
+            signature: what it takes and gives.
+            data: file with its weights, if these are apart.
+            timeout: seconds that one call may take; it runs on as many threads as the runtime takes by itself.
+        """
+        program = object.__new__(cls)
+        program.path, program.subject, program.timeout, program.manifest = path, final(path), timeout, None
+        program._place = {"data": None if data is None else str(data.absolute()), "threads": None}
+        program._take(method, signature)
+        return program
+
+    def _take(self, method: str, signature: MethodSpec | None) -> None:
+        described = {} if self.manifest is None else methods_of(self.manifest)
+        self.method = method
+        signature = signature or described.get(method) or self._signature()
         self.inputs, self.outputs = signature.inputs, signature.outputs
-        self._place = {"method": method, "data": str(data[0].absolute()) if data else None, "threads": threads}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods of the file, those left out that take nothing: they hold constants."""
+        if self.manifest is not None:
+            return tuple(self.manifest["methods"])
+        found = read_contents(self.path, self.timeout, constants=False)["methods"]
+        return tuple(each["name"] for each in found if each["inputs"])
+
+    def other(self, method: str) -> "ChildProgram":
+        """Return another method of the same file.
+
+        Raises:
+            ExportError: there is none, or it takes something else than tensors.
+        """
+        other = copy.copy(self)
+        other._take(method, None)
+        return other
 
     @property
     def is_verified(self) -> bool:
@@ -107,12 +151,13 @@ class ChildProgram:
 
     def variant(self, path: str) -> "ChildProgram":
         """Return the same program read from another file that :meth:`doubled` wrote."""
-        other = object.__new__(type(self))
-        vars(other).update(vars(self) | {"path": Path(path)})
+        other = copy.copy(self)
+        other.path = Path(path)
         return other
 
     def _ask(self, task: str, **arguments: object) -> Any:  # noqa: ANN401
-        return CHILD.ask(task, self.path, self.timeout, path=str(self.path.absolute()), **self._place, **arguments)
+        place = {"path": str(self.path.absolute()), "method": self.method, **self._place}
+        return CHILD.ask(task, self.subject, self.timeout, **place, **arguments)
 
     def _signature(self) -> MethodSpec:
         found = read_contents(self.path, self.timeout, constants=False)["methods"]
@@ -133,6 +178,13 @@ class ChildProgram:
         return tuple(map(_spec, names, values))
 
 
+def _data(manifest: Mapping[str, Any] | None, path: Path) -> str | None:
+    paths = () if manifest is None else data_paths(manifest, path)
+    if len(paths) > 1:
+        raise ExportError(f"{path} has {len(paths)} .ptd files, and this runtime loads one: export it again")
+    return str(paths[0].absolute()) if paths else None
+
+
 def _spec(name: str, value: Mapping[str, Any]) -> TensorSpec:
     shape = tuple(value["shape"])
     dynamic = {index: (min(1, size), size) for index, size in enumerate(shape)} if value["is_dynamic"] else {}
@@ -147,8 +199,7 @@ def checked_manifest(path: Path) -> dict[str, Any] | None:
         ValueError: the path does not end in .pte.
         ExportError: the manifest is malformed, or describes another file.
     """
-    if path.suffix != ".pte":
-        raise ValueError(f"path: got {str(path)!r}, must end in .pte")
+    path = program_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no .pte file at {path}")
     return load_manifest(path) if path.with_suffix(".json").exists() else None

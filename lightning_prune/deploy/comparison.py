@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_prune.deploy.arguments import check_number
 from lightning_prune.deploy.signature import describe
 from lightning_prune.errors import VerificationError
 
@@ -18,16 +19,20 @@ class Bounds:
     Args:
         tolerance: largest absolute difference; None: any.
         min_sqnr: lowest signal-to-quantization-noise ratio over all that was run, in dB; None: any.
+
+    Raises:
+        TypeError: one is no number.
+        ValueError: one is not finite, or the tolerance not above 0.
     """
 
     tolerance: float | None = None
     min_sqnr: float | None = None
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise ValueError(f"tolerance: got {self.tolerance}, must be a finite number above 0, as in tolerance=1e-4")
-        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
-            raise ValueError(f"min_sqnr: got {self.min_sqnr}, must be a finite number of dB, as in min_sqnr=20.0")
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, "1e-4", above=0)
+        if self.min_sqnr is not None:
+            check_number("min_sqnr", self.min_sqnr, "20.0")
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,7 @@ class Comparison:
                 raise VerificationError(
                     f"output {name!r}{where}: the signal-to-quantization-noise ratio to the eager model is"
                     f" {error.sqnr_db:.1f} dB, the lowest accepted is {self._bounds.min_sqnr:g} dB (largest absolute"
-                    f" difference {error.max_abs_error:.3g}); no file was written."
-                    f" {_WRONG_SIZE if where else _TOO_NOISY}"
+                    f" difference {error.max_abs_error:.3g}). {_WRONG_SIZE if where else _TOO_NOISY}"
                 )
 
     def _ratio(self, name: str) -> float:
@@ -127,7 +131,7 @@ _TOO_NOISY = (
     " min_output_sqnr="
 )
 _WRONG_SIZE = "If it is right at other sizes, the runtime cannot resize this program: leave dynamic_shapes= out"
-_OTHER_GRAPH = "the exported graph is not the model's; no file was written"
+_OTHER_GRAPH = "the program is not made of this model"
 
 
 def _power(x: Tensor) -> float:
@@ -138,11 +142,11 @@ def _disagreement(name: str, where: str, error: float, tolerance: float | None) 
     if math.isnan(error) or tolerance is None:
         return (
             f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share: check the"
-            " weights and the example input; no file was written"
+            " weights and the example input"
         )
     return (
         f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the tolerance is"
-        f" {tolerance:g}; no file was written. Compare with another backend, or accept it with tolerance={error:.1g}"
+        f" {tolerance:g}. Compare with another backend, or accept it with tolerance={error:.1g}"
     )
 
 

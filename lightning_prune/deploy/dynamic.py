@@ -20,6 +20,8 @@ Sizes = Mapping[int, Any]
 _HINT = type(Dim.AUTO)
 _DERIVED = type(2 * Dim("n"))
 _UNBOUNDED = 2**31
+LARGEST = "the largest sizes"
+"""What :func:`ends` calls them."""
 _EXAMPLE = "dynamic_shapes={{{name!r}: {{0: torch.export.Dim('batch', min=1, max=8)}}}}"
 
 
@@ -182,7 +184,7 @@ def ends(spec: MethodSpec) -> dict[str, list[list[int]]]:
 
     return {
         "sizes one above the smallest": at(lambda low, high: min(low + 1, high)),
-        "the largest sizes": at(lambda _, high: high),
+        LARGEST: at(lambda _, high: high),
         "the smallest sizes": at(lambda low, _: low),
     }
 

@@ -55,8 +55,18 @@ class EagerModel(nn.Module):
         return tuple(pytree.tree_leaves(self.function(*self.of_model(inputs))))
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the same for inputs that the model may change in place."""
-        return self(*(x.clone() for x in inputs))
+        """Return the same for inputs that the model may change in place.
+
+        Raises:
+            ExportError: the model rejects them.
+        """
+        try:
+            return self(*(x.clone() for x in inputs))
+        except Exception as error:
+            raise ExportError(
+                f"{self} rejects {describe(inputs)}, which the program takes: {error}; give inputs that both take, and"
+                " let sizes vary no further than the model can"
+            ) from error
 
 
 @contextmanager
@@ -104,7 +114,7 @@ def example_tensors(
         ValueError: there are none.
         TypeError: one is no tensor.
     """
-    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+    inputs = example_of(model) if example_inputs is None else given_inputs(example_inputs)
     if not inputs:
         raise ValueError(
             f"{type(model).__name__} has no example_input_array: pass inputs of the shape that the app will use, as in"
@@ -117,6 +127,20 @@ def example_tensors(
                 f" {method}, and wrap a model that takes anything else"
             )
     return tuple(x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in inputs)
+
+
+def given_inputs(example_inputs: object, name: str = "example_inputs") -> tuple[Any, ...]:
+    """Return what a caller gave for positional arguments as a tuple.
+
+    Raises:
+        TypeError: it is neither a tensor nor a tuple or list.
+    """
+    if not isinstance(example_inputs, Tensor | tuple | list):
+        raise TypeError(
+            f"{name}: got a {type(example_inputs).__name__}, must be a tensor or a tuple of tensors, one per positional"
+            f" argument, as in {name}=torch.zeros(1, 3, 224, 224)"
+        )
+    return as_tuple(example_inputs)
 
 
 def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -1,27 +1,31 @@
 """From a module to a verified .pte: copy, trace, lower, write, run, rename."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_prune.deploy.arguments import check_bool, check_model, checked_labels, program_path
 from lightning_prune.deploy.artifact import Artifact, DataFile, file_facts, zipped_size
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.building import Program, bounds_of, built, checked_loader, verified
+from lightning_prune.deploy.child import CHILD
 from lightning_prune.deploy.constants import Constant, checked_constants
-from lightning_prune.deploy.dynamic import resized
+from lightning_prune.deploy.dynamic import claimed, resized
 from lightning_prune.deploy.eager import folded_copy, isolated
-from lightning_prune.deploy.files import Staged, program_path, staged, writing
-from lightning_prune.deploy.lowering import outside_notes, save
+from lightning_prune.deploy.files import Staged, staged, writing
+from lightning_prune.deploy.lowering import check_backend, outside_notes, save
 from lightning_prune.deploy.manifest import to_text
-from lightning_prune.deploy.methods import EntryPoint, Method, entry_points
+from lightning_prune.deploy.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.runtime import require_executorch
 from lightning_prune.deploy.signature import check_labels
 from lightning_prune.deploy.verification import check_metric
+from lightning_prune.errors import VerificationError
 from lightning_prune.report import Summary, summarize
 
 _DEFAULT_BACKEND = XNNPACK()
@@ -46,10 +50,10 @@ def export(
     """Write a .pte and its manifest, after the file was run and gave what the model gives.
 
     A copy of the model is put into eval mode with its masks folded; the model itself stays as it is, with its mode,
-    device and random state. The program is written to a temporary file beside ``path``, loaded from there by the
-    ExecuTorch runtime, and run on the example inputs, on random inputs of the same shapes, on the smallest and largest
-    sizes where sizes may vary, and on ``verify_on``. Only then do ``model.pte`` and ``model.json`` take their names;
-    after any error older files are still in place.
+    device and random state. The program is written to a temporary file beside ``path`` and run by the ExecuTorch
+    runtime, in a process of its own that a fault takes down without yours: on the example inputs, on random inputs of
+    the same shapes, on the smallest and largest sizes where sizes may vary, and on ``verify_on``. Only then do
+    ``model.pte`` and ``model.json`` take their names; after any error older files are still in place.
 
     Args:
         model: any module on any device, masked, pruned or dense, in any mode; also a LightningModule with a trainer.
@@ -87,8 +91,11 @@ def export(
         1.1920928955078125e-07
     """
     require_executorch()
+    check_model(model)
     path = program_path(path)
-    _check_arguments(backend, preprocess, methods, labels)
+    labels = checked_labels(labels)
+    _check_arguments(backend, preprocess, external_weights)
+    check_methods(methods)
     check_metric(metric, verify_on)
     bounds = bounds_of(backend, tolerance)
     forward = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess)}
@@ -96,7 +103,8 @@ def export(
         entries = entry_points(model, folded_copy(model), forward | dict(methods or {}))
         check_labels(labels, entries[0].spec.outputs)
         values = checked_constants(constants, labels, [entry.name for entry in entries])
-        batches = None if verify_on is None else checked_loader(verify_on, entries[0], metric is not None)
+        batches = None if verify_on is None else _batches(verify_on, entries[0], metric)
+        CHILD.start()
         program = Program(built(entries, backend, external_weights), values)
         lowered = program.lowered(backend)
         left_outside = outside_notes(lowered, backend, tuple(program.methods))
@@ -104,7 +112,8 @@ def export(
         with ThreadPoolExecutor(2) as beside:
             facts = beside.submit(file_facts, files.program)
             zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
-            verification, notes = verified(program, backend, files, bounds, batches, metric)
+            with _named(path):
+                verification, notes = verified(program, backend, files, bounds, batches, metric)
             summary = _summary(entries[0])
         artifact = Artifact(
             path=path,
@@ -117,9 +126,10 @@ def export(
             nonzero_parameters=summary.parameters - summary.zeros,
             macs=summary.macs or 0,
             methods={name: one.spec for name, one in program.methods.items()},
+            sources={e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in entries[1:]},
             verification=verification,
             data=_data(files),
-            labels=None if labels is None else tuple(labels),
+            labels=labels,
             preprocessing=preprocess,
             quantized={name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
             notes=(*backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
@@ -128,6 +138,20 @@ def export(
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
         files.publish()
     return artifact
+
+
+def _batches(verify_on: Iterable[Any], forward: EntryPoint, metric: Metric | None) -> Iterator[Any]:
+    spec = claimed(forward.spec, forward.shapes)
+    return checked_loader(verify_on, spec, forward.preprocess, metric is not None)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of what is found in the block that the file was not written."""
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(f"{path.name} was not written: {error}") from error
 
 
 def _summary(entry: EntryPoint) -> Summary:
@@ -150,19 +174,8 @@ def _kept(backend: Backend, files: Staged) -> tuple[str, ...]:
     )
 
 
-def _check_arguments(
-    backend: Backend,
-    preprocess: Normalize | None,
-    methods: Mapping[str, Method] | None,
-    labels: Sequence[str] | None,
-) -> None:
-    if isinstance(backend, type) or not isinstance(backend, Backend):
-        raise TypeError(f"backend: got {backend!r}, must be a value such as XNNPACK()")
+def _check_arguments(backend: Backend, preprocess: Normalize | None, external_weights: bool) -> None:
+    check_backend(backend)
+    check_bool("external_weights", external_weights)
     if preprocess is not None and not isinstance(preprocess, Normalize):
         raise TypeError(f"preprocess: got a {type(preprocess).__name__}, must be Normalize(mean=[…], std=[…])")
-    if methods is not None and (not isinstance(methods, Mapping) or "forward" in methods):
-        raise TypeError("methods: must be a dict of further methods; forward is the model's own and needs no entry")
-    if isinstance(labels, str):
-        raise TypeError(f"labels: got the string {labels!r}, must be a list with one name per class")
-    if labels is not None and not all(isinstance(label, str) for label in labels):
-        raise TypeError(f"labels: got {list(labels)!r:.60}, every one must be a string")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_prune.deploy.manifest import is_manifest
 from lightning_prune.errors import ExportError
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
@@ -67,18 +68,6 @@ def _put_back(target: Path, backup: Path | None, moved: bool) -> None:
         target.unlink(missing_ok=True)
 
 
-def program_path(path: str | Path) -> Path:
-    """Return the path of a .pte.
-
-    Raises:
-        ValueError: another suffix.
-    """
-    path = Path(path)
-    if path.suffix != ".pte":
-        raise ValueError(f"path: got {str(path)!r}, must end in .pte, as in {str(path.with_suffix('.pte'))!r}")
-    return path
-
-
 @contextmanager
 def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
     """Reserve temporary files beside ``path``; whatever is left of them when the block ends is removed.
@@ -88,13 +77,19 @@ def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
         external_weights: whether a .ptd belongs to it.
 
     Raises:
-        ExportError: the folder does not exist or cannot be written, or what stands there cannot be replaced.
+        ExportError: the folder does not exist or cannot be written, or what stands there cannot be replaced, or is a
+            .json that is no manifest of ours.
     """
     targets = [path, path.with_suffix(".json"), *([path.with_suffix(".ptd")] if external_weights else [])]
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist: create it, then export to {path}")
     for target in targets:
         _check_replaceable(target)
+    if targets[1].exists() and not is_manifest(targets[1]):
+        raise ExportError(
+            f"{targets[1]} is no manifest of lightning_prune, and the manifest of {path.name} would replace it: move it"
+            " away, or give the .pte another name"
+        )
     token = secrets.token_hex(4)
     temporary = [path.parent / f".{p.name}.{token}.tmp" for p in targets]
     try:

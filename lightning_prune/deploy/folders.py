@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_prune.deploy.arguments import given_path
 from lightning_prune.errors import ExportError
 
 RECORD = ".lightning_prune.json"
@@ -60,7 +61,7 @@ def replaced(folder: str | Path) -> Iterator[Replacement]:
         ExportError: the parent does not exist or cannot be written, or there are files in the place that were not
             written here, or were changed since.
     """
-    folder = Path(folder)
+    folder = given_path(folder, "folder", "out/android")
     folder = folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
     _check_replaceable(folder)
     building = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"

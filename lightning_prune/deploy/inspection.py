@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_prune.deploy.arguments import check_seconds, program_path
 from lightning_prune.deploy.child import TIMEOUT
 from lightning_prune.deploy.child_program import checked_manifest, read_contents
 from lightning_prune.deploy.signature import describe_shape
@@ -158,14 +159,16 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the path does not end in .pte.
+        ValueError: the path does not end in .pte, or there is no time.
+        TypeError: an argument is of another type.
         ExportError: it is not the file that its manifest describes, or no .pte that can be read.
         ImportError: ExecuTorch is not installed.
 
     Example:
         >>> print(inspect("digits.pte"))  # doctest: +SKIP
     """
-    path = Path(path)
+    path = program_path(path)
+    check_seconds("timeout", timeout)
     manifest = checked_manifest(path)
     found = read_contents(path, timeout)
     data = path.read_bytes()

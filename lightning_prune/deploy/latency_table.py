@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from lightning_prune.compaction import Compaction, compact, inexact
 from lightning_prune.copies import plain_copy
+from lightning_prune.deploy.arguments import check_bool, check_model, check_whole
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
-from lightning_prune.deploy.lowering import graph_of, lower, save
+from lightning_prune.deploy.lowering import check_backend, graph_of, lower, save
 from lightning_prune.deploy.network_part import part_reading
 from lightning_prune.deploy.runtime import RuntimeModel, require_executorch, thread_count
 from lightning_prune.deploy.turns import Turn, in_turns, standard_error, turn_of
@@ -187,6 +188,7 @@ def latency_table(
         the table, in the order of the channel groups.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: fewer than 3 rounds, no or unknown channel groups, or one that cannot be pruned.
         ExportError: the model or a part of it cannot be run, traced or lowered, or the backend does not run here.
         ImportError: ExecuTorch is not installed.
@@ -196,8 +198,12 @@ def latency_table(
         >>> Recipe(..., granularity=Channel(round_to=16), allocation=Global(cost=table))  # doctest: +SKIP
     """
     require_executorch()
-    if rounds < 3:
-        raise ValueError(f"rounds: got {rounds}, must be at least 3, or a table has no spread to tell noise by")
+    check_model(model)
+    check_whole("threads", threads)
+    check_backend(backend)
+    check_bool("allow_inexact", allow_inexact)
+    _check_choices(groups, widths)
+    check_whole("rounds", rounds, 3, ", or a table has no spread to tell noise by")
     with isolated(), TemporaryDirectory() as folder, thread_count(threads):
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
@@ -237,6 +243,13 @@ class _Bench:
         save(lower({"forward": graph.program}, self.backend), path)
         loaded = RuntimeModel(path)
         return turn_of(partial(loaded.run, loaded.prepared(*inputs)))
+
+
+def _check_choices(groups: object, widths: object) -> None:
+    if groups is not None and (isinstance(groups, str) or not isinstance(groups, Collection)):
+        raise TypeError(f"groups: got {groups!r:.60}, must be a list of names of channel groups, as in groups=['conv']")
+    if not callable(widths):
+        raise TypeError(f"widths: got {widths!r:.60}, must be a function such as Channel(round_to=16).widths")
 
 
 def _chosen(

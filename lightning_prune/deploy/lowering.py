@@ -65,6 +65,16 @@ class Graph:
     quantized: Quantized | None = None
 
 
+def check_backend(backend: object, name: str = "backend") -> None:
+    """Check a backend.
+
+    Raises:
+        TypeError: it is none, or the class of one.
+    """
+    if isinstance(backend, type) or not isinstance(backend, Backend):
+        raise TypeError(f"{name}: got {backend!r:.60}, must be a value such as XNNPACK()")
+
+
 def graph_of(
     eager: EagerModel,
     inputs: Sequence[Tensor],
@@ -209,10 +219,19 @@ def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = (
         if names:
             listed = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.most_common())
             of = "" if method == "forward" else f" of {method}"
+            calls = "operator call stays" if names.total() == 1 else "operator calls stay"
+            runs = "runs" if names.total() == 1 else "run"
             notes.append(
-                f"{names.total()} operator calls{of} stay outside {backend.name} and run on portable kernels: {listed}."
+                f"{names.total()} {calls}{of} outside {backend.name} and {runs} on portable kernels: {listed}."
+                f"{_how_long(backend, method)}"
             )
     return tuple(notes)
+
+
+def _how_long(backend: Backend, method: str) -> str:
+    """Return how to see what share of the time they take, where the program can be timed on this machine."""
+    chosen = "" if method == "forward" else f", method={method!r}"
+    return f" benchmark(path{chosen}, profile=True) shows their share of the time." if backend.runs_here else ""
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from lightning_prune._version import __version__
+from lightning_prune.deploy.arguments import given_path
 from lightning_prune.deploy.signature import DTYPES, MethodSpec, TensorSpec
 from lightning_prune.errors import ExportError
 
@@ -79,17 +80,30 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no manifest there.
+        TypeError: the path is none.
+        ValueError: it is empty.
         ExportError: it is malformed, was changed after it was written, or is of a newer format; or the .pte or a .ptd
             has another size or sha256.
     """
-    manifest_path = Path(path).with_suffix(".json")
-    program = Path(path).with_suffix(".pte")
+    path = given_path(path)
+    if not path.name:
+        raise ValueError(f"path: got {str(path)!r}, must be that of a .pte or of the .json beside it")
+    manifest_path, program = path.with_suffix(".json"), path.with_suffix(".pte")
     manifest = _parsed(manifest_path)
     if program.is_file():
         _check_file(program, manifest, manifest_path)
         for entry in manifest["data"]:
             _check_file(program.parent / entry["file"], entry, manifest_path)
     return manifest
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest that was written here, of whatever version and whatever became of it since."""
+    try:
+        found = json.loads(_bytes(path).decode("utf-8"))
+    except (ExportError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and type(found.get("format")) is int and {"digest", "program"} <= found.keys()
 
 
 def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
@@ -184,6 +198,8 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
 
 
 def _method(described: Mapping[str, Any]) -> MethodSpec:
+    if not isinstance(described.get("function", ""), str):
+        raise TypeError(f"function {described['function']!r:.60} is no name")
     return MethodSpec(tuple(map(_spec, _list(described["inputs"]))), tuple(map(_spec, _list(described["outputs"]))))
 
 

@@ -20,13 +20,14 @@ class Method:
     Args:
         function: a method of the model or of a module in it, as in ``model.embed``; its name as in ``"embed"`` or
             ``"encoder.embed"``; or a module in the model, whose ``forward`` is meant.
-        example_inputs: a tensor or a tuple of tensors, one per positional argument.
+        example_inputs: a tensor or a tuple of tensors, one per positional argument; None: the model's
+            ``example_input_array``, and to :func:`verify` those of ``forward`` or random ones.
         dynamic_shapes: as in torch.export; None: every shape is that of the example.
         preprocess: folded in before its first input; None: none.
     """
 
     function: str | Callable[..., Any]
-    example_inputs: Tensor | Sequence[Tensor] | None
+    example_inputs: Tensor | Sequence[Tensor] | None = None
     dynamic_shapes: Any = None
     preprocess: Normalize | None = None
 
@@ -55,6 +56,20 @@ class EntryPoint:
     def names(self) -> list[str]:
         """Names of its inputs."""
         return [one.name for one in self.spec.inputs]
+
+
+def check_methods(methods: Mapping[str, Method] | None) -> None:
+    """Check further methods of a program.
+
+    Raises:
+        TypeError: they are no dict, or have an entry for ``forward``.
+    """
+    if methods is not None and not isinstance(methods, Mapping):
+        raise TypeError(
+            f"methods: got a {type(methods).__name__}, must be a dict, as in {{'embed': Method(model.embed, x)}}"
+        )
+    if methods is not None and "forward" in methods:
+        raise TypeError("methods: must be a dict of further methods; forward is the model's own and needs no entry")
 
 
 def entry_points(model: nn.Module, copied: nn.Module, methods: Mapping[str, Method]) -> tuple[EntryPoint, ...]:
@@ -122,11 +137,14 @@ def _path(model: nn.Module, name: str, function: object) -> str:
     )
 
 
-def _existing(model: nn.Module, name: str, function: str) -> str:
+def has_method(model: nn.Module, function: str) -> bool:
+    """Whether a name such as ``embed`` or ``encoder.embed`` is that of a method or a module in the model."""
     path, _, attribute = function.rpartition(".")
-    owner = dict(model.named_modules()).get(path)
-    if owner is None or not callable(getattr(owner, attribute, None)):
+    return callable(getattr(dict(model.named_modules()).get(path), attribute, None))
+
+
+def _existing(model: nn.Module, name: str, function: str) -> str:
+    if not has_method(model, function):
         raise ValueError(f"methods[{name!r}]: {type(model).__name__} has no method {function!r}")
-    if isinstance(getattr(owner, attribute), nn.Module):
-        return f"{function}.forward"
-    return function
+    is_module = function in dict(model.named_modules())
+    return f"{function}.forward" if is_module else function

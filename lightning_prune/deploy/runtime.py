@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_prune.deploy.arguments import check_text, check_whole, given_path
 from lightning_prune.deploy.constants import Constant
 from lightning_prune.deploy.manifest import data_paths, load_manifest, methods_of
 from lightning_prune.deploy.quiet import native_lines, quiet_import, quiet_native, tell, unknown
@@ -114,6 +115,7 @@ class RuntimeModel:
 
     Raises:
         FileNotFoundError: no such file.
+        TypeError: an argument is of another type.
         ExportError: the file is not the one that its manifest describes, or not a program that this runtime can load,
             or it has no such method.
         ImportError: ExecuTorch is not installed.
@@ -127,11 +129,12 @@ class RuntimeModel:
         signature: MethodSpec | None = None,
         data_path: str | Path | None = None,
     ) -> None:
-        self.path = Path(path)
+        check_text("method", method, "forward")
+        self.path = given_path(path)
         self.method = method
         if not self.path.is_file():
             raise FileNotFoundError(f"no .pte file at {self.path}")
-        self.data_path = None if data_path is None else Path(data_path)
+        self.data_path = None if data_path is None else given_path(data_path, "data_path", "model.ptd")
         if signature is None and self.path.with_suffix(".json").is_file():
             signature = self._described()
         self._program: _Program | None = None
@@ -260,10 +263,10 @@ def thread_count(threads: int) -> Iterator[None]:
 
     Raises:
         ValueError: fewer than one thread.
+        TypeError: it is no whole number.
         ExportError: ExecuTorch does not take this number.
     """
-    if threads < 1:
-        raise ValueError(f"threads: got {threads}, must be at least 1")
+    check_whole("threads", threads)
     native = imported("executorch.extension.pybindings.portable_lib")
     before = _threads(native)
     _set_threads(native, threads)

@@ -8,13 +8,20 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_prune.deploy.arguments import check_loader
 from lightning_prune.deploy.comparison import Bounds, Comparison, OutputError
 from lightning_prune.deploy.loaders import Function, run_in_chunks, split_batch
 from lightning_prune.deploy.signature import MethodSpec, describe
 
 
 def check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None:
-    """Raise TypeError where it is no metric, and ValueError where there is nothing to compute it on."""
+    """Check a metric and what it is computed on.
+
+    Raises:
+        TypeError: it is no metric, or gives no batches.
+        ValueError: there is nothing to compute the metric on.
+    """
+    check_loader(verify_on)
     if metric is not None and not isinstance(metric, Metric):
         raise TypeError(
             f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc"

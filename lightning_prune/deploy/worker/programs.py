@@ -7,10 +7,10 @@ from types import ModuleType
 
 from torch import Tensor
 
-from lightning_prune.deploy.worker.pte_file import RefusedError, read
+from lightning_prune.deploy.worker.pte_file import RefusedError, read, without_export_side
 
 Run = Callable[[Sequence[Tensor]], Sequence[object]]
-Key = tuple[str, str, str | None, int, int, int]
+Key = tuple[str, str, str | None, int | None, int, int]
 
 
 class Programs:
@@ -18,16 +18,18 @@ class Programs:
 
     def __init__(self) -> None:
         self._loaded: dict[Key, Run] = {}
-        self._threads = 0
+        self._threads = self._usual = 0
 
-    def run(self, path: str, method: str, data: str | None, threads: int, inputs: Sequence[Tensor]) -> list[object]:
+    def run(
+        self, path: str, method: str, data: str | None, threads: int | None, inputs: Sequence[Tensor]
+    ) -> list[object]:
         """Return what a method gives.
 
         Args:
             path: of the .pte.
             method: name of the method in it.
             data: path of its external weights, if any.
-            threads: of the ExecuTorch runtime.
+            threads: of the ExecuTorch runtime; None: as many as it takes by itself.
             inputs: contiguous tensors that it takes.
         """
         run = self._program(path, method, data, threads)
@@ -37,7 +39,7 @@ class Programs:
             raise RefusedError(f"it fails in the ExecuTorch runtime: {error}") from error
 
     def turn(
-        self, path: str, method: str, data: str | None, threads: int, inputs: Sequence[Tensor], runs: int
+        self, path: str, method: str, data: str | None, threads: int | None, inputs: Sequence[Tensor], runs: int
     ) -> list[float]:
         """Return the seconds of each of some runs, after one that is not counted."""
         run = self._program(path, method, data, threads)
@@ -53,7 +55,7 @@ class Programs:
         """Let go of all programs."""
         self._loaded.clear()
 
-    def _program(self, path: str, method: str, data: str | None, threads: int) -> Run:
+    def _program(self, path: str, method: str, data: str | None, threads: int | None) -> Run:
         native = _native()
         self._use(native, threads)
         about = os.stat(path)
@@ -65,7 +67,9 @@ class Programs:
                 raise RefusedError(_reason(native, path, str(error))) from error
         return self._loaded[key]
 
-    def _use(self, native: ModuleType, threads: int) -> None:
+    def _use(self, native: ModuleType, threads: int | None) -> None:
+        self._usual = self._usual or native._threadpool_get_thread_count()
+        threads = self._usual if threads is None else threads
         if threads == self._threads:
             return
         self.forget()  # a loaded method keeps a pointer into the old pool
@@ -78,6 +82,7 @@ class Programs:
 
 
 def _native() -> ModuleType:
+    without_export_side()
     from executorch.extension.pybindings import portable_lib
 
     return portable_lib

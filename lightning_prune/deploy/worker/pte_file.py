@@ -67,13 +67,18 @@ def read(path: str) -> PteFile:
 
 
 def module(name: str) -> ModuleType:
-    """Import a module of ExecuTorch's serialisation without the rest of its export side, which takes long to load."""
+    """Import a module of ExecuTorch's serialisation without the rest of its export side."""
     import importlib
 
+    without_export_side()
+    return importlib.import_module(f"executorch.exir._serialize.{name}")
+
+
+def without_export_side() -> None:
+    """Keep ``executorch.exir``, which loads for seconds, from being imported by those who want one module in it."""
     import executorch
 
     if "executorch.exir" not in sys.modules:
         hollow = ModuleType("executorch.exir")
         hollow.__path__ = [str(Path(folder, "exir")) for folder in executorch.__path__]
         sys.modules["executorch.exir"] = hollow
-    return importlib.import_module(f"executorch.exir._serialize.{name}")

@@ -61,5 +61,9 @@ def _answer(tasks: Mapping[str, Task], request: Mapping[str, Any]) -> dict[str, 
         return {"value": tasks[request["task"]](**request["arguments"])}
     except RefusedError as error:
         return {"error": str(error)}
+    except FileNotFoundError as error:
+        return {"error": f"{error.filename} is not there any more: put it back, or name the place where it is now"}
+    except PermissionError as error:
+        return {"error": f"{error.filename} cannot be read ({error.strerror}): allow reading it"}
     except Exception as error:  # a damaged file may raise anything
         return {"error": f"it is damaged ({type(error).__name__}: {error}): copy it again, or export the model again"}
