@@ -132,7 +132,8 @@ def keep_classes(
 
     Raises:
         ValueError: an unknown class, one twice, all of them or fewer than two; labels of another number than the
-            logits; no head can be cut; the loader has no target of one of the classes.
+            logits; no head can be cut; the loader has no target of one of the classes, targets of another shape, or
+            inputs for which the logits are not finite.
         TypeError: an argument or a batch is of another type.
 
     Source:
@@ -146,6 +147,8 @@ def keep_classes(
         >>> subset.model[2], subset.labels
         (Linear(in_features=8, out_features=2, bias=True), ('b', 'd'))
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {model!r:.80}")
     batches = iter(loader)
     first = next(batches, None)
     if first is None:
@@ -190,7 +193,7 @@ def _indices(classes: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
 def _pair(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Tensor]:  # noqa: ANN401
     if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         raise TypeError(f"the loader must give (inputs, targets) with a tensor of targets, got {type(batch).__name__}")
-    if batch[1].is_floating_point():
+    if batch[1].is_floating_point() or batch[1].dtype == torch.bool:
         raise TypeError(f"targets must be numbers of classes, whole ones, got a tensor of {batch[1].dtype}")
     return inputs_of(batch, device), batch[1].to(device)
 
@@ -200,6 +203,21 @@ def _renumbered(targets: Tensor, kept: Sequence[int]) -> Tensor:
     table = torch.full((size,), IGNORED, dtype=torch.int64, device=targets.device)
     table[list(kept)] = torch.arange(len(kept), device=targets.device)
     return torch.where(targets < 0, IGNORED, table[targets.long().clamp_min(0)])
+
+
+def _check_logits(logits: Tensor, targets: Tensor) -> None:
+    """Raise ValueError where the given model's logits (batch, N, …) do not go with the targets, or are not finite."""
+    expected = (*logits.shape[:1], *logits.shape[2:])
+    if targets.shape != expected:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not go with logits of {tuple(expected)} samples: give the"
+            " number of a class for each, not one-hot rows, at the size of the logits"
+        )
+    if not bool(logits.isfinite().all()):
+        raise ValueError(
+            "the model returns logits that are not finite for samples of the kept classes: look for NaN or infinite"
+            " values in the loader's inputs and in the weights"
+        )
 
 
 class _Measured:
@@ -222,7 +240,7 @@ class _Measured:
 
     def add(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
         """Look at what belongs to the kept classes in one batch."""
-        self._check(targets)
+        self._check(inputs, targets)
         new = _renumbered(targets, self._kept)
         chosen = (new != IGNORED).flatten(1).any(dim=1) if new.dim() > 1 else new != IGNORED
         if not bool(chosen.any()):
@@ -231,18 +249,24 @@ class _Measured:
         part = tuple(v[chosen] if isinstance(v, Tensor) and v.dim() and len(v) == whole else v for v in inputs)
         self._learn(part, targets[chosen], new[chosen])
 
-    def _check(self, targets: Tensor) -> None:
-        number = len(self._head.labels)
+    def _check(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
+        number, given = len(self._head.labels), inputs[0].shape[:1]
+        if targets.shape[:1] != given:
+            raise ValueError(f"a batch has {given.numel()} inputs and targets of shape {tuple(targets.shape)}")
         if targets.numel() and int(targets.max()) >= number:
-            raise ValueError(f"a target is {int(targets.max())}, and the model has classes in [0, {number}) only")
+            raise ValueError(
+                f"a target is {int(targets.max())}, and the model has classes in [0, {number}) only; mark what has no"
+                f" class by a negative number, such as {IGNORED}"
+            )
 
     def _learn(self, inputs: tuple[Any, ...], targets: Tensor, new: Tensor) -> None:
         with torch.no_grad():
             dense = self._model(*inputs).movedim(self._head.axis, 1)
+        _check_logits(dense, targets)
         with torch.enable_grad():
             logits = self._small(*inputs).movedim(self._head.axis, 1)
             loss = cross_entropy(logits, new, ignore_index=IGNORED)
-            gradients = torch.autograd.grad(loss, self._weights, allow_unused=True)
+            gradients = torch.autograd.grad(loss, self._weights, allow_unused=True) if self._weights else ()
         for total, weight, gradient in zip(self._sums, self._weights, gradients, strict=True):
             if gradient is not None:
                 total += Taylor().observe(weight.detach().to(total.dtype), gradient.to(total.dtype))

@@ -86,23 +86,40 @@ def find_head(model: nn.Module, inputs: tuple[Any, ...], labels: Sequence[str] |
     if not isinstance(output, Tensor) or output.dim() < 2:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"no head found: {type(model).__name__} must return logits (batch, classes, …), got {got}")
-    number = output.shape[1] if labels is None else len(labels)
-    axis = next((axis for axis in (1, output.dim() - 1) if output.shape[axis] == number), None)
-    if axis is None:
+    reasons = []
+    for axis in _axes(model, output, labels):
+        found = _head_at(axis, model, inputs, output, labels)
+        if isinstance(found, Head):
+            return found
+        reasons.append(found)
+    raise ValueError(
+        f"no head found: the classes of {type(model).__name__} cannot be removed from what makes them ({reasons[0]});"
+        " let it return the outputs of a Linear or convolution"
+    )
+
+
+def _axes(model: nn.Module, output: Tensor, labels: Sequence[str] | None) -> list[int]:
+    """Return which axes of the output may be that of the classes: axis 1 comes first, as in cross_entropy."""
+    axes = [axis for axis in sorted({1, output.dim() - 1}) if labels is None or output.shape[axis] == len(labels)]
+    if not axes:
         raise ValueError(
-            f"labels has {number} names, and {type(model).__name__} returns shape {tuple(output.shape)}; give one label"
-            " for each logit, in their order"
+            f"labels has {len(labels or ())} names, and {type(model).__name__} returns shape {tuple(output.shape)};"
+            " give one label for each logit, in their order"
         )
+    return axes
+
+
+def _head_at(
+    axis: int, model: nn.Module, inputs: tuple[Any, ...], output: Tensor, labels: Sequence[str] | None
+) -> Head | str:
+    """Return the head whose classes lie along an axis, or why there is none."""
+    number = output.shape[axis]
     names = _checked_labels([str(index) for index in range(number)] if labels is None else labels)
     groups = channel_groups(_Read(model, number, axis), inputs)
     group = next(group for group in groups for member in group.members if member.parameter == "reader")
     made_by = [member.parameter for member in group.members if member.role == "output"]
     if not group.prunable or group.size != number or not made_by:
-        reason = group.reason or f"{group.size} of the {number} classes can leave alone"
-        raise ValueError(
-            f"no head found: the classes of {type(model).__name__} cannot be removed from what makes them ({reason});"
-            " let it return the outputs of a Linear or convolution"
-        )
+        return group.reason or f"{group.size} of the {number} classes can leave alone"
     return Head(axis, names, groups, group.name, inputs)
 
 

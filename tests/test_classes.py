@@ -1,6 +1,6 @@
 """Classes are cut from a classifier exactly, and what is measured on the way is what NumPy and autograd say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -239,7 +239,28 @@ class TestBadInput:
                 ValueError,
                 "no target of class 'b'",
             ),
-            ({"loader": [[torch.randn(3, 1, 6, 6), torch.tensor([0, 1, 4])]]}, ValueError, "a target is 4"),
+            (
+                {"loader": [[torch.randn(3, 1, 6, 6), torch.tensor([0, 1, 4])]]},
+                ValueError,
+                "a target is 4, .* mark what has no class by a negative number, such as -100",
+            ),
+            ({"loader": [[torch.randn(3, 1, 6, 6), torch.tensor([True, False, True])]]}, TypeError, "torch.bool"),
+            (
+                {"loader": [[torch.randn(3, 1, 6, 6), torch.eye(4).long()[:3]]]},
+                ValueError,
+                r"targets of shape \(3, 4\) do not go with logits of \(3,\) samples: give the number of a class",
+            ),
+            (
+                {"loader": [[torch.randn(3, 1, 6, 6), torch.tensor([0, 1])]]},
+                ValueError,
+                r"3 inputs and targets of shape \(2,\)",
+            ),
+            (
+                {"loader": [[torch.full((3, 1, 6, 6), torch.nan), torch.tensor([0, 1, 1])]]},
+                ValueError,
+                "logits that are not finite for samples of the kept classes",
+            ),
+            ({"model": "net"}, TypeError, "model must be a module, got 'net'"),
             ({"model": Twisted()}, ValueError, "no head found: the classes of Twisted cannot be removed"),
             ({"model": nn.Flatten(0)}, ValueError, r"no head found: Flatten must return logits"),
             (
@@ -251,10 +272,87 @@ class TestBadInput:
     )
     def test_is_refused(self, options: dict[str, Any], error: type[Exception], message: str) -> None:
         model = options.pop("model", None) or Net()
-        before = {key: value.clone() for key, value in model.state_dict().items()}
+        state = model.state_dict() if isinstance(model, nn.Module) else {}
+        before = {key: value.clone() for key, value in state.items()}
         given: dict[str, Any] = {
             "classes": ["a", "b"], "labels": LABELS, "loader": data(MODELS["linear"][1]), **options
         }  # fmt: skip
         with pytest.raises(error, match=message):
             keep_classes(model, **given)
-        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert all(torch.equal(value, before[key]) for key, value in state.items())
+
+    def test_a_loader_that_breaks_off(self) -> None:
+        def breaking() -> Iterator[list[Tensor]]:
+            yield data(MODELS["linear"][1])[0]
+            raise OSError("the disk is gone")
+
+        model = Net().train()
+        with pytest.raises(OSError, match="the disk is gone"):
+            keep_classes(model, classes=["a", "b"], labels=LABELS, loader=breaking())
+        assert all(module.training for module in model.modules())
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+class TestHeads:
+    """Where the head stands, and what stands behind it."""
+
+    class Tied(nn.Module):
+        """One weight for two heads whose logits are added."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(36, 4), nn.Linear(36, 4)
+            self.second.weight = self.first.weight
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.first(images.flatten(1)) + self.second(images.flip(3).flatten(1))
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.BatchNorm1d(4)),
+            lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(36, 4)))),
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.PReLU(4)),
+            Tied,
+        ],
+        ids=["batch norm behind it", "in sequentials", "scales behind it", "tied"],
+    )
+    def test_is_cut_exactly(self, make: Callable[[], nn.Module]) -> None:
+        model = make().double()
+        batches = [[x.double(), y] for x, y in data(MODELS["linear"][1])]
+        for x, _ in batches:
+            model(x)  # batch norm has seen something
+        subset = keep_classes(model, classes=["b", "d"], labels=LABELS, loader=batches)
+        x = batches[0][0]
+        with torch.no_grad():
+            assert torch.allclose(subset.model.eval()(x), model.eval()(x)[:, [1, 3]], rtol=0, atol=1e-14)
+        assert subset.max_abs_error < 1e-14
+
+    @pytest.mark.parametrize("labels", [LABELS, None])
+    def test_as_many_words_as_classes(self, labels: list[str] | None) -> None:
+        """Axis 1 has as many entries as there are classes, and is not theirs."""
+        tokens, targets = torch.randint(9, (12, 4)), torch.arange(48).view(12, 4) % 4
+        kept = ["b", "d"] if labels else ["1", "3"]
+        subset = keep_classes(Tagger(), classes=kept, labels=labels, loader=[[tokens, targets]])
+        assert subset.model(tokens).shape == (12, 4, 2)
+
+    def test_rows_of_an_embedding_stay(self) -> None:
+        class Words(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.words, self.head = nn.Embedding(4, 6), nn.Linear(6, 4, bias=False)
+                self.head.weight = self.words.weight
+
+            def forward(self, tokens: Tensor) -> Tensor:
+                return self.head(self.words(tokens).mean(1))
+
+        batches = data(lambda n: torch.randint(4, (n, 3)))
+        with pytest.raises(ValueError, match=r"embedding at inner\.words looks its rows up by index"):
+            keep_classes(Words(), classes=["a", "b"], labels=LABELS, loader=batches)
+
+    def test_of_a_frozen_model(self) -> None:
+        model, batches = Net().requires_grad_(False), data(MODELS["linear"][1])
+        subset = keep_classes(model, classes=["a", "b"], labels=LABELS, loader=batches)
+        assert subset.model.head.out_features == 2
+        with pytest.raises(ValueError, match="not at all"):
+            subset.scores("head.weight", subset.model.head.weight)
