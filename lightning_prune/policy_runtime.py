@@ -16,6 +16,7 @@ from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.frame import Frame
 from lightning_prune.masks import dense_names, refresh
 from lightning_prune.policies import Keep, LRRewind, OptimizerPolicy, Reset, Rewarm, RewindWeights, as_policies
+from lightning_prune.spent_rate import SpentRate
 
 _P = TypeVar("_P", bound=OptimizerPolicy)
 
@@ -60,6 +61,7 @@ class PolicyRuntime:
         self._handles: list[RemovableHandle] = []
         self._own_rates: dict[int, list[float | Tensor]] = {}
         self._ramps: list[int | None] = []
+        self._spent = SpentRate()
         self._weights: dict[str, Tensor] | None = None
         self._rates: dict[str, list[Any]] | None = None
 
@@ -124,6 +126,7 @@ class PolicyRuntime:
         """
         if step == 1:
             self._check_optimizers()
+        self._spent.see(self._optimizers)
         self._take_snapshots(step, model)
 
     def after_event(self, step: int, masks: Mapping[Parameter, Tensor], model: nn.Module) -> None:
@@ -143,6 +146,8 @@ class PolicyRuntime:
         """
         self.check_event(step)
         self._carry_state(masks)
+        if self._schedulers and not self._lr_rewind:
+            self._spent.warn(self._optimizers, step)
         if self._weights is not None:
             _restore_weights(model, self._weights, masks)
         if self._rates is not None:

@@ -29,6 +29,7 @@ ORDER = (
         "selection",
         "optimizer_surgery",
         "policies",
+        "spent_rate",
         "policy_runtime",
         "compaction",
         "report",
