@@ -140,6 +140,17 @@ class TestBadInput:
         with pytest.raises(ValueError, match="the loader gives no tensor to run Sequential on"):
             advise(model, [["a"]], backend=backend)
 
+    def test_what_is_wrong_is_said_before_anything_is_exported(self) -> None:
+        net, backend = Net(), None
+        for error, text, given in (
+            (TypeError, "metric must be a torchmetrics metric", {"metric": "accuracy"}),
+            (TypeError, r"comparison must be what compare\(…\) returned", {"comparison": "small dense"}),
+            (ValueError, "returned a tensor of shape", {"metric": lambda model, batch: model(batch[0])}),
+        ):
+            options: Any = given
+            with untouched(net), pytest.raises(error, match=text):
+                advise(net, batches(), backend=backend, **options)  # type: ignore[arg-type]
+
     def test_a_model_that_does_not_run_on_the_first_sample(self) -> None:
         net, backend = nn.Linear(3, 2), None
         with untouched(net), pytest.raises(ValueError, match=r"Linear rejects the example input \(1, 1, 6, 6\)"):

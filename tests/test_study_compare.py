@@ -1,6 +1,7 @@
 """Recipes under one budget: the same seeds, equal cost, and the small dense control beside them."""
 
 import json
+import math
 import os
 from typing import Any
 
@@ -132,6 +133,10 @@ def test_costs_that_hardly_differ_are_equal() -> None:
     assert rows[1].spread == pytest.approx(0.02**0.5)
     rows = list(ranked(sides, [["d"], ["a", "b"]], (), "macs", higher_is_better=False))
     assert [row.name for row in rows] == ["d", "a", "b"]
+    sides |= {"a": (outcome("a", math.nan, 100),)}
+    for is_higher in (True, False):
+        rows_with_nan = ranked(sides, [["d"], ["a", "b"]], (), "macs", is_higher)
+        assert [row.name for row in rows_with_nan] == ["d", "b", "a"]
     found = Comparison(tuple(rows), "macs", "loss", False, 1)
     assert found["a"] is rows[1]
     assert found[0] is rows[0]
@@ -162,16 +167,28 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"Processes\.count must be at least 1"):
             Processes(0)
 
+    def test_runs(self) -> None:
+        self.refused(TypeError, r"runner must be a value such as InTurn\(\)", runner=InTurn)
+        self.refused(TypeError, "trainer must map arguments of Trainer", trainer=3)
+        self.refused(ValueError, "trainer sets max_epochs; .* budget_epochs", trainer={"max_epochs": 3})
+
     def test_models_and_data(self) -> None:
         self.refused(
             TypeError, "make_model must return a fresh LightningModule, got Linear", make=lambda: nn.Linear(2, 2)
         )
+        self.refused(TypeError, "make_model must be a function.*got a value of Net; pass the class", make=Net())
         self.refused(ValueError, "LinearNet needs an example_input_array", make=LinearNet)
         self.refused(TypeError, "data must be a LightningDataModule", given=loader())
+        once = (iter(list(loader())), loader())
+        self.refused(ValueError, "the loader of the training data is an iterator", given=once)
         self.refused(TypeError, "metric must be a torchmetrics metric", metric="val_acc")
 
         def vector(model: nn.Module, batch: list[Tensor]) -> Tensor:
             return model(batch[0])
 
-        self.refused(ValueError, r"metric vector returned a tensor of shape \(4, 4\)", metric=vector)
+        def untaken(contest: object, trials: object) -> Any:
+            raise AssertionError
+
+        text = r"metric vector returned a tensor of shape \(4, 4\)"
+        self.refused(ValueError, text, metric=vector, runner=untaken)
         self.refused(ValueError, "the loader is empty", given=(loader(), []), metric=accuracy)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from study_cases import Chatty, accuracy, batches, plain_loss, untouched
@@ -14,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune import Channel, Element, FromSensitivity, PruningCallback, Recipe, Targets, Taylor, masks
 from lightning_prune.allocation import Candidates
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.schedules import OneShot
 from lightning_prune.study import Sensitivity, sensitivity, significance
 
@@ -213,17 +214,19 @@ class TestBadInput:
         self.refused(ValueError, r"levels must lie in \(0, 1\), got", levels=(level,))
 
     def test_more_levels(self) -> None:
+        self.refused(TypeError, "levels must be several shares", levels=0.5)
         self.refused(ValueError, "levels is empty", levels=())
         self.refused(ValueError, "levels must rise", levels=(0.5, 0.2))
         self.refused(ValueError, "levels must rise", levels=(0.5, 0.5))
 
     def test_metrics(self) -> None:
-        self.refused(ValueError, r"metric <lambda> returned a tensor of shape \(4, 4\)", metric=lambda m, b: m(b[0]))
+        self.refused(ValueError, r"metric returned a tensor of shape \(4, 4\)", metric=lambda m, b: m(b[0]))
         self.refused(ValueError, "returned None; it must return a scalar", metric=lambda m, b: None)
         self.refused(TypeError, "metric must be a torchmetrics metric", metric="acc")
         self.refused(TypeError, "metric must be a torchmetrics metric", metric=MulticlassAccuracy)
         each = MulticlassAccuracy(4, average="none")
         self.refused(ValueError, r"MulticlassAccuracy returned a tensor of shape \(4,\)", metric=each)
+        self.refused(NonFiniteError, "metric is nan with nothing pruned", metric=lambda m, b: math.nan)
         alone = [images for images, _ in batches()]
         self.refused(ValueError, r"needs batches \(inputs, targets\), the loader gave Tensor", data=alone, metric=each)
 
@@ -234,13 +237,23 @@ class TestBadInput:
     def test_layers(self) -> None:
         self.refused(ValueError, "layers names 'stem', which cannot be pruned; there are conv1, conv2", layers=["stem"])
         self.refused(ValueError, "layers is empty", layers=[])
+        self.refused(TypeError, r"layers must be several names, got 'conv1'; pass \['conv1'\]", layers="conv1")
         self.refused(ValueError, "target pattern 'stem.*' matches no", targets=Targets(("stem*",)))
         self.refused(ValueError, "needs an example input of LinearNet", model=LinearNet())
 
     def test_others(self, tmp_path: Path) -> None:
         self.refused(TypeError, r"Taylor\(\) watches gradients.*criterion=significance\(", criterion=Taylor())
         self.refused(TypeError, "criterion must be a function", criterion="magnitude")
+        self.refused(TypeError, r"granularity must be Element\(\)", granularity="channel")
+        self.refused(ValueError, "is a folder; pass a file in it", path=tmp_path)
+        (tmp_path / "junk.json").write_text("{")
+        self.refused(ValueError, r"junk\.json cannot be gone on with", path=tmp_path / "junk.json")
         self.refused(ValueError, "there is no folder", path=tmp_path / "nowhere" / "curve.json")
+
+
+def test_levels_of_numpy() -> None:
+    found = sensitivity(Net(), batches(), metric=accuracy, levels=np.linspace(0.25, 0.75, 3), layers=["conv1"])
+    assert found.levels == (0.25, 0.5, 0.75)
 
 
 def test_a_table_of_significance_ranks() -> None:

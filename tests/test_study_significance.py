@@ -68,6 +68,28 @@ def test_a_model_with_a_trainer_of_its_own(tmp_path: Any) -> None:
         significance(model, batches(), granularity=Channel())
 
 
+class Attending(LinearNet):
+    """Holds the projection of an attention, whose inputs nobody sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows = features.flatten(1).view(len(features), -1, 6)
+        return super().forward(self.attention(rows, rows, rows)[0])
+
+
+def test_without_a_choice_the_criteria_are_those_that_can_score_every_target() -> None:
+    table = significance(Attending(), batches())
+    assert list(table.tables) == ["Taylor()", "Fisher()"]
+    assert list(table.left_out) == ["Wanda()"]
+    assert "left out: Wanda() watches" in str(table)
+    assert significance(Net(), batches()).left_out == {}
+    with pytest.raises(ValueError, match=r"attention\.out_proj\.weight belongs to none"):
+        significance(Attending(), batches(), criteria=Wanda())
+
+
 def test_deletion_measures_what_zeroing_does() -> None:
     model = Net()
     table = significance(model, batches(), granularity=Channel(), validate=5, criteria=[Taylor(), Random()])
@@ -194,6 +216,25 @@ class TestBadInput:
 
         self.refused(ValueError, r"Manual optimizes by hand.*pass loss=", model=Manual())
         self.refused(ValueError, r"training_step of Asks asks for its Trainer.*pass loss=", model=Asks())
+
+    def test_a_loss_without_gradients(self) -> None:
+        cut = lambda model, batch: plain_loss(model, batch).detach()  # noqa: E731
+        self.refused(ValueError, "the loss of batch 0 does not depend on any weight", loss=cut)
+
+    def test_units(self) -> None:
+        self.refused(TypeError, r"granularity must be Element\(\)", granularity="channel")
+        self.refused(TypeError, r"targets must be Targets\(", targets="conv1")
+
+    def test_an_interrupt_in_the_middle_of_deletion(self) -> None:
+        count = iter(range(100))
+
+        def stopped(model: nn.Module, batch: list[Tensor]) -> Tensor:
+            if next(count) == 10:
+                raise KeyboardInterrupt
+            return plain_loss(model, batch)
+
+        with untouched(model := Net()), pytest.raises(KeyboardInterrupt):
+            significance(model, batches(), loss=stopped, validate=8, granularity=Channel())
 
     def test_arguments(self) -> None:
         self.refused(ValueError, "validate must be a whole number of at least 3", validate=2)

@@ -14,7 +14,7 @@ from lightning_prune.report import Inputs, as_tuple, example_of, measure_macs
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.losses import loss_of, trainless_copy
-from lightning_prune.study.metrics import MetricLike
+from lightning_prune.study.metrics import MetricLike, check_metric
 from lightning_prune.study.passes import own_random_state
 from lightning_prune.study.programs import Empty, Program, narrower, programs, sparser
 from lightning_prune.study.sensitivity import sensitivity
@@ -98,16 +98,21 @@ def advise(
         yes or no, the findings behind it, and what to try first.
 
     Raises:
-        ValueError: the loader is empty, or the model rejects the example input.
+        ValueError: the loader is empty, the metric gives no scalar, or the model rejects the example input.
+        TypeError: an argument of another type.
         ImportError: ExecuTorch is not installed.
         ExportError: the model cannot be exported.
     """
+    if metric is not None:
+        check_metric(metric)
+    if not isinstance(comparison, Comparison | None):
+        raise TypeError(f"comparison must be what compare(…) returned, or None, got {comparison!r:.80}")
     with own_random_state(), torch.inference_mode(False):
         inputs = sample(model, loader, example_inputs)
         macs = measure_macs(model, inputs).total
         models, stuck = _variants(model, inputs)
-        found = programs(models, inputs, backend, rounds)
         curve = None if stuck else _curve(model, loader, metric, inputs)
+        found = programs(models, inputs, backend, rounds)
     prune, findings = judged(found, stuck, comparison)
     return Advice(prune, findings, tuple(_first(macs, curve)) if prune else (), found)
 

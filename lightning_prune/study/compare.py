@@ -1,7 +1,8 @@
 """Several recipes under one budget, beside the small dense network that they have to beat."""
 
+import itertools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -17,7 +18,7 @@ from lightning_prune.study.losses import check_loss
 from lightning_prune.study.metrics import MetricLike, check_metric, is_higher_better, named
 from lightning_prune.study.passes import own_random_state
 from lightning_prune.study.runners import InTurn, Runner
-from lightning_prune.study.trials import Contest, Outcome, Recipes, Trial, check_example, loaders_of
+from lightning_prune.study.trials import Contest, Outcome, Recipes, Trial, check_example, loaders_of, measured
 
 DENSE = "dense"
 _ANY = 1_000_000
@@ -74,9 +75,12 @@ def compare(
     """
     which = _checked_seeds(seeds)
     _check(recipes, budget_epochs, equal, metric)
+    _check_runs(make_model, runner, trainer)
     contest = Contest(make_model, data, budget_epochs, metric, dict(trainer or {}))
-    loaders_of(data)
+    val = loaders_of(data)[1]
     _check_fit(make_model, recipes, metric)
+    if metric is not None and val is not None:
+        _check_scalar(make_model, val, metric)
     sides: dict[str, Recipes] = {DENSE: None, **recipes}
     done = by_side(
         _run(runner, contest, [Trial(n, seed, side) for seed in which for n, side in sides.items()], "compare")
@@ -140,6 +144,27 @@ def _check(recipes: Mapping[str, Any], budget_epochs: int, equal: str, metric: M
         raise ValueError(f'equal must be "macs", "effective_macs" or "bytes", got {equal!r}')
     if metric is not None:
         check_metric(metric)
+
+
+def _check_runs(make_model: object, runner: object, trainer: Mapping[str, Any] | None) -> None:
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise TypeError(
+            "make_model must be a function that returns a fresh LightningModule each time, got a value of"
+            f" {type(make_model).__name__}; pass the class, or lambda: …"
+        )
+    if isinstance(runner, type) or not callable(runner):
+        raise TypeError(f"runner must be a value such as InTurn() or Processes(2), or a function, got {runner!r:.80}")
+    if not isinstance(trainer, Mapping | None):
+        raise TypeError(f'trainer must map arguments of Trainer, such as {{"accelerator": "cpu"}}, got {trainer!r:.80}')
+    if "max_epochs" in (trainer or {}):
+        raise ValueError("trainer sets max_epochs; the epochs of every run are budget_epochs=…")
+
+
+def _check_scalar(make_model: Callable[[], LightningModule], loader: Iterable[Any], metric: MetricLike) -> None:
+    """Refuse before the first run a metric that gives no scalar for the first batch."""
+    with own_random_state():
+        model = make_model()
+        measured(model, list(itertools.islice(loader, 1)), metric)
 
 
 def _check_fit(make_model: Callable[[], nn.Module], recipes: Mapping[str, Any], metric: MetricLike | None) -> None:

@@ -1,6 +1,7 @@
 """What a comparison came to, as values: ranked at equal cost, with mean and spread."""
 
 import json
+import math
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,7 +157,7 @@ def ranked(
     equal: Cost,
     higher_is_better: bool,
 ) -> Iterator[Row]:
-    """Yield the rows of a comparison in order.
+    """Yield the rows of a comparison in order, those whose metric is NaN last in their level.
 
     Args:
         sides: name -> outcomes.
@@ -166,6 +167,11 @@ def ranked(
         higher_is_better: whether more of the metric is better.
     """
     means = {name: statistics.fmean(one.metric for one in several) for name, several in sides.items()}
+    sign = -1 if higher_is_better else 1
+
+    def place(name: str) -> float:
+        return math.inf if math.isnan(means[name]) else sign * means[name]
+
     for level, names in enumerate(same):
-        for rank, name in enumerate(sorted(names, key=lambda name: means[name], reverse=higher_is_better), start=1):
+        for rank, name in enumerate(sorted(names, key=place), start=1):
             yield Row(name, name in controls, mean_cost(sides[name], equal), level, rank, sides[name])

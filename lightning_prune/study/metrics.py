@@ -37,7 +37,13 @@ def named(metric: MetricLike) -> str:
     """Return the metric in words that are the same in every process."""
     if isinstance(metric, Metric):
         return type(metric).__name__
-    return getattr(metric, "__name__", type(metric).__name__)
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return "metric" if name == "<lambda>" else name
+
+
+def spoken(name: str) -> str:
+    """Return the name of a metric as it stands in a message."""
+    return name if name == "metric" else f"metric {name}"
 
 
 @torch.no_grad()
@@ -82,4 +88,4 @@ def _scalar(value: object, metric: MetricLike) -> float:
     if isinstance(value, Real) and not isinstance(value, Tensor):
         return float(value)
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
-    raise ValueError(f"metric {named(metric)} returned {got}; it must return a scalar")
+    raise ValueError(f"{spoken(named(metric))} returned {got}; it must return a scalar")

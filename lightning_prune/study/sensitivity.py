@@ -1,10 +1,12 @@
 """How much each layer or channel group stands: the metric with one after the other pruned, nothing trained."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from tqdm import tqdm
 from lightning_prune import masks, ranks
 from lightning_prune.binding import units_of
 from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion, Scores
+from lightning_prune.errors import NonFiniteError
 from lightning_prune.granularity import Channel, Granularity
-from lightning_prune.report import Inputs, as_evaluated, as_tuple, example_of
+from lightning_prune.report import Inputs, as_evaluated
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.study.arguments import check_units, inputs_for
 from lightning_prune.study.curve import FORMAT, VERSION, Sensitivity, read
-from lightning_prune.study.metrics import MetricLike, check_metric, evaluate, is_higher_better, named
+from lightning_prune.study.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.study.passes import Passes, own_random_state
 from lightning_prune.study.removal import held, live_masks
 from lightning_prune.targets import Targets
@@ -30,7 +34,7 @@ def sensitivity(
     loader: Iterable[Any],
     *,
     metric: MetricLike,
-    levels: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    levels: Iterable[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
     granularity: Granularity | Channel = Channel(),  # noqa: B008
     criterion: Callable[[str, Tensor], Tensor] = Magnitude(),  # noqa: B008
     targets: Targets = Targets(),  # noqa: B008
@@ -71,6 +75,7 @@ def sensitivity(
             a file at ``path`` that belongs to another measurement.
         TypeError: an argument of another type.
         PruningError: the loader ended early.
+        NonFiniteError: the metric is NaN or infinite with nothing pruned.
 
     Source:
         Li et al. 2017, "Pruning Filters for Efficient ConvNets", figure 2b; Han et al. 2015.
@@ -78,12 +83,8 @@ def sensitivity(
     chosen = _checked_levels(levels)
     check_metric(metric)
     _check_criterion(criterion)
-    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
-    if inputs is None and isinstance(granularity, Channel):
-        raise ValueError(
-            f"{granularity} needs an example input of {type(model).__name__}: pass example_inputs=torch.zeros(1, …), or"
-            " set its example_input_array"
-        )
+    check_units(granularity, targets)
+    inputs = inputs_for(model, granularity, example_inputs)
     units = units_of(granularity, targets, model, inputs)
     with _undisturbed(model):
         points = _Points(model, Passes(loader, model, seed), metric, units, criterion, chosen)
@@ -98,6 +99,8 @@ def sensitivity(
 def _measured(points: "_Points", about: Sensitivity, file: "_File | None") -> Sensitivity:
     known = None if file is None else file.load(about)
     base = points.base() if known is None else known[0]
+    if not math.isfinite(base):
+        raise NonFiniteError(f"{spoken(about.metric)} is {base} with nothing pruned; look at the weights and the data")
     found: dict[str, list[float]] = {} if known is None else {name: list(v) for name, v in known[1].items()}
     curve = replace(about, base=base)
     with tqdm(total=len(about.sizes) * len(about.levels), desc="sensitivity", disable=None, leave=False) as bar:
@@ -179,6 +182,8 @@ class _File:
     weights: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.path.is_dir():
+            raise ValueError(f"path: {self.path} is a folder; pass a file in it, such as {self.path / 'curve.json'}")
         if not self.path.parent.is_dir():
             raise ValueError(f"path: there is no folder {self.path.parent}; make it first")
         digests = {name: ranks.digest(tensor) for name, tensor in masks.dense_names(self.model).items()}
@@ -189,7 +194,10 @@ class _File:
         """Return base and points of the file; None when there is none."""
         if not self.path.exists():
             return None
-        document = read(self.path.read_text(encoding="utf-8"))
+        try:
+            document = read(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.path} cannot be gone on with: {error}; pass another path or delete it") from error
         expected = self._document(about, {})
         odd = [k for k in expected if k not in ("base", "metrics") and document.get(k) != expected[k]]
         if odd:
@@ -211,16 +219,18 @@ class _File:
         return own | json.loads(replace(curve, metrics={}).to_json()) | {"metrics": metrics}
 
 
-def _checked_levels(levels: Sequence[float]) -> tuple[float, ...]:
+def _checked_levels(levels: Iterable[float]) -> tuple[float, ...]:
+    if not isinstance(levels, Iterable):
+        raise TypeError(f"levels must be several shares such as (0.3, 0.5, 0.7), got {levels!r:.80}")
     chosen = tuple(levels)
     if not chosen:
         raise ValueError("levels is empty; pass at least one share such as 0.5")
     for level in chosen:
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 1:
+        if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
             raise ValueError(f"levels must lie in (0, 1), got {level!r}: they are shares of one layer's units")
     if list(chosen) != sorted(set(chosen)):
         raise ValueError(f"levels must rise and name each share once, got {chosen}")
-    return chosen
+    return tuple(map(float, chosen))
 
 
 def _check_criterion(criterion: object) -> None:
@@ -236,6 +246,8 @@ def _check_criterion(criterion: object) -> None:
 def _named(units: Units, layers: Sequence[str] | None) -> tuple[str, ...]:
     if layers is None:
         return tuple(units.sizes)
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be several names, got {layers!r}; pass [{layers!r}]")
     unknown = [name for name in layers if name not in units.sizes]
     if unknown or not layers:
         raise ValueError(

@@ -24,8 +24,9 @@ from lightning_prune.criteria import (
     watched,
 )
 from lightning_prune.granularity import Channel, Element, Granularity
-from lightning_prune.report import Inputs, as_tuple, example_of
+from lightning_prune.report import Inputs
 from lightning_prune.selection import Units
+from lightning_prune.study.arguments import check_units, inputs_for
 from lightning_prune.study.deletion import Deletion, drawn, measure
 from lightning_prune.study.losses import Loss, check_loss, loss_of, trainless_copy
 from lightning_prune.study.passes import Passes, own_random_state
@@ -49,11 +50,13 @@ class Significance(Mapping[str, Tensor]):
             weight for Element, flat for channels; -inf where a unit is removed already.
         elements: dense name -> score of each element by the first criterion, shape of the parameter.
         deletion: what removing units did to the loss; None: it was not measured.
+        left_out: criterion that was not asked for by name -> why it cannot score this model.
     """
 
     tables: Mapping[str, Mapping[str, Tensor]]
     elements: Mapping[str, Tensor] = field(repr=False)
     deletion: Deletion | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         table = next(iter(self.tables.values()))
@@ -86,8 +89,8 @@ class Significance(Mapping[str, Tensor]):
     def __str__(self) -> str:
         header = ["", "units", *(f"{name}: lowest, median, highest" for name in self.tables)]
         rows = [[name, f"{self[name].numel():,}", *(_spread(t[name]) for t in self.tables.values())] for name in self]
-        table = aligned([header, *rows])
-        return table if self.deletion is None else f"{table}\n{self.deletion}"
+        deletion = () if self.deletion is None else (str(self.deletion),)
+        return "\n".join((aligned([header, *rows]), *(f"left out: {why}" for why in self.left_out.values()), *deletion))
 
 
 def _spread(scores: Tensor) -> str:
@@ -101,7 +104,7 @@ def significance(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    criteria: AnyCriterion | Sequence[AnyCriterion] = _ALL,
+    criteria: AnyCriterion | Sequence[AnyCriterion] | None = None,
     granularity: Granularity | Channel = Element(),  # noqa: B008
     loss: Loss | None = None,
     validate: int | None = None,
@@ -119,7 +122,8 @@ def significance(
     Args:
         model: dense or masked, in any mode.
         loader: gives batches, as many in each pass.
-        criteria: one or several; the first is the one whose scores the mapping holds.
+        criteria: one or several; the first is the one whose scores the mapping holds. None: ``Taylor()``, ``Fisher()``
+            and ``Wanda()``, those of them that can score every target.
         granularity: the units that are scored: weights, blocks or channels.
         loss: ``loss(model, batch) -> scalar``; None: what the ``training_step`` of a LightningModule returns, run
             without a Trainer and with ``self.log`` doing nothing.
@@ -142,14 +146,14 @@ def significance(
     """
     chosen = _checked(criteria, validate)
     check_loss(model, loss)
-    inputs = _inputs(model, granularity, example_inputs)
+    check_units(granularity, targets)
+    inputs = inputs_for(model, granularity, example_inputs)
     with own_random_state(), torch.inference_mode(False):
         copied = trainless_copy(model)
         units = units_of(granularity, targets, copied, inputs)
-        for criterion in chosen:
-            check_seen(criterion, units, copied)
+        chosen, left_out = _able(chosen, units, copied, asked=criteria is not None)
         passes = Passes(loader, copied, seed)
-        found = _measured(copied, passes, loss, units, chosen)
+        found = replace(_measured(copied, passes, loss, units, chosen), left_out=left_out)
         if validate is None:
             return found
         rivals = {str(Magnitude()): _by_unit(units, _scores(Magnitude(), copied, units, Observations()), copied)}
@@ -169,7 +173,25 @@ def _measured(
     return Significance(tables, {name: scores[0][name].clone() for name in scores[0]})
 
 
-def _checked(criteria: AnyCriterion | Sequence[AnyCriterion], validate: int | None) -> tuple[AnyCriterion, ...]:
+def _able(
+    criteria: Sequence[AnyCriterion], units: Units, model: nn.Module, *, asked: bool
+) -> tuple[tuple[AnyCriterion, ...], dict[str, str]]:
+    """Return the criteria that can score all units, and why the others cannot; with ``asked`` they are refused."""
+    able, left_out = [], {}
+    for criterion in criteria:
+        try:
+            check_seen(criterion, units, model)
+        except ValueError as error:
+            if asked:
+                raise
+            left_out[str(criterion)] = str(error)
+        else:
+            able.append(criterion)
+    return tuple(able), left_out
+
+
+def _checked(criteria: AnyCriterion | Sequence[AnyCriterion] | None, validate: int | None) -> tuple[AnyCriterion, ...]:
+    criteria = _ALL if criteria is None else criteria
     several: tuple[Any, ...] = tuple(criteria) if isinstance(criteria, list | tuple) else (criteria,)
     if not several:
         raise ValueError("criteria is empty; pass one, such as Taylor()")
@@ -181,18 +203,6 @@ def _checked(criteria: AnyCriterion | Sequence[AnyCriterion], validate: int | No
     if validate is not None and (isinstance(validate, bool) or not isinstance(validate, int) or validate < 3):
         raise ValueError(f"validate must be a whole number of at least 3 units to remove, or None, got {validate!r}")
     return several
-
-
-def _inputs(
-    model: nn.Module, granularity: Granularity | Channel, example_inputs: Inputs | None
-) -> tuple[Any, ...] | None:
-    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
-    if inputs is None and isinstance(granularity, Channel):
-        raise ValueError(
-            f"{granularity} needs an example input of {type(model).__name__}: pass example_inputs=torch.zeros(1, …), or"
-            " set its example_input_array"
-        )
-    return inputs
 
 
 def _observe(
@@ -209,7 +219,13 @@ def _observe(
         parameter.grad = None
     with torch.enable_grad():
         for index, batch in enumerate(passes):
-            loss_of(model, batch, index, loss).backward()
+            value = loss_of(model, batch, index, loss)
+            if not value.requires_grad:
+                raise ValueError(
+                    f"the loss of batch {index} does not depend on any weight that is trained; let it come from the"
+                    " model's outputs, without detach() or torch.no_grad()"
+                )
+            value.backward()
             for criterion, one in pairs:
                 if isinstance(criterion, GradientCriterion):
                     for name in units.shapes:

@@ -156,8 +156,9 @@ def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noq
 
     Raises:
         TypeError: the data are neither.
-        ValueError: a loader is empty.
+        ValueError: a loader is empty or can be gone through only once.
     """
+    given = data
     data = data() if callable(data) and not isinstance(data, LightningDataModule) else data
     if isinstance(data, LightningDataModule):
         return None, None, data
@@ -169,6 +170,11 @@ def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noq
     for what, loader in zip(("training", "validation"), data, strict=True):
         if sized_len(loader) == 0:
             raise ValueError(f"the loader is empty, that of the {what} data; pass one that gives at least one batch")
+        if data is given and isinstance(loader, Iterator):
+            raise ValueError(
+                f"the loader of the {what} data is an iterator, which can be gone through once, and each run needs it:"
+                " pass a DataLoader or a list, or a function as data=… that makes the loaders anew"
+            )
     return data[0], data[1], None
 
 
