@@ -48,6 +48,7 @@ class Candidates:
     in_play: Mapping[str, Tensor] = field(default_factory=dict)
     spread: Spread = ALONE
     _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
+    _per_cost: dict[tuple[tuple[str, float], ...], "Candidates"] = field(default_factory=dict, repr=False)
 
     def cut(self, k: int) -> Cut:
         """Return the cut that removes the k lowest of all units, ties by order of names; remembered."""
@@ -85,7 +86,7 @@ class Candidates:
             yield piece.to(self.dtype) if scale == 1.0 else piece.to(self.dtype) / scale
 
     def per_cost(self, costs: Mapping[str, float]) -> "Candidates":
-        """Return the same units with each score divided by the cost of the unit.
+        """Return the same units with each score divided by the cost of the unit; remembered, with their cuts.
 
         Raises:
             ValueError: a name has no cost, or one that is not positive.
@@ -98,7 +99,10 @@ class Candidates:
             )
         for name in self.sizes:
             _check_cost(name, costs[name])
-        return replace(self, scales=costs, _cuts={})
+        key = tuple((name, float(costs[name])) for name in self.sizes)
+        if key not in self._per_cost:
+            self._per_cost[key] = replace(self, scales=costs, _cuts={}, _per_cost={})
+        return self._per_cost[key]
 
     @property
     def total(self) -> int:

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune import OneShot, Recipe
+from lightning_prune import OneShot, Recipe, ranking
 from lightning_prune.allocation import ERK, Candidates, Global, Uniform
 
 
@@ -136,6 +137,20 @@ def test_global_ranks_by_score_per_cost():
     assert Global(cost="macs")(0.5, candidates) == {"a": 1 / 3, "b": 2 / 3}
     assert Global(cost={"a": 4.0, "b": 1.0})(0.5, candidates) == {"a": 1.0, "b": 0.0}
     assert Global()(0.5, candidates) == {"a": 2 / 3, "b": 1 / 3}
+
+
+def test_a_share_asked_for_again_looks_at_no_score_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = candidates(torch.arange(40.0), torch.arange(60.0).flip(0))
+    units = replace(units, costs={"macs": {"layer0": 3.0, "layer1": 1.0}})
+    looked: list[int] = []
+    histogram = ranking._histogram
+    monkeypatch.setattr(ranking, "_histogram", lambda *given: [looked.append(1), histogram(*given)][1])
+    first = Global(cost="macs")(0.3, units)
+    passes = len(looked)
+    assert passes == 2
+    assert Global(cost="macs")(0.3, units) == first
+    assert len(looked) == passes
+    assert Global()(0.3, units) != first
 
 
 def test_global_refuses_bad_costs():

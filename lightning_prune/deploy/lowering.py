@@ -20,7 +20,7 @@ from lightning_prune.deploy.origins import first_line, origin
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
-from lightning_prune.deploy.rewriting import rewritten
+from lightning_prune.deploy.rewriting import apart, rewritten
 from lightning_prune.deploy.runtime import imported
 from lightning_prune.deploy.signature import describe
 from lightning_prune.errors import ExportError, PruningError
@@ -156,7 +156,9 @@ def lower(
     try:
         with quiet_lowering():
             lowered = exir.to_edge_transform_and_lower(
-                dict(programs), partitioner=partitioners, constant_methods=dict(constants) if constants else None
+                {name: apart(program) for name, program in programs.items()},
+                partitioner=partitioners,
+                constant_methods=dict(constants) if constants else None,
             )
     except OSError as error:
         raise ExportError(

@@ -1,12 +1,13 @@
 """What does not depend on the inputs is computed once, here."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -35,6 +36,33 @@ def stored(program: ExportedProgram) -> dict[Node, Tensor]:
 def constant_value(program: ExportedProgram, node: Node) -> Tensor | None:
     """Return the value of a stored tensor; None for anything that is computed."""
     return stored(program).get(node) if node.op == "placeholder" else None
+
+
+def apart(program: ExportedProgram) -> ExportedProgram:
+    """Return a program that may be lowered: the same graph and tensors, in tables and a signature of its own.
+
+    ExecuTorch takes what goes into a delegate out of the tables of the program that it is given. Of a constant with
+    several users it makes copies under one name, which torch cannot turn back into a module; of a buffer that is not
+    saved it can, and the file is the same. So every constant becomes such a buffer.
+    """
+    signature = copy.deepcopy(program.graph_signature)
+    signature.input_specs[:] = [
+        InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=False)
+        if spec.kind is InputKind.CONSTANT_TENSOR
+        else spec
+        for spec in signature.input_specs
+    ]
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=copy.deepcopy(program.graph),
+        graph_signature=signature,
+        state_dict=dict(program.state_dict),
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=copy.deepcopy(program.module_call_graph),
+        example_inputs=program.example_inputs,
+        constants=dict(program.constants),
+        verifiers=program.verifiers,
+    )
 
 
 def fold_constants(program: ExportedProgram) -> int:
