@@ -12,6 +12,7 @@ from lightning_prune import Channel, OneShot, PruningCallback, Recipe
 from lightning_prune.cli import main
 from lightning_prune.cli.models import example, loaded_model
 from lightning_prune.cli.references import load, made
+from lightning_prune.deploy import Method, export
 
 TESTS = Path(__file__).parent
 MODEL = f"{TESTS / 'support.py'}:Net"
@@ -30,6 +31,24 @@ def failing():
     raise KeyError("nothing")
 
 batches, number, own = calibration(), 3, XNNPACK()
+"""
+
+
+TAGGER = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    example_input_array = torch.zeros(1, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+tagger = Tagger().eval()
 """
 
 
@@ -196,4 +215,11 @@ class TestFiles:
         code, _, err = run(capsys, "verify", exported, "--model", MODEL)
         assert code == 2
         assert "largest absolute difference from the eager model is" in err
-        assert "no file was written" not in err
+        assert "written" not in err
+
+    def test_verify_tells_every_method(self, capsys: pytest.CaptureFixture[str], folder: Path):
+        (folder / "tagger.py").write_text(TAGGER)
+        export(load(f"{folder / 'tagger.py'}:tagger"), folder / "t.pte", methods={"embed": Method("body")})
+        code, out, _ = run(capsys, "verify", folder / "t.pte", "--model", f"{folder / 'tagger.py'}:tagger")
+        assert code == 0
+        assert [line.split("  ")[1] for line in out.splitlines()[1:]] == ["output output", "output output of embed"]

@@ -1,3 +1,4 @@
+import re
 import signal
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 from processes import file_limit
 from torch import Tensor, nn
 
-from lightning_prune.deploy import export
+from lightning_prune.deploy import Method, Vulkan, export
 from lightning_prune.errors import ExportError
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
@@ -24,6 +25,13 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.inv(x)
+
+
+class Arctangent(nn.Module):
+    """Holds an operator that Vulkan has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.atan2(x.relu(), x + 3).cumsum(1)
 
 
 class Branching(nn.Module):
@@ -47,6 +55,33 @@ class TestOperatorThatCannotBeExported:
         with pytest.raises(ExportError, match=text):
             export(nn.Sequential(nn.Linear(4, 4), inner), tmp_path / "m.pte", example_inputs=torch.randn(4, 4))
         assert list(tmp_path.iterdir()) == []
+
+
+class TestOperatorOutsideTheBackend:
+    def test_its_line_and_the_way_to_its_time_are_in_a_note(self, tmp_path: Path):
+        class Summed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.linear(x).cumsum(1)
+                return self.linear(x.cumsum(0))
+
+        methods = {"sums": Method("forward", torch.randn(4, 4))}
+        artifact = export(Summed(), tmp_path / "m.pte", example_inputs=torch.randn(4, 4), methods=methods)
+        lines = r"aten::cumsum ×2 \(test_deploy_refusals\.py:\d+, test_deploy_refusals\.py:\d+\)"
+        assert re.fullmatch(
+            rf"Operator calls that stay outside xnnpack .*, 2 in all: {lines}\. benchmark\(path, profile=True\) .*",
+            artifact.notes[0],
+        )
+        assert "Operator calls of sums that stay" in artifact.notes[1]
+        assert "benchmark(path, method='sums', profile=True) shows" in artifact.notes[1]
+
+    def test_what_cannot_be_timed_here_is_not_said_to_be(self, tmp_path: Path):
+        artifact = export(Arctangent(), tmp_path / "m.pte", example_inputs=torch.randn(4, 4), backend=Vulkan())
+        assert any("stay outside vulkan" in note for note in artifact.notes)
+        assert not any("benchmark" in note for note in artifact.notes)
 
 
 class TestFullDisk:

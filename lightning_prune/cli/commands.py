@@ -72,8 +72,8 @@ def _accepted(found: deploy.Verification) -> str:
 
 def _described(found: deploy.Verification) -> str:
     rows = {
-        f"output {name}": f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
-        for outputs in found.methods.values()
+        _output(method, name): f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
+        for method, outputs in found.methods.items()
         for name, error in outputs.items()
     }
     if found.samples:
@@ -81,7 +81,12 @@ def _described(found: deploy.Verification) -> str:
         rows["verified on"] = f"{found.samples:,} samples{changed}"
     if found.metrics:
         rows["metric"] = ", ".join(f"{side} {value:.4f}" for side, value in found.metrics.items())
-    return "\n".join(f"  {name:<14}{text}" for name, text in rows.items())
+    width = max(14, *(len(name) + 2 for name in rows))
+    return "\n".join(f"  {name:<{width}}{text}" for name, text in rows.items())
+
+
+def _output(method: str, name: str) -> str:
+    return f"output {name}" + ("" if method == "forward" else f" of {method}")
 
 
 def _comparison(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -77,6 +77,11 @@ def _module(node: Node) -> str:
     return path.removeprefix("model").removeprefix(".")
 
 
+def place(node: Node) -> str:
+    """Return file and line of the user's code that a node comes from, as in ``net.py:12``; empty where not known."""
+    return ":".join(_line(node.meta.get("stack_trace") or "").split(":")[:2])
+
+
 def _line(text: str) -> str:
     """Return the innermost line of a stack that is not the toolchain's or ours."""
     frames = [m for m in _FRAME.finditer(text) if not m["file"].startswith((*_OURS, "<"))]
