@@ -6,6 +6,7 @@ python -m benchmarks.backends vit coreml vulkan digits ethos
 
 import argparse
 import copy
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -126,7 +127,8 @@ def vit(folder: Path) -> None:
 
 
 def _outside(notes: Sequence[str]) -> int:
-    return next((int(note.split()[0]) for note in notes if "stay outside" in note), 0)
+    found = (re.search(r"stay outside .*?, (\d+) in all:", note) for note in notes)
+    return sum(int(match[1]) for match in found if match)
 
 
 def pruned(model: nn.Module, sparsity: float) -> nn.Module:

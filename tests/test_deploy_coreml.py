@@ -7,11 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.deploy import XNNPACK, CoreML, Linear8, Palette, decompressed, export, stored_weights
+from lightning_prune.deploy import (
+    XNNPACK,
+    CoreML,
+    Linear8,
+    Normalize,
+    Palette,
+    decompressed,
+    export,
+    inspect,
+    load_manifest,
+    stored_weights,
+)
 from lightning_prune.errors import ExportError
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Function _TORCH_OPS_REGISTRY:DeprecationWarning"),  # ExecuTorch, of coremltools
     pytest.mark.skipif(
         importlib.util.find_spec("executorch") is None or importlib.util.find_spec("coremltools") is None,
         reason="needs the extra 'coreml' (executorch and coremltools)",
@@ -100,3 +112,27 @@ def test_another_model_or_file_is_refused(model: Pruned, dense: Path, tmp_path: 
     artifact = export(model, tmp_path / "m.pte", example_inputs=IMAGE, backend=XNNPACK())
     with pytest.raises(ExportError, match=r"holds no Core ML model: export with backend=CoreML\(\)"):
         stored_weights(artifact.path)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=str)
+def test_types_that_core_ml_has_not_are_converted_before_it(dtype: torch.dtype, model: nn.Module, tmp_path: Path):
+    class Converting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.model(image.to(torch.float32) / 127)
+
+    image = (torch.arange(2 * 3 * 8 * 8) % 127).reshape(2, 3, 8, 8).to(dtype)
+    artifact = export(Converting().eval(), tmp_path / "m.pte", example_inputs=image, backend=CoreML())
+    (contents,) = inspect(artifact.path).methods
+    assert [delegate.backend for delegate in contents.delegates] == ["CoreMLBackend"]
+    assert any("_to_dim_order_copy" in note for note in artifact.notes)
+
+
+def test_bytes_of_a_camera(model: nn.Module, tmp_path: Path):
+    values = Normalize(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    artifact = export(model, tmp_path / "m.pte", example_inputs=IMAGE, backend=CoreML(), preprocess=values)
+    assert load_manifest(artifact.path)["methods"]["forward"]["inputs"][0]["dtype"] == "uint8"
+    assert stored_weights(artifact.path)

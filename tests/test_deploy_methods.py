@@ -8,10 +8,11 @@ import torch
 from deploy_models import LABELS, images
 from torch import Tensor, nn
 
-from lightning_prune.deploy import XNNPACK, Artifact, RuntimeModel, export, load_manifest
+from lightning_prune.deploy import XNNPACK, Artifact, Int8, RuntimeModel, export, load_manifest
 from lightning_prune.deploy.backends import Portable, Vulkan
 from lightning_prune.deploy.constants import checked_constants
 from lightning_prune.deploy.methods import Method
+from lightning_prune.deploy.quantization.noise import sqnr_db
 from lightning_prune.errors import ExportError
 
 needs_executorch = pytest.mark.skipif(
@@ -174,3 +175,94 @@ class TestConstants:
     def test_values_that_are_refused(self, constants: Any, kind: type[Exception], text: str):
         with pytest.raises(kind, match=text):
             checked_constants(constants, ["x"], ["forward"])
+
+
+class Parts(nn.Module):
+    """A body that makes features of images, and a head for features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64))
+        self.head = nn.Linear(64, 3)
+
+    def embed(self, image: Tensor) -> Tensor:
+        return self.body(image)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+    def absolute(self, image: Tensor) -> Tensor:
+        return image.abs()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.body(image))
+
+
+IMAGES = [images(16, seed=3)]
+FEATURES = [torch.randn(16, 64, generator=torch.Generator().manual_seed(4)) * 30]
+
+
+def quantized(path: Path, methods: dict[str, Method], **options: Any) -> Artifact:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Parts().eval()
+    backend = XNNPACK(quantization=Int8(IMAGES, **options))
+    return export(model, path, example_inputs=images(1), methods=methods, backend=backend)
+
+
+@needs_executorch
+class TestQuantized:
+    def test_a_pattern_may_match_in_one_method_alone(self, tmp_path: Path):
+        methods = {"embed": Method("embed", images(1))}
+        found = quantized(tmp_path / "m.pte", methods, skip=("head", "body.1")).manifest()["quantization"]["methods"]
+        assert {name: one["kept_float"] for name, one in found.items()} == {
+            "forward": ["body.1", "head"],
+            "embed": ["body.1"],
+        }
+
+    def test_a_pattern_that_matches_nowhere_is_refused(self, tmp_path: Path):
+        methods = {"embed": Method("embed", images(1))}
+        with pytest.raises(ValueError, match=r"pattern 'tail' matches no layer; there are body\.1, body\.3, head"):
+            quantized(tmp_path / "m.pte", methods, skip=("head", "tail"))
+
+    def test_other_inputs_need_samples_of_their_own(self, tmp_path: Path):
+        methods = {"classify": Method("classify", torch.zeros(1, 64))}
+        told = r"methods\['classify'\] takes features.* give it samples of its own.*calibration=loader"
+        with pytest.raises(ValueError, match=told):
+            quantized(tmp_path / "m.pte", methods)
+
+    def test_samples_of_its_own_are_those_that_it_is_calibrated_on(self, tmp_path: Path):
+        methods = {"classify": Method("classify", torch.zeros(1, 64), calibration=FEATURES)}
+        path = quantized(tmp_path / "m.pte", methods).path
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Parts().eval()
+        x = FEATURES[0][:1]
+        with torch.no_grad():
+            assert sqnr_db(model.classify(x), RuntimeModel(path, "classify")(x)[0]) > 25
+
+    def test_a_method_without_layers_stays_in_float(self, tmp_path: Path):
+        methods = {"absolute": Method("absolute", images(1)), "embed": Method("embed", images(1))}
+        artifact = quantized(tmp_path / "m.pte", methods, skip=("body",))
+        assert list(artifact.manifest()["quantization"]["methods"]) == ["forward"]
+        x = images(1, seed=9)
+        assert torch.equal(RuntimeModel(artifact.path, "absolute")(x)[0], x.abs())
+
+    def test_all_in_float_is_refused(self, tmp_path: Path):
+        with pytest.raises(ExportError, match="leaves nothing to quantize"):
+            quantized(tmp_path / "m.pte", {"embed": Method("embed", images(1))}, skip=("body", "head"))
+
+    def test_errors_name_the_method(self, tmp_path: Path):
+        methods = {"classify": Method("classify", torch.zeros(1, 64), calibration=IMAGES)}
+        with pytest.raises(ValueError, match=r"methods\['classify'\]: calibration: a batch holds"):
+            quantized(tmp_path / "m.pte", methods)
+
+    def test_samples_without_a_quantization(self, tmp_path: Path):
+        methods = {"embed": Method("embed", images(1), calibration=IMAGES)}
+        with pytest.raises(ValueError, match=r"methods\['embed'\].calibration: the backend has no quantization"):
+            export(Parts().eval(), tmp_path / "m.pte", example_inputs=images(1), methods=methods)
+
+    def test_samples_that_can_be_read_once(self, tmp_path: Path):
+        methods = {"embed": Method("embed", images(1), calibration=iter(IMAGES))}
+        with pytest.raises(TypeError, match=r"methods\['embed'\].calibration: got a list_iterator, must be a DataLoa"):
+            quantized(tmp_path / "m.pte", methods)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_prune.deploy.backends import Backend, Portable
+from lightning_prune.deploy.calibrating import Quantize, Quantizers
 from lightning_prune.deploy.child import CHILD, EndedError
 from lightning_prune.deploy.child_program import ChildProgram
 from lightning_prune.deploy.comparison import Bounds, Comparison
@@ -22,7 +23,6 @@ from lightning_prune.deploy.lowering import Graph, Lowered, graph_of, lower, sav
 from lightning_prune.deploy.methods import EntryPoint
 from lightning_prune.deploy.origins import origin
 from lightning_prune.deploy.preprocessing import Normalize
-from lightning_prune.deploy.quantization.calibrated import Calibrated
 from lightning_prune.deploy.signature import MethodSpec
 from lightning_prune.deploy.verification import LoaderResult, Verification, compare_with
 from lightning_prune.errors import ExportError, VerificationError
@@ -67,17 +67,17 @@ def built(entries: Sequence[EntryPoint], backend: Backend, external_weights: boo
     """Trace, rewrite and quantize methods.
 
     Raises:
+        ValueError: a method lacks samples to calibrate on, or a pattern of ``skip`` matches nowhere.
         ExportError: one of them cannot be.
     """
-    return {entry.name: _built(entry, backend, external_weights) for entry in entries}
+    quantizers = Quantizers(backend.quantization, entries)
+    found = {e.name: _built(e, backend, quantizers.of(e.name), external_weights) for e in entries}
+    quantizers.check()
+    return found
 
 
-def _built(entry: EntryPoint, backend: Backend, external_weights: bool) -> Built:
-    quantization = backend.quantization
-    if entry.preprocess is not None and isinstance(quantization, Calibrated) and quantization.calibration is not None:
-        images = entry.preprocess.images(quantization.calibration, "calibration")
-        backend = replace(backend, quantization=replace(quantization, calibration=images))  # type: ignore[call-arg]
-    graph = graph_of(entry.eager, entry.inputs, backend, entry.names, entry.shapes)
+def _built(entry: EntryPoint, backend: Backend, quantize: Quantize | None, external_weights: bool) -> Built:
+    graph = graph_of(entry.eager, entry.inputs, backend, entry.names, entry.shapes, quantize)
     if external_weights:
         graph = Graph(with_external_weights(graph.program, entry.inputs), graph.quantized)
     return Built(entry, graph, found_ranges(graph.program, entry.spec))

@@ -1,7 +1,7 @@
 """From eager methods to a program in files: torch.export, the backend, ExecuTorch's serialisation."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,7 @@ def graph_of(
     backend: Backend,
     names: Sequence[str] = (),
     shapes: tuple[Sizes, ...] | None = None,
+    quantize: Callable[[ExportedProgram, Sequence[Tensor]], Quantized | None] | None = None,
 ) -> Graph:
     """Trace a method and do to it what the backend asks for before its partitioners.
 
@@ -90,6 +91,7 @@ def graph_of(
         backend: where it will run.
         names: of the inputs.
         shapes: what may vary, by input; None: nothing.
+        quantize: what quantizes the traced program; None: as the backend's ``quantization`` does.
 
     Raises:
         ExportError: the method cannot be traced, rewritten or quantized.
@@ -98,7 +100,9 @@ def graph_of(
     program = _traced(eager, inputs, names, shapes)
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         program = rewritten(program, backend.rewrites())
-    quantized = None if backend.quantization is None else backend.quantization.quantize(program, inputs)
+    if quantize is None and backend.quantization is not None:
+        quantize = backend.quantization.quantize
+    quantized = None if quantize is None else quantize(program, inputs)
     program = program if quantized is None else quantized.program
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         return Graph(rewritten(program, backend.late_rewrites()), quantized)

@@ -1,6 +1,6 @@
 """What is exported: methods of a model, each with its example inputs, as values."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_prune.deploy.dynamic import Sizes, checked_shapes, traceable
 from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors
 from lightning_prune.deploy.preprocessing import Normalize
+from lightning_prune.deploy.quantization.calibrated import check_loader
 from lightning_prune.deploy.signature import MethodSpec, describe, input_names, specs
 from lightning_prune.errors import ExportError
 
@@ -24,12 +25,16 @@ class Method:
             ``example_input_array``, and to :func:`verify` those of ``forward`` or random ones.
         dynamic_shapes: as in torch.export; None: every shape is that of the example.
         preprocess: folded in before its first input; None: none.
+        calibration: samples of its inputs, where the backend quantizes: batches as in
+            :class:`~lightning_prune.deploy.Int8`. None: those of the quantization, if it takes the inputs of
+            ``forward``.
     """
 
     function: str | Callable[..., Any]
     example_inputs: Tensor | Sequence[Tensor] | None = None
     dynamic_shapes: Any = None
     preprocess: Normalize | None = None
+    calibration: Iterable[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class EntryPoint:
         shapes: what may vary, by input; None: nothing.
         spec: inputs and outputs on the examples, without ranges.
         preprocess: that is folded in.
+        calibration: samples of its own; None: those of ``forward``.
     """
 
     name: str
@@ -51,6 +57,7 @@ class EntryPoint:
     shapes: tuple[Sizes, ...] | None
     spec: MethodSpec
     preprocess: Normalize | None = None
+    calibration: Iterable[Any] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -98,6 +105,7 @@ def entry_points(model: nn.Module, copied: nn.Module, methods: Mapping[str, Meth
 
 def _entry(model: nn.Module, copied: nn.Module, name: str, method: Method) -> EntryPoint:
     path = _path(model, name, method.function)
+    check_loader(f"methods[{name!r}].calibration", method.calibration)
     eager = EagerModel(copied, path, None if method.preprocess is None else method.preprocess.module())
     inputs = example_tensors(model, method.example_inputs, name)
     if method.preprocess is not None:
@@ -106,7 +114,7 @@ def _entry(model: nn.Module, copied: nn.Module, name: str, method: Method) -> En
     shapes = checked_shapes(method.dynamic_shapes, names, inputs)
     outputs = eager_outputs(eager, inputs)
     spec = MethodSpec(specs(names, inputs), specs(list(outputs), list(outputs.values())))
-    return EntryPoint(name, eager, _grown(eager, inputs, shapes), shapes, spec, method.preprocess)
+    return EntryPoint(name, eager, _grown(eager, inputs, shapes), shapes, spec, method.preprocess, method.calibration)
 
 
 def _grown(eager: EagerModel, inputs: tuple[Tensor, ...], shapes: tuple[Sizes, ...] | None) -> tuple[Tensor, ...]:

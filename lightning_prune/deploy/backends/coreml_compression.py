@@ -20,7 +20,8 @@ def partitioner(backend: CoreML) -> Any:  # noqa: ANN401
     try:
         import coremltools as ct
         from executorch.backends.apple.coreml.compiler import CoreMLBackend
-        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+        from lightning_prune.deploy.backends.coreml_partitioner import fitting_partitioner
     except ImportError as error:
         raise ImportError(
             f"Core ML's converter is not installed ({error}): pip install 'lightning-prune[coreml]', on Linux or macOS"
@@ -31,7 +32,7 @@ def partitioner(backend: CoreML) -> Any:  # noqa: ANN401
         compute_precision=ct.precision(backend.precision),
         pass_names=[*_default_passes(), *_passes(backend)],
     )
-    return CoreMLPartitioner(compile_specs=specs)
+    return fitting_partitioner(specs)
 
 
 def _default_passes() -> list[str]:

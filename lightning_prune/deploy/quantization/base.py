@@ -2,12 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_prune.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,24 @@ def _finite(ratio: float) -> float | None:
     return None if ratio == math.inf else max(ratio, _LOWEST)
 
 
+class NothingToQuantizeError(ExportError):
+    """A program has no layer that may become integers."""
+
+
+class UnmatchedError(ValueError):
+    """Patterns of ``skip`` match no layer of a program.
+
+    Args:
+        patterns: those.
+        names: of the layers that there are.
+    """
+
+    def __init__(self, patterns: Sequence[str], names: Sequence[str]) -> None:
+        listed = ", ".join(names) or "none"
+        super().__init__(f"skip: pattern {patterns[0]!r} matches no layer; there are {listed}")
+        self.patterns = tuple(patterns)
+
+
 class Quantization(ABC):
     """A way to turn weights, and activations if so chosen, into integers; a subclass is a frozen dataclass."""
 
@@ -80,3 +100,15 @@ class Quantization(ABC):
             ExportError: it cannot be quantized.
             VerificationError: an output is NaN or noisier than ``min_output_sqnr``.
         """
+
+    def looks_at(self) -> Iterable[Any] | None:
+        """Return the samples that ``forward`` is quantized on; None: it needs none."""
+        return None
+
+    def calibrated_on(self, samples: Iterable[Any] | None) -> "Quantization":
+        """Return the same with other samples, those of another method."""
+        return self
+
+    def without_patterns(self, patterns: Collection[str]) -> "Quantization":
+        """Return the same without some patterns of ``skip``, which concern other methods."""
+        return self

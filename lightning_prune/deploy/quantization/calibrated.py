@@ -2,8 +2,8 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Calibrated(Quantization):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "skip", _patterns(self._name, self.skip))
-        _check_loader(self._name, self.calibration)
+        check_loader(f"{self._name}.calibration", self.calibration)
         for field in ("min_sqnr", "min_output_sqnr"):
             _check_ratio(self._name, field, getattr(self, field))
         if self.min_output_sqnr is None:
@@ -53,6 +53,18 @@ class Calibrated(Quantization):
             samples = calibration_samples(self.calibration, inputs, self.samples)
         bounds = Bounds(self._name, tuple(self.skip), self.min_sqnr, self.min_output_sqnr)
         return quantized_within(program, samples, self.convert, bounds)
+
+    def looks_at(self) -> Iterable[Any] | None:
+        """Return ``calibration``."""
+        return self.calibration
+
+    def calibrated_on(self, samples: Iterable[Any] | None) -> Quantization:
+        """Return the same with other samples."""
+        return replace(self, calibration=samples)
+
+    def without_patterns(self, patterns: Collection[str]) -> Quantization:
+        """Return the same without some patterns of ``skip``."""
+        return replace(self, skip=tuple(pattern for pattern in self.skip if pattern not in patterns))
 
     @property
     def _name(self) -> str:
@@ -85,12 +97,17 @@ def _described(loader: object) -> str:
     return f"<{type(loader).__name__}{batches}>"
 
 
-def _check_loader(owner: str, loader: object) -> None:
+def check_loader(owner: str, loader: object) -> None:
+    """Check samples to calibrate on; None is allowed.
+
+    Raises:
+        TypeError: they cannot be read, or not more than once.
+    """
     if loader is None:
         return
     if isinstance(loader, str | Tensor | Iterator) or not isinstance(loader, Iterable):
         raise TypeError(
-            f"{owner}.calibration: got a {type(loader).__name__}, must be a DataLoader or a list of batches, which can"
+            f"{owner}: got a {type(loader).__name__}, must be a DataLoader or a list of batches, which can"
             " be read more than once"
         )
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule
 
-from lightning_prune.deploy.quantization.base import Quantized, decibels
+from lightning_prune.deploy.quantization.base import NothingToQuantizeError, Quantized, decibels
 from lightning_prune.deploy.quantization.calibration import Sample
 from lightning_prune.deploy.quantization.graphs import fused, holders, retraced
 from lightning_prune.deploy.quantization.layers import Layer, chosen, layers_of
 from lightning_prune.deploy.quantization.noise import Measured, Pair, blame, measure, recorded, unbounded
-from lightning_prune.errors import ExportError, VerificationError
+from lightning_prune.errors import VerificationError
 
 Way = Callable[[torch.export.ExportedProgram, frozenset[str], Sequence[Sample]], tuple[GraphModule, frozenset[str]]]
 """Quantizes nodes of a program: (program, nodes, samples) -> (graph in which nodes keep their names, nodes taken)."""
@@ -52,7 +52,7 @@ def quantized_within(
 
     Raises:
         ValueError: a pattern of ``skip`` matches no layer.
-        ExportError: no layer is left to quantize.
+        NothingToQuantizeError: no layer is left to quantize.
         VerificationError: something is NaN, or an output noisier than the bound.
     """
     graph = fused(program)
@@ -61,7 +61,7 @@ def quantized_within(
     while True:
         quantized, taken = way(program, frozenset(layers.keys() - kept), samples)
         if not taken:
-            raise ExportError(_nothing(bounds, layers.values()))
+            raise NothingToQuantizeError(_nothing(bounds, layers.values()))
         watched = {node: (v.output, holders(quantized, v)) for node, v in layers.items() if node in taken}
         pair = Pair(graph, quantized, watched)
         measured = measure(pair, samples, bounds.min_sqnr is not None)

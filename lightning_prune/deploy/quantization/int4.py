@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from lightning_prune.deploy.quantization.annotation import attribute
+from lightning_prune.deploy.quantization.base import NothingToQuantizeError
 from lightning_prune.deploy.quantization.calibrated import Calibrated
 from lightning_prune.deploy.quantization.calibration import Sample
 from lightning_prune.deploy.quantization.graphs import fused
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
-from lightning_prune.errors import ExportError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,7 +52,7 @@ class Int4Groupwise(Calibrated):
         weights = {n: weight for n in linear if (weight := _value(graph, n.args[1])) is not None}
         fitting = {n: weight for n, weight in weights.items() if weight.shape[1] % self.group_size == 0}
         if not fitting:
-            raise ExportError(_unfit(self.group_size, [weight.shape[1] for weight in weights.values()]))
+            raise NothingToQuantizeError(_unfit(self.group_size, [weight.shape[1] for weight in weights.values()]))
         taken = {node: weight for node, weight in fitting.items() if node.name in nodes}
         for node, weight in taken.items():
             self._replace(graph, node, weight)

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch.fx import GraphModule, Node
 
+from lightning_prune.deploy.quantization.base import UnmatchedError
+
 WEIGHTED = frozenset(
     {
         torch.ops.aten.linear.default,
@@ -114,14 +116,11 @@ def chosen(layers: Iterable[Layer], patterns: Sequence[str]) -> set[str]:
     """Return the nodes of the layers that the patterns mean.
 
     Raises:
-        ValueError: a pattern means none.
+        UnmatchedError: a pattern means none.
     """
     layers = tuple(layers)
-    nodes: set[str] = set()
-    for pattern in patterns:
-        meant = {layer.node for layer in layers if layer.is_meant_by(pattern)}
-        if not meant:
-            names = ", ".join(layer.name for layer in layers) or "none"
-            raise ValueError(f"skip: pattern {pattern!r} matches no layer; there are {names}")
-        nodes |= meant
-    return nodes
+    meant = {pattern: {layer.node for layer in layers if layer.is_meant_by(pattern)} for pattern in patterns}
+    unmatched = [pattern for pattern, nodes in meant.items() if not nodes]
+    if unmatched:
+        raise UnmatchedError(unmatched, [layer.name for layer in layers])
+    return set().union(*meant.values())
