@@ -84,7 +84,7 @@ class Distilling:
     def _found(self, trainer: Trainer, model: LightningModule, saved: Saved | None, files: CheckpointFiles) -> Teacher:
         """Return the teacher: the given one, that of the file beside the checkpoint, or the model as it is."""
         if self.distillation.teacher is not None:
-            given = Teacher(self.distillation.teacher, model.device)
+            given = Teacher(self.distillation.teacher, like=model)
             if saved is not None and given.digest != saved["digest"]:
                 raise CheckpointError(
                     "Distillation.teacher is another one than taught the run of the checkpoint: give the same, with"

@@ -16,9 +16,11 @@ from distillation_cases import (
 )
 from support import LinearNet, Net
 from torch import Tensor, nn
+from torch.nn.functional import relu
+from torch.utils.checkpoint import checkpoint
 
 from lightning_prune import Distillation, PruningCallback, masks
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import NonFiniteError, PruningError
 
 
 class TestBadInput:
@@ -88,3 +90,49 @@ class TestBadInput:
         with pytest.raises((TypeError, ValueError), match="Distillation"):
             Distillation().logits_in(out)
         assert Distillation(logits=lambda o: o["logits"]).logits_in({"logits": torch.zeros(2, 3)}).shape == (2, 3)
+
+    @pytest.mark.parametrize(
+        ("teacher", "message"),
+        [
+            (nn.Sequential(nn.Flatten(), nn.Linear(35, 4)), r"\(2, 1, 6, 6\) torch.float32: .*; give one that takes"),
+            (nn.Bilinear(3, 3, 4), "the teacher Bilinear cannot take the inputs of Net"),
+        ],
+    )
+    @pytest.mark.parametrize("has_example", [True, False])
+    def test_a_teacher_of_other_inputs(
+        self, teacher: nn.Module, message: str, has_example: bool, tmp_path: Path
+    ) -> None:
+        model = Net()
+        before = weights(model)
+        if not has_example:
+            model.example_input_array = None
+            message = message.replace("2, 1", "4, 1")
+        with pytest.raises(ValueError, match=message):
+            fitted(tmp_path, model, PruningCallback(SPARSE, distillation=Distillation(teacher=teacher)))
+        found = masks.dense_names(model)
+        assert all(np.array_equal(found[name].detach().numpy(), value) for name, value in before.items())
+
+    def test_a_teacher_without_values(self, tmp_path: Path) -> None:
+        with pytest.raises(PruningError, match=r"conv1.weight of the teacher Net lies on the meta device"):
+            fitted(tmp_path, Net(), PruningCallback(SPARSE, distillation=Distillation(teacher=Net().to("meta"))))
+        broken = Net()
+        with torch.no_grad():
+            broken.head.bias[1] = torch.nan
+        with pytest.raises(NonFiniteError, match=r"head.bias of the teacher Net is NaN or infinite: load other"):
+            fitted(tmp_path, Net(), PruningCallback(SPARSE, distillation=Distillation(teacher=broken)))
+        with pytest.raises(NonFiniteError, match=r"head.bias of Net is NaN or infinite before the first step"):
+            fitted(tmp_path, broken, PruningCallback(SPARSE, distillation=TAUGHT))
+
+    def test_features_without_gradients(self, tmp_path: Path) -> None:
+        class Rerun(Net):
+            def forward(self, images: Tensor) -> Tensor:
+                def middle(hidden: Tensor) -> Tensor:
+                    return self.conv3(relu(self.norm2(self.conv2(hidden))))
+
+                hidden = relu(self.norm1(self.conv1(images)))
+                added = checkpoint(middle, hidden, use_reentrant=True) if self.training else middle(hidden)
+                return self.head(relu(hidden + added).mean((2, 3)))
+
+        chosen = Distillation(features=0.01)
+        with pytest.raises(PruningError, match=r"what conv\d returns, which is computed without gradients"):
+            fitted(tmp_path, Rerun(), PruningCallback(SPARSE, distillation=chosen))

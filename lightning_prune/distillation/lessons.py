@@ -1,8 +1,9 @@
 """While a model trains: each call of it is shown to the teacher, and the difference becomes a term of the loss."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +25,12 @@ class Lesson:
 
     Args:
         output: a tensor that it returned, at which the term hangs.
-        term: what the teacher adds to the loss; a scalar.
+        term: gives what the teacher adds to the loss, a scalar. It is asked for when a loss takes it, so that it lies
+            outside of a ``torch.utils.checkpoint`` around the call.
     """
 
     output: Tensor
-    term: Tensor
+    term: Callable[[], Tensor]
 
 
 class Lessons:
@@ -52,6 +54,7 @@ class Lessons:
         self.is_listening = False
         self.skips = 0
         self._depth = 0
+        self._has_taught = False
         self._active: nn.Module | None = None
         self._taught: tuple[Any, dict[str, list[Tensor]]] = (None, {})
         if distillation.features:
@@ -95,8 +98,23 @@ class Lessons:
         with self._teacher.teaching() as teacher:
             self._shown.begin()
             asked = teacher.get_submodule(self._paths[module]) if self._distillation.teacher is None else teacher
-            self._taught = (asked(*args, **kwargs), self._shown.end())
+            self._taught = (self._ask(asked, args, kwargs), self._shown.end())
         self._seen.begin()
+
+    def _ask(self, teacher: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Return what the teacher says to copies of these inputs, which it may change in place."""
+        own, named = pytree.tree_map_only(Tensor, Tensor.clone, (args, dict(kwargs)))
+        try:
+            answer = teacher(*own, **named)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if self._has_taught or self._distillation.teacher is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"the teacher {type(teacher).__name__} cannot take the inputs of {type(self._student).__name__},"
+                f" {_shapes((args, dict(kwargs)))}: {error}; give one that takes the same"
+            ) from error
+        self._has_taught = True
+        return answer
 
     def _after(self, module: nn.Module, args: object, output: object) -> None:
         if module is not self._active:
@@ -109,16 +127,25 @@ class Lessons:
         seen = self._seen.end()
         held = next((tensor for tensor in _tensors(output) if tensor.requires_grad), None)
         if held is not None:
-            self.pending.append(Lesson(held, self._term(output, taught, seen, shown)))
+            _check_gradients(self._student, seen)
+            logits = self._logits(output, taught) if self._distillation.weight else None
+            self.pending.append(Lesson(held, partial(self._term, logits, seen, shown)))
+
+    def _logits(self, output: object, taught: object) -> tuple[Tensor, Tensor]:
+        """Return the logits of both; ours are copied, for what is done to them in place afterwards is no answer."""
+        ours, theirs = self._distillation.logits_in(output), self._distillation.logits_in(taught)
+        _check_shapes(ours, theirs)
+        return ours.clone(), theirs
 
     def _term(
-        self, output: object, taught: object, seen: Mapping[str, list[Tensor]], shown: Mapping[str, list[Tensor]]
+        self,
+        logits: tuple[Tensor, Tensor] | None,
+        seen: Mapping[str, list[Tensor]],
+        shown: Mapping[str, list[Tensor]],
     ) -> Tensor:
         chosen, term = self._distillation, torch.zeros(())
-        if chosen.weight:
-            ours, theirs = chosen.logits_in(output), chosen.logits_in(taught)
-            _check_shapes(ours, theirs)
-            term = chosen.weight * soft_target_loss(ours, theirs, chosen.temperature, chosen.axis)
+        if logits is not None:
+            term = chosen.weight * soft_target_loss(*logits, chosen.temperature, chosen.axis)
         if chosen.features:
             term = term + chosen.features * self._matching(seen, shown)
         return term
@@ -151,7 +178,7 @@ class Lessons:
             reached = _reached(loss, {lesson.output.grad_fn for lesson in self.pending})
             taken = [lesson for lesson in self.pending if lesson.output.grad_fn in reached]
         self.pending = [lesson for lesson in self.pending if not any(lesson is one for one in taken)]
-        return torch.stack([lesson.term for lesson in taken]).mean() if taken else None
+        return torch.stack([lesson.term() for lesson in taken]).mean() if taken else None
 
     def check(self, inputs: tuple[Any, ...], output: object) -> None:
         """Compare what both return for an example, before anything trains.
@@ -161,11 +188,11 @@ class Lessons:
             output: what it returns for them.
 
         Raises:
-            ValueError: the teacher returns another shape.
+            ValueError: the teacher returns another shape, or cannot take the example.
         """
         if self._distillation.weight:
             with self._teacher.teaching() as teacher:
-                _check_shapes(self._distillation.logits_in(output), self._distillation.logits_in(teacher(*inputs)))
+                self._logits(output, self._ask(teacher, inputs, {}))
 
     def remove(self) -> None:
         """Take the hooks away again."""
@@ -204,6 +231,20 @@ def _check_layers(teacher: nn.Module, pairs: Sequence[Pair]) -> None:
             f"Distillation.features compares layers of the same path, and the teacher {type(teacher).__name__} has no"
             f" {lacking[0]}; set features=0, or leave teacher= out to be taught by the dense model"
         )
+
+
+def _check_gradients(student: nn.Module, seen: Mapping[str, list[Tensor]]) -> None:
+    for path, outputs in seen.items():
+        is_trained = any(parameter.requires_grad for parameter in student.get_submodule(path).parameters())
+        if is_trained and not all(tensor.requires_grad for tensor in outputs):
+            raise PruningError(
+                f"Distillation.features compares what {path} returns, which is computed without gradients here, as"
+                " inside checkpoint(…, use_reentrant=True): pass use_reentrant=False, or set features=0"
+            )
+
+
+def _shapes(inputs: object) -> str:
+    return ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors(inputs)) or "no tensors"
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:

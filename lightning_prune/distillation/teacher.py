@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune import checkpoints
 from lightning_prune.copies import plain_copy
-from lightning_prune.errors import CheckpointError, PruningError
-from lightning_prune.masks import dense_names, fold
+from lightning_prune.errors import CheckpointError, NonFiniteError, PruningError
+from lightning_prune.masks import dense_names, dense_parameters, fold
 
 
 class Teacher:
@@ -20,23 +20,35 @@ class Teacher:
 
     Args:
         model: what is copied; it stays as it is.
-        device: where the copy goes.
+        like: the student, to whose device and type of floats the copy goes; None: it stays where it is.
 
     Raises:
-        PruningError: it has lazy layers that have not seen an input yet.
+        PruningError: it has lazy layers that have not seen an input yet; it is another model than the student, and
+            lies on the meta device.
+        NonFiniteError: it is another model than the student, and a parameter is NaN or infinite.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, model: nn.Module, like: nn.Module | None = None) -> None:
         lazy = next((name for name, tensor in dense_names(model).items() if is_lazy(tensor)), None)
         if lazy is not None:
             raise PruningError(
                 f"{lazy} has no values yet, so there is nothing that {type(model).__name__} could teach: run it once on"
                 " an example before the fit"
             )
+        if like is not None:
+            _check_values(model)
         self.module = fold(plain_copy(model)).eval().requires_grad_(False)
-        if device is not None:
-            self.module.to(device)
+        if like is not None:
+            self._go_to(like)
         self.digest = _digest(dense_names(self.module))
+
+    def _go_to(self, student: nn.Module) -> None:
+        """Move to the student's device, and to its type of floats where each of the two has one."""
+        device = next((tensor.device for tensor in student.parameters()), None)
+        ours, theirs = _float_types(self.module), _float_types(student)
+        self.module.to(device)
+        if len(ours) == len(theirs) == 1 and ours != theirs:
+            self.module.to(dtype=next(iter(theirs)))
 
     def state(self) -> dict[str, Any]:
         """Return what a file must hold so that :meth:`restored` can make the teacher again: tensors, plain values."""
@@ -70,6 +82,21 @@ class Teacher:
         devices = {tensor.device.index or 0 for tensor in dense_names(self.module).values() if tensor.is_cuda}
         with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
             yield self.module
+
+
+def _check_values(model: nn.Module) -> None:
+    for name, tensor in dense_parameters(model).items():
+        if tensor.is_meta:
+            raise PruningError(
+                f"{name} of the teacher {type(model).__name__} lies on the meta device: load its weights"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"{name} of the teacher {type(model).__name__} is NaN or infinite: load other weights")
+
+
+def _float_types(model: nn.Module) -> set[torch.dtype]:
+    dtypes = {tensor.dtype for tensor in dense_names(model).values()}
+    return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
