@@ -11,12 +11,13 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from lightning_prune.deploy.backends import Backend, Portable
 from lightning_prune.deploy.dynamic import Sizes, restore_ranges, trace_refusal
 from lightning_prune.deploy.eager import EagerModel
 from lightning_prune.deploy.files import writing
-from lightning_prune.deploy.origins import first_line, origin
+from lightning_prune.deploy.origins import first_line, origin, place
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
@@ -26,6 +27,8 @@ from lightning_prune.deploy.signature import describe
 from lightning_prune.errors import ExportError, PruningError
 
 _TAG = "weights"
+_LINES = 3
+"""How many lines of the user's code are told of one operator."""
 
 
 class Program(Protocol):
@@ -211,7 +214,7 @@ def _save_data(program: Program, path: Path) -> None:
 
 
 def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = ("forward",)) -> tuple[str, ...]:
-    """Return a sentence for each method that counts the operators left outside the backend, if there are any.
+    """Return a sentence for each method with the operators left outside the backend and their lines, if there are any.
 
     To be asked before :func:`save`, which turns the graph into that of the file.
     """
@@ -221,17 +224,33 @@ def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = (
     notes = []
     for method in methods:
         graph = lowered.exported_program(method).graph
-        names = Counter(node.target.name() for node in graph.nodes if isinstance(node.target, operator))
-        if names:
-            listed = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.most_common())
+        calls = [node for node in graph.nodes if isinstance(node.target, operator)]
+        if calls:
             of = "" if method == "forward" else f" of {method}"
-            calls = "operator call stays" if names.total() == 1 else "operator calls stay"
-            runs = "runs" if names.total() == 1 else "run"
             notes.append(
-                f"{names.total()} {calls}{of} outside {backend.name} and {runs} on portable kernels: {listed}."
-                f"{_how_long(backend, method)}"
+                f"Operator calls{of} that stay outside {backend.name} and run on portable kernels, {len(calls)} in all:"
+                f" {_listed(calls)}.{_how_long(backend, method)}"
             )
     return tuple(notes)
+
+
+def _listed(calls: Sequence[Node]) -> str:
+    """Return operators, the most frequent first, with the lines of the user's code that call them."""
+    counts = Counter(map(_name, calls))
+    return ", ".join(
+        name + (f" ×{count}" if count > 1 else "") + _lines(node for node in calls if _name(node) == name)
+        for name, count in counts.most_common()
+    )
+
+
+def _name(call: Node) -> str:
+    return call.target.name()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _lines(calls: Iterable[Node]) -> str:
+    lines = list(dict.fromkeys(line for node in calls if (line := place(node))))
+    listed = ", ".join(lines[:_LINES]) + (", …" if len(lines) > _LINES else "")
+    return f" ({listed})" if lines else ""
 
 
 def _how_long(backend: Backend, method: str) -> str:
