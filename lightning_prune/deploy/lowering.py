@@ -1,7 +1,7 @@
 """From eager methods to a program in files: torch.export, the backend, ExecuTorch's serialisation."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
