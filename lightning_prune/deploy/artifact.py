@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lightning_prune.deploy.manifest import FORMAT, load_manifest, sha256_of, ve
 from lightning_prune.deploy.methods import Method
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.quantization import Quantized
+from lightning_prune.deploy.quantization.calibrated import described
 from lightning_prune.deploy.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.verification import Verification
 
@@ -229,7 +230,12 @@ def _options(value: object) -> dict[str, Any]:
 def _plain(value: object) -> object:
     if isinstance(value, float) and not -1e300 < value < 1e300:
         return repr(value)
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    is_loader = isinstance(value, Iterable) and not isinstance(value, tuple | Mapping)
+    return described(value) if is_loader else repr(value)
 
 
 def file_facts(path: Path) -> dict[str, Any]:

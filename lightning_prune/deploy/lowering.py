@@ -158,8 +158,9 @@ def lower(
         ImportError: a package of the backend is missing.
     """
     exir = imported("executorch.exir")
+    imported("executorch.kernels.quantized")  # what no delegate takes of a quantized graph
     with quiet_import():
-        partitioners = {name: list(backend.partitioners()) for name in programs}
+        partitioners = list(backend.partitioners())
     try:
         with quiet_lowering():
             lowered = exir.to_edge_transform_and_lower(

@@ -1,13 +1,13 @@
 """Arm's Ethos-U, the neural processor of microcontrollers."""
 
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning_prune.deploy.backends.base import Backend
+from lightning_prune.deploy.backends.ethos_u_report import Report
 from lightning_prune.deploy.quantization import Quantization
+from lightning_prune.deploy.quantization.calibrated import check_loader, described
 
 EthosTarget = Literal[
     "ethos-u55-32",
@@ -24,7 +24,7 @@ EthosTarget = Literal[
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EthosU(Backend):
     """Arm's Ethos-U, the neural processor of microcontrollers, through Arm's compiler Vela.
 
@@ -36,17 +36,30 @@ class EthosU(Backend):
         calibration: batches as in :class:`~lightning_prune.deploy.Int8`.
         target: the processor and its number of multiply-accumulates per cycle.
         samples: how many samples of the loader are looked at.
+
+    Raises:
+        ValueError: an unknown target, or a number of samples below 1.
+        TypeError: the calibration is no loader, or can be read only once.
     """
 
     calibration: Iterable[Any]
     target: EthosTarget = "ethos-u55-128"
     samples: int = 256
-    _reports: list[Path] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_loader("EthosU.calibration", self.calibration)
+        if self.calibration is None:
+            raise TypeError("EthosU.calibration: got None; Ethos-U computes in integers alone: pass a loader")
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"EthosU.samples: got {self.samples!r}, must be a whole number from 1")
         if self.target not in get_args(EthosTarget):
             allowed = ", ".join(map(repr, get_args(EthosTarget)))
             raise ValueError(f"target: got {self.target!r}, must be one of {allowed}")
+        # of the last lowering, not of the value: no field, so that manifests and comparisons know nothing of it
+        object.__setattr__(self, "_reports", list[Report]())
+
+    def __repr__(self) -> str:
+        return f"EthosU({described(self.calibration)}, target={self.target!r}, samples={self.samples})"
 
     @property
     def name(self) -> str:
@@ -68,12 +81,13 @@ class EthosU(Backend):
         """
         from lightning_prune.deploy.backends.ethos_u_compiler import partitioner
 
-        folder = Path(tempfile.mkdtemp(prefix="ethos-u-"))
-        self._reports[:] = [folder]
-        return [partitioner(self.target, folder)]
+        report = Report()
+        self._last()[:] = [report]
+        return [partitioner(self.target, report)]
 
     def notes(self, sparsity: float) -> tuple[str, ...]:
         """Return Vela's estimate for the last program that was lowered, and what became of zeros."""
-        from lightning_prune.deploy.backends.ethos_u_compiler import estimate
+        return tuple(report.told(sparsity) for report in self._last())
 
-        return tuple(estimate(folder, sparsity) for folder in self._reports)
+    def _last(self) -> list[Report]:
+        return self.__dict__["_reports"]

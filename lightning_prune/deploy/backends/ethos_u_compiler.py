@@ -1,17 +1,15 @@
 """Arm's quantizer, partitioner and compiler for Ethos-U, as far as they are used here."""
 
-import csv
 import itertools
-import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lightning_prune.deploy.backends.ethos_u_report import Report
 from lightning_prune.deploy.quantization.base import Quantization, Quantized
 from lightning_prune.deploy.quantization.calibration import calibration_samples, check_batched
 from lightning_prune.deploy.quantization.graphs import retraced
@@ -31,33 +29,31 @@ def _specification(target: str) -> Any:  # noqa: ANN401
     return EthosUCompileSpec(target)
 
 
-def partitioner(target: str, folder: Path) -> Any:  # noqa: ANN401
-    """Return ExecuTorch's EthosUPartitioner, whose compiler leaves its estimate in a folder.
+def partitioner(target: str, report: Report) -> Any:  # noqa: ANN401
+    """Return ExecuTorch's EthosUPartitioner, whose compiler leaves its estimate of each part in a report.
 
     Raises:
         ImportError: Arm's compiler is not installed.
     """
     specification = _specification(target)
     from executorch.backends.arm.ethosu import EthosUPartitioner
+    from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 
-    specification.dump_intermediate_artifacts_to(str(folder))
-    return EthosUPartitioner(specification)
+    class Reporting(Partitioner):
+        whole = EthosUPartitioner(specification)
 
+        def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+            found = self.whole.partition(exported_program)
+            for tag, spec in found.partition_tags.items():
+                of_part = _specification(target)
+                of_part.dump_intermediate_artifacts_to(str(report.next_folder()))
+                found.partition_tags[tag] = DelegationSpec(spec.backend_id, of_part._to_list())
+            return found
 
-def estimate(folder: Path, sparsity: float) -> str:
-    """Return the compiler's estimate in words and delete the folder."""
-    tables = [row for path in sorted(folder.rglob("*summary*.csv")) for row in csv.DictReader(path.open())]
-    parts = len(list(folder.rglob("*.tosa")))
-    shutil.rmtree(folder, ignore_errors=True)
-    if not tables:
-        return "No operator runs on the Ethos-U."
-    row = tables[-1]
-    cycles, seconds = float(row["cycles_total"]), float(row["inference_time"])
-    of = "" if parts <= 2 else ", for the last of the parts that run on it"
-    return (
-        f"Vela estimates {cycles:,.0f} cycles, {1000 * seconds:.3f} ms on {row['accelerator_configuration']}{of}; it"
-        f" codes the weights ({sparsity:.0%} of them zero) so that zeros take next to no room."
-    )
+        def ops_to_not_decompose(self, ep: ExportedProgram) -> Any:  # noqa: ANN401
+            return self.whole.ops_to_not_decompose(ep)
+
+    return Reporting()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +88,18 @@ class EthosInt8(Quantization):
                 f"EthosU: the outputs of the quantized program have {', '.join(f'{r:.1f}' for r in ratios)} dB, at"
                 f" least {self.min_output_sqnr:g} is asked for: calibrate on more of the data that the model will see"
             )
-        return Quantized(retraced(quantized, program, samples[0]), {}, (), ratios, samples[:2])
+        shown = samples[:2]
+        with torch.no_grad():
+            outputs = tuple(_run(quantized, sample) for sample in shown)
+        return Quantized(retraced(quantized, program, samples[0]), {}, (), ratios, shown, outputs)
+
+    def looks_at(self) -> Iterable[Any]:
+        """Return ``calibration``."""
+        return self.calibration
+
+    def calibrated_on(self, samples: Iterable[Any] | None) -> Quantization:
+        """Return the same with other samples."""
+        return self if samples is None else replace(self, calibration=samples)
 
     def _converted(self, program: ExportedProgram, samples: Sequence[tuple[Tensor, ...]]) -> torch.fx.GraphModule:
         specification = _specification(self.target)

@@ -81,7 +81,7 @@ class Calibrated(Quantization):
         return tuple(id(self.calibration) if name == "calibration" else getattr(self, name) for name in fields)
 
     def __repr__(self) -> str:
-        shown = [f"calibration={_described(self.calibration)}"] if self.calibration is not None else []
+        shown = [f"calibration={described(self.calibration)}"] if self.calibration is not None else []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name != "calibration" and value != field.default:
@@ -89,7 +89,8 @@ class Calibrated(Quantization):
         return f"{self._name}({', '.join(shown)})"
 
 
-def _described(loader: object) -> str:
+def described(loader: object) -> str:
+    """Return a loader in a few words."""
     try:
         batches = f" of {len(loader)} batches" if isinstance(loader, Sized) else ""
     except TypeError:  # a DataLoader of an iterable dataset has a __len__ that raises

@@ -1,5 +1,6 @@
 """Loaded programs: run, timed, kept until they are forgotten."""
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ def _native() -> ModuleType:
     without_export_side()
     from executorch.extension.pybindings import portable_lib
 
+    importlib.import_module("executorch.kernels.quantized")  # registers the kernels of integers that no delegate takes
     return portable_lib
 
 

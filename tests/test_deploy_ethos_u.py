@@ -1,0 +1,136 @@
+"""Ethos-U as far as it can be tested without Arm's compiler, and with it where it is installed."""
+
+import csv
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune.deploy import EthosU, Int8, Method, Normalize, Partitioned, RuntimeModel, export, load_manifest
+from lightning_prune.deploy.backends.ethos_u_compiler import EthosInt8
+from lightning_prune.deploy.backends.ethos_u_report import Report
+
+needs_executorch = pytest.mark.skipif(
+    importlib.util.find_spec("executorch") is None, reason="needs the extra 'mobile' (executorch)"
+)
+needs_vela = pytest.mark.skipif(
+    importlib.util.find_spec("ethosu") is None, reason="needs the extra 'ethos-u' (Arm's compiler)"
+)
+BATCHES = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (place := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
+
+
+def compiled(report: Report, cycles: float) -> None:
+    (where := report.next_folder() / "output").mkdir()
+    with (where / "out_summary_x.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["accelerator_configuration", "inference_time", "cycles_total"])
+        rows.writerow(["Ethos_U55_128", cycles / 5e8, cycles])
+
+
+class TestReport:
+    def test_parts_add_up_and_are_told_again(self, folder: Path):
+        report = Report()
+        for number in range(11):
+            compiled(report, 1000.0 + number)
+        told = "Vela estimates 11,055 cycles, 0.022 ms on Ethos_U55_128 for the 11 parts that run on it"
+        assert report.told(0.5).startswith(told)
+        assert [part.cycles for part in report.parts] == [1000.0 + number for number in range(11)]
+        assert list(folder.iterdir()) == []
+        assert "(75% of them zero)" in report.told(0.75)
+
+    def test_nothing_runs_there(self):
+        assert Report().told(0.0) == "No operator runs on the Ethos-U."
+
+    def test_one_that_nobody_asked_leaves_no_folder(self, folder: Path):
+        report = Report()
+        compiled(report, 1.0)
+        assert list(folder.iterdir())
+        del report
+        assert list(folder.iterdir()) == []
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("arguments", "error", "told"),
+        [
+            ({"calibration": None}, TypeError, "EthosU.calibration: got None"),
+            ({"calibration": iter(BATCHES)}, TypeError, "EthosU.calibration: got a list_iterator"),
+            ({"calibration": BATCHES, "samples": 0}, ValueError, "EthosU.samples: got 0"),
+            ({"calibration": BATCHES, "target": "u55"}, ValueError, "target: got 'u55', must be one of"),
+        ],
+    )
+    def test_bad_arguments(self, arguments: dict[str, Any], error: type[Exception], told: str):
+        with pytest.raises(error, match=told):
+            EthosU(**arguments)
+
+    def test_it_prints_without_its_samples(self):
+        assert repr(EthosU(BATCHES)) == "EthosU(<list of 1 batches>, target='ethos-u55-128', samples=256)"
+
+    def test_samples_of_a_method(self):
+        quantization = EthosU(BATCHES).quantization
+        assert isinstance(quantization, EthosInt8)
+        assert quantization.looks_at() is BATCHES
+        other = [BATCHES[0] + 1]
+        assert quantization.calibrated_on(other).looks_at() is other  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.conv(image).relu()
+
+    def brighter(self, image: torch.Tensor) -> torch.Tensor:
+        return self.conv(image * 2)
+
+
+@needs_executorch
+class TestWithoutTheCompiler:
+    def test_integers_outside_a_delegate_run_here(self, tmp_path: Path):
+        """As they must for a backend of integers that cannot run on this machine."""
+        asked: list[int] = []
+
+        def partitioners() -> list[Any]:
+            asked.append(1)
+            return []
+
+        backend = Partitioned("chip", partitioners, quantization=Int8(BATCHES), can_run_here=True)
+        methods = {"brighter": Method("brighter", BATCHES[0][:1])}
+        artifact = export(
+            Network().eval(), tmp_path / "m.pte", example_inputs=BATCHES[0][:1], backend=backend, methods=methods
+        )
+        assert RuntimeModel(artifact.path)(BATCHES[0][:1])[0].shape == (1, 8, 6, 6)
+        assert len(asked) == 1, "one lowering asks once, whatever the number of methods"
+        options = load_manifest(artifact.path)["backend"]["options"]
+        assert options["make_partitioners"].endswith("test_integers_outside_a_delegate_run_here.<locals>.partitioners")
+        of_quantization = load_manifest(artifact.path)["quantization"]["options"]
+        assert of_quantization["calibration"] == "<list of 1 batches>"
+
+
+@needs_executorch
+@needs_vela
+class TestWithTheCompiler:
+    def test_twice_and_of_images(self, tmp_path: Path, folder: Path):
+        backend, x = EthosU(BATCHES), BATCHES[0][:1]
+        notes = [export(Network().eval(), tmp_path / "m.pte", example_inputs=x, backend=backend).notes for _ in "ab"]
+        assert notes[0] == notes[1]
+        assert "Vela estimates" in notes[0][0]
+        images = [torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)]
+        values = Normalize([0.5] * 3, [0.2] * 3)
+        export(Network().eval(), tmp_path / "i.pte", example_inputs=x, backend=EthosU(images), preprocess=values)
+        options = load_manifest(tmp_path / "i.pte")["backend"]["options"]
+        assert options == {"calibration": "<list of 1 batches>", "target": "ethos-u55-128", "samples": 256}
+        assert not list(folder.glob("ethos-u-*"))
