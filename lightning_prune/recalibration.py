@@ -1,8 +1,8 @@
 """Batch-norm statistics measured anew, for what the layers compute after a cut."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ _M = TypeVar("_M", bound=nn.Module)
 def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
     """Measure the running mean and variance of each batch norm anew; nothing is learned and no label is looked at.
 
-    mean = sum_b n_b mean_b / sum_b n_b over the batches b of n_b samples, the same for the unbiased variance: the exact
-    average, not one that forgets. Only batch norms run in training mode, so dropout and the like stay still.
+    mean = sum_b n_b mean_b / sum_b n_b over the calls b of a batch norm with n_b samples, the same for the unbiased
+    variance: the exact average, not one that forgets. Only batch norms run in training mode, so dropout and the like
+    stay still.
 
     Args:
         model: masked, compact or dense. Masks are kept.
@@ -26,12 +27,12 @@ def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
         the same model.
 
     Raises:
-        ValueError: there is no batch norm with running statistics, or the loader is empty; the model is as it was then,
-            as after any other error.
+        ValueError: there is no batch norm with running statistics, the loader is empty, or a batch norm is given NaN or
+            infinite values; the model is as it was then, as after any other error.
 
     Changes:
-        ``running_mean``, ``running_var`` and ``num_batches_tracked`` of the batch norms. Modes, momentum, gradients and
-        the random state come back.
+        ``running_mean``, ``running_var`` and ``num_batches_tracked`` of the batch norms that are called. Modes,
+        momentum, gradients and the random state come back.
 
     Source:
         Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", appendix, and torch.optim.swa_utils.update_bn,
@@ -45,44 +46,70 @@ def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise ValueError(f"{type(model).__name__} has no batch norm with running statistics, so nothing to recalibrate")
-    with _measuring(model, norms), torch.no_grad():
-        seen = 0
+    with _measuring(model, norms) as seen, torch.no_grad():
+        samples = 0
         for batch in loader:
             inputs = inputs_of(batch, _device(model))
-            count = _samples(inputs)
-            seen += count
-            for norm in norms:
-                norm.momentum = count / max(seen, 1)
+            samples += _samples(inputs[0])
             model(*inputs)
-        if not seen:
+        if not samples:
             raise ValueError("the loader has no samples; give it batches of the training data")
+        _check_finite(model, seen)
     return model
 
 
+def _check_finite(model: nn.Module, norms: Iterable[_BatchNorm]) -> None:
+    names = {module: name for name, module in model.named_modules()}
+    broken = next((norm for norm in norms if not all(bool(b.isfinite().all()) for b in norm.buffers(False))), None)
+    if broken is not None:
+        raise ValueError(
+            f"what {names[broken] or type(broken).__name__} is given has NaN or infinite values, so its statistics"
+            " would have too: look for them in the loader's inputs and in the weights"
+        )
+
+
 @contextmanager
-def _measuring(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Let batch norms alone run in training mode, with fresh statistics; put these back after an error."""
+def _measuring(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[dict[_BatchNorm, int]]:
+    """Let batch norms alone run in training mode, with fresh statistics, and count the samples that each one sees.
+
+    The statistics of those that see none come back, and those of all after an error.
+    """
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    before = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    before = {norm: [buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms}
     devices = sorted({buffer.device.index or 0 for norm in norms for buffer in norm.buffers() if buffer.is_cuda})
+    seen: dict[_BatchNorm, int] = {}
+
+    def weigh(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        one, count = cast(_BatchNorm, norm), _samples(args[0])
+        seen[one] = seen.get(one, 0) + count
+        one.momentum = count / max(seen[one], 1)
+
+    handles = [norm.register_forward_pre_hook(weigh) for norm in norms]
     model.eval()
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.training = True
         with torch.random.fork_rng(devices=devices):
-            yield
+            yield seen
     except BaseException:
-        for norm, held in zip(norms, before, strict=True):
-            for buffer, value in zip(norm.buffers(recurse=False), held, strict=True):
-                buffer.copy_(value)
+        seen.clear()
         raise
     finally:
+        for handle in handles:
+            handle.remove()
+        _put_back({norm: held for norm, held in before.items() if not seen.get(norm)})
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+
+
+def _put_back(before: Mapping[_BatchNorm, Sequence[Tensor]]) -> None:
+    for norm, held in before.items():
+        for buffer, value in zip(norm.buffers(recurse=False), held, strict=True):
+            buffer.copy_(value)
 
 
 def inputs_of(batch: Any, device: torch.device) -> tuple[Any, ...]:  # noqa: ANN401
@@ -105,8 +132,8 @@ def inputs_of(batch: Any, device: torch.device) -> tuple[Any, ...]:  # noqa: ANN
     return tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
 
 
-def _samples(inputs: tuple[Any, ...]) -> int:
-    return inputs[0].shape[0] if inputs[0].dim() else 1
+def _samples(inputs: Tensor) -> int:
+    return inputs.shape[0] if inputs.dim() else 1
 
 
 def _device(model: nn.Module) -> torch.device:

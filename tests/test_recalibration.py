@@ -105,6 +105,28 @@ def test_after_a_cut_masked_and_compact_models_agree() -> None:
         assert torch.allclose(compact(data[0]), expected, atol=1e-5)
 
 
+class Shared(nn.Module):
+    """One batch norm that is called twice, and one that is not called in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.aside = nn.BatchNorm1d(2, affine=False), nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(3 * self.norm(x) + 1)
+
+
+def test_a_shared_norm_averages_all_of_its_calls_and_one_not_called_stays() -> None:
+    net, data = Shared().double(), [torch.randn(size, 2).double() + 5 for size in (6, 3)]
+    net.aside.running_mean.fill_(7)  # type: ignore[union-attr]
+    recalibrate(net, data)
+    # what is normalised has mean 0, and three times that plus one has mean 1
+    expected = sum(batch.sum(0) + len(batch) for batch in data) / 18
+    assert np.allclose(net.norm.running_mean.numpy(), expected.numpy())  # type: ignore[union-attr]
+    assert net.aside.running_mean.tolist() == [7, 7]  # type: ignore[union-attr]
+    assert not net.norm._forward_pre_hooks
+
+
 def broken() -> Iterator[Tensor]:
     yield torch.randn(4, 1, 8, 8)
     raise OSError("the disk is gone")
@@ -117,6 +139,7 @@ def broken() -> Iterator[Tensor]:
         (broken, OSError, "the disk is gone"),
         (lambda: [torch.randn(4, 1, 8, 8), torch.randn(4, 2, 8, 8)], RuntimeError, "channels"),
         (lambda: [{"images": torch.randn(4, 1, 8, 8)}], TypeError, "a batch is a tensor of inputs"),
+        (lambda: [torch.full((4, 1, 8, 8), torch.nan)], ValueError, "what 1 is given has NaN or infinite values"),
         (lambda: [[]], TypeError, "a batch is a tensor of inputs"),
     ],
 )
