@@ -245,7 +245,7 @@ def _listed(calls: Sequence[Node]) -> str:
 
 
 def _name(call: Node) -> str:
-    return call.target.name()  # pyright: ignore[reportAttributeAccessIssue]
+    return call.target.name()  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
 
 
 def _lines(calls: Iterable[Node]) -> str:
