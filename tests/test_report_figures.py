@@ -100,6 +100,18 @@ class TestLabels:
             others = [box for box in boxes if box is not name]
             assert all(o[2] <= name[0] or o[0] >= name[2] or o[3] <= name[1] or o[1] >= name[3] for o in others)
 
+    def test_two_points_on_one_spot_at_the_edge_both_have_a_name(self) -> None:
+        points = [(320, 40, "single weights"), (320, 38, "dense")]
+        found = placed(points, (52, 14, 340, 182))
+        assert None not in found
+
+    def test_names_leave_the_figures_of_the_axis_alone(self) -> None:
+        dots = Dots("models", (Dot(1, 1, "a long name of a model"), Dot(2, 2, "b")))
+        plot = Plot("p", Axis("x"), Axis("y"), (dots,), Table((), ()))
+        places = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="name( end)?">([^<]*)', draw(plot, "p"))
+        assert [name for _, _, name in places] == ["a long name of a model", "b"]
+        assert all(float(x) - (LETTER * len(name) if end else 0) >= 52 for x, end, name in places)
+
     def test_a_lone_point_has_its_name(self) -> None:
         assert placed([(100, 100, "compact")], (0, 0, 340, 200)) == [(108, 104, "start")]
 

@@ -21,7 +21,7 @@ from lightning_prune import Guard, PruningCallback, PruningError, summarize
 from lightning_prune.deploy import benchmark
 from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity, significance
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report.figures import HeatMap, Section
+from lightning_prune.study.report.figures import HeatMap, Section, Table
 from lightning_prune.study.report.page import page
 from lightning_prune.study.trials import Outcome
 
@@ -32,7 +32,9 @@ VOID = {"meta", "link", "line", "rect", "path", "circle"}
 def full() -> Report:
     models = {"dense": summary(64, 64), "compact": summary(8, 64), HOSTILE: summary(32, 64)}
     quality = {"dense": 0.98, "compact": 0.97, HOSTILE: float("nan"), "only a figure": 0.5}
-    return Report(history=history(), models=models, quality=quality, metric="val_acc")
+    text = "90 % of the weights at zero: latency 0.98×, file 1.00×; single weights are no reason to prune on this one"
+    advice = Advice(True, (Finding(True, text), Finding(None, HOSTILE)), (text,), {})
+    return Report(history=history(), models=models, quality=quality, metric="val_acc", advice=advice)
 
 
 class Reader(html.parser.HTMLParser):
@@ -86,7 +88,7 @@ class TestPage:
         assert titles(Report(models={"a": summary(8, 8)}, quality={"a": 1})) == ["The models beside each other"]
         assert titles(Report(models=two, quality={"a": 1, "b": 2}))[1:] == ["Quality against cost"]
         assert titles(Report(history=History(metrics={"m": ((1, 0.5),)}))) == ["Over the run"]
-        assert len(titles(full())) == 5
+        assert len(titles(full())) == 6
 
     def test_the_table_tells_what_the_summaries_hold(self) -> None:
         net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
@@ -145,6 +147,13 @@ class TestStudies:
         assert table is not None
         assert [row[:2] for row in table.rows] == [("taylor", "1"), ("small dense 10%", "2"), ("dense", "1")]
         read(report.to_html())
+
+    def test_figures_stay_on_their_line_and_words_wrap(self) -> None:
+        figures = ("0.0152 ± 0.00083", "± 0.036", "19.55 % of 828.7 k", "−3", "0", "+1.2")
+        words = ("90 % of the weights at zero: latency 0.98×, file 1.00×", "half of 828,736 MACs", "–", "")
+        section = Section("s", "", table=Table(("", "cell"), tuple(("row", cell) for cell in (*figures, *words))))
+        cells = [(cell, kind) for kind, cell in re.findall(r"<td([^>]*)>([^<]*)</td>", page("t", [], [section]))]
+        assert [cell for cell, kind in cells if "number" in kind] == list(figures)
 
     @pytest.mark.slow
     def test_artifacts_and_latencies(self, tmp_path: Path) -> None:
@@ -276,6 +285,16 @@ class TestBrowser:
         assert min(shown.evaluate(CONTRASTS)) >= 4.5
         ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(246, 247, 249)", "dark": "rgb(18, 22, 28)"}[scheme]
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_advice_is_read_without_scrolling_sideways(tab: Page, files: dict[str, Path], width: int) -> None:
+    shown = tab.show(files["report"], width, "light")
+    table = "document.querySelector('section > .table')"
+    assert shown.evaluate(f"{table}.getAttribute('aria-label')") == "Advice"
+    assert shown.evaluate(f"{table}.scrollWidth - {table}.clientWidth") <= 0
 
 
 @needs_browser

@@ -48,9 +48,9 @@ def _of_variants(found: Sequence[Variant], metric: str) -> Iterator[Fact]:
     first, last = (found[0], found[-1]) if len(found) > 1 else (None, None)
     if first and last:
         if first.milliseconds and last.milliseconds:
-            note = f"{last.name}; {brief(first.milliseconds)} ms {first.name}"
-            yield "latency", f"{brief(last.milliseconds)} ms", note
+            note = f"{brief(first.milliseconds)} ms {first.name}"
+            yield f"latency, {last.name}", f"{brief(last.milliseconds)} ms", note
         if first.file_bytes and last.file_bytes:
-            yield "file", f"{brief(last.file_bytes)}B", f"{last.name}; {brief(first.file_bytes)}B {first.name}"
+            yield f"file, {last.name}", f"{brief(last.file_bytes)}B", f"{brief(first.file_bytes)}B {first.name}"
         if first.quality is not None and last.quality is not None:
-            yield metric, brief(last.quality), f"{last.name}; {brief(first.quality)} {first.name}"
+            yield f"{metric}, {last.name}", brief(last.quality), f"{brief(first.quality)} {first.name}"

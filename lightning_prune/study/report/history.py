@@ -20,7 +20,8 @@ class Scores:
     Args:
         name: of the target or channel group.
         step: completed optimizer steps.
-        edges: borders of the bins, rising; their ratios are equal where ``is_log``, otherwise their distances.
+        edges: borders of the bins, rising; below the cut and above it their ratios are equal where ``is_log``,
+            otherwise their distances.
         kept: how many scores lie in each bin, of the units that stay.
         lost: the same of those that the event removed; units gone before have no score.
         is_log: whether all scores are above 0, or at 0 and then in the first bin.

@@ -7,6 +7,8 @@ Box = tuple[float, float, float, float]
 LETTER = 6.4
 """Widest average letter at the size of labels, in units of the picture."""
 _HIGH = 12.0
+_ROWS = (-7, 15, -12, 20, -18, 26)
+"""Where a name may stand above or below its point, the nearest first."""
 
 
 def placed(points: Sequence[tuple[float, float, str]], frame: Box) -> list[tuple[float, float, str] | None]:
@@ -28,10 +30,8 @@ def placed(points: Sequence[tuple[float, float, str]], frame: Box) -> list[tuple
 
 
 def _places(x: float, y: float) -> Sequence[tuple[float, float, str]]:
-    return (
-        *((x + 8, y + 4, "start"), (x - 8, y + 4, "end"), (x + 6, y - 7, "start"), (x - 6, y - 7, "end")),
-        *((x + 6, y + 15, "start"), (x - 6, y + 15, "end"), (x + 6, y - 18, "start"), (x - 6, y - 18, "end")),
-    )
+    beside = (x + 8, y + 4, "start"), (x - 8, y + 4, "end")
+    return beside + tuple(place for down in _ROWS for place in ((x + 6, y + down, "start"), (x - 6, y + down, "end")))
 
 
 def _box(place: tuple[float, float, str], wide: float) -> Box:

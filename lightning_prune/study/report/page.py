@@ -1,5 +1,6 @@
 """The page: sections of figures as one HTML file that loads nothing."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from lightning_prune._version import __version__
@@ -112,5 +113,9 @@ def _table(table: Table, title: str) -> Markup:
     return tag("div", content, class_="table", tabindex=0, role="region", aria_label=title)
 
 
+_FIGURE = re.compile(r"[−–+±]?\s?[\d∞].{0,24}")
+
+
 def _kind(cell: str) -> str | None:
-    return "number" if cell[:1].isdigit() or cell[:1] in "−–+" else None
+    """Return the class of a figure with its unit, which is not broken over lines as words are."""
+    return "number" if _FIGURE.fullmatch(cell) else None

@@ -74,9 +74,9 @@ def _histogram(candidates: Candidates, name: str, sample: np.ndarray, removed: i
     place = round(removed / max(size, 1) * len(sample))
     ranked = sample[np.isfinite(sample)]
     is_log = bool(len(ranked) and ranked[0] >= 0 and ranked[-1] > 0)
-    edges = _edges(ranked, is_log)
-    lost, kept = (_counts(part, edges, size / max(len(sample), 1)) for part in (sample[:place], sample[place:]))
     cut = float(sample[place]) if 0 < removed < size and place < len(sample) else None
+    edges = _edges(ranked, is_log, cut)
+    lost, kept = (_counts(part, edges, size / max(len(sample), 1)) for part in (sample[:place], sample[place:]))
     return Scores(
         name=name,
         step=step,
@@ -95,14 +95,28 @@ def _counts(part: np.ndarray, edges: np.ndarray, each: float) -> tuple[int, ...]
     return tuple((counts * each).round().astype(int).tolist())
 
 
-def _edges(ranked: np.ndarray, is_log: bool) -> np.ndarray:
-    """Return the borders of 8 to 40 bins: more scores, more bins."""
+def _edges(ranked: np.ndarray, is_log: bool, cut: float | None) -> np.ndarray:
+    """Return the borders of 8 to 40 bins, more scores, more bins; the cut is one of them where it lies between."""
     bins = min(40, max(8, math.ceil(2 * math.sqrt(len(ranked)))))
     if not len(ranked):
         return np.linspace(0.0, 1.0, bins + 1)
     if is_log:
         above = ranked[ranked > 0]
         low, high = max(above[0], above[-1] * 1e-12), above[-1]
-        return np.geomspace(low, high if high > low * (1 + 1e-9) else low * 2, bins + 1)
+        return _split(np.geomspace, (low, high if high > low * (1 + 1e-9) else low * 2), cut, bins)
     low, high = float(ranked[0]), float(ranked[-1])
-    return np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    return _split(np.linspace, (low, high if high > low else low + 1.0), cut, bins)
+
+
+def _split(
+    spaced: Callable[[float, float, int], np.ndarray], span: tuple[float, float], cut: float | None, bins: int
+) -> np.ndarray:
+    """Return borders evenly spaced below the cut and above it, of about the same width on both sides."""
+    low, high = span
+    even = spaced(low, high, bins + 1)
+    if cut is None or cut <= low:
+        return even
+    if cut >= high:  # the highest alone stays: it has a bin of its own
+        high = cut + (even[-1] - even[-2])
+    below = min(max(1, int(np.argmin(np.abs(even - cut)))), bins - 1)
+    return np.concatenate([spaced(low, cut, below + 1)[:-1], [cut], spaced(cut, high, bins - below + 1)[1:]])

@@ -23,10 +23,10 @@ def span_of(plot: Plot, axis: int) -> Span:
         return (1.0, 10.0) if own.is_log else (0.0, 1.0)
     low, high = min(values), max(values)
     if own.is_log:
-        room = max((high / low) ** 0.04, 1.02)
+        room = max((high / low) ** 0.06, 1.02)
         return low / room, high * room
     is_closed = (isinstance(mark, Columns) for mark in plot.marks)
-    room = 0.0 if own.span == (low, high) or any(is_closed) else 0.04 * (high - low)
+    room = 0.0 if own.span == (low, high) or any(is_closed) else 0.06 * (high - low)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         room = 0.05 * max(abs(low), abs(high)) or 0.5
     return low - room, high + room

@@ -69,6 +69,7 @@ tbody th{font-weight:600;overflow-wrap:break-word;min-width:6rem;max-width:18rem
 thead th{min-width:4.5rem}
 tbody tr:last-child>*{border-bottom:0}
 td.number{white-space:nowrap}
+td:not(.number){overflow-wrap:anywhere}
 :focus-visible{outline:2px solid var(--t0);outline-offset:2px}
 footer{color:var(--dim);font-size:.85rem;padding-top:2rem;padding-bottom:2rem}
 @media (max-width:25rem){header,nav,main,footer{padding-left:.6rem;padding-right:.6rem}figure{padding:.6rem}}

@@ -116,7 +116,7 @@ def _names(plot: Plot, x: Scale, y: Scale) -> Markup:
     """Write the names of the points, after everything else, so that nothing covers them."""
     dots = [dot for mark in plot.marks if isinstance(mark, Dots) for dot in mark.dots if _is_drawn(dot)]
     points = [(x(dot.x), y(dot.y), shortened(dot.label, 24)) for dot in dots]
-    found = placed(points, (0.0, _TOP - 10.0, x.last + _RIGHT, y.first))
+    found = placed(points, (x.first, _TOP - 10.0, x.last + _RIGHT, y.first))
     return joined(
         tag("text", text, x=place[0], y=place[1], class_="name end" if place[2] == "end" else "name")
         for (_, _, text), place in zip(points, found, strict=True)
