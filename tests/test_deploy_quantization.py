@@ -403,3 +403,22 @@ def test_values_compare_and_print_without_their_loader() -> None:
     assert repr(Int8(loader(), min_sqnr=20)) == "Int8(calibration=<DataLoader of 2 batches>, min_sqnr=20)"
     assert repr(Int8(DataLoader(Endless()))) == "Int8(calibration=<DataLoader>)"
     assert repr(Int4Groupwise(group_size=64)) == "Int4Groupwise(group_size=64)"
+
+
+class Mixed(nn.Module):
+    """A layer, and a product whose second factor is an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.linear(self.layer(x), weight)
+
+
+@pytest.mark.parametrize("way", [Int8([(torch.randn(8, 8), torch.randn(8, 8))]), Int8Dynamic()], ids=["int8", "dyn"])
+def test_a_weight_that_is_an_input_stays_in_float(way: Quantization) -> None:
+    """The kernels of XNNPACK end the process over such a weight in integers."""
+    inputs = (torch.randn(8, 8), torch.randn(8, 8))
+    program = torch.export.export(Mixed().eval(), inputs)
+    assert list(way.quantize(program, inputs).sqnr) == ["layer"]

@@ -74,7 +74,7 @@ class Layer:
 def layers_of(graph: GraphModule) -> dict[str, Layer]:
     """Return what may be quantized in a traced graph, by node and in order."""
     nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED | PLAIN]
-    nodes = [n for n in nodes if _is_float(n)]
+    nodes = [n for n in nodes if _is_float(n) and (n.target in PLAIN or _has_stored_weight(n))]
     paths = {n.name: module_path(n) for n in nodes}
     weighted = Counter(paths[n.name] for n in nodes if n.target in WEIGHTED)
     return {n.name: _layer(n, paths[n.name], weighted[paths[n.name]]) for n in nodes}
@@ -94,6 +94,19 @@ def _output(node: Node) -> Node:
 def is_relu(node: Node) -> bool:
     """Whether it is a ReLU, which is computed together with the operator before it."""
     return node.target in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+
+
+def _has_stored_weight(layer: Node) -> bool:
+    """Whether the weight depends on no input: integer kernels take no other."""
+    todo, seen = [layer.args[1]], set[Node]()
+    while todo:
+        node = todo.pop()
+        if isinstance(node, Node) and node not in seen:
+            if node.op == "placeholder":
+                return False
+            seen.add(node)
+            todo += node.all_input_nodes
+    return True
 
 
 def _is_float(node: Node) -> bool:
