@@ -1,8 +1,10 @@
 """What a sensitivity curve costs beside the bare forward passes that it is made of.
 
-A residual network of 50 layers with bottlenecks. Its curve and as many bare passes over the same loader take turns, in
-seconds of the processor, which other work on the machine disturbs less than those of the clock; a
-call that measures a single point shows what tracing and checking cost once.
+A residual network of 50 layers with bottlenecks, in seconds of the processor, which other work on the machine disturbs
+less than those of the clock. Two figures: the seconds of a curve over those that its own forward passes take, which the
+metric measures as it runs them; and the curve beside as many bare passes that follow it, which shows whether its passes
+are slower than bare ones, as far as the machine is steady for some minutes. What is done once is in both: the check of
+the model, the trace, and one pass with nothing pruned.
 
     python -m benchmarks.sensitivity            # about twenty minutes on one core
 """
@@ -17,7 +19,6 @@ from torch.nn.functional import relu
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import Channel, Element
-from lightning_prune.granularity import Granularity
 from lightning_prune.study import sensitivity
 
 
@@ -62,35 +63,28 @@ class ResNet50(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-def accuracy(model: nn.Module, batch: list[Tensor]) -> Tensor:
-    """Return the share of the batch that is classified rightly."""
-    return (model(batch[0]).argmax(1) == batch[1]).float().mean()
+class Timed:
+    """A metric that adds up the seconds of its forward passes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, model: nn.Module, batch: list[Tensor]) -> float:
+        """Return the share of the batch that is classified rightly."""
+        started = time.process_time()
+        found = float((model(batch[0]).argmax(1) == batch[1]).float().mean())
+        self.seconds += time.process_time() - started
+        return found
 
 
 def bare(model: nn.Module, loader: DataLoader, passes: int) -> float:
     """Return the seconds of so many passes with nothing pruned."""
-    started = time.process_time()
+    metric, started = Timed(), time.process_time()
     with torch.no_grad():
         for _ in range(passes):
             for batch in loader:
-                float(accuracy(model, batch))
+                metric(model, batch)
     return time.process_time() - started
-
-
-def measured(
-    model: nn.Module, loader: DataLoader, granularity: Granularity | Channel, levels: tuple[float, ...], one: bool
-) -> tuple[float, int, list[str]]:
-    """Return the seconds of a curve, the passes that it may cost, and its layers; ``one``: of a single layer."""
-    layers = measured_layers.get(granularity, [])[:1] if one else None
-    started = time.process_time()
-    curve = sensitivity(
-        model, loader, metric=accuracy, levels=levels, granularity=granularity, layers=layers,
-        example_inputs=torch.zeros(1, 3, 32, 32),
-    )  # fmt: skip
-    return time.process_time() - started, len(curve.metrics) * len(levels), list(curve.metrics)
-
-
-measured_layers: dict[Granularity | Channel, list[str]] = {}
 
 
 def main() -> None:
@@ -106,22 +100,27 @@ def main() -> None:
     data = TensorDataset(torch.randn(args.images, 3, 32, 32), torch.randint(10, (args.images,)))
     loader, levels = DataLoader(data, 32), tuple(args.levels)
     for granularity in (Channel(), Element()):
-        points, whole = [], []
+        inside, beside = [], []
         for index in range(args.rounds):
-            seconds, passes, layers = measured(model, loader, granularity, levels, one=False)
-            measured_layers[granularity] = layers
-            beside = bare(model, loader, passes)
-            once = measured(model, loader, granularity, levels[:1], one=True)[0] - 2 * beside / passes
-            whole.append(seconds / beside)
-            points.append((seconds - once) / beside)
+            metric, started = Timed(), time.process_time()
+            curve = sensitivity(
+                model, loader, metric=metric, levels=levels, granularity=granularity,
+                example_inputs=torch.zeros(1, 3, 32, 32),
+            )  # fmt: skip
+            seconds = time.process_time() - started
+            points = len(curve.metrics) * len(levels)
+            plain = bare(model, loader, points)
+            inside.append(seconds / metric.seconds)
+            beside.append(seconds / plain)
             print(
-                f"{granularity}, round {index}: {len(layers)} layers, {passes} points {seconds:.1f} s, bare passes"
-                f" {beside:.1f} s, once {once:.1f} s: {whole[-1]:.3f}, without that {points[-1]:.3f}",
+                f"{granularity}, round {index}: {len(curve.metrics)} layers, {points} points in {seconds:.1f} s, in its"
+                f" forward passes {metric.seconds:.1f} s: {inside[-1]:.3f}; {points} bare passes {plain:.1f} s:"
+                f" {beside[-1]:.3f}",
                 flush=True,
             )
         print(
-            f"{granularity}: {statistics.median(whole):.3f} of the bare forward passes, without what is done once"
-            f" {statistics.median(points):.3f}"
+            f"{granularity}: {statistics.median(inside):.3f} of its own forward passes, {statistics.median(beside):.3f}"
+            " of bare ones"
         )
 
 
