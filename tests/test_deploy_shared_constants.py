@@ -60,6 +60,8 @@ PLACES = [
 
 @needs_executorch
 @pytest.mark.filterwarnings("ignore:Function _TORCH_OPS_REGISTRY:DeprecationWarning")  # ExecuTorch, of coremltools
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # coremltools leaves its folders
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestLoweredConstants:
     @pytest.mark.parametrize("model", [Shared(), Normed()], ids=["the model's", "ours"])
     @pytest.mark.parametrize("backend", PLACES)
