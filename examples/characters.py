@@ -1,9 +1,9 @@
 """A meter reader that needs ten of 94 characters: classes, guard, distillation, and an ExecuTorch file.
 
-A network is trained on every printable character, cut to the digits, and pruned to a tenth of its multiply-accumulates
-while its dense self teaches it; the guard puts back what would cost too much. Test glyphs are of fonts never seen.
+A network is trained on every printable character, cut to the digits, and pruned towards a tenth of its
+multiply-accumulates while its dense self teaches it, as far as the guard lets it. Test glyphs are of fonts never seen.
 
-    python examples/characters.py               # MINUTES minutes on one core
+    python examples/characters.py               # about two minutes on one core
 """
 
 from pathlib import Path
