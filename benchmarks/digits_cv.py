@@ -14,7 +14,9 @@ import copy
 import json
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -89,6 +91,15 @@ def one_fold(index: int, data: list[DataLoader], test: DataLoader, epochs: tuple
     ]
 
 
+def folds(count: int) -> Iterator[tuple[DataLoader, DataLoader]]:
+    """Yield loaders for training and test of the first ones of five folds."""
+    images, targets = digits()
+    splits = StratifiedKFold(5, shuffle=True, random_state=0).split(images, targets)
+    for inside, outside in islice(splits, count):
+        parts = [TensorDataset(images[part], targets[part]) for part in (inside, outside)]
+        yield DataLoader(parts[0], 64, shuffle=True), DataLoader(parts[1], 256)
+
+
 def report(rows: list[Row]) -> str:
     """Return the table over all folds; the standard error is that of a share of so many images."""
     lines = [
@@ -117,12 +128,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every row here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    images, targets = digits()
     rows: list[Row] = []
-    splits = StratifiedKFold(5, shuffle=True, random_state=0).split(images, targets)
-    for index, (inside, outside) in list(enumerate(splits))[: args.folds]:
-        parts = [TensorDataset(images[part], targets[part]) for part in (inside, outside)]
-        training, test = DataLoader(parts[0], 64, shuffle=True), DataLoader(parts[1], 256)
+    for index, (training, test) in enumerate(folds(args.folds)):
         with tempfile.TemporaryDirectory() as folder:
             rows += one_fold(index, [training, test, test], test, (args.epochs, args.epochs * 3 // 2), Path(folder))
         print(f"after fold {index + 1}\n{report(rows)}", flush=True)
