@@ -8,6 +8,7 @@ For each seed one dense network is trained on glyphs that are distorted anew in 
 Pruning is one short fit and fine-tuning a second one, in which the callback goes on teaching.
 
     python -m benchmarks.characters             # one thread; some eight minutes a seed
+    python -m benchmarks.characters --tune 12 --temperature 1
     python -m benchmarks.characters --seeds 1 --times 1 --epochs 2 --tune 2
 """
 
@@ -44,7 +45,6 @@ RECIPE = Recipe(
     count="macs",
     schedule=Polynomial(final_sparsity=0.9, begin_step=0.05, end_step=0.9, frequency=20),
 )
-TAUGHT = Distillation(temperature=4.0, weight=0.5)
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,14 @@ class Row:
         accuracy: share of right answers.
         macs: share of the dense multiply-accumulates.
         seconds: of its training.
+        seen: share of right answers on the 20 images of each character, which some of them are trained on.
     """
 
     name: str
     accuracy: float
     macs: float
     seconds: float = 0.0
+    seen: float = float("nan")
 
 
 def fit(model: L.LightningModule, data: TensorDataset, epochs: int, seed: int, *callbacks: L.Callback) -> float:
@@ -94,7 +96,7 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
     return float(torch.cat(right).mean())
 
 
-def of_digits(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int) -> list[Row]:
+def of_digits(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int, taught: Distillation) -> list[Row]:
     """Cut the dense network to the digits and prune it; return the rows of (a)."""
     train, test = sets
     subset = keep_classes(dense, classes=DIGITS, labels=LABELS, loader=DataLoader(test, 1000))
@@ -107,22 +109,23 @@ def of_digits(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int) 
         Row("a: dense, digits among 94 classes", subset.accuracy_before, 1.0),
         Row("a: dense, head cut to 10 classes", subset.accuracy_after, (summarize(subset.model).macs or 0) / whole),
     ]
-    seconds = pruned(subset.model, digits[0], epochs, seed, TAUGHT)
+    seconds = pruned(subset.model, digits[0], epochs, seed, taught)
     left = (summarize(subset.model).macs or 0) / whole
     return [*rows, Row("a: 10 classes, pruned", accuracy(subset.model, digits[1]), left, seconds)]
 
 
-def of_all(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int) -> list[Row]:
+def of_all(dense: Reader, sets: list[TensorDataset], epochs: int, seed: int, taught: Distillation) -> list[Row]:
     """Prune the dense network with a teacher and without; return the rows of (b)."""
     rows, whole = [Row("b: dense", accuracy(dense, sets[1]), 1.0)], summarize(dense).macs or 1
     fixed = {f"{each} images": characters(each, seed=100 + seed) for each in (20, 80)}
     for many, data in (fixed | {"endless": sets[0]}).items():
         equal = max(round(epochs * len(sets[0]) / len(data)), 2)
-        for name, distillation in ((f"b: {many}, pruned", None), (f"b: {many}, distilled", TAUGHT)):
+        for name, distillation in ((f"b: {many}, pruned", None), (f"b: {many}, distilled", taught)):
             model = copy.deepcopy(dense).train()
             model.is_distorting = data is sets[0]
             seconds = pruned(model, data, equal, seed, distillation)
-            rows.append(Row(name, accuracy(model, sets[1]), (summarize(model).macs or 0) / whole, seconds))
+            left, seen = (summarize(model).macs or 0) / whole, accuracy(model, fixed["20 images"])
+            rows.append(Row(name, accuracy(model, sets[1]), left, seconds, seen))
     return rows
 
 
@@ -131,7 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("seeds", 3), ("times", 8), ("epochs", 12), ("tune", 4), ("width", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--weight", type=float, default=0.5)
     given = parser.parse_args()
+    taught = Distillation(temperature=given.temperature, weight=given.weight)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning_prune"):
@@ -143,14 +149,22 @@ def main() -> None:
         dense = Reader(given.width)
         seconds = fit(dense, sets[0], given.epochs, seed)
         print(f"seed {seed}: dense in {seconds:.0f} s", flush=True)
-        rows = [*of_all(dense, sets, given.tune, seed), *of_digits(dense, sets, 4 * given.epochs, seed)]
+        rows = of_all(dense, sets, given.tune, seed, taught)
+        rows += of_digits(dense, sets, 4 * given.epochs, seed, taught)
         for row in rows:
             table.setdefault(row.name, []).append(row)
-            print(f"  {row.name:<36} {row.accuracy:7.2%} {row.macs:7.2%} MACs {row.seconds:5.0f} s", flush=True)
+            print(
+                f"  {row.name:<36} {row.accuracy:7.2%} {row.macs:7.2%} MACs {row.seconds:5.0f} s {row.seen:7.2%}",
+                flush=True,
+            )
     for name, rows in table.items():
         spread = stdev(row.accuracy for row in rows) if len(rows) > 1 else 0.0
         most = max(row.macs for row in rows)
-        print(f"{name:<38} {mean(row.accuracy for row in rows):7.2%} ± {spread:.2%}  at most {most:.2%} of the MACs")
+        seen = mean(row.seen for row in rows)
+        print(
+            f"{name:<38} {mean(row.accuracy for row in rows):7.2%} ± {spread:.2%}  at most {most:.2%} of the MACs"
+            f"  {seen:7.2%} on the 20 images"
+        )
     for many in ("20 images", "80 images", "endless"):
         pairs = zip(table[f"b: {many}, distilled"], table[f"b: {many}, pruned"], strict=True)
         gains = [100 * (taught.accuracy - plain.accuracy) for taught, plain in pairs]
