@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lightning_prune.deploy.comparison import Bounds, Comparison, max_abs_difference
+from lightning_prune.deploy.eager import Trial
 from lightning_prune.deploy.loaders import check_batched, run_in_chunks, split_batch
 from lightning_prune.deploy.signature import MethodSpec, TensorSpec, flatten_outputs, input_names
 from lightning_prune.deploy.verification import changed_predictions, compare_with
@@ -181,7 +182,8 @@ class TestLoader:
         def program(x: Tensor) -> list[Tensor]:
             return [x[:, :2] + (1 if len(x) == 2 else 0)]
 
-        trials = {"good": [torch.full((400, 3), 9.0)], "bad": [torch.ones(2, 3)]}
+        given = {"good": torch.full((400, 3), 9.0), "bad": torch.ones(2, 3)}
+        trials = {where: Trial([x], [x[:, :2]]) for where, x in given.items()}
         compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10))
         with pytest.raises(VerificationError, match=r"'logits' on bad: .* is 0\.0 dB.*leave dynamic_shapes= out"):
             compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10), alone=["bad"])

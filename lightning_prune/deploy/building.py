@@ -16,7 +16,7 @@ from lightning_prune.deploy.child import CHILD, EndedError
 from lightning_prune.deploy.child_program import ChildProgram
 from lightning_prune.deploy.comparison import Bounds, Comparison
 from lightning_prune.deploy.dynamic import ends, found_ranges
-from lightning_prune.deploy.eager import trials
+from lightning_prune.deploy.eager import RANDOM, Trial, trials
 from lightning_prune.deploy.files import Staged, final
 from lightning_prune.deploy.loaders import Function, check_batched, first_of, split_batch
 from lightning_prune.deploy.lowering import Graph, Lowered, graph_of, lower, save, with_external_weights
@@ -231,13 +231,11 @@ def _loaded(path: Path, data_path: Path | None, one: Built, executed: Backend) -
     return run
 
 
-def _trials(
-    one: Built, sizes: Mapping[str, Sequence[Sequence[int]]]
-) -> tuple[dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
+def _trials(one: Built, sizes: Mapping[str, Sequence[Sequence[int]]]) -> tuple[dict[str, Trial], tuple[str, ...]]:
     """Return what to compare on: of a quantized graph only inputs like those that it was calibrated on."""
     samples = () if one.graph.quantized is None else one.graph.quantized.samples
     if not samples:
         return trials(one.entry.eager, one.entry.inputs, sizes)
     found, _ = trials(one.entry.eager, samples[0], sizes)
-    found.pop("random inputs", None)
-    return found | {f"sample {i}": s for i, s in enumerate(samples)}, ()
+    found.pop(RANDOM, None)
+    return found | {f"sample {i}": Trial(s, one.entry.eager.run(*s)) for i, s in enumerate(samples)}, ()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from lightning_prune.deploy.signature import describe, flatten_outputs
 from lightning_prune.errors import ExportError
 from lightning_prune.masks import fold
 from lightning_prune.report import as_tuple, example_of
+
+RANDOM = "random inputs"
+"""The trial that a file calibrated on other inputs need not pass."""
 
 
 class EagerModel(nn.Module):
@@ -187,30 +191,47 @@ def random_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(drawn(x) for x in inputs)
 
 
-def trials(
-    eager: EagerModel, inputs: tuple[Tensor, ...], sizes: Mapping[str, Sequence[Sequence[int]]]
-) -> tuple[dict[str, tuple[Tensor, ...]], tuple[str, ...]]:
-    """Return the inputs to compare on, by what they are, and a note where random ones tell nothing.
+@dataclass(frozen=True)
+class Trial:
+    """Inputs on which file and model must agree.
 
     Args:
-        eager: the model.
+        inputs: of the program.
+        expected: what the model makes of them.
+    """
+
+    inputs: Sequence[Tensor]
+    expected: Sequence[Tensor]
+
+
+def trials(
+    eager: EagerModel, inputs: tuple[Tensor, ...], sizes: Mapping[str, Sequence[Sequence[int]]]
+) -> tuple[dict[str, Trial], tuple[str, ...]]:
+    """Return what to compare on, by what it is, and a note where random inputs tell nothing.
+
+    Args:
+        eager: the model; it runs once on each.
         inputs: the example inputs.
         sizes: what it is -> shapes of all inputs, tried first; none where all is fixed.
+
+    Raises:
+        ExportError: the model rejects one of them, other than random ones.
     """
-    found = {
+    given = {
         where: tuple(resized(x, shape) for x, shape in zip(inputs, shapes, strict=True))
         for where, shapes in sizes.items()
     }
+    given |= {"the example inputs": inputs} | _channels_last(inputs)
+    found = {where: Trial(one, eager.run(*one)) for where, one in given.items()}
     drawn = random_like(inputs)
-    found |= {"the example inputs": inputs} | _channels_last(inputs)
-    if all(new is given for new, given in zip(drawn, inputs, strict=True)):
+    if all(new is old for new, old in zip(drawn, inputs, strict=True)):
         return found, ()
     try:
-        finite = all(bool(torch.isfinite(y).all()) for y in eager.run(*drawn))
+        random = Trial(drawn, eager.run(*drawn))
     except Exception:
-        finite = False
-    if finite:
-        return found | {"random inputs": drawn}, ()
+        random = None
+    if random is not None and all(bool(torch.isfinite(y).all()) for y in random.expected):
+        return found | {RANDOM: random}, ()
     return found, ("Compared on the example inputs alone: the model gives no finite output on random ones.",)
 
 

@@ -1,7 +1,7 @@
 """The file against the eager model: outputs compared, a loader run through both."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from lightning_prune.deploy.arguments import check_loader
 from lightning_prune.deploy.comparison import Bounds, Comparison, OutputError
+from lightning_prune.deploy.eager import Trial
 from lightning_prune.deploy.loaders import Function, run_in_chunks, split_batch
 from lightning_prune.deploy.signature import MethodSpec, describe
 
@@ -91,7 +92,7 @@ class LoaderResult:
 def compare_with(
     program: Function,
     eager: Function,
-    trials: Mapping[str, Sequence[Tensor]],
+    trials: Mapping[str, Trial],
     spec: MethodSpec,
     bounds: Bounds,
     batches: Iterable[Any] | None = None,
@@ -102,8 +103,8 @@ def compare_with(
 
     Args:
         program: the file in its runtime.
-        eager: the eager model.
-        trials: inputs by what they are, in words.
+        eager: the eager model, for the loader.
+        trials: inputs, and what the model makes of them, by what they are in words.
         spec: inputs and outputs of the program.
         bounds: what is accepted.
         batches: of a loader; cut to the sizes that the program takes.
@@ -118,12 +119,12 @@ def compare_with(
         ValueError: a batch does not fit, or the metric gives no single number.
     """
     comparison = Comparison([output.name for output in spec.outputs], bounds)
-    for where, inputs in trials.items():
-        outputs, expected = program(*inputs), eager(*inputs)
-        comparison.add(outputs, expected, where)
+    for where, trial in trials.items():
+        outputs = program(*trial.inputs)
+        comparison.add(outputs, trial.expected, where)
         if where in alone:
             single = Comparison([output.name for output in spec.outputs], bounds)
-            single.add(outputs, expected, where)
+            single.add(outputs, trial.expected, where)
             single.check(f" on {where}")
     shown = LoaderResult() if batches is None else _run_loader(batches, program, eager, spec, metric, comparison)
     comparison.check()

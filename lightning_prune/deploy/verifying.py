@@ -14,7 +14,7 @@ from lightning_prune.deploy.child import TIMEOUT
 from lightning_prune.deploy.child_program import ChildProgram
 from lightning_prune.deploy.comparison import Bounds
 from lightning_prune.deploy.dynamic import LARGEST, ends
-from lightning_prune.deploy.eager import folded_copy, isolated, trials
+from lightning_prune.deploy.eager import RANDOM, Trial, folded_copy, isolated, trials
 from lightning_prune.deploy.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.preprocessing import Normalize
 from lightning_prune.deploy.signature import MethodSpec
@@ -167,17 +167,17 @@ def _compared(
         spec = MethodSpec(one.inputs, one.outputs)
         given = (batches, metric) if entry.name == "forward" else (None, None)
         with of_method(entry.name):
-            errors[entry.name], found = compare_with(one, entry.eager.run, _inputs(one, entry), spec, bounds, *given)
+            errors[entry.name], found = compare_with(one, entry.eager.run, _trials(one, entry), spec, bounds, *given)
         shown = found if entry.name == "forward" else shown
     executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
     return Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
 
 
-def _inputs(program: ChildProgram, entry: EntryPoint) -> dict[str, tuple[Tensor, ...]]:
+def _trials(program: ChildProgram, entry: EntryPoint) -> dict[str, Trial]:
     """Return what to compare on: random inputs too, but for a file that was calibrated on others."""
     found = trials(entry.eager, entry.inputs, _sizes(program))[0]
     if _is_quantized(program):
-        found.pop("random inputs", None)
+        found.pop(RANDOM, None)
     return found
 
 
