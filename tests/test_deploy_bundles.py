@@ -129,6 +129,8 @@ class TestIos:
             export_ios(small(), tmp_path / "app", backend=Vulkan(), example_inputs=EXAMPLE)
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # coremltools leaves its folders
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_core_ml_comes_first_by_default(self, tmp_path: Path) -> None:
         pytest.importorskip("coremltools")
         bundle = export_ios(small(), tmp_path / "app", example_inputs=EXAMPLE)

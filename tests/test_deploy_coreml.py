@@ -23,7 +23,6 @@ from lightning_prune.errors import ExportError
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Function _TORCH_OPS_REGISTRY:DeprecationWarning"),  # ExecuTorch, of coremltools
     # coremltools leaves its temporary folders to the garbage collector
     pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

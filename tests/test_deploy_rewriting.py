@@ -145,6 +145,14 @@ class TestReductions:
         assert changed(nn.AvgPool2d(9, ceil_mode=True), (torch.randn(IMAGE),)) == {"mean.dim"}
         assert changed(nn.AvgPool2d(3, ceil_mode=True), (torch.randn(IMAGE),)) == {"avg_pool2d.default"}
 
+    @pytest.mark.parametrize("rewrites", [FOR_XNNPACK, FOR_VULKAN])
+    @pytest.mark.parametrize("count", [1, 3, 5, 8])
+    def test_adaptive_pooling_of_a_sequence(self, rewrites: tuple[Rewrite, ...], count: int):
+        x = torch.randn(2, 3, 8)
+        left = changed(Call(lambda x: F.adaptive_avg_pool1d(x, count)), (x,), rewrites)
+        assert "linear.default" in left
+        assert not any("adaptive" in name for name in left)
+
     def test_integers_and_other_dtypes_stay(self):
         assert changed(Call(lambda x: x.sum(1)), (torch.arange(12).reshape(3, 4),)) == {"sum.dim_IntList"}
         assert changed(Call(lambda x: x.mean(1, dtype=torch.float64)), (torch.randn(3, 4),)) == {"mean.dim"}
@@ -309,6 +317,29 @@ class TestInfinities:
         assert Counter(fills) == {LOWEST: 1, -torch.inf: 1}
         x = torch.randn(2, 4, 4)
         assert all(map(torch.equal, program.module()(x), Masked()(x)))
+
+    def test_xnnpack_gets_a_product_and_a_sum_for_a_mask_that_is_known(self):
+        program = rewritten(traced(Masked(), (x := torch.randn(2, 4, 4),)), FOR_XNNPACK)
+        assert {"mul.Tensor", "add.Tensor"} <= operators(program)
+        assert "masked_fill.Scalar" not in operators(program)
+        assert all(map(torch.equal, program.module()(x), Masked()(x)))
+
+    def test_a_fill_whose_mask_comes_from_an_input_or_leaves_nothing_of_a_row_stays_what_it_is(self):
+        given = lambda x, mask: x.masked_fill(mask, -torch.inf).softmax(-1)  # noqa: E731
+        mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
+        assert "masked_fill.Scalar" in changed(Call(given), (torch.randn(2, 4, 4), mask))
+        nothing = Call(lambda x: x.masked_fill(torch.ones(4, dtype=torch.bool), -torch.inf).softmax(-1).nan_to_num(7.0))
+        assert torch.equal(
+            rewritten(traced(nothing, (torch.randn(2, 4),)), FOR_XNNPACK).module()(torch.randn(2, 4)),
+            torch.full((2, 4), 7.0),
+        )
+
+    @pytest.mark.parametrize("value", [0.0, 3.5, -1e9, torch.inf])
+    def test_any_value_is_filled_in(self, value: float):
+        mask = torch.tensor([True, False, True, False])
+        assert "masked_fill.Scalar" not in changed(
+            Call(lambda x: x.masked_fill(mask, value).relu()), (torch.randn(3, 4),)
+        )
 
 
 def test_a_rule_may_find_nothing():

@@ -49,6 +49,7 @@ def quiet_lowering() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"(open_text|read_text|read_binary) is deprecated")
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+        warnings.filterwarnings("ignore", message=r"Function _TORCH_OPS_REGISTRY\.\w+ is deprecated")
         warnings.filterwarnings("ignore", message="This API is experimental and subject to change without notice")
         yield
 

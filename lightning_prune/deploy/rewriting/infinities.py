@@ -1,4 +1,4 @@
-"""Masks without infinities."""
+"""Fills by a mask, without infinities where they end in a softmax."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import torch
 from torch.fx import Node
 
 from lightning_prune.deploy.rewriting.attention import LOWEST
-from lightning_prune.deploy.rewriting.editing import Editor, Rule
+from lightning_prune.deploy.rewriting.constants import constant_value
+from lightning_prune.deploy.rewriting.editing import Editor, Rule, arguments_of, is_float
 
 aten = torch.ops.aten
 _PASSING = (
@@ -25,6 +26,18 @@ def finite_fill(editor: Editor, node: Node) -> Node | None:
     return editor.put(node.target, *arguments, **node.kwargs)
 
 
+def filled(editor: Editor, node: Node) -> Node | None:
+    """A fill by a mask that is known: x · kept + fill, which is x where the mask is False, as long as x is finite."""
+    x, mask, value = arguments_of(node).values()
+    known = constant_value(editor.program, mask) if isinstance(mask, Node) else None
+    if known is None or not (is_float(node) and isinstance(x, Node) and is_float(x)):
+        return None
+    if value == -torch.inf and _ends_in_softmax(node) and not known.all(-1).any():
+        value = LOWEST
+    kept = editor.put(aten.mul.Tensor, x, editor.constant((~known).float()))
+    return editor.put(aten.add.Tensor, kept, editor.constant(torch.where(known, value, 0.0)))
+
+
 def _ends_in_softmax(node: Node) -> bool:
     return bool(node.users) and all(
         user.target in _SOFTMAX or (user.target in _PASSING and _ends_in_softmax(user)) for user in node.users
@@ -39,3 +52,5 @@ INFINITIES: dict[Any, Rule] = {
     )
 }
 """Fills whose value is written into the file."""
+FILLS: dict[Any, Rule] = {aten.masked_fill.Scalar: filled}
+"""What XNNPACK has no choice between two values for."""

@@ -81,6 +81,19 @@ def average_pool(editor: Editor, node: Node) -> Node | None:
     return editor.put(aten.avg_pool2d.default, x, kernel, stride or kernel, [0, 0], False, False)
 
 
+def adaptive_pool(editor: Editor, node: Node) -> Node | None:
+    """Adaptive average pooling of a sequence: a product with a matrix of the shares of each window."""
+    x, (count,) = node.args  # type: ignore[misc]
+    length = shape_of(x)[-1]  # type: ignore[arg-type]
+    if not is_float(node) or not isinstance(length, int) or not isinstance(count, int):
+        return None
+    shares = torch.zeros(count, length)
+    for index in range(count):
+        first, end = index * length // count, -(-(index + 1) * length // count)
+        shares[index, first:end] = 1 / (end - first)
+    return editor.put(aten.linear.default, x, editor.constant(shares))
+
+
 def _pair(size: int | list[int]) -> list[int]:
     return [size, size] if isinstance(size, int) else (size * 2)[:2]
 
@@ -106,6 +119,8 @@ def _reduced(editor: Editor, node: Node, arguments: dict[str, Any], weigh: Any) 
     return reshaped(editor, editor.put(aten.linear.default, flat, vector), shape_of(node))
 
 
+SEQUENCES: dict[Any, Rule] = {aten.adaptive_avg_pool1d.default: adaptive_pool}
+"""Pooling of sequences, which delegates have for images alone."""
 REDUCTIONS: dict[Any, Rule] = {
     aten.avg_pool2d.default: average_pool,
     aten.mean.dim: mean,

@@ -8,16 +8,20 @@ from lightning_prune.deploy.rewriting.attention import ATTENTION, PRODUCTS
 from lightning_prune.deploy.rewriting.constants import fold_constants
 from lightning_prune.deploy.rewriting.editing import Rewrite, by_operator
 from lightning_prune.deploy.rewriting.functional import any_strides, functional
-from lightning_prune.deploy.rewriting.infinities import INFINITIES
-from lightning_prune.deploy.rewriting.reductions import POOLING, REDUCTIONS
+from lightning_prune.deploy.rewriting.infinities import FILLS, INFINITIES
+from lightning_prune.deploy.rewriting.reductions import POOLING, REDUCTIONS, SEQUENCES
 from lightning_prune.deploy.rewriting.refusing import refuse_volumes
 from lightning_prune.deploy.rewriting.shapes import SHAPES
 
 DEFAULT: Sequence[Rewrite] = (refuse_volumes, by_operator(POOLING))
 """What is done for every backend."""
-FOR_XNNPACK: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | PRODUCTS | REDUCTIONS), by_operator(SHAPES))
+FOR_XNNPACK: Sequence[Rewrite] = (
+    fold_constants,
+    by_operator(ATTENTION | PRODUCTS | REDUCTIONS | SEQUENCES | FILLS),
+    by_operator(SHAPES),
+)
 """What XNNPACK would leave outside, in the operators that it has."""
-FOR_VULKAN: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | INFINITIES))
+FOR_VULKAN: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | SEQUENCES | INFINITIES))
 """What has infinities in it, which Vulkan's file format cannot hold."""
 
 
