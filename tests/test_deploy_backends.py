@@ -14,6 +14,8 @@ from lightning_prune.deploy import (
     XNNPACK,
     Backend,
     CoreML,
+    Int8,
+    Int8Dynamic,
     Linear8,
     Palette,
     Partitioned,
@@ -99,6 +101,20 @@ class TestBadArguments:
             Partitioned("", list)
         with pytest.raises(TypeError, match="remarks: got the string"):
             Partitioned("x", list, remarks="dense")  # pyright: ignore[reportArgumentType]
+
+    @pytest.mark.parametrize(
+        ("given", "text"),
+        [
+            (Int8Dynamic, r"got the class Int8Dynamic, must be None or a value, as in quantization=Int8Dynamic\(\)"),
+            (Int8, r"got the class Int8, must be .*, as in quantization=Int8\(calibration=loader\)"),
+            ("int8", r"got 'int8' \(str\), must be .*, as in quantization=Int8Dynamic\(\)"),
+        ],
+    )
+    def test_quantization_is_a_value(self, given: Any, text: str):
+        with pytest.raises(TypeError, match=f"quantization: {text}"):
+            XNNPACK(quantization=given)
+        with pytest.raises(TypeError, match=f"quantization: {text}"):
+            Partitioned("x", list, quantization=given)
 
     def test_core_ml_takes_five_dimensions(self):
         CoreML().check([torch.zeros(1, 1, 1, 1, 1)])

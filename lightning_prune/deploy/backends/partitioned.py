@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_prune.deploy.backends.base import Backend
 from lightning_prune.deploy.quantization import Quantization
+from lightning_prune.deploy.quantization.base import check_quantization
 from lightning_prune.deploy.rewriting import DEFAULT, Rewrite
 
 
@@ -52,6 +53,7 @@ class Partitioned(Backend):
             )
         if isinstance(self.remarks, str):
             raise TypeError(f"remarks: got the string {self.remarks!r}, must be a tuple of sentences")
+        check_quantization(self.quantization)
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_prune.deploy.backends.base import WORTH_A_NOTE, Backend
 from lightning_prune.deploy.quantization import Quantization
+from lightning_prune.deploy.quantization.base import check_quantization
 from lightning_prune.deploy.rewriting import FOR_XNNPACK, Rewrite
 
 
@@ -21,6 +22,9 @@ class XNNPACK(Backend):
     """
 
     quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        check_quantization(self.quantization)
 
     @property
     def name(self) -> str:

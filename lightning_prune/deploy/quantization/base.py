@@ -112,3 +112,18 @@ class Quantization(ABC):
     def without_patterns(self, patterns: Collection[str]) -> "Quantization":
         """Return the same without some patterns of ``skip``, which concern other methods."""
         return self
+
+
+def check_quantization(value: object) -> None:
+    """Check what a backend is given as its quantization.
+
+    Raises:
+        TypeError: it is neither None nor a value, but a class or something else.
+    """
+    if value is None or isinstance(value, Quantization):
+        return
+    given = value.__name__ if isinstance(value, type) else ""
+    choices = ("Int8Dynamic()", "Int8(calibration=loader)", "Int4Groupwise()")
+    meant = next((choice for choice in choices if choice.partition("(")[0] == given), "")
+    got = f"the class {given}" if given else f"{value!r:.60} ({type(value).__name__})"
+    raise TypeError(f"quantization: got {got}, must be None or a value, as in quantization={meant or choices[0]}")
