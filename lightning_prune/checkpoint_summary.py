@@ -116,7 +116,9 @@ def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, 
     """
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is the folder of a sharded checkpoint: consolidate it into one file first")
+        if (path / ".metadata").is_file():
+            raise CheckpointError(f"{path} is the folder of a sharded checkpoint: consolidate it into one file first")
+        raise CheckpointError(f"{path} is a folder: name the checkpoint file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:

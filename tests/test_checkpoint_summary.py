@@ -113,7 +113,10 @@ class TestBadFiles:
             summarize_checkpoint(tmp_path / "a.ckpt")
 
     def test_a_folder_and_nothing(self, tmp_path: Path):
-        with pytest.raises(CheckpointError, match="is the folder of a sharded checkpoint"):
+        with pytest.raises(CheckpointError, match="is a folder: name the checkpoint file in it"):
+            summarize_checkpoint(tmp_path)
+        (tmp_path / ".metadata").touch()
+        with pytest.raises(CheckpointError, match="is the folder of a sharded checkpoint: consolidate it"):
             summarize_checkpoint(tmp_path)
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             summarize_checkpoint(tmp_path / "a.ckpt")
