@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,12 @@ class TestReferences:
 
     def test_made(self, folder: Path):
         assert len(made(f"{folder / 'data.py'}:calibration", list)) == len(made(f"{folder / 'data.py'}:batches", list))
-        with pytest.raises(ValueError, match="number gives a int, not a list"):
+        with pytest.raises(ValueError, match=r"number gives 3 \(int\): a list is needed"):
             made(f"{folder / 'data.py'}:number", list)
         with pytest.raises(ValueError, match=r"failing\(\) fails: KeyError: 'nothing'"):
             made(f"{folder / 'data.py'}:failing", list)
+        with pytest.raises(ValueError, match=r"gives 3 \(int\): a loader or another iterable of batches is needed"):
+            made(f"{folder / 'data.py'}:number", Iterable)
 
     @pytest.mark.parametrize(
         ("reference", "text"),
@@ -178,6 +181,18 @@ def test_from_a_shell_without_the_models_code(folder: Path):
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.startswith("last.ckpt\n")
+
+
+def test_trusted_objects_of_the_working_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "own_net.py").write_text("class Settings:\n    pass\n")
+    save = "import torch, own_net; torch.save({'a': torch.ones(2), 'own': own_net.Settings()}, 'm.pt')"
+    subprocess.run([sys.executable, "-c", save], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as the console script has it
+    code, _, err = run(capsys, "summarize", "m.pt", "--trust")
+    assert (code, err) == (0, "")
 
 
 @pytest.fixture(scope="module")

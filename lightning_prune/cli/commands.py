@@ -12,7 +12,7 @@ from lightning_prune import deploy
 from lightning_prune.checkpoint_summary import summarize_checkpoint
 from lightning_prune.cli.backends import chosen_backend
 from lightning_prune.cli.models import example, loaded_model
-from lightning_prune.cli.references import made
+from lightning_prune.cli.references import first_on_path, made
 from lightning_prune.deploy.child_program import checked_manifest
 
 
@@ -37,7 +37,9 @@ def benchmark_files(arguments: argparse.Namespace) -> None:
 
 
 def summarize_file(arguments: argparse.Namespace) -> None:
-    """Print what a checkpoint holds."""
+    """Print what a checkpoint holds; pickled objects of a trusted one may be of modules in the working folder."""
+    if arguments.trust:
+        first_on_path(Path())
     _say(summarize_checkpoint(arguments.checkpoint, is_trusted=arguments.trust))
 
 

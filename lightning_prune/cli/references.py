@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +49,8 @@ def made(reference: str, kind: type) -> Any:  # noqa: ANN401
                 f"{reference}() fails: {type(error).__name__}: {error}; name a function that needs no arguments"
             ) from error
     if not isinstance(found, kind):
-        raise ValueError(f"{reference} gives a {type(found).__name__}, not a {kind.__name__}")
+        needed = "a loader or another iterable of batches" if kind is Iterable else f"a {kind.__name__}"
+        raise ValueError(f"{reference} gives {found!r:.60} ({type(found).__name__}): {needed} is needed")
     return found
 
 
@@ -57,13 +59,14 @@ def _module(place: str) -> ModuleType:
     if path.suffix == ".py":
         if not path.is_file():
             raise ValueError(f"there is no file {place}")
-        _first_on_path(path.parent)
+        first_on_path(path.parent)
         return _imported(place, lambda: _from_file(path))
-    _first_on_path(Path())
+    first_on_path(Path())
     return _imported(place, lambda: importlib.import_module(place))
 
 
-def _first_on_path(folder: Path) -> None:
+def first_on_path(folder: Path) -> None:
+    """Let what is imported from now on be looked for in a folder first."""
     text = str(folder.resolve())
     if text not in sys.path:
         sys.path.insert(0, text)
