@@ -138,9 +138,10 @@ def test_backend_that_cannot_run_here(tmp_path: Path):
         ({"embed": Method("nothing", images(1))}, ValueError, "Network has no method 'nothing'"),
         ({"embed": Method("body.nothing", images(1))}, ValueError, "Network has no method 'body.nothing'"),
         ({"embed": Method(lambda x: x, images(1))}, TypeError, "is no method of the model or of a module in it"),
-        ({"embed": Method(network().embed, images(1))}, TypeError, "is no method of the model or of a module in it"),
+        ({"embed": Method(network().embed, images(1))}, TypeError, r"\['embed'\]: Network.embed is no method of"),
+        ({"embed": Method(network(), images(1))}, TypeError, r"\['embed'\]: a Network is no method of the model"),
         ({"em bed": Method("body", images(1))}, ValueError, "got the name 'em bed', must be an identifier"),
-        ({"forward": Method("body", images(1))}, TypeError, "forward is the model's own"),
+        ({"forward": Method("body", images(1))}, TypeError, "methods: forward is the model's own and may not be among"),
         ({"embed": Method("body", torch.zeros(1, 3))}, ExportError, r"body.forward rejects .* \(1, 3\) float32"),
         ({"embed": Method("body", (3,))}, TypeError, r"example_inputs\[0\] is a int: .* argument of embed"),  # type: ignore[arg-type]
     ],

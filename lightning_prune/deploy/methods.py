@@ -76,7 +76,7 @@ def check_methods(methods: Mapping[str, Method] | None) -> None:
             f"methods: got a {type(methods).__name__}, must be a dict, as in {{'embed': Method(model.embed, x)}}"
         )
     if methods is not None and "forward" in methods:
-        raise TypeError("methods: must be a dict of further methods; forward is the model's own and needs no entry")
+        raise TypeError("methods: forward is the model's own and may not be among the further methods: leave it out")
 
 
 def entry_points(model: nn.Module, copied: nn.Module, methods: Mapping[str, Method]) -> tuple[EntryPoint, ...]:
@@ -140,9 +140,17 @@ def _path(model: nn.Module, name: str, function: object) -> str:
         if module is owner:
             return f"{path}.{attribute}" if path else attribute
     raise TypeError(
-        f"methods[{name!r}]: {function!r:.80} is no method of the model or of a module in it: pass a bound method such"
-        " as model.embed, or its name"
+        f"methods[{name!r}]: {_named(function)} is no method of the model or of a module in it: pass a bound method"
+        " such as model.embed, or its name"
     )
+
+
+def _named(function: object) -> str:
+    """Return what names a function in one line: ``Network.embed``; a module or anything else by its class."""
+    named, owner = getattr(function, "__name__", None), getattr(function, "__self__", None)
+    if named is None:
+        return f"a {type(function).__name__}"
+    return f"{type(owner).__name__}.{named}" if isinstance(owner, nn.Module) else named
 
 
 def has_method(model: nn.Module, function: str) -> bool:
