@@ -123,6 +123,11 @@ def test_something_else(tmp_path: Path, data: bytes):
         inspect(tmp_path / "a.pte")
 
 
+def test_method_that_is_not_there(artifact: Artifact):
+    with pytest.raises(KeyError, match=r"small.pte has no method 'nope': its methods are forward"):
+        inspect(artifact.path)["nope"]
+
+
 def test_no_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no .pte file at .*a.pte"):
         inspect(tmp_path / "a.pte")

@@ -135,8 +135,15 @@ class Inspection:
         return self.zeros / self.numbers if self.numbers else None
 
     def __getitem__(self, name: str) -> MethodContents:
-        """Return a method by name."""
-        return {method.name: method for method in self.methods}[name]
+        """Return a method by name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = {method.name: method for method in self.methods}
+        if name not in found:
+            raise KeyError(f"{self.path} has no method {name!r}: its methods are {', '.join(found)}")
+        return found[name]
 
     def __str__(self) -> str:
         beside = self.path.with_suffix(".json").name
