@@ -91,7 +91,7 @@ class TestComparison:
             ([torch.zeros(1).int()], r"output 'a' on one: the program gives \(1,\) int32"),
             ([], "the program gives 0 outputs on one, the eager model 1"),
             ([torch.tensor([2.0])], "largest absolute difference from the eager model is 2, the tolerance is 0.5"),
-            ([torch.tensor([math.inf])], "is inf, the tolerance"),
+            ([torch.tensor([math.inf])], "holds NaN or infinities that"),
         ],
     )
     def test_refusals(self, outputs: list[Tensor], text: str):
@@ -187,6 +187,27 @@ class TestLoader:
         compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10))
         with pytest.raises(VerificationError, match=r"'logits' on bad: .* is 0\.0 dB.*leave dynamic_shapes= out"):
             compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10), alone=["bad"])
+
+    def test_a_loader_is_judged_by_itself(self):
+        """Calibrated on values of another scale, a file is right on those and useless on the loader's."""
+
+        def program(x: Tensor) -> list[Tensor]:
+            return [torch.where(x[:, :2] > 2, x[:, :2], 0.0)]
+
+        loud = torch.full((400, 3), 99.0)
+        trials = {"a calibration sample": Trial([loud], [loud[:, :2]])}
+        compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10))
+        with pytest.raises(VerificationError, match=r"'logits' on verify_on: .* is 0\.0 dB.*samples like these"):
+            compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10), [torch.ones(4, 3)])
+
+    @pytest.mark.parametrize(("error", "hint"), [(0.055, "0.06"), (13.5, "20"), (0.25, "0.3"), (3e-4, "0.0003")])
+    def test_the_tolerance_that_is_named_would_do(self, error: float, hint: str):
+        x = torch.zeros(4, 3, dtype=torch.float64)
+        trials = {"zeros": Trial([x], [x[:, :2]])}
+        program = lambda x: [x[:, :2] + error]  # noqa: E731
+        with pytest.raises(VerificationError, match=rf"accept it with tolerance={hint}$"):
+            compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(1e-4))
+        compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(float(hint)))
 
 
 class TestSignature:

@@ -36,6 +36,31 @@ class Bounds:
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What to do about outputs that are out of bounds.
+
+    Args:
+        differs: before "accept it with tolerance=…".
+        noisy: where the ratio is too low.
+    """
+
+    differs: str = "Compare with another backend, or"
+    noisy: str = (
+        "Calibrate on more samples like these, keep sensitive layers in float with min_sqnr= or skip=, or accept it"
+        " with a lower min_output_sqnr="
+    )
+
+
+FOR_EXPORT = Advice()
+FOR_A_FILE = Advice(
+    "Is it the file of this model with these weights? If so, judge a quantized file by min_sqnr= and another one by a"
+    " larger tolerance:",
+    "Is it the file of this model with these weights, and are these inputs like those that it was calibrated on? If so,"
+    " accept it with a lower min_sqnr=",
+)
+
+
+@dataclass(frozen=True)
 class OutputError:
     """How far an output of the file is from the eager model's.
 
@@ -53,6 +78,10 @@ class OutputError:
         ratio = self.sqnr_db if math.isfinite(self.sqnr_db) else None
         return {"max_abs_error": self.max_abs_error, "sqnr_db": ratio}
 
+    def worse(self, other: "OutputError") -> "OutputError":
+        """Return the larger difference and the lower ratio of the two."""
+        return OutputError(max(self.max_abs_error, other.max_abs_error), min(self.sqnr_db, other.sqnr_db))
+
 
 class Comparison:
     """The errors of each output so far; refuses what is out of bounds.
@@ -60,14 +89,15 @@ class Comparison:
     Args:
         names: of the outputs, in order.
         bounds: what is accepted.
+        advice: what to do about anything else.
     """
 
-    def __init__(self, names: Sequence[str], bounds: Bounds) -> None:
+    def __init__(self, names: Sequence[str], bounds: Bounds, advice: Advice = FOR_EXPORT) -> None:
         self._names = tuple(names)
         self._largest = dict.fromkeys(names, 0.0)
         self._power = dict.fromkeys(names, 0.0)
         self._noise = dict.fromkeys(names, 0.0)
-        self._bounds = bounds
+        self._bounds, self._advice = bounds, advice
 
     @property
     def errors(self) -> dict[str, OutputError]:
@@ -97,17 +127,18 @@ class Comparison:
                 )
             error = max_abs_difference(output, wanted)
             if not error <= (sys.float_info.max if self._bounds.tolerance is None else self._bounds.tolerance):
-                raise VerificationError(_disagreement(name, where, error, self._bounds.tolerance))
+                raise VerificationError(self._disagreement(name, where, error))
             self._largest[name] = max(self._largest[name], error)
             if wanted.is_floating_point():
                 self._power[name] += _power(wanted)
                 self._noise[name] += _power(output.double() - wanted.double()) if error > 0 else 0.0
 
-    def check(self, where: str = "") -> None:
+    def check(self, where: str = "", is_size: bool = False) -> None:
         """Check the ratios, which build up over all that was run.
 
         Args:
             where: on which inputs, in words, with a space before.
+            is_size: whether these inputs have another size than the example.
 
         Raises:
             VerificationError: one is too low.
@@ -117,8 +148,20 @@ class Comparison:
                 raise VerificationError(
                     f"output {name!r}{where}: the signal-to-quantization-noise ratio to the eager model is"
                     f" {error.sqnr_db:.1f} dB, the lowest accepted is {self._bounds.min_sqnr:g} dB (largest absolute"
-                    f" difference {error.max_abs_error:.3g}). {_WRONG_SIZE if where else _TOO_NOISY}"
+                    f" difference {error.max_abs_error:.3g}). {_WRONG_SIZE if is_size else self._advice.noisy}"
                 )
+
+    def _disagreement(self, name: str, where: str, error: float) -> str:
+        tolerance = self._bounds.tolerance
+        if not math.isfinite(error) or tolerance is None:
+            return (
+                f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share: check"
+                " the weights and the example input"
+            )
+        return (
+            f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the"
+            f" tolerance is {tolerance:g}. {self._advice.differs} accept it with tolerance={_above(error):g}"
+        )
 
     def _ratio(self, name: str) -> float:
         if self._noise[name] == 0:
@@ -126,10 +169,6 @@ class Comparison:
         return 10 * math.log10(max(self._power[name], 1e-300) / self._noise[name])
 
 
-_TOO_NOISY = (
-    "Calibrate on more samples, keep sensitive layers in float with min_sqnr= or skip=, or accept it with a lower"
-    " min_output_sqnr="
-)
 _WRONG_SIZE = "If it is right at other sizes, the runtime cannot resize this program: leave dynamic_shapes= out"
 _OTHER_GRAPH = "the program is not made of this model"
 
@@ -138,16 +177,10 @@ def _power(x: Tensor) -> float:
     return float(x.double().square().nan_to_num(0.0, 0.0, 0.0).sum())
 
 
-def _disagreement(name: str, where: str, error: float, tolerance: float | None) -> str:
-    if math.isnan(error) or tolerance is None:
-        return (
-            f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share: check the"
-            " weights and the example input"
-        )
-    return (
-        f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the tolerance is"
-        f" {tolerance:g}. Compare with another backend, or accept it with tolerance={error:.1g}"
-    )
+def _above(error: float) -> float:
+    """Return the next number of one digit that is not below."""
+    unit = 10.0 ** math.floor(math.log10(error))
+    return float(f"{math.ceil(error / unit) * unit:.1g}")
 
 
 def max_abs_difference(output: Tensor, expected: Tensor) -> float:

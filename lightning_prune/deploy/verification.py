@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_prune.deploy.arguments import check_loader
-from lightning_prune.deploy.comparison import Bounds, Comparison, OutputError
+from lightning_prune.deploy.comparison import FOR_EXPORT, Advice, Bounds, Comparison, OutputError
 from lightning_prune.deploy.eager import Trial
 from lightning_prune.deploy.loaders import Function, run_in_chunks, split_batch
 from lightning_prune.deploy.signature import MethodSpec, describe
@@ -98,6 +98,7 @@ def compare_with(
     batches: Iterable[Any] | None = None,
     metric: Metric | None = None,
     alone: Collection[str] = (),
+    advice: Advice = FOR_EXPORT,
 ) -> tuple[dict[str, OutputError], LoaderResult]:
     """Run a method of the file and of the eager model on the same inputs and compare every output.
 
@@ -109,7 +110,9 @@ def compare_with(
         bounds: what is accepted.
         batches: of a loader; cut to the sizes that the program takes.
         metric: for the loader; a copy of it is used for each side.
-        alone: trials whose ratio is judged by itself, as a fault there would drown in the others.
+        alone: trials of other sizes, whose ratio is judged by itself, as a fault there would drown in the others; so is
+            that of the loader.
+        advice: what to do where they differ.
 
     Returns:
         how far each output is from the eager model's, and what the loader showed.
@@ -118,17 +121,19 @@ def compare_with(
         VerificationError: a difference is out of bounds or NaN, or a shape differs.
         ValueError: a batch does not fit, or the metric gives no single number.
     """
-    comparison = Comparison([output.name for output in spec.outputs], bounds)
+    names = [output.name for output in spec.outputs]
+    comparison, of_loader = (Comparison(names, bounds, advice) for _ in range(2))
     for where, trial in trials.items():
         outputs = program(*trial.inputs)
         comparison.add(outputs, trial.expected, where)
         if where in alone:
-            single = Comparison([output.name for output in spec.outputs], bounds)
+            single = Comparison(names, bounds, advice)
             single.add(outputs, trial.expected, where)
-            single.check(f" on {where}")
-    shown = LoaderResult() if batches is None else _run_loader(batches, program, eager, spec, metric, comparison)
+            single.check(f" on {where}", is_size=True)
+    shown = LoaderResult() if batches is None else _run_loader(batches, program, eager, spec, metric, of_loader)
     comparison.check()
-    return comparison.errors, shown
+    of_loader.check(" on verify_on")
+    return {name: error.worse(of_loader.errors[name]) for name, error in comparison.errors.items()}, shown
 
 
 def _run_loader(

@@ -12,7 +12,7 @@ from lightning_prune.deploy.arguments import check_model
 from lightning_prune.deploy.building import checked_loader, of_method, released
 from lightning_prune.deploy.child import TIMEOUT
 from lightning_prune.deploy.child_program import ChildProgram
-from lightning_prune.deploy.comparison import Bounds
+from lightning_prune.deploy.comparison import FOR_A_FILE, Bounds
 from lightning_prune.deploy.dynamic import LARGEST, ends
 from lightning_prune.deploy.eager import RANDOM, Trial, folded_copy, isolated, trials
 from lightning_prune.deploy.methods import EntryPoint, Method, check_methods, entry_points, has_method
@@ -167,7 +167,9 @@ def _compared(
         spec = MethodSpec(one.inputs, one.outputs)
         given = (batches, metric) if entry.name == "forward" else (None, None)
         with of_method(entry.name):
-            errors[entry.name], found = compare_with(one, entry.eager.run, _trials(one, entry), spec, bounds, *given)
+            errors[entry.name], found = compare_with(
+                one, entry.eager.run, _trials(one, entry), spec, bounds, *given, advice=FOR_A_FILE
+            )
         shown = found if entry.name == "forward" else shown
     executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
     return Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
