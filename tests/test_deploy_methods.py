@@ -8,7 +8,7 @@ import torch
 from deploy_models import LABELS, images
 from torch import Tensor, nn
 
-from lightning_prune.deploy import XNNPACK, Artifact, Int8, RuntimeModel, export, load_manifest
+from lightning_prune.deploy import XNNPACK, Artifact, Int8, RuntimeModel, benchmark, export, load_manifest
 from lightning_prune.deploy.backends import Portable, Vulkan
 from lightning_prune.deploy.constants import checked_constants
 from lightning_prune.deploy.methods import Method
@@ -106,6 +106,17 @@ class TestExternalWeights:
         assert artifact.size_bytes < 0.3 * weights
         with torch.no_grad():
             torch.testing.assert_close(RuntimeModel(artifact.path)(images(2))[0], model(images(2)), rtol=0, atol=1e-5)
+        artifact.manifest_path.unlink()
+        for use in (RuntimeModel, benchmark):
+            with pytest.raises(
+                ExportError, match=r"keeps its weights in a \.ptd .*m\.json, is missing: copy m\.json too"
+            ):
+                use(artifact.path)
+        data = tmp_path / "m.ptd"
+        assert RuntimeModel(artifact.path, data_path=data)(images(2))[0].shape == (2, 8)
+        data.unlink()
+        with pytest.raises(ExportError, match=r"m\.json, is missing: copy m\.json and m\.ptd too"):
+            RuntimeModel(artifact.path)
 
     def test_without_them_the_runtime_never_sees_the_program(self, tmp_path: Path):
         artifact = export(network(), tmp_path / "m.pte", example_inputs=images(1), external_weights=True)

@@ -49,9 +49,14 @@ class TestRuntimeModel:
     def test_files_that_are_no_program(self, artifact: Artifact, tmp_path: Path):
         with pytest.raises(FileNotFoundError, match=r"no .pte file at .*m.pte"):
             RuntimeModel(tmp_path / "m.pte")
-        (tmp_path / "m.pte").write_bytes(artifact.path.read_bytes()[:2000])
-        with pytest.raises(ExportError, match=r"m.pte cannot be loaded .*File size is too small.*: export it again"):
-            RuntimeModel(tmp_path / "m.pte")
+        for data, text in (
+            (artifact.path.read_bytes()[:2000], r"it is cut off .*: copy it again"),
+            (b"", "it does not begin like a .pte"),
+            (b"text, and more of it", "it does not begin like a .pte"),
+        ):
+            (tmp_path / "m.pte").write_bytes(data)
+            with pytest.raises(ExportError, match=rf"m.pte cannot be used: {text}"):
+                RuntimeModel(tmp_path / "m.pte")
 
     def test_method_that_is_not_there(self, artifact: Artifact):
         with pytest.raises(ExportError, match=r"small.pte has no method 'embed'"):

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_prune.deploy.installation import require_executorch
 from lightning_prune.deploy.quiet import unknown
-from lightning_prune.deploy.runtime import require_executorch
 from lightning_prune.deploy.wire import BrokenMessageError, receive, send
 from lightning_prune.errors import ExportError
 

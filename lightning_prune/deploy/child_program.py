@@ -160,7 +160,8 @@ class ChildProgram:
         return CHILD.ask(task, self.subject, self.timeout, **place, **arguments)
 
     def _signature(self) -> MethodSpec:
-        found = read_contents(self.path, self.timeout, constants=False)["methods"]
+        contents = check_undescribed(self.path, self.timeout, has_data=self._place["data"] is not None)
+        found = contents["methods"]
         one = {each["name"]: each for each in found}.get(self.method)
         if one is None:
             names = ", ".join(each["name"] for each in found)
@@ -212,3 +213,20 @@ def read_contents(path: Path, timeout: float = TIMEOUT, constants: bool = True) 
         ExportError: it is none, or damaged.
     """
     return CHILD.ask("contents", path, timeout, path=str(path.absolute()), constants=constants)
+
+
+def check_undescribed(path: Path, timeout: float = TIMEOUT, *, has_data: bool) -> dict[str, Any]:
+    """Return what a .pte without a manifest holds, constants left out, after checking that its weights are there.
+
+    Raises:
+        ExportError: it is no .pte, cut off or damaged; or its weights stand in a .ptd file, which ``has_data`` denies.
+    """
+    found = read_contents(path, timeout, constants=False)
+    if found["is_external"] and not has_data:
+        names = [path.with_suffix(suffix).name for suffix in (".json", ".ptd")]
+        missing = [names[0]] if path.with_suffix(".ptd").is_file() else names
+        raise ExportError(
+            f"{path} keeps its weights in a .ptd file, and the manifest that names it, {names[0]}, is missing: copy"
+            f" {' and '.join(missing)} too"
+        )
+    return found

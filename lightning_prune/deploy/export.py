@@ -18,11 +18,11 @@ from lightning_prune.deploy.constants import Constant, checked_constants
 from lightning_prune.deploy.dynamic import claimed, resized
 from lightning_prune.deploy.eager import folded_copy, isolated
 from lightning_prune.deploy.files import Staged, staged, writing
+from lightning_prune.deploy.installation import require_executorch
 from lightning_prune.deploy.lowering import check_backend, outside_notes, save
 from lightning_prune.deploy.manifest import to_text
 from lightning_prune.deploy.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.preprocessing import Normalize
-from lightning_prune.deploy.runtime import require_executorch
 from lightning_prune.deploy.signature import check_labels
 from lightning_prune.deploy.verification import check_metric
 from lightning_prune.errors import VerificationError

@@ -17,9 +17,10 @@ from lightning_prune.copies import plain_copy
 from lightning_prune.deploy.arguments import check_bool, check_model, check_whole
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
+from lightning_prune.deploy.installation import require_executorch
 from lightning_prune.deploy.lowering import check_backend, graph_of, lower, save
 from lightning_prune.deploy.network_part import part_reading
-from lightning_prune.deploy.runtime import RuntimeModel, require_executorch, thread_count
+from lightning_prune.deploy.runtime import RuntimeModel, thread_count
 from lightning_prune.deploy.turns import Turn, in_turns, standard_error, turn_of
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.masks import dense_names

@@ -17,12 +17,12 @@ from lightning_prune.deploy.backends import Backend, Portable
 from lightning_prune.deploy.dynamic import Sizes, restore_ranges, trace_refusal
 from lightning_prune.deploy.eager import EagerModel
 from lightning_prune.deploy.files import writing
+from lightning_prune.deploy.installation import imported
 from lightning_prune.deploy.origins import first_line, origin, place
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.rewriting import apart, rewritten
-from lightning_prune.deploy.runtime import imported
 from lightning_prune.deploy.signature import describe
 from lightning_prune.errors import ExportError, PruningError
 

@@ -1,7 +1,5 @@
 """A .pte in ExecuTorch's own runtime, with its inputs checked before C++ sees them."""
 
-import importlib
-import importlib.util
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_prune.deploy.arguments import check_text, check_whole, given_path
+from lightning_prune.deploy.child_program import check_undescribed
 from lightning_prune.deploy.constants import Constant
+from lightning_prune.deploy.installation import imported
 from lightning_prune.deploy.manifest import data_paths, load_manifest, methods_of
-from lightning_prune.deploy.quiet import native_lines, quiet_import, quiet_native, tell, unknown
+from lightning_prune.deploy.quiet import native_lines, quiet_native, tell, unknown
 from lightning_prune.deploy.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
 from lightning_prune.errors import ExportError
 
@@ -69,40 +69,11 @@ def _open(path: Path, data_path: Path | None, method: str) -> _Program:
 _LIVE: "weakref.WeakSet[RuntimeModel]" = weakref.WeakSet()
 
 
-def require_executorch() -> None:
-    """Check that ExecuTorch is installed, without importing it.
-
-    Raises:
-        ImportError: it is not.
-    """
-    try:
-        found = importlib.util.find_spec("executorch") is not None
-    except ValueError:
-        found = False
-    if not found:
-        raise ImportError("ExecuTorch is not installed: pip install 'lightning-prune[mobile]'")
-
-
-def imported(module: str) -> ModuleType:
-    """Import a module of ExecuTorch without its noise.
-
-    Raises:
-        ImportError: not installed, or it does not load beside this torch.
-    """
-    require_executorch()
-    try:
-        with quiet_import():
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{module} does not load beside torch {torch.__version__} ({error}): pip install 'lightning-prune[mobile]'"
-        ) from error
-
-
 class RuntimeModel:
     """A method of a .pte, called with tensors like a function.
 
-    A file that its manifest does not describe is refused before the runtime, which it could take down, sees it. It
+    A file that its manifest does not describe is refused before the runtime, which it could take down, sees it; one
+    without a manifest is first read in a process of its own, and refused where it is cut off or lacks its weights. It
     holds the program as long as it lives, and reads the file again after a change of the thread count, which
     invalidates every loaded method (see :func:`thread_count`).
 
@@ -137,6 +108,8 @@ class RuntimeModel:
         self.data_path = None if data_path is None else given_path(data_path, "data_path", "model.ptd")
         if signature is None and self.path.with_suffix(".json").is_file():
             signature = self._described()
+        elif signature is None:
+            check_undescribed(self.path, has_data=self.data_path is not None)
         self._program: _Program | None = None
         found = self._signature()
         self.inputs, self.outputs = (found.inputs, found.outputs) if signature is None else self._same(signature, found)

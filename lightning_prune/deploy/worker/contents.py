@@ -10,7 +10,7 @@ from lightning_prune.deploy.worker import xnnpack_graph
 from lightning_prune.deploy.worker.pte_file import PteFile, read
 
 _XNNPACK = "XnnpackBackend"
-_INLINE, _STATIC = 0, 0
+_INLINE, _STATIC, _EXTERNAL = 0, 0, 1
 _INT4_ZERO = 8
 _DTYPES = {
     **{0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"},
@@ -19,7 +19,7 @@ _DTYPES = {
 
 
 def contents(path: str, constants: bool = True) -> dict[str, object]:
-    """Return methods, delegates, operators, planned memory and constants of a .pte.
+    """Return methods, delegates, operators, planned memory, constants, and whether weights stand outside of a .pte.
 
     Args:
         path: of the file.
@@ -31,7 +31,8 @@ def contents(path: str, constants: bool = True) -> dict[str, object]:
     file = read(path)
     segments = file.segments
     methods = [_method(plan, file, segments) for plan in file.program.execution_plan]
-    return {"methods": methods, **({"constants": _weigh(file, segments)} if constants else {})}
+    found = {"methods": methods, "is_external": _is_external(file, segments)}
+    return {**found, **({"constants": _weigh(file, segments)} if constants else {})}
 
 
 def _method(plan: Any, file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:  # noqa: ANN401
@@ -86,6 +87,20 @@ def _weigh(file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:
         "zeros": sum(_zeros(one) for one in readable.values()),
         "unread_bytes": sum(len(one.data) for one in packed.values()) + _opaque_bytes(file, segments),
     }
+
+
+def _is_external(file: PteFile, segments: Sequence[bytes]) -> bool:
+    """Return whether a tensor or a constant of XNNPACK is named that the file does not hold."""
+    named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
+    for plan in file.program.execution_plan:
+        infos = (getattr(value.val, "extra_tensor_info", None) for value in plan.values)
+        if any(info is not None and int(info.location) == _EXTERNAL for info in infos):
+            return True
+        payloads = (_payload(one, file, segments) for one in plan.delegates if one.id == _XNNPACK)
+        keys = (one.identity for payload in payloads for one in xnnpack_graph.constants(payload, named))
+        if any(isinstance(key, str) and key not in named for key in keys):
+            return True
+    return False
 
 
 def _constants(file: PteFile, segments: Sequence[bytes]) -> Iterator[xnnpack_graph.Constant]:
