@@ -172,6 +172,14 @@ class TestLoader:
         assert found.changed_predictions == found.samples == 10
         assert metric.compute() == 0
 
+    def test_a_metric_for_other_outputs(self):
+        batch = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
+        with pytest.raises(
+            ValueError, match=r"metric: MulticlassAccuracy takes no outputs \(4, 2\) float32 with target"
+        ):
+            compare_with(lambda x: [x[:, :2]], lambda x: [x[:, :2]], {}, SPEC, Bounds(1.0), [batch],
+                         MulticlassAccuracy(7))  # fmt: skip
+
     def test_metric_of_several_numbers(self):
         batch = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
         with pytest.raises(ValueError, match=r"MulticlassConfusionMatrix gives \(2, 2\) int64; pass one that computes"):

@@ -153,7 +153,7 @@ def _run_loader(
         comparison.add(outputs["executorch"], outputs["eager"], f"batch {index} of verify_on")
         changed = _plus(changed, changed_predictions(outputs["executorch"][0], outputs["eager"][0]))
         for side, one in metrics.items():
-            one.update(outputs[side][0], targets.cpu() if isinstance(targets, Tensor) else targets)
+            _update(one, outputs[side][0], targets.cpu() if isinstance(targets, Tensor) else targets)
         samples += len(inputs[0])
     return LoaderResult(samples, changed, {side: _value(one) for side, one in metrics.items()})
 
@@ -174,6 +174,16 @@ def _fresh(metric: Metric) -> Metric:
     clone.distributed_available_fn = lambda: False
     clone.reset()
     return clone
+
+
+def _update(metric: Metric, output: Tensor, targets: object) -> None:
+    try:
+        metric.update(output, targets)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"metric: {type(metric).__name__} takes no outputs {describe([output])} with targets"
+            f" {describe([targets])} of verify_on: {error}"
+        ) from error
 
 
 def _value(metric: Metric) -> float:
