@@ -31,7 +31,7 @@ from lightning_prune.preconditions import (
 )
 from lightning_prune.pruner import Event
 from lightning_prune.recipe import Recipe
-from lightning_prune.resuming import differences
+from lightning_prune.resuming import differences, without_guard
 from lightning_prune.run import PruningRun, rehearsal
 from lightning_prune.wrapping import check_can_shrink, check_strategy, is_sharding, shrink
 
@@ -184,12 +184,8 @@ class PruningCallback(Callback):
             is_same = not differences(self._state["recipes"], self.recipes)
             if self._guarding is not None and self._state.get("guard") is not None and is_same:
                 self._guarding.load_state_dict(self._state["guard"])
-            elif (self._state.get("guard") or {}).get("snapshot") is not None:
-                warnings.warn(
-                    "the checkpoint was written while a guard had an event on trial; this run has no such guard, so"
-                    " the event stays as it is, judged by nothing",
-                    stacklevel=2,
-                )
+            elif text := without_guard(self._state.get("guard"), self._guarding is not None):
+                warnings.warn(text, stacklevel=2)
         self._state = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -297,7 +293,7 @@ class PruningCallback(Callback):
             warn_unfinished(self._active)
         else:
             is_short = bool(self._active.unfinished)
-            log.log(logging.WARNING if is_short else logging.INFO, self._guarding.summary(self._active))
+            log.log(logging.WARNING if is_short else logging.INFO, self._guarding.summary(self._active, pl_module))
         if self.finalize:
             self.is_done = make_plain(trainer, pl_module)
 

@@ -149,6 +149,8 @@ def keep_classes(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {model!r:.80}")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"loader must give batches (inputs, targets), such as a DataLoader, got {loader!r:.80}")
     batches = iter(loader)
     first = next(batches, None)
     if first is None:

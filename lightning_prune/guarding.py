@@ -140,10 +140,10 @@ class Guarding:
         """Roll back what is still on trial at the end of the fit; return it."""
         return self._carry_out(self.watch.end(), run, trainer, model)
 
-    def summary(self, run: PruningRun) -> str:
+    def summary(self, run: PruningRun, model: LightningModule) -> str:
         """Return in words what was asked, what was kept, and why."""
         finals = [schedules.final_sparsity(pruner.schedule) for pruner in run.pruners]
-        return self.watch.summary(finals, list(run.asked.values()))
+        return self.watch.summary(finals, list(run.asked.values()), run.reached(model))
 
     def _carry_out(self, verdict: Verdict, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
         if verdict is Verdict.WAIT or self._snapshot is None:

@@ -120,3 +120,23 @@ def _policy_state(recipe: Recipe, saved: Mapping[str, Any] | None, differing: se
     if saved is not None and (saved["weights"] is not None or saved["rates"] is not None):
         warnings.warn("what the optimizer_policy of the checkpoint's recipe had kept is dropped", stacklevel=2)
     return _NO_POLICY_STATE
+
+
+def without_guard(saved: Mapping[str, Any] | None, has_guard: bool) -> str | None:
+    """Return what is to be said where the guard of a checkpoint is not taken up; None for nothing.
+
+    Args:
+        saved: state of the guard in the checkpoint; None: it had none.
+        has_guard: whether this run has one, of its own beginning.
+    """
+    if saved is not None and saved.get("snapshot") is not None:
+        return (
+            "the checkpoint was written while a guard had an event on trial; this run has no such guard, so the event"
+            " stays as it is, judged by nothing"
+        )
+    if saved is not None and not has_guard:
+        return (
+            "the checkpoint is of a run with a guard, and this one has none: later events are judged by nothing. Resume"
+            " with the same PruningCallback(…, guard=…) to go on guarded"
+        )
+    return None

@@ -238,6 +238,10 @@ class PruningRun:
     def _carry(self, runtime: PolicyRuntime, model: nn.Module, live: Mapping[nn.Parameter, Any]) -> None:
         runtime.after_event(self.step, live, model)
 
+    def reached(self, model: nn.Module) -> list[float]:
+        """Return the sparsity of each recipe, in what it counts."""
+        return [describe(pruner, model, self.step).sparsity for pruner in self.pruners]
+
     def measure(self, model: nn.Module) -> float:
         """Return the sparsity in what the recipe counts; with several recipes the share of masked weights pruned."""
         if len(self.pruners) == 1:

@@ -70,6 +70,17 @@ class TestFile:
 
 @needs_executorch
 class TestModels:
+    def test_masked_channels_are_told(self, tmp_path: Path):
+        model = small()
+        masks.attach(model, ["conv.weight"], is_structured=True)
+        whole = export(model, tmp_path / "whole.pte", example_inputs=images(4))
+        keep = torch.ones_like(masks.read(model)["conv.weight"])
+        keep[0] = False
+        masks.write(model, [("conv.weight", keep)])
+        masked = export(model, tmp_path / "masked.pte", example_inputs=images(4))
+        assert whole.notes == ()
+        assert masked.notes[0].startswith("Whole channels of this model are masked")
+
     def test_sequential_root_in_training_mode_and_channels_last(self, tmp_path: Path):
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -117,6 +117,7 @@ def test_several_recipes_have_limits_of_their_own() -> None:
     watch.begin(3, {0: 0.4}, {0: 0.9})
     assert watch.judge(BAD) is Verdict.ROLL_BACK
     assert watch.is_stopped
+    assert "asked 0.90, kept 0.4125" in watch.summary([0.9, 0.5], [0.4, 0.1], reached=[0.4125, 0.1])
     assert watch.summary([0.9, 0.5], [0.4, 0.1]) == (
         "recipe 0 asked 0.90, kept 0.40: val_acc fell to 0.5, 0.4 below the baseline 0.9, allowed 0.01;"
         " recipe 1 asked 0.50, kept 0.10: val_acc fell to 0.5, 0.4 below the baseline 0.9, allowed 0.01"

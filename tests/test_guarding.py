@@ -47,6 +47,13 @@ def guarded(folder: Path, recipe: str, *others: Any, shrinks: bool = False, mode
     return model, callback, fit
 
 
+def test_a_guard_that_is_left_out_on_resume_is_told(tmp_path: Path) -> None:
+    guarded(tmp_path, "element", ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    plain = trainer(tmp_path, PruningCallback(RECIPES["element"]), ModelCheckpoint(tmp_path), max_epochs=8)
+    with pytest.warns(UserWarning, match=r"of a run with a guard, and this one has none|a guard had an event on trial"):
+        plain.fit(Brittle(make_optimizer=adamw), Resumable(), loader(1), ckpt_path=str(tmp_path / "epoch=1.ckpt"))
+
+
 @pytest.mark.parametrize("shrinks", [False, True])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_end_is_the_sparsest_model_that_kept_the_quality(

@@ -1,5 +1,6 @@
 """Recipes under one budget: the same seeds, equal cost, and the small dense control beside them."""
 
+import copy
 import json
 import math
 import os
@@ -177,6 +178,10 @@ class TestBadInput:
             TypeError, "make_model must return a fresh LightningModule, got Linear", make=lambda: nn.Linear(2, 2)
         )
         self.refused(TypeError, "make_model must be a function.*got a value of Net; pass the class", make=Net())
+        one = Net()
+        before = copy.deepcopy(one.state_dict())
+        self.refused(ValueError, "make_model returned the same Net, or its weights, twice", make=lambda: one)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in one.state_dict().items())
         self.refused(ValueError, "LinearNet needs an example_input_array", make=LinearNet)
         self.refused(TypeError, "data must be a LightningDataModule", given=loader())
         once = (iter(list(loader())), loader())

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_prune import masks
 from lightning_prune.deploy.arguments import check_bool, check_model, checked_labels, program_path
 from lightning_prune.deploy.artifact import Artifact, DataFile, file_facts, zipped_size
 from lightning_prune.deploy.backends import XNNPACK, Backend
@@ -132,7 +133,7 @@ def export(
             labels=labels,
             preprocessing=preprocess,
             quantized={name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
-            notes=(*backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
+            notes=(*_masked(model), *backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
@@ -163,6 +164,17 @@ def _data(files: Staged) -> tuple[DataFile, ...]:
     if files.data is None or files.data_path is None:
         return ()
     return (DataFile(files.data_path, **file_facts(files.data)),)
+
+
+def _masked(model: nn.Module) -> tuple[str, ...]:
+    """Return a note where whole channels are masked: they take room and time until they are removed."""
+    structured = set(masks.structured_names(model))
+    if all(bool(mask.all()) for name, mask in masks.read(model).items() if name in structured):
+        return ()
+    return (
+        "Whole channels of this model are masked and still in the file, at full size and time. Remove them first:"
+        " export(finalize(model, example_inputs), …), with finalize from lightning_prune.",
+    )
 
 
 def _kept(backend: Backend, files: Staged) -> tuple[str, ...]:

@@ -98,8 +98,8 @@ class Watch:
         """Raise PruningError when the dense model was validated and still gave no baseline."""
         if self.baseline is None:
             raise PruningError(
-                f"no validation of the dense model gave a finite {self.guard.monitor} to measure a drop from: mend the"
-                " metric, or give the value as Guard(baseline=…)"
+                f"no validation of the dense model gave a finite {self.guard.monitor} to measure a drop from: look"
+                " whether the validation loader is empty, mend the metric, or give the value as Guard(baseline=…)"
             )
 
     def permit(self, asked: Mapping[int, float], now: Mapping[int, float]) -> dict[int, float]:
@@ -177,12 +177,13 @@ class Watch:
         if self.guard.on_fail == "stop" or is_spent:
             self.stopped.add(index)
 
-    def summary(self, asked: Sequence[float], kept: Sequence[float]) -> str:
+    def summary(self, asked: Sequence[float], kept: Sequence[float], reached: Sequence[float] | None = None) -> str:
         """Return the end of the run in words, a sentence per recipe.
 
         Args:
             asked: final sparsity of each recipe's schedule.
-            kept: sparsity of each recipe's last event that stands.
+            kept: sparsity that each recipe's last event that stands asked for.
+            reached: what that came to in whole units; None: the same.
 
         Example:
             >>> watch = Watch(Guard("val_acc", "max", max_drop=0.01, patience=1, baseline=0.892))
@@ -192,8 +193,8 @@ class Watch:
             'asked 0.90, kept 0.84: val_acc fell to 0.871, 0.021 below the baseline 0.892, allowed 0.01'
         """
         sentences = [
-            f"asked {_share(a)}, kept {_share(k)}: {self._because(index, a, k)}"
-            for index, (a, k) in enumerate(zip(asked, kept, strict=True))
+            f"asked {_share(a)}, kept {_share(r)}: {self._because(index, a, k)}"
+            for index, (a, k, r) in enumerate(zip(asked, kept, kept if reached is None else reached, strict=True))
         ]
         if len(sentences) == 1:
             return sentences[0]

@@ -78,6 +78,7 @@ def compare(
     _check_runs(make_model, runner, trainer)
     contest = Contest(make_model, data, budget_epochs, metric, dict(trainer or {}))
     val = loaders_of(data)[1]
+    _check_fresh(make_model)
     _check_fit(make_model, recipes, metric)
     if metric is not None and val is not None:
         _check_scalar(make_model, val, metric)
@@ -158,6 +159,18 @@ def _check_runs(make_model: object, runner: object, trainer: Mapping[str, Any] |
         raise TypeError(f'trainer must map arguments of Trainer, such as {{"accelerator": "cpu"}}, got {trainer!r:.80}')
     if "max_epochs" in (trainer or {}):
         raise ValueError("trainer sets max_epochs; the epochs of every run are budget_epochs=…")
+
+
+def _check_fresh(make_model: Callable[[], nn.Module]) -> None:
+    with own_random_state():
+        one, other = make_model(), make_model()
+    if isinstance(one, nn.Module) and isinstance(other, nn.Module):
+        tensors = {id(tensor) for tensor in (*one.parameters(), *one.buffers())}
+        if one is other or any(id(tensor) in tensors for tensor in (*other.parameters(), *other.buffers())):
+            raise ValueError(
+                f"make_model returned the same {type(one).__name__}, or its weights, twice: every run would go on where"
+                " the last one ended. Build a new one at each call, as in make_model=Net or lambda: Net(width=16)"
+            )
 
 
 def _check_scalar(make_model: Callable[[], LightningModule], loader: Iterable[Any], metric: MetricLike) -> None:
