@@ -123,22 +123,32 @@ def export(
             model=type(model).__name__,
             **facts.result(),
             zipped_bytes=zipped.result(),
-            parameters=summary.parameters,
-            nonzero_parameters=summary.parameters - summary.zeros,
-            macs=summary.macs or 0,
-            methods={name: one.spec for name, one in program.methods.items()},
-            sources={e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in entries[1:]},
+            **_sizes(summary),
+            **_described(program, entries),
             verification=verification,
             data=_data(files),
             labels=labels,
             preprocessing=preprocess,
-            quantized={name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
             notes=(*_masked(model), *backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
         files.publish()
     return artifact
+
+
+def _sizes(summary: Summary) -> dict[str, int]:
+    nonzero = summary.parameters - summary.zeros
+    return {"parameters": summary.parameters, "nonzero_parameters": nonzero, "macs": summary.macs or 0}
+
+
+def _described(program: Program, entries: Sequence[EntryPoint]) -> dict[str, Any]:
+    """Return what the artifact says of the methods: inputs and outputs, where they come from, what is an integer."""
+    return {
+        "methods": {name: one.spec for name, one in program.methods.items()},
+        "sources": {e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in entries[1:]},
+        "quantized": {name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
+    }
 
 
 def _batches(verify_on: Iterable[Any], forward: EntryPoint, metric: Metric | None) -> Iterator[Any]:

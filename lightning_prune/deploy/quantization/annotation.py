@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from lightning_prune.deploy.quantization.layers import PLAIN, VOLUMES, WEIGHTED, is_relu
+from lightning_prune.deploy.quantization.layers import PLAIN, WEIGHTED, is_relu
 
 if TYPE_CHECKING:
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
@@ -39,7 +39,7 @@ def quantizer(nodes: frozenset[str], is_dynamic: bool, taken: set[str]) -> "XNNP
             return annotated
 
     def takes(node: Node) -> bool:
-        return node.target not in WEIGHTED | PLAIN or (node.name in nodes and node.target not in VOLUMES)
+        return node.target not in WEIGHTED | PLAIN or node.name in nodes
 
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
     return Quantizer().set_global(config).set_filter_function(takes)

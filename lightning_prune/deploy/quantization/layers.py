@@ -26,14 +26,6 @@ WEIGHTED = frozenset(
     }
 )
 """Operators with a weight."""
-VOLUMES = frozenset(
-    {
-        torch.ops.aten.conv3d.default,
-        torch.ops.aten.conv3d.padding,
-        torch.ops.aten.conv_transpose3d.input,
-    }
-)
-"""Those that XNNPACK has no kernel for."""
 PLAIN = frozenset(
     {
         torch.ops.aten.add.Tensor,
