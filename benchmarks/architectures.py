@@ -29,8 +29,8 @@ Each network at a small random configuration, every parameter and statistic draw
 prunable channel group is removed, and the compact network is compared with the masked one on its inputs and on a
 second random batch. *Error* is max|masked − compact| / max|masked|. A group that is *put back* keeps its width with the
 planned channels at zero, because the code of the network holds a size that no attribute tells. Times are processor
-seconds of one thread, the export included. Written by `python -m benchmarks.architectures`; `tests/test_zoo.py` holds
-every row to it.
+seconds of one thread, the export included. Written by `python -m benchmarks.architectures`;
+`tests/graph/test_zoo.py` holds every row to it.
 
 | Architecture | Parameters | left | Share | Error | Groups | Put back | Graph (s) | In all (s) | Remark |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |

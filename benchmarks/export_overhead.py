@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.removal_speed import mobilenet, resnet
 from lightning_prune.deploy import export
-from lightning_prune.deploy.eager import EagerModel
-from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.program.eager import EagerModel
 
 LIMIT = 1.10
 

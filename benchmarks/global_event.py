@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_prune import Element, Global, Magnitude, OneShot, Recipe
-from lightning_prune.binding import bind
-from lightning_prune.pruner import prune_step
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import prune_step
 
 SPARSITY = 0.9
 

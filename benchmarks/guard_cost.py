@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import OneShot, Recipe
-from lightning_prune.binding import bind
-from lightning_prune.pruner import prune_step
-from lightning_prune.snapshots import Snapshot
+from lightning_prune.guard.snapshots import Snapshot
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import prune_step
 
 WIDTH = 1024
 

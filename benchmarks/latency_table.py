@@ -35,8 +35,8 @@ from lightning_prune import (
     Taylor,
     summarize,
 )
-from lightning_prune.allocation import Allocation
 from lightning_prune.deploy import LatencyTable, benchmark, export, latency_table
+from lightning_prune.selection.allocation import Allocation
 
 SIZE = 64
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 3, 2), (6, 96, 2, 1), (6, 160, 2, 2))

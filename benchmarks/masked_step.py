@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from lightning_prune import OneShot, Recipe, finalize
-from lightning_prune.masks import read
-from lightning_prune.run import PruningRun
+from lightning_prune.model.masks import read
+from lightning_prune.run.run import PruningRun
 
 SPARSITY = 0.8
 

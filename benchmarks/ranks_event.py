@@ -26,9 +26,11 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks.global_event import network, resident
-from lightning_prune import Magnitude, OneShot, Recipe, Taylor, masks, shards
-from lightning_prune.binding import bind
-from lightning_prune.pruner import Pruner, prune_step
+from lightning_prune import Magnitude, OneShot, Recipe, Taylor
+from lightning_prune.distributed import shards
+from lightning_prune.model import masks
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import Pruner, prune_step
 
 SPARSITY = 0.9
 RANKS = 2

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_prune as lp
-from lightning_prune.classes import ClassSubset
+from lightning_prune.classes.classes import ClassSubset
 from lightning_prune.deploy import XNNPACK, Artifact, Int8
 
 SCHEDULE = lp.Polynomial(final_sparsity=0.9, begin_step=0.02, end_step=0.5, frequency=26)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_prune import schedules
-from lightning_prune.allocation import Allocation, Global
 from lightning_prune.criteria import ActivationCriterion, GradientCriterion, Magnitude, ObservingCriterion
-from lightning_prune.granularity import Channel, Element, Granularity, NOfM
-from lightning_prune.policies import Mask, OptimizerPolicy, as_policies
+from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
-from lightning_prune.targets import Targets
+from lightning_prune.selection.allocation import Allocation, Global
+from lightning_prune.selection.granularity import Channel, Element, Granularity, NOfM
+from lightning_prune.selection.targets import Targets
 
 Count = Literal["channels", "params", "macs"]
 

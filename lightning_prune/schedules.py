@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from lightning_prune.choice import Choice
+from lightning_prune.values import Choice
 
 Schedule = Callable[[int], float]
 

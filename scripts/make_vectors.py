@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.deploy.manifest import to_text
+from lightning_prune.deploy.artifact.manifest import to_text
 
 TARGET = Path(__file__).parents[1] / "examples" / "shared" / "vectors.json"
 PROGRAM = bytes(range(256)) * 3

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks
 from lightning_prune.compaction import Compaction, applied_plan
 from lightning_prune.graph import ChannelGroup, ChannelGroups, Member, channel_groups
+from lightning_prune.model import masks
 
 
 class Residual(nn.Module):

@@ -5,7 +5,7 @@ from typing import Any
 from support import Net
 from torch import Tensor
 
-from lightning_prune import masks
+from lightning_prune.model import masks
 
 
 def gone(model: Any) -> float:

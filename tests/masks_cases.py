@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks
+from lightning_prune.model import masks
 
 
 class Net(nn.Module):

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks
-from lightning_prune.binding import bind
 from lightning_prune.criteria import Observations, Scores
-from lightning_prune.pruner import Pruner
+from lightning_prune.model import masks
 from lightning_prune.recipe import Recipe
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import Pruner
 from lightning_prune.selection import ChannelUnits
 
 X = (torch.zeros(1, 1, 8, 8),)

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_prune import Channel, OneShot, Random, Recipe, Taylor, masks
-from lightning_prune.binding import bind
-from lightning_prune.pruner import Event, Pruner, prune_step
+from lightning_prune import Channel, OneShot, Random, Recipe, Taylor
+from lightning_prune.model import masks
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import Event, Pruner, prune_step
 
 SPARSITY = 0.5
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_prune import Channel, Linear, PruningCallback, Recipe, Taylor
 from lightning_prune.guard import Trial, Verdict
-from lightning_prune.pruner import Event
-from lightning_prune.report import LayerSummary, Summary
+from lightning_prune.model.summary import LayerSummary, Summary
+from lightning_prune.run.pruner import Event
 from lightning_prune.study.report import History, Recorder
 from lightning_prune.study.report.figures import (
     Axis,

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lightning_prune import masks
 from lightning_prune.criteria import Fisher, Random, Taylor, Wanda
-from lightning_prune.granularity import Block, Channel, NOfM
-from lightning_prune.policies import Keep, Mask, Reset, Rewarm, RewindWeights
-from lightning_prune.pruner import Event
+from lightning_prune.model import masks
+from lightning_prune.optimizer.policies import Keep, Mask, Reset, Rewarm, RewindWeights
 from lightning_prune.recipe import Recipe
-from lightning_prune.run import PruningRun
+from lightning_prune.run.pruner import Event
+from lightning_prune.run.run import PruningRun
 from lightning_prune.schedules import Linear, Polynomial
-from lightning_prune.targets import Targets
+from lightning_prune.selection.granularity import Block, Channel, NOfM
+from lightning_prune.selection.targets import Targets
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], list[Optimizer]]] = {
     "SGD": lambda m: [SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)],

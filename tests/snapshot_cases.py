@@ -9,9 +9,10 @@ from compaction_cases import RESIDUAL_INPUT, Residual, half_of, trained
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer
 
-from lightning_prune import Compaction, channel_groups, compact, masks
+from lightning_prune import Compaction, channel_groups, compact
 from lightning_prune.compaction import applied_plan
-from lightning_prune.optimizer_surgery import zero_state
+from lightning_prune.model import masks
+from lightning_prune.optimizer.surgery import zero_state
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "AdamW": lambda p: AdamW(p, lr=0.01, amsgrad=True),

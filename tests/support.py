@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, relu
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import PruningMixin, masks
+from lightning_prune import PruningMixin
+from lightning_prune.model import masks
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Any]
 

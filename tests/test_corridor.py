@@ -24,9 +24,9 @@ from lightning_prune import (
     Recipe,
     Targets,
     Taylor,
-    masks,
     summarize,
 )
+from lightning_prune.model import masks
 
 needs_executorch = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the extra 'mobile' (executorch)"

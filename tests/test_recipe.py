@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from lightning_prune.allocation import ERK, Global, Uniform
 from lightning_prune.criteria import Magnitude, Random, Taylor
-from lightning_prune.granularity import Block, Channel, Element, NOfM
-from lightning_prune.policies import LRRewind, Mask, Reset, RewindWeights
+from lightning_prune.optimizer.policies import LRRewind, Mask, Reset, RewindWeights
 from lightning_prune.recipe import Recipe
 from lightning_prune.schedules import Iterative, OneShot, Polynomial
-from lightning_prune.targets import Targets
+from lightning_prune.selection.allocation import ERK, Global, Uniform
+from lightning_prune.selection.granularity import Block, Channel, Element, NOfM
+from lightning_prune.selection.targets import Targets
 
 
 def bad(value: Any) -> Any:

@@ -9,8 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support import MixedNet, Net, loader, outputs, trainer
 from torch import Tensor
 
-from lightning_prune import Channel, Linear, PruningCallback, Recipe, Targets, Taylor, masks
+from lightning_prune import Channel, Linear, PruningCallback, Recipe, Targets, Taylor
 from lightning_prune.compaction import applied_plan
+from lightning_prune.model import masks
 
 RISE = Linear(final_sparsity=0.5, begin_step=2, end_step=8, frequency=3)
 THIN = Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor())

@@ -9,11 +9,11 @@ from typing import Any
 from torchmetrics import Metric
 
 from lightning_prune import deploy
-from lightning_prune.checkpoint_summary import summarize_checkpoint
+from lightning_prune.checkpoints.summary import summarize_checkpoint
 from lightning_prune.cli.backends import chosen_backend
 from lightning_prune.cli.models import example, loaded_model
 from lightning_prune.cli.references import first_on_path, made
-from lightning_prune.deploy.child_program import checked_manifest
+from lightning_prune.deploy.runtime.child_program import checked_manifest
 
 
 def inspect_files(arguments: argparse.Namespace) -> None:

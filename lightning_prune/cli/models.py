@@ -8,11 +8,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_prune import checkpoints
-from lightning_prune.checkpoint_summary import read_checkpoint
+from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.checkpoints.summary import read_checkpoint
 from lightning_prune.cli.references import load, made
 from lightning_prune.errors import CheckpointError
-from lightning_prune.mixin import PruningMixin
+from lightning_prune.trainer.mixin import PruningMixin
 
 
 def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = False) -> nn.Module:

@@ -16,8 +16,8 @@ from lightning_prune.compaction.equivalence import Inputs
 from lightning_prune.compaction.plan import Compaction, remember
 from lightning_prune.compaction.trial import Proof, prove
 from lightning_prune.errors import CompactionError
-from lightning_prune.masks import dense_parameters
-from lightning_prune.optimizer_surgery import copy_state, put_back, references, slice_state, zero_state
+from lightning_prune.model.masks import dense_parameters
+from lightning_prune.optimizer.surgery import copy_state, put_back, references, slice_state, zero_state
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.compaction.plan import Compaction
-from lightning_prune.copies import plain_copy
 from lightning_prune.errors import CompactionError
-from lightning_prune.masks import fold
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.masks import fold
 
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of ``forward``."""

@@ -16,7 +16,7 @@ from lightning_prune.compaction.entries import Entries, complement, fit, ints, m
 from lightning_prune.compaction.removal import Removal
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
-from lightning_prune.masks import dense_names, dense_parameters, read, refresh
+from lightning_prune.model.masks import dense_names, dense_parameters, read, refresh
 
 FORMAT = "lightning_prune.compaction"
 VERSION = 1

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.entries import Entries
 from lightning_prune.errors import CompactionError
-from lightning_prune.masks import dense_names, dense_parameters, locate, mask_of, masked_places, original_of, refresh
-from lightning_prune.optimizer_surgery import take
+from lightning_prune.model.masks import (
+    dense_names,
+    dense_parameters,
+    locate,
+    mask_of,
+    masked_places,
+    original_of,
+    refresh,
+)
+from lightning_prune.optimizer.surgery import take
 
 Undo = list[Callable[[], object]]
 Attributes = Mapping[str, tuple[str, int]]

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from lightning_prune.criteria.watching import ActivationCriterion, GradientCriterion
 from lightning_prune.criteria.weights import wide
+from lightning_prune.distributed.ranks import average, check_same
+from lightning_prune.distributed.shards import is_sharded
 from lightning_prune.errors import PruningError
-from lightning_prune.ranks import average, check_same
-from lightning_prune.shards import is_sharded
 
 
 @dataclass

@@ -8,9 +8,9 @@ from torch import Tensor
 from lightning_prune.criteria.observations import Observations
 from lightning_prune.criteria.watching import ObservingCriterion
 from lightning_prune.criteria.weights import CHUNK, Criterion, Magnitude, Random, wide
+from lightning_prune.distributed.shards import ALONE, Spread, is_sharded, lies_like, mixing
 from lightning_prune.errors import NonFiniteError
-from lightning_prune.frame import Frame
-from lightning_prune.shards import ALONE, Spread, is_sharded, lies_like, mixing
+from lightning_prune.model.frame import Frame
 
 
 class Scores(Mapping[str, Tensor]):

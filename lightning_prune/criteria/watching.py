@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.masks import first_names
+from lightning_prune.model.masks import first_names
 
 
 class ObservingCriterion(ABC):

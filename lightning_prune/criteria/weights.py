@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prune.choice import Choice
+from lightning_prune.values import Choice
 
 Criterion = Callable[[str, Tensor], Tensor]
 """``criterion(name, weight) -> scores`` of the weight's shape; any function will do."""

@@ -3,7 +3,7 @@
 ExecuTorch is imported by the functions that need it: ``pip install 'lightning-prune[mobile]'``.
 """
 
-from lightning_prune.deploy.artifact import Artifact, load_manifest
+from lightning_prune.deploy.artifact.artifact import Artifact, load_manifest
 from lightning_prune.deploy.backends import (
     XNNPACK,
     Backend,
@@ -18,18 +18,18 @@ from lightning_prune.deploy.backends import (
 from lightning_prune.deploy.backends.coreml_weights import decompressed, stored_weights
 from lightning_prune.deploy.benchmark import Latencies, Latency, benchmark
 from lightning_prune.deploy.bundles import Bundle, export_android, export_ios
-from lightning_prune.deploy.comparison import Bounds, OutputError
+from lightning_prune.deploy.checking.comparison import Bounds, OutputError
+from lightning_prune.deploy.checking.verification import Verification
 from lightning_prune.deploy.export import export
-from lightning_prune.deploy.inspection import Inspection, inspect
+from lightning_prune.deploy.inspect import Inspection, inspect
 from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
-from lightning_prune.deploy.methods import Method
-from lightning_prune.deploy.preprocessing import Normalize
-from lightning_prune.deploy.profiling import Profile
+from lightning_prune.deploy.program.methods import Method
+from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
-from lightning_prune.deploy.runtime import RuntimeModel, thread_count
-from lightning_prune.deploy.signature import MethodSpec, TensorSpec
-from lightning_prune.deploy.verification import Verification
-from lightning_prune.deploy.verifying import verify
+from lightning_prune.deploy.runtime.profiling import Profile
+from lightning_prune.deploy.runtime.runtime import RuntimeModel, thread_count
+from lightning_prune.deploy.verify import verify
 
 __all__ = [
     "XNNPACK",

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_prune.deploy.arguments import check_bool, check_whole, program_path
-from lightning_prune.deploy.child import CHILD, TIMEOUT
-from lightning_prune.deploy.child_program import ChildProgram
-from lightning_prune.deploy.eager import given_inputs
-from lightning_prune.deploy.profiling import Profile
-from lightning_prune.deploy.profiling import profile as profiled
-from lightning_prune.deploy.turns import in_turns, interquartile_range
+from lightning_prune.deploy.program.arguments import check_bool, check_whole, program_path
+from lightning_prune.deploy.program.eager import given_inputs
+from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
+from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.profiling import Profile
+from lightning_prune.deploy.runtime.profiling import profile as profiled
+from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
 
 Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 """A path, several of them, or name -> path."""

@@ -10,21 +10,21 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_prune.deploy.artifact.files import Staged, final
 from lightning_prune.deploy.backends import Backend, Portable
 from lightning_prune.deploy.calibrating import Quantize, Quantizers
-from lightning_prune.deploy.child import CHILD, EndedError
-from lightning_prune.deploy.child_program import ChildProgram
-from lightning_prune.deploy.comparison import Bounds, Comparison
-from lightning_prune.deploy.dynamic import ends, found_ranges
-from lightning_prune.deploy.eager import RANDOM, Trial, trials
-from lightning_prune.deploy.files import Staged, final
-from lightning_prune.deploy.loaders import Function, check_batched, first_of, split_batch
+from lightning_prune.deploy.checking.comparison import Bounds, Comparison
+from lightning_prune.deploy.checking.verification import LoaderResult, Verification, compare_with
+from lightning_prune.deploy.executorch.origins import origin
 from lightning_prune.deploy.lowering import Graph, Lowered, graph_of, lower, save, with_external_weights
-from lightning_prune.deploy.methods import EntryPoint
-from lightning_prune.deploy.origins import origin
-from lightning_prune.deploy.preprocessing import Normalize
-from lightning_prune.deploy.signature import MethodSpec
-from lightning_prune.deploy.verification import LoaderResult, Verification, compare_with
+from lightning_prune.deploy.program.dynamic import ends, found_ranges
+from lightning_prune.deploy.program.eager import RANDOM, Trial, trials
+from lightning_prune.deploy.program.loaders import Function, check_batched, first_of, split_batch
+from lightning_prune.deploy.program.methods import EntryPoint
+from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.signature import MethodSpec
+from lightning_prune.deploy.runtime.child import CHILD, EndedError
+from lightning_prune.deploy.runtime.child_program import ChildProgram
 from lightning_prune.errors import ExportError, VerificationError
 
 _TOLERANCE = 1e-4

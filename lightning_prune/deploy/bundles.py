@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.deploy.artifact import Artifact
+from lightning_prune.deploy.artifact.artifact import Artifact
+from lightning_prune.deploy.artifact.folders import Replacement, replaced
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
 from lightning_prune.deploy.backends.coreml import RELEASES
 from lightning_prune.deploy.export import export
-from lightning_prune.deploy.folders import Replacement, replaced
 from lightning_prune.deploy.lowering import check_backend
 from lightning_prune.errors import ExportError
 

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lightning_prune.deploy.methods import EntryPoint
+from lightning_prune.deploy.program.methods import EntryPoint
+from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.deploy.quantization import Quantization, Quantized
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError, UnmatchedError
-from lightning_prune.deploy.signature import MethodSpec
 from lightning_prune.errors import PruningError
 
 Quantize = Callable[[ExportedProgram, Sequence[Tensor]], Quantized | None]

@@ -9,25 +9,25 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune import masks
-from lightning_prune.deploy.arguments import check_bool, check_model, checked_labels, program_path
-from lightning_prune.deploy.artifact import Artifact, DataFile, file_facts, zipped_size
+from lightning_prune.deploy.artifact.artifact import Artifact, DataFile, file_facts, zipped_size
+from lightning_prune.deploy.artifact.files import Staged, staged, writing
+from lightning_prune.deploy.artifact.manifest import to_text
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.building import Program, bounds_of, built, checked_loader, verified
-from lightning_prune.deploy.child import CHILD
-from lightning_prune.deploy.constants import Constant, checked_constants
-from lightning_prune.deploy.dynamic import claimed, resized
-from lightning_prune.deploy.eager import folded_copy, isolated
-from lightning_prune.deploy.files import Staged, staged, writing
-from lightning_prune.deploy.installation import require_executorch
+from lightning_prune.deploy.checking.verification import check_metric
+from lightning_prune.deploy.executorch.installation import require_executorch
 from lightning_prune.deploy.lowering import check_backend, outside_notes, save
-from lightning_prune.deploy.manifest import to_text
-from lightning_prune.deploy.methods import EntryPoint, Method, check_methods, entry_points
-from lightning_prune.deploy.preprocessing import Normalize
-from lightning_prune.deploy.signature import check_labels
-from lightning_prune.deploy.verification import check_metric
+from lightning_prune.deploy.program.arguments import check_bool, check_model, checked_labels, program_path
+from lightning_prune.deploy.program.constants import Constant, checked_constants
+from lightning_prune.deploy.program.dynamic import claimed, resized
+from lightning_prune.deploy.program.eager import folded_copy, isolated
+from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
+from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.signature import check_labels
+from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.errors import VerificationError
-from lightning_prune.report import Summary, summarize
+from lightning_prune.model import masks
+from lightning_prune.model.summary import Summary, summarize
 
 _DEFAULT_BACKEND = XNNPACK()
 

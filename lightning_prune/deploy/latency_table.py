@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_prune.compaction import Compaction, compact, inexact
-from lightning_prune.copies import plain_copy
-from lightning_prune.deploy.arguments import check_bool, check_model, check_whole
 from lightning_prune.deploy.backends import XNNPACK, Backend
-from lightning_prune.deploy.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
-from lightning_prune.deploy.installation import require_executorch
+from lightning_prune.deploy.executorch.installation import require_executorch
 from lightning_prune.deploy.lowering import check_backend, graph_of, lower, save
-from lightning_prune.deploy.network_part import part_reading
-from lightning_prune.deploy.runtime import RuntimeModel, thread_count
-from lightning_prune.deploy.turns import Turn, in_turns, standard_error, turn_of
+from lightning_prune.deploy.program.arguments import check_bool, check_model, check_whole
+from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
+from lightning_prune.deploy.program.network_part import part_reading
+from lightning_prune.deploy.runtime.runtime import RuntimeModel, thread_count
+from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error, turn_of
 from lightning_prune.graph import ChannelGroups, channel_groups
-from lightning_prune.masks import dense_names
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.masks import dense_names
 
 FORMAT = "lightning_prune.latency_table"
 VERSION = 1

@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from lightning_prune.deploy.artifact.files import writing
 from lightning_prune.deploy.backends import Backend, Portable
-from lightning_prune.deploy.dynamic import Sizes, restore_ranges, trace_refusal
-from lightning_prune.deploy.eager import EagerModel
-from lightning_prune.deploy.files import writing
-from lightning_prune.deploy.installation import imported
-from lightning_prune.deploy.origins import first_line, origin, place
+from lightning_prune.deploy.executorch.installation import imported
+from lightning_prune.deploy.executorch.origins import first_line, origin, place
+from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.program.dynamic import Sizes, restore_ranges, trace_refusal
+from lightning_prune.deploy.program.eager import EagerModel
+from lightning_prune.deploy.program.signature import describe
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
-from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.rewriting import apart, rewritten
-from lightning_prune.deploy.signature import describe
 from lightning_prune.errors import ExportError, PruningError
 
 _TAG = "weights"

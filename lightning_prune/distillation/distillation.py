@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.choice import Choice
+from lightning_prune.values import Choice
 
 
 @dataclass(frozen=True, kw_only=True)

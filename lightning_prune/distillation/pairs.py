@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_prune import masks
 from lightning_prune.compaction import Compaction, applied_plan
-from lightning_prune.frame import Frame
+from lightning_prune.model import masks
+from lightning_prune.model.frame import Frame
+from lightning_prune.run.removal import removed_since
 from lightning_prune.selection import ChannelUnits, Units
-from lightning_prune.shrinking import removed_since
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune import checkpoints
-from lightning_prune.copies import plain_copy
+from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import CheckpointError, NonFiniteError, PruningError
-from lightning_prune.masks import dense_names, dense_parameters, fold
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.masks import dense_names, dense_parameters, fold
 
 
 class Teacher:

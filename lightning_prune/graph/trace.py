@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lightning_prune.copies import plain_copy
 from lightning_prune.errors import GraphError
 from lightning_prune.graph.sizes import Recorder, Sizes
-from lightning_prune.masks import fold
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.masks import fold
 
 KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNCellBase)
 

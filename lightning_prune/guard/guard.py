@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_prune.choice import Choice
 from lightning_prune.errors import PruningError
+from lightning_prune.values import Choice
 
 ROUNDING = 1e-6
 """Relative; what float32, in which metrics are computed, cannot tell apart: there 0.892 - 0.882 is more than 0.01."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_prune.allocation import Candidates
 from lightning_prune.criteria import Scores
 from lightning_prune.errors import CheckpointError
-from lightning_prune.granularity import Channel
 from lightning_prune.graph import ChannelGroup, ChannelGroups
+from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.counts import apportion, candidates_of, finite, keep_highest
+from lightning_prune.selection.granularity import Channel
 from lightning_prune.selection.units import ALL, Masks
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_prune.allocation import Candidates
-from lightning_prune.ranking import keep_mask
-from lightning_prune.shards import ALONE, Spread
+from lightning_prune.distributed.shards import ALONE, Spread
+from lightning_prune.selection.allocation import Candidates
+from lightning_prune.selection.ranking import keep_mask
 
 
 def candidates_of(

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_prune.allocation import Candidates
 from lightning_prune.criteria import Scores
+from lightning_prune.distributed.shards import Spread
 from lightning_prune.errors import PruningError
-from lightning_prune.granularity import Block, Element, Granularity, NOfM
+from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.counts import apportion, candidates_of, finite, keep_highest
+from lightning_prune.selection.granularity import Block, Element, Granularity, NOfM
+from lightning_prune.selection.targets import Target
 from lightning_prune.selection.units import ALL, Masks
-from lightning_prune.shards import Spread
-from lightning_prune.targets import Target
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_prune.allocation import Candidates
 from lightning_prune.criteria import Scores
+from lightning_prune.selection.allocation import Candidates
 
 Masks = Mapping[str, Tensor]
 """Dense name -> bool mask of the parameter's shape, True = keep."""

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_prune.errors import GraphError
-from lightning_prune.report import Inputs, as_tuple, example_of, measure_macs
+from lightning_prune.model.summary import Inputs, as_tuple, example_of, measure_macs
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.losses import loss_of, trainless_copy

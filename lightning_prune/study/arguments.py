@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.granularity import Channel, Granularity
-from lightning_prune.report import Inputs, as_tuple, example_of
-from lightning_prune.targets import Targets
+from lightning_prune.model.summary import Inputs, as_tuple, example_of
+from lightning_prune.selection.granularity import Channel, Granularity
+from lightning_prune.selection.targets import Targets
 
 
 def check_units(granularity: object, targets: object) -> None:

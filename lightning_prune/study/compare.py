@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from tqdm import tqdm
 
-from lightning_prune.binding import bind
-from lightning_prune.copies import plain_copy
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.summary import example_of
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import example_of
+from lightning_prune.run.binding import bind
 from lightning_prune.study.comparison import CLOSE, Comparison, Cost, by_side, levels, mean_cost, ranked
 from lightning_prune.study.losses import check_loss
 from lightning_prune.study.metrics import MetricLike, check_metric, is_higher_better, named

@@ -2,15 +2,15 @@
 
 from torch import nn
 
-from lightning_prune.allocation import Uniform
-from lightning_prune.binding import bind
+from lightning_prune.compaction.finalization import finalize
 from lightning_prune.criteria import Random
-from lightning_prune.finalization import finalize
-from lightning_prune.granularity import Channel
-from lightning_prune.pruner import prune_step
+from lightning_prune.model.summary import example_of
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import example_of
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import prune_step
 from lightning_prune.schedules import OneShot
+from lightning_prune.selection.allocation import Uniform
+from lightning_prune.selection.granularity import Channel
 
 
 def small_dense(model: nn.Module, count: str, share: float) -> nn.Module:

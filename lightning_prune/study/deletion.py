@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from lightning_prune.copies import plain_copy
 from lightning_prune.errors import PruningError
+from lightning_prune.model.copies import plain_copy
 from lightning_prune.selection import Units
 from lightning_prune.study.losses import Loss, loss_of
 from lightning_prune.study.passes import Passes

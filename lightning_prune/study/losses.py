@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-from lightning_prune.copies import plain_copy
 from lightning_prune.errors import NonFiniteError
+from lightning_prune.model.copies import plain_copy
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch) -> scalar``."""

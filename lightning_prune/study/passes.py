@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import nn
 
 from lightning_prune.errors import PruningError
-from lightning_prune.masks import dense_names
+from lightning_prune.model.masks import dense_names
 
 
 class Passes:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.allocation import Uniform
-from lightning_prune.binding import bind
-from lightning_prune.copies import plain_copy
-from lightning_prune.finalization import finalize
-from lightning_prune.granularity import Channel, Element
-from lightning_prune.masks import fold
-from lightning_prune.pruner import prune_step
+from lightning_prune.compaction.finalization import finalize
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.masks import fold
 from lightning_prune.recipe import Recipe
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import prune_step
 from lightning_prune.schedules import OneShot
+from lightning_prune.selection.allocation import Uniform
+from lightning_prune.selection.granularity import Channel, Element
 
 if TYPE_CHECKING:
     from lightning_prune.deploy import Backend

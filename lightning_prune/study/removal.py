@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks
+from lightning_prune.model import masks
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 
 Gone = Mapping[str, Tensor]

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_prune import masks, ranks
-from lightning_prune.binding import units_of
 from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion, Scores
+from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError
-from lightning_prune.granularity import Channel, Granularity
-from lightning_prune.report import Inputs, as_evaluated
+from lightning_prune.model import masks
+from lightning_prune.model.summary import Inputs, as_evaluated
+from lightning_prune.run.binding import units_of
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.selection.granularity import Channel, Granularity
+from lightning_prune.selection.targets import Targets
 from lightning_prune.study.arguments import check_units, inputs_for
 from lightning_prune.study.curve import FORMAT, VERSION, Sensitivity, read
 from lightning_prune.study.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.study.passes import Passes, own_random_state
 from lightning_prune.study.removal import held, live_masks
-from lightning_prune.targets import Targets
 
 
 def sensitivity(

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import masks
-from lightning_prune.binding import check_seen, units_of
 from lightning_prune.criteria import (
     ActivationCriterion,
     Fisher,
@@ -23,16 +21,18 @@ from lightning_prune.criteria import (
     watch,
     watched,
 )
-from lightning_prune.granularity import Channel, Element, Granularity
-from lightning_prune.report import Inputs
+from lightning_prune.model import masks
+from lightning_prune.model.summary import Inputs
+from lightning_prune.run.binding import check_seen, units_of
 from lightning_prune.selection import Units
+from lightning_prune.selection.granularity import Channel, Element, Granularity
+from lightning_prune.selection.targets import Targets
 from lightning_prune.study.arguments import check_units, inputs_for
 from lightning_prune.study.deletion import Deletion, drawn, measure
 from lightning_prune.study.losses import Loss, check_loss, loss_of, trainless_copy
 from lightning_prune.study.passes import Passes, own_random_state
 from lightning_prune.study.removal import live_masks
 from lightning_prune.study.tables import aligned
-from lightning_prune.targets import Targets
 
 AnyCriterion = Callable[[str, Tensor], Tensor] | ObservingCriterion
 

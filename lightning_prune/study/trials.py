@@ -12,15 +12,15 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
-from lightning_prune import masks
-from lightning_prune.callback import PruningCallback
-from lightning_prune.finalization import finalize
+from lightning_prune.compaction.finalization import finalize
+from lightning_prune.model import masks
+from lightning_prune.model.summary import as_evaluated, example_of, summarize
 from lightning_prune.recipe import Recipe
-from lightning_prune.report import as_evaluated, example_of, summarize
 from lightning_prune.study.control import small_dense
 from lightning_prune.study.losses import check_loss, loss_of, trainless_copy
 from lightning_prune.study.metrics import MetricLike, evaluate
 from lightning_prune.study.passes import Passes, own_random_state, seed_all
+from lightning_prune.trainer.callback import PruningCallback
 
 Recipes = Recipe | Sequence[Recipe] | None
 """What one side of a comparison prunes by; None: nothing is pruned."""

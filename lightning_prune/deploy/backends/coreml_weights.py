@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.deploy.eager import EagerModel, example_tensors, folded_copy, isolated
-from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.program.eager import EagerModel, example_tensors, folded_copy, isolated
 from lightning_prune.errors import ExportError
 
 _PACKAGE = Path("lowered_module", "model.mlpackage")

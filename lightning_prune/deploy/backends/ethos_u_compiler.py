@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lightning_prune.deploy.backends.ethos_u_report import Report
+from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.quantization.base import Quantization, Quantized
 from lightning_prune.deploy.quantization.calibration import calibration_samples, check_batched
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.quantization.noise import Noise
-from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 from lightning_prune.errors import ExportError, VerificationError
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.deploy.eager import random_like
-from lightning_prune.deploy.loaders import split_batch
-from lightning_prune.deploy.signature import specs
+from lightning_prune.deploy.program.eager import random_like
+from lightning_prune.deploy.program.loaders import split_batch
+from lightning_prune.deploy.program.signature import specs
 
 Sample = tuple[Tensor, ...]
 """The inputs of one run of a program."""

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
+from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.quantization.annotation import give_each_its_own_weight, quantizer
 from lightning_prune.deploy.quantization.layers import Layer
 from lightning_prune.deploy.quantization.stems import halve_images
-from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 from lightning_prune.errors import ExportError
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.quantization.annotation import attribute
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError
 from lightning_prune.deploy.quantization.calibrated import Calibrated
 from lightning_prune.deploy.quantization.calibration import Sample
 from lightning_prune.deploy.quantization.graphs import fused
-from lightning_prune.deploy.quiet import quiet_import, quiet_lowering
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,7 +1,7 @@
 """Every ATen operator that is understood, and the rule for it.
 
 To add one: write ``def my_rule(call, flow) -> Dims`` in the module of its family, enter it in ``RULES`` under the
-operator's ATen name (in-place forms find the same entry), and test it in ``tests/test_graph_rules.py``. A rule reads
+operator's ATen name (in-place forms find the same entry), and test it in ``tests/graph/test_rules.py``. A rule reads
 axes with ``flow.of(node)``, joins them with ``flow.join``, keeps them with ``flow.freeze(dims, reason)``, and returns
 the axes of the result (a list of them for several results). Outside of this package, :func:`add_rule` does the same.
 """

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning_prune.guard import Trial, Verdict
-from lightning_prune.pruner import Event
-from lightning_prune.report import LayerSummary, Summary
+from lightning_prune.model.summary import LayerSummary, Summary
+from lightning_prune.run.pruner import Event
 
 FORMAT = "lightning_prune.history"
 VERSION = 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_prune.allocation import Allocation, Candidates
+from lightning_prune.selection.allocation import Allocation, Candidates
 from lightning_prune.study.report.history import Scores
 
 SAMPLE = 1 << 16

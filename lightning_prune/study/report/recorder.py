@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Trial, Verdict
-from lightning_prune.pruner import Event, Pruner
-from lightning_prune.report import summarize
-from lightning_prune.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.model.summary import summarize
+from lightning_prune.run.pruner import Event, Pruner
 from lightning_prune.study.report.history import History, Scores
 from lightning_prune.study.report.loggers import to_loggers
 from lightning_prune.study.report.ranked import Watched
 from lightning_prune.study.report.sections import fit_sections
-from lightning_prune.wrapping import is_sharding
+from lightning_prune.trainer.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.trainer.strategy import is_sharding
 
 
 class Recorder(Callback):

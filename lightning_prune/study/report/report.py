@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lightning_prune.errors import PruningError
-from lightning_prune.report import Summary, summarize
-from lightning_prune.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.model.summary import Summary, summarize
 from lightning_prune.study.advise import Advice
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
@@ -27,6 +26,7 @@ from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.report.sections import layers, over_steps, scores
 from lightning_prune.study.report.variants import Variant, of_history, pareto, table, variants
 from lightning_prune.study.significance import Significance
+from lightning_prune.trainer.sparsity_checkpoint import pruning_callback_of
 
 if TYPE_CHECKING:
     from lightning_prune.deploy import Artifact, Latency

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from lightning_prune.guard import Trial, Verdict
-from lightning_prune.report import LayerSummary, Summary
+from lightning_prune.model.summary import LayerSummary, Summary
 from lightning_prune.study.report.figures import (
     SERIES,
     Axis,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lightning_prune.report import Summary
+from lightning_prune.model.summary import Summary
 from lightning_prune.study.report.figures import Axis, Dot, Dots, Line, Mark, Plot, Section, Table, Tone
 from lightning_prune.study.report.history import History
 from lightning_prune.study.report.numbers import brief, share, whole

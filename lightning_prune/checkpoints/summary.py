@@ -1,0 +1,199 @@
+"""What a checkpoint file holds, without its model: sizes, zeros, and what pruning has written into it."""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.checkpoints.state import KEY, VERSION, dense_state
+from lightning_prune.compaction import Compaction
+from lightning_prune.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a state dict, masks folded in.
+
+    Args:
+        name: dense name.
+        shape: of it.
+        elements: their number.
+        zeros: how many of them are zero.
+        is_masked: whether a mask stands beside it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    zeros: int
+    is_masked: bool
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return self.zeros / self.elements if self.elements else 0.0
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """A checkpoint; ``str()`` of it is a table.
+
+    Args:
+        path: of the file.
+        tensors: of its state dict, in order; parameters and buffers alike, as a file does not tell them apart.
+        facts: what else it says, in words by what it is about.
+    """
+
+    path: Path
+    tensors: tuple[StoredTensor, ...]
+    facts: Mapping[str, str]
+
+    @property
+    def elements(self) -> int:
+        """Elements of all tensors."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among them."""
+        return sum(tensor.zeros for tensor in self.tensors)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among them."""
+        return self.zeros / self.elements if self.elements else 0.0
+
+    def __str__(self) -> str:
+        rows = [("tensor", "shape", "elements", "sparsity", "")]
+        for one in self.tensors:
+            shape = "x".join(map(str, one.shape)) or "-"
+            rows.append(
+                (one.name, shape, f"{one.elements:,}", f"{one.sparsity:.1%}", "masked" if one.is_masked else "")
+            )
+        rows.append(("in all", "", f"{self.elements:,}", f"{self.sparsity:.1%}", ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {share:>{widths[3]}}  {mark}".rstrip()
+            for name, shape, count, share, mark in rows
+        ]
+        rule = "-" * max(map(len, lines))
+        facts = [f"  {name:<14}{text}" for name, text in self.facts.items()]
+        return "\n".join([str(self.path), *facts, "", lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> CheckpointSummary:
+    """Return sparsity and sizes of what a checkpoint holds; the model's code is not needed.
+
+    Args:
+        path: of a checkpoint of Lightning's, or of a bare state dict.
+        is_trusted: read a file with pickled objects too, which runs code that the file brings.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: it cannot be read, holds pickled objects, or no tensors.
+    """
+    checkpoint = read_checkpoint(path, is_trusted=is_trusted)
+    state = checkpoint.get("state_dict", checkpoint)
+    tensors = tuple(_stored(state)) if isinstance(state, Mapping) else ()
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors: name a checkpoint of Lightning's, or a state dict")
+    return CheckpointSummary(Path(path), tensors, _facts(checkpoint))
+
+
+def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; pickled objects in it are refused unless it is trusted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: it cannot be read, or holds pickled objects.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / ".metadata").is_file():
+            raise CheckpointError(f"{path} is the folder of a sharded checkpoint: consolidate it into one file first")
+        raise CheckpointError(f"{path} is a folder: name the checkpoint file in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            found = torch.load(path, map_location="cpu", weights_only=not is_trusted)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error))) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} cannot be read ({reason}): it is damaged; copy it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a checkpoint: name another file")
+    return found
+
+
+def _refusal(path: Path, text: str) -> str:
+    objects = re.search(r"GLOBAL ([\w.]+)", text)
+    if objects is None:
+        return f"{path} is no checkpoint, or it is damaged: name another file"
+    return (
+        f"{path} holds a pickled {objects[1]}, and reading that runs code that the file brings: it was not read. Where"
+        " you trust the file, read it with --trust (is_trusted=True)"
+    )
+
+
+def _stored(state: Mapping[str, Any]) -> Iterator[StoredTensor]:
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    endings = {name.removesuffix("_orig") for name in tensors if name.endswith("_orig")}
+    masked = {name for name in endings if f"{name}_mask" in tensors}
+    order = [name.removesuffix("_orig") if name.removesuffix("_orig") in masked else name for name in tensors]
+    dense = dense_state(tensors, masked)
+    for name in (name for name in order if name in dense):
+        kept = _kept(name, dense[name], tensors[f"{name}_mask"]) if name in masked else dense[name]
+        zeros = kept.numel() - int(torch.count_nonzero(kept))
+        yield StoredTensor(name, tuple(kept.shape), kept.numel(), zeros, name in masked)
+
+
+def _kept(name: str, weight: Tensor, mask: Tensor) -> Tensor:
+    if weight.shape != mask.shape:
+        raise CheckpointError(f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(weight.shape)}")
+    return weight * mask.to(weight.dtype)
+
+
+def _facts(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for key, name in (("epoch", "epoch"), ("global_step", "step"), ("pytorch-lightning_version", "Lightning")):
+        if isinstance(value := checkpoint.get(key), int | str):
+            facts[name] = str(value)
+    entry = checkpoint.get(KEY)
+    if not isinstance(entry, Mapping):
+        return facts | {"pruning": "none recorded in the file"}
+    if not isinstance(entry.get("version", VERSION), int) or entry.get("version", VERSION) > VERSION:
+        return facts | {"pruning": f"recorded by a newer version ({entry.get('version')}): upgrade lightning_prune"}
+    return facts | _run_facts(entry.get("run")) | _removals(entry.get("compaction"))
+
+
+def _run_facts(run: object) -> dict[str, str]:
+    if not isinstance(run, Mapping):
+        return {}
+    state = "finished" if run.get("is_done") else f"under way at step {run.get('step')}"
+    recipes = [recipe for recipe in run.get("recipes") or () if isinstance(recipe, Mapping)]
+    described = {
+        f"recipe {index}" if len(recipes) > 1 else "recipe": "; ".join(f"{k}: {v}" for k, v in recipe.items())
+        for index, recipe in enumerate(recipes)
+    }
+    return {"pruning": state, **described}
+
+
+def _removals(text: object) -> dict[str, str]:
+    if not isinstance(text, str):
+        return {"removed": "no channels"}
+    try:
+        plan = Compaction.from_json(text)
+    except ValueError as error:
+        return {"removed": f"unreadable ({error})"}
+    groups = [f"{name} {removal.size} → {removal.size - removal.removed}" for name, removal in plan.removals.items()]
+    return {"removed": ", ".join(groups) or "no channels"}

@@ -1,0 +1,1 @@
+"""A classifier cut to some of its classes."""

@@ -1,0 +1,90 @@
+"""Finalize: remove the channels that are masked out, fold every mask into its weight, and leave plain modules."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_prune.compaction import Compaction, CompactionReport, compact
+from lightning_prune.errors import PruningError
+from lightning_prune.graph import channel_groups
+from lightning_prune.model import masks
+from lightning_prune.model.summary import Inputs, as_tuple, example_of, on_device_of
+
+_M = TypeVar("_M", bound=nn.Module)
+
+log = logging.getLogger(__name__)
+
+
+def finalize(
+    model: _M,
+    example_inputs: Inputs | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+) -> _M:
+    """Make pruning permanent: smaller layers where whole channels are masked out, plain weights everywhere.
+
+    The compact model is compared with the masked one on the example input before anything is final. Where masks of
+    ``Channel(allow_inexact=True)`` cover channels over which a normalisation runs, removing them changes what the model
+    computes: by how much is logged as a warning.
+
+    Args:
+        model: a masked model; one without masks is returned as it is.
+        example_inputs: a tensor or tuple of positional arguments; None: the model's ``example_input_array``. Needed
+            only when channels were pruned.
+        optimizer: the optimizers whose state goes along; parameter objects stay the same.
+
+    Returns:
+        the same model.
+
+    Raises:
+        PruningError: channels are to be removed and there is no example input.
+        CompactionError: the compact model would compute something else; the model stays masked.
+
+    Changes:
+        the model in place: shapes, size attributes, hooks, mask buffers; the optimizers' state.
+    """
+    if masks.structured_names(model):
+        inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+        if inputs is None:
+            raise PruningError(
+                f"channels of {type(model).__name__} are masked, and removing them needs an example input:"
+                " finalize(model, torch.zeros(1, …)) or set example_input_array"
+            )
+        inputs = on_device_of(model, inputs)
+        plan = _plan(model, inputs)
+        if plan.keep:
+            _tell(compact(model, plan, example_inputs=inputs, optimizer=optimizer))
+    masks.fold(model)
+    return model
+
+
+def _plan(model: nn.Module, inputs: tuple[Any, ...]) -> Compaction:
+    """Plan from the masks; channels under a normalisation go only where masks cover more than exact removals tell."""
+    plan = Compaction.from_masks(model, channel_groups(model, inputs))
+    if _explains(plan, model):
+        return plan
+    more = Compaction.from_masks(model, channel_groups(model, inputs, allow_inexact=True))
+    return more if any(removal.is_inexact for removal in more.removals.values()) else plan
+
+
+def _explains(plan: Compaction, model: nn.Module) -> bool:
+    """Tell whether each whole slice that the masks of channels take out goes with the plan."""
+    names = set(masks.structured_names(model))
+    for name, mask in masks.read(model).items():
+        for axis in range(mask.dim()) if name in names else ():
+            others = [other for other in range(mask.dim()) if other != axis]
+            gone = int((~(mask.any(dim=others) if others else mask)).sum())
+            if gone > len(plan.removed.get(name, {}).get(axis, ())):
+                return False
+    return True
+
+
+def _tell(report: CompactionReport) -> None:
+    if report.changes:
+        log.warning(
+            "channels under a normalisation are gone: the outputs changed by up to %.2g of the largest one; fine-tune,"
+            " or prune without allow_inexact",
+            max(report.changes.values()),
+        )

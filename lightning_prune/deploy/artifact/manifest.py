@@ -1,0 +1,225 @@
+"""The JSON beside a .pte: written with a digest of itself, read with every check before the runtime sees the file."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from lightning_prune._version import __version__
+from lightning_prune.deploy.program.arguments import given_path
+from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec
+from lightning_prune.errors import ExportError
+
+FORMAT = 1
+"""Version of the manifest's layout; a reader refuses a larger one."""
+
+_MAX_BYTES = 16 * 2**20
+_ZEROS = "0" * 64
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "program": str,
+    "sha256": str,
+    "size_bytes": int,
+    "zipped_bytes": int,
+    "data": list,
+    "methods": dict,
+    "backend": dict,
+    "quantization": (dict, type(None)),
+    "model": dict,
+    "verification": dict,
+    "notes": list,
+    "versions": dict,
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that made a file: lightning_prune, torch, executorch, python."""
+    return {
+        "lightning_prune": __version__,
+        "torch": torch.__version__,
+        "executorch": metadata.version("executorch"),
+        "python": platform.python_version(),
+    }
+
+
+def to_text(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as the text of its file, with its digest in place.
+
+    The digest is the sha256 of this very text, in UTF-8, with 64 zeros where the digest stands.
+
+    Args:
+        manifest: plain values; ``format`` first, ``digest`` is set here.
+    """
+    head = {"format": manifest["format"], "digest": _ZEROS}
+    text = json.dumps(head | {k: v for k, v in manifest.items() if k not in head}, indent=2, ensure_ascii=False,
+                      allow_nan=False) + "\n"  # fmt: skip
+    return text.replace(_ZEROS, hashlib.sha256(text.encode()).hexdigest(), 1)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def load_manifest(path: str | Path) -> dict[str, Any]:
+    """Read the manifest of a .pte and check that it describes this .pte and the .ptd files beside it.
+
+    Args:
+        path: of the .json or of the .pte beside it. Where only the .json is left it is read alone.
+
+    Returns:
+        the manifest; its keys are in the docs, on the page about the export.
+
+    Raises:
+        FileNotFoundError: no manifest there.
+        TypeError: the path is none.
+        ValueError: it is empty.
+        ExportError: it is malformed, was changed after it was written, or is of a newer format; or the .pte or a .ptd
+            has another size or sha256.
+    """
+    path = given_path(path)
+    if not path.name:
+        raise ValueError(f"path: got {str(path)!r}, must be that of a .pte or of the .json beside it")
+    manifest_path, program = path.with_suffix(".json"), path.with_suffix(".pte")
+    manifest = _parsed(manifest_path)
+    if program.is_file():
+        _check_file(program, manifest, manifest_path)
+        for entry in manifest["data"]:
+            _check_file(program.parent / entry["file"], entry, manifest_path)
+    return manifest
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest that was written here, of whatever version and whatever became of it since."""
+    try:
+        found = json.loads(_bytes(path).decode("utf-8"))
+    except (ExportError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and type(found.get("format")) is int and {"digest", "program"} <= found.keys()
+
+
+def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
+    """Return what each method takes and gives, from a manifest that :func:`load_manifest` returned."""
+    return {name: _method(described) for name, described in manifest["methods"].items()}
+
+
+def data_paths(manifest: Mapping[str, Any], program: Path) -> tuple[Path, ...]:
+    """Return the paths of the .ptd files that belong to a program."""
+    return tuple(program.parent / entry["file"] for entry in manifest["data"])
+
+
+def _check_file(path: Path, described: Mapping[str, Any], manifest: Path) -> None:
+    if not path.is_file():
+        raise ExportError(f"{path} is missing, and {manifest.name} says that its weights are there: copy it too")
+    try:
+        same = path.stat().st_size == described["size_bytes"] and sha256_of(path) == described["sha256"]
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
+    if not same:
+        raise ExportError(
+            f"{path} is not the file that {manifest.name} describes (its size or sha256 differs): copy all files"
+            " again, or export the model again"
+        )
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest at {path}: export writes it beside the .pte")
+    data = _bytes(path)
+    try:
+        manifest = json.loads(data.decode("utf-8"), parse_constant=_no_such_number)
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not a manifest of lightning_prune (not JSON): export the model again") from error
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
+        raise ExportError(f"{path} is not a manifest of lightning_prune: export the model again")
+    if manifest["format"] > FORMAT:
+        raise ExportError(
+            f"{path} is of manifest format {manifest['format']}, and lightning_prune {__version__} reads up to"
+            f" {FORMAT}: pip install --upgrade lightning-prune"
+        )
+    _check_digest(path, data, manifest.get("digest"))
+    try:
+        _check_keys(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(
+            f"{path} is not a complete manifest of lightning_prune ({error}): export the model again"
+        ) from error
+    return manifest
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ExportError(f"{path} has {size:,} bytes, and no manifest of lightning_prune is above {_MAX_BYTES:,}")
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
+
+
+def _no_such_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _check_digest(path: Path, data: bytes, digest: object) -> None:
+    if not isinstance(digest, str) or len(digest) != 64 or not digest.isascii():
+        raise ExportError(f"{path} is not a complete manifest of lightning_prune (no digest): export the model again")
+    if hashlib.sha256(data.replace(digest.encode(), _ZEROS.encode(), 1)).hexdigest() != digest:
+        raise ExportError(
+            f"{path} was changed after it was written (its digest differs): copy it again, or export again"
+        )
+
+
+def _check_keys(manifest: Mapping[str, Any]) -> None:
+    for key, kind in _TYPES.items():
+        if not isinstance(manifest[key], kind) or isinstance(manifest[key], bool):
+            raise TypeError(f"{key} is {manifest[key]!r:.60}")
+    for entry in manifest["data"]:
+        name = entry["file"]
+        if not isinstance(name, str) or not name or Path(name).name != name or name == ".." or "\0" in name:
+            raise ValueError(f"data file {name!r:.60}")
+        if type(entry["size_bytes"]) is not int or not isinstance(entry["sha256"], str):
+            raise TypeError(f"data file {name}")
+    for key in ("labels", "notes"):
+        values = manifest.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise TypeError(f"{key} are no list of strings")
+    if not manifest["methods"]:
+        raise ValueError("no methods")
+    methods_of(manifest)
+
+
+def _method(described: Mapping[str, Any]) -> MethodSpec:
+    if not isinstance(described.get("function", ""), str):
+        raise TypeError(f"function {described['function']!r:.60} is no name")
+    return MethodSpec(tuple(map(_spec, _list(described["inputs"]))), tuple(map(_spec, _list(described["outputs"]))))
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.60} is no list")
+    return value
+
+
+def _spec(described: Mapping[str, Any]) -> TensorSpec:
+    name, shape, dtype = described["name"], tuple(map(_size, _list(described["shape"]))), DTYPES[described["dtype"]]
+    if not isinstance(name, str):
+        raise TypeError(f"name {name!r:.60}")
+    dynamic = {int(dim): (_size(low), _size(high)) for dim, (low, high) in described.get("dynamic", {}).items()}
+    if not all(0 <= dim < len(shape) and low <= high for dim, (low, high) in dynamic.items()):
+        raise ValueError(f"dynamic dimensions of {name}")
+    return TensorSpec(name, shape, dtype, dynamic)
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"size {value!r:.60}")
+    return value

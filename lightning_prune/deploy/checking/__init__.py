@@ -1,0 +1,1 @@
+"""Is what the file computes what the model computes?"""

@@ -1,0 +1,191 @@
+"""How far the outputs of a program are from the eager model's, and how far they may be."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_prune.deploy.program.arguments import check_number
+from lightning_prune.deploy.program.signature import describe
+from lightning_prune.errors import VerificationError
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is accepted of every output.
+
+    Args:
+        tolerance: largest absolute difference; None: any.
+        min_sqnr: lowest signal-to-quantization-noise ratio over all that was run, in dB; None: any.
+
+    Raises:
+        TypeError: one is no number.
+        ValueError: one is not finite, or the tolerance not above 0.
+    """
+
+    tolerance: float | None = None
+    min_sqnr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, "1e-4", above=0)
+        if self.min_sqnr is not None:
+            check_number("min_sqnr", self.min_sqnr, "20.0")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do about outputs that are out of bounds.
+
+    Args:
+        differs: before "accept it with tolerance=…".
+        noisy: where the ratio is too low.
+    """
+
+    differs: str = "Compare with another backend, or"
+    noisy: str = (
+        "Calibrate on more samples like these, keep sensitive layers in float with min_sqnr= or skip=, or accept it"
+        " with a lower min_output_sqnr="
+    )
+
+
+FOR_EXPORT = Advice()
+FOR_A_FILE = Advice(
+    "Is it the file of this model with these weights? If so, judge a quantized file by min_sqnr= and another one by a"
+    " larger tolerance:",
+    "Is it the file of this model with these weights, and are these inputs like those that it was calibrated on? If so,"
+    " accept it with a lower min_sqnr=",
+)
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far an output of the file is from the eager model's.
+
+    Args:
+        max_abs_error: largest absolute difference over all that was run.
+        sqnr_db: 10 · log₁₀(Σ y² / Σ (y − ŷ)²) over all that was run, y of the eager model and ŷ of the file; infinite
+            where they are equal, and for outputs that are not floating.
+    """
+
+    max_abs_error: float = 0.0
+    sqnr_db: float = math.inf
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return both as plain values, an infinite ratio as None."""
+        ratio = self.sqnr_db if math.isfinite(self.sqnr_db) else None
+        return {"max_abs_error": self.max_abs_error, "sqnr_db": ratio}
+
+    def worse(self, other: "OutputError") -> "OutputError":
+        """Return the larger difference and the lower ratio of the two."""
+        return OutputError(max(self.max_abs_error, other.max_abs_error), min(self.sqnr_db, other.sqnr_db))
+
+
+class Comparison:
+    """The errors of each output so far; refuses what is out of bounds.
+
+    Args:
+        names: of the outputs, in order.
+        bounds: what is accepted.
+        advice: what to do about anything else.
+    """
+
+    def __init__(self, names: Sequence[str], bounds: Bounds, advice: Advice = FOR_EXPORT) -> None:
+        self._names = tuple(names)
+        self._largest = dict.fromkeys(names, 0.0)
+        self._power = dict.fromkeys(names, 0.0)
+        self._noise = dict.fromkeys(names, 0.0)
+        self._bounds, self._advice = bounds, advice
+
+    @property
+    def errors(self) -> dict[str, OutputError]:
+        """What was found so far, by output."""
+        return {name: OutputError(self._largest[name], self._ratio(name)) for name in self._names}
+
+    def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor], where: str) -> None:
+        """Compare the program's outputs with the eager model's.
+
+        Args:
+            outputs: of the program.
+            expected: of the eager model on the same inputs.
+            where: on which inputs, in words.
+
+        Raises:
+            VerificationError: their number, a shape or a dtype differs, or a difference is above the tolerance or NaN.
+        """
+        if len(outputs) != len(expected):
+            raise VerificationError(
+                f"the program gives {len(outputs)} outputs on {where}, the eager model {len(expected)}: {_OTHER_GRAPH}"
+            )
+        for name, output, wanted in zip(self._names, outputs, expected, strict=True):
+            if output.shape != wanted.shape or output.dtype != wanted.dtype:
+                raise VerificationError(
+                    f"output {name!r} on {where}: the program gives {describe([output])}, the eager model"
+                    f" {describe([wanted])}: {_OTHER_GRAPH}"
+                )
+            error = max_abs_difference(output, wanted)
+            if not error <= (sys.float_info.max if self._bounds.tolerance is None else self._bounds.tolerance):
+                raise VerificationError(self._disagreement(name, where, error))
+            self._largest[name] = max(self._largest[name], error)
+            if wanted.is_floating_point():
+                self._power[name] += _power(wanted)
+                self._noise[name] += _power(output.double() - wanted.double()) if error > 0 else 0.0
+
+    def check(self, where: str = "", is_size: bool = False) -> None:
+        """Check the ratios, which build up over all that was run.
+
+        Args:
+            where: on which inputs, in words, with a space before.
+            is_size: whether these inputs have another size than the example.
+
+        Raises:
+            VerificationError: one is too low.
+        """
+        for name, error in self.errors.items():
+            if self._bounds.min_sqnr is not None and not error.sqnr_db >= self._bounds.min_sqnr:
+                raise VerificationError(
+                    f"output {name!r}{where}: the signal-to-quantization-noise ratio to the eager model is"
+                    f" {error.sqnr_db:.1f} dB, the lowest accepted is {self._bounds.min_sqnr:g} dB (largest absolute"
+                    f" difference {error.max_abs_error:.3g}). {_WRONG_SIZE if is_size else self._advice.noisy}"
+                )
+
+    def _disagreement(self, name: str, where: str, error: float) -> str:
+        tolerance = self._bounds.tolerance
+        if not math.isfinite(error) or tolerance is None:
+            return (
+                f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share: check"
+                " the weights and the example input"
+            )
+        return (
+            f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the"
+            f" tolerance is {tolerance:g}. {self._advice.differs} accept it with tolerance={_above(error):g}"
+        )
+
+    def _ratio(self, name: str) -> float:
+        if self._noise[name] == 0:
+            return math.inf
+        return 10 * math.log10(max(self._power[name], 1e-300) / self._noise[name])
+
+
+_WRONG_SIZE = "If it is right at other sizes, the runtime cannot resize this program: leave dynamic_shapes= out"
+_OTHER_GRAPH = "the program is not made of this model"
+
+
+def _power(x: Tensor) -> float:
+    return float(x.double().square().nan_to_num(0.0, 0.0, 0.0).sum())
+
+
+def _above(error: float) -> float:
+    """Return the next number of one digit that is not below."""
+    unit = 10.0 ** math.floor(math.log10(error))
+    return float(f"{math.ceil(error / unit) * unit:.1g}")
+
+
+def max_abs_difference(output: Tensor, expected: Tensor) -> float:
+    """Return max|output − expected| in float64; equal infinities count as 0, any NaN makes the result NaN."""
+    if output.numel() == 0:
+        return 0.0
+    left, right = output.double(), expected.double()
+    return float((left - right).abs().masked_fill(left == right, 0.0).max())

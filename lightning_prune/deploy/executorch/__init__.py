@@ -1,0 +1,1 @@
+"""ExecuTorch, torchao and coremltools from inside, each use with its reason."""

@@ -1,0 +1,1 @@
+"""What is exported: methods, signatures, sizes, constants, samples."""

@@ -1,0 +1,95 @@
+"""Batches of a loader, as inputs and targets, cut to the sizes that a program takes."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_prune.deploy.program.signature import TensorSpec, describe, describe_shape, dtype_name
+
+Function = Callable[..., Sequence[Tensor]]
+"""Tensors in, a flat sequence of tensors out: the eager model or the program."""
+
+
+def first_of(loader: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
+    """Return a loader's first batch, and all of its batches.
+
+    Raises:
+        ValueError: there is none.
+    """
+    batches = iter(loader)
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise ValueError("verify_on: the loader gives no batch; pass one with at least one sample") from None
+    return first, itertools.chain([first], batches)
+
+
+def split_batch(
+    batch: object, inputs: Sequence[TensorSpec], needs_targets: bool, where: str = "verify_on"
+) -> tuple[tuple[Tensor, ...], object]:
+    """Return the model's inputs and the targets of one batch of a loader.
+
+    Args:
+        batch: a tensor; ``(inputs, targets)`` where inputs is a tensor or a tuple of them; or for a model of several
+            inputs also ``(input_0, …, targets)``.
+        inputs: what the program takes; the first dimension is the batch and may be another one.
+        needs_targets: whether there is a metric.
+        where: which loader, in errors.
+
+    Raises:
+        ValueError: the batch is of another form, or an input has another shape or dtype than the program takes.
+    """
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    nested = tuple(parts[0]) if parts and isinstance(parts[0], tuple | list) else None
+    count = len(inputs) if nested is None else 1
+    given = parts[:count] if nested is None else nested
+    tensors = tuple(x.detach().cpu() for x in given if isinstance(x, Tensor))
+    fits = len(tensors) == len(given) == len(inputs) and all(map(_is_batch_of, inputs, tensors))
+    sizes = {len(x) for x in tensors} if fits else set()
+    if len(sizes) != 1 or 0 in sizes:
+        wanted = ", ".join(f"{describe_shape(('N', *s.size_texts()[1:]))} {dtype_name(s.dtype)}" for s in inputs)
+        raise ValueError(f"{where}: a batch holds the inputs {describe(given)}, the example inputs are {wanted}")
+    if needs_targets and len(parts) <= count:
+        raise ValueError(f"{where}: with a metric each batch must be (inputs, targets); got the inputs alone")
+    return tensors, parts[count] if needs_targets else None
+
+
+def _is_batch_of(spec: TensorSpec, x: Tensor) -> bool:
+    return x.ndim == len(spec.shape) > 0 and spec.takes(x[:1].expand(spec.shape[0], *x.shape[1:]) if len(x) else x)
+
+
+def check_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Check that the first dimension of every input and output is one and the same batch.
+
+    Raises:
+        ValueError: it is not, so that a loader's batches cannot be cut to fit.
+    """
+    sizes = {spec.shape[0] if spec.shape else 0 for spec in (*inputs, *outputs)}
+    if len(sizes) != 1 or 0 in sizes or len({spec.range_of(0) for spec in inputs}) != 1:
+        shapes = ", ".join(map(str, (*inputs, *outputs)))
+        raise ValueError(
+            f"verify_on cuts batches to the exported size, so the first dimension of every input and output must be the"
+            f" batch; got {shapes}. Leave verify_on out, or wrap the model in a module that keeps the batch"
+        )
+
+
+def run_in_chunks(run: Function, inputs: Sequence[Tensor], smallest: int, largest: int) -> tuple[Tensor, ...]:
+    """Run a function on any number of samples in chunks that it takes.
+
+    Args:
+        run: takes from ``smallest`` to ``largest`` samples at a time.
+        inputs: of any equal length above 0.
+        smallest: a last chunk below it is padded, and the rest of its outputs dropped.
+        largest: size of all chunks but the last.
+    """
+    results: list[Sequence[Tensor]] = []
+    total = len(inputs[0])
+    for start in range(0, total, largest):
+        chunk = [x[start : start + largest] for x in inputs]
+        kept = len(chunk[0])
+        padded = [torch.cat([x, x[-1:].expand(smallest - kept, *x.shape[1:])]) if kept < smallest else x for x in chunk]
+        results.append([y[:kept] for y in run(*(x.contiguous() for x in padded))])
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

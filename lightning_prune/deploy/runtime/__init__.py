@@ -1,0 +1,1 @@
+"""The ExecuTorch runtime, and the child process it runs in."""

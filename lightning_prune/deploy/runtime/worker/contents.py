@@ -1,0 +1,164 @@
+"""What a .pte holds, as plain values; nothing of it is run."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_prune.deploy.runtime.worker import xnnpack_graph
+from lightning_prune.deploy.runtime.worker.pte_file import PteFile, read
+
+_XNNPACK = "XnnpackBackend"
+_INLINE, _STATIC, _EXTERNAL = 0, 0, 1
+_INT4_ZERO = 8
+_DTYPES = {
+    **{0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"},
+    **{11: "bool", 15: "bfloat16", 27: "uint16", 28: "uint32", 29: "uint64"},
+}
+
+
+def contents(path: str, constants: bool = True) -> dict[str, object]:
+    """Return methods, delegates, operators, planned memory, constants, and whether weights stand outside of a .pte.
+
+    Args:
+        path: of the file.
+        constants: whether to look into the weights too.
+
+    Raises:
+        RefusedError: it is no .pte; anything at all for a damaged one.
+    """
+    file = read(path)
+    segments = file.segments
+    methods = [_method(plan, file, segments) for plan in file.program.execution_plan]
+    found = {"methods": methods, "is_external": _is_external(file, segments)}
+    return {**found, **({"constants": _weigh(file, segments)} if constants else {})}
+
+
+def _method(plan: Any, file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:  # noqa: ANN401
+    calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
+    kinds: dict[str, list[Any]] = {}
+    for call in calls:
+        kinds.setdefault(type(call).__name__, []).append(call)
+    names = [f"{operator.name}.{operator.overload}".rstrip(".") for operator in plan.operators]
+    outside = Counter(names[call.op_index] for call in kinds.get("KernelCall", ()))
+    delegated = Counter(call.delegate_index for call in kinds.get("DelegateCall", ()))
+    return {
+        "name": plan.name,
+        "inputs": [_value(plan.values[index].val) for index in plan.inputs],
+        "outputs": [_value(plan.values[index].val) for index in plan.outputs],
+        "delegates": [_delegate(one, delegated[i], file, segments) for i, one in enumerate(plan.delegates)],
+        "outside": dict(outside.most_common()),
+        "planned_bytes": list(plan.non_const_buffer_sizes[1:]),
+    }
+
+
+def _value(value: Any) -> dict[str, object]:  # noqa: ANN401
+    kind = type(value).__name__
+    if kind == "Tensor":
+        dtype = _DTYPES.get(int(value.scalar_type), f"scalar type {int(value.scalar_type)}")
+        is_dynamic = int(value.shape_dynamism) != _STATIC
+        return {"shape": list(value.sizes), "dtype": dtype, "is_dynamic": is_dynamic}
+    fields = list(vars(value).values()) if value is not None else []
+    return {"kind": kind, "value": fields[0] if fields and isinstance(fields[0], str | int | float | bool) else None}
+
+
+def _delegate(delegate: Any, calls: int, file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:  # noqa: ANN401
+    payload = _payload(delegate, file, segments)
+    inside = xnnpack_graph.operators(payload) if delegate.id == _XNNPACK else None
+    return {"backend": delegate.id, "calls": calls, "bytes": len(payload), "operators": inside}
+
+
+def _payload(delegate: Any, file: PteFile, segments: Sequence[bytes]) -> bytes:  # noqa: ANN401
+    index = delegate.processed.index
+    if int(delegate.processed.location) == _INLINE:
+        return file.program.backend_delegate_data[index].data or b""
+    return segments[index]
+
+
+def _weigh(file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:
+    """Return bytes, elements and zeros of all constants, each counted once."""
+    found = list(_constants(file, segments))
+    readable = {one.identity: one for one in found if _is_readable(one)}
+    packed = {one.identity: one for one in found if not _is_readable(one)}
+    return {
+        "bytes": sum(len(one.data) for one in (readable | packed).values()),
+        "elements": sum(one.elements for one in readable.values()),
+        "zeros": sum(_zeros(one) for one in readable.values()),
+        "unread_bytes": sum(len(one.data) for one in packed.values()) + _opaque_bytes(file, segments),
+    }
+
+
+def _is_external(file: PteFile, segments: Sequence[bytes]) -> bool:
+    """Return whether a tensor or a constant of XNNPACK is named that the file does not hold."""
+    named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
+    for plan in file.program.execution_plan:
+        infos = (getattr(value.val, "extra_tensor_info", None) for value in plan.values)
+        if any(info is not None and int(info.location) == _EXTERNAL for info in infos):
+            return True
+        payloads = (_payload(one, file, segments) for one in plan.delegates if one.id == _XNNPACK)
+        keys = (one.identity for payload in payloads for one in xnnpack_graph.constants(payload, named))
+        if any(isinstance(key, str) and key not in named for key in keys):
+            return True
+    return False
+
+
+def _constants(file: PteFile, segments: Sequence[bytes]) -> Iterator[xnnpack_graph.Constant]:
+    named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
+    buffers = _buffers(file, segments)
+    for plan in file.program.execution_plan:
+        for value in plan.values:
+            tensor = value.val
+            if type(tensor).__name__ == "Tensor" and tensor.data_buffer_idx and tensor.allocation_info is None:
+                yield _portable(tensor, buffers)
+        for delegate in plan.delegates:
+            if delegate.id == _XNNPACK:
+                yield from xnnpack_graph.constants(_payload(delegate, file, segments), named)
+
+
+def _buffers(file: PteFile, segments: Sequence[bytes]) -> list[bytes]:
+    place = file.program.constant_segment
+    if place is None or not place.offsets:
+        return [buffer.storage or b"" for buffer in file.program.constant_buffer or ()]
+    segment = segments[place.segment_index]
+    ends = [*place.offsets[1:], len(segment)]
+    return [segment[start:end] for start, end in zip(place.offsets, ends, strict=True)]
+
+
+def _portable(tensor: Any, buffers: Sequence[bytes]) -> xnnpack_graph.Constant:  # noqa: ANN401
+    index, elements = tensor.data_buffer_idx, 1
+    for size in tensor.sizes:
+        elements *= size
+    dtype = _DTYPES.get(int(tensor.scalar_type))
+    data = buffers[index] if index < len(buffers) else b""
+    width = 0 if dtype is None else _width(dtype)
+    return xnnpack_graph.Constant(("buffer", index), dtype, elements, data[: elements * width] if width else data)
+
+
+def _width(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def _is_readable(constant: xnnpack_graph.Constant) -> bool:
+    if constant.dtype == "int4":
+        return 2 * len(constant.data) == constant.elements
+    return constant.dtype is not None and len(constant.data) == constant.elements * _width(constant.dtype)
+
+
+def _zeros(constant: xnnpack_graph.Constant) -> int:
+    if constant.dtype == "bfloat16":
+        return int(np.count_nonzero(np.frombuffer(constant.data, np.uint16) & 0x7FFF == 0))
+    if constant.dtype == "int4":
+        pairs = np.frombuffer(constant.data, np.uint8)
+        return int(np.count_nonzero(pairs & 15 == _INT4_ZERO) + np.count_nonzero(pairs >> 4 == _INT4_ZERO))
+    return constant.elements - int(np.count_nonzero(np.frombuffer(constant.data, constant.dtype)))
+
+
+def _opaque_bytes(file: PteFile, segments: Sequence[bytes]) -> int:
+    """Return the size of the payloads that only their own backend can read."""
+    payloads = (
+        (delegate, _payload(delegate, file, segments))
+        for plan in file.program.execution_plan
+        for delegate in plan.delegates
+    )
+    return sum(len(data) for one, data in payloads if one.id != _XNNPACK or xnnpack_graph.operators(data) is None)

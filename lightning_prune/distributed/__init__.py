@@ -1,0 +1,1 @@
+"""Several processes agree, or fail together; a weight that is spread over them."""

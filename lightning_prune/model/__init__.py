@@ -1,0 +1,1 @@
+"""The model and what lies on it: masks, summary, recalibration, frame, copies."""

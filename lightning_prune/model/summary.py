@@ -1,0 +1,276 @@
+"""Sparsity, parameters, multiply-accumulates and bytes as values; printing is the caller's."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.masks import dense_names, dense_parameters, first_names
+
+Inputs = Tensor | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer that holds parameters or buffers of its own; a shared one counts where it stands first.
+
+    Args:
+        name: module path.
+        kind: class of the module.
+        shape: shape of its weight (out, in, *kernel), or of its first parameter.
+        parameters: elements of its own parameters.
+        zeros: how many of them are zero.
+        macs: dense multiply-accumulates of one forward pass of the example input, of a shared weight those of all
+            layers that use it; None when not measured.
+        effective_macs: of those, the ones with a weight that is not zero.
+        bytes: of its parameters and buffers, mask buffers left out.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    zeros: int
+    macs: int | None
+    effective_macs: int | None
+    bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the parameters."""
+        return self.zeros / self.parameters if self.parameters else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model by layers and in all; ``str()`` of it is a table.
+
+    Args:
+        layers: one entry per module with parameters or buffers of its own, in module order.
+        macs: multiply-accumulates of the whole network for one example input; None when there was none.
+    """
+
+    layers: tuple[LayerSummary, ...]
+    macs: int | None
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among them."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among all parameters."""
+        return self.zeros / self.parameters if self.parameters else 0.0
+
+    @property
+    def effective_macs(self) -> int | None:
+        """Multiply-accumulates with a weight that is not zero."""
+        if self.macs is None:
+            return None
+        return self.macs - sum((layer.macs or 0) - (layer.effective_macs or 0) for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Size of parameters and buffers in memory."""
+        return sum(layer.bytes for layer in self.layers)
+
+    def __str__(self) -> str:
+        rows = [("layer", "type", "shape", "parameters", "sparsity", "MACs", "bytes")]
+        for layer in self.layers:
+            rows.append((layer.name or "(root)", layer.kind, "x".join(map(str, layer.shape)), *_figures(layer)))
+        rows.append(("in all", "", "", *_figures(self)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
+            for r in rows
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _figures(row: LayerSummary | Summary) -> tuple[str, str, str, str]:
+    macs = "-" if row.macs is None else f"{row.macs:,}"
+    return f"{row.parameters:,}", f"{row.sparsity:.1%}", macs, f"{row.bytes:,}"
+
+
+def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary:
+    """Return sparsity, parameters, MACs and bytes of a model, per layer and in all.
+
+    Args:
+        model: dense, masked or compact; its mode, weights and random state stay as they are.
+        example_inputs: input of the forward pass, a tensor or a tuple of positional arguments; None: the model's own
+            ``example_input_array``, and without that no MACs.
+
+    Returns:
+        a value; ``print`` it for a table.
+    """
+    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+    macs = None if inputs is None else measure_macs(model, inputs)
+    owned: dict[str, dict[str, Tensor]] = {}
+    first = first_names(model)
+    for name, tensor in dense_names(model).items():
+        if first[name] == name and not is_lazy(tensor):
+            owned.setdefault(name.rpartition(".")[0], {})[name] = tensor.detach()
+    parameters = dense_parameters(model)
+    layers = [
+        _layer(path, type(model.get_submodule(path)).__name__, own, parameters.keys() & own.keys(), macs)
+        for path, own in owned.items()
+    ]
+    return Summary(tuple(layers), None if macs is None else macs.total)
+
+
+def _layer(path: str, kind: str, own: Mapping[str, Tensor], trained: Set[str], macs: "Macs | None") -> LayerSummary:
+    zeros = {name: own[name].numel() - int(torch.count_nonzero(own[name])) for name in trained}
+    measured = {name: macs.per_weight.get(name, 0) for name in own} if macs is not None else None
+    density = {name: 1 - zeros[name] / max(own[name].numel(), 1) for name in trained}
+    main = max(own, key=lambda name: (name in trained, own[name].dim()))
+    return LayerSummary(
+        name=path,
+        kind=kind,
+        shape=tuple(own[main].shape),
+        parameters=sum(own[name].numel() for name in trained),
+        zeros=sum(zeros.values()),
+        macs=None if measured is None else sum(measured.values()),
+        effective_macs=None if measured is None else round(sum(n * density.get(k, 1.0) for k, n in measured.items())),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in own.values()),
+    )
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass.
+
+    Args:
+        total: of the whole network.
+        per_weight: dense name of a convolution's or Linear's weight -> those of all layers that use it.
+    """
+
+    total: int
+    per_weight: Mapping[str, int]
+
+
+def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
+    """Run one forward pass and count multiply-accumulates (half of torch.utils.flop_counter's operations).
+
+    Args:
+        model: any module; run in eval mode without gradients, and put back as it was. One with lazy layers is copied.
+        example_inputs: a tensor or a tuple of positional arguments.
+
+    Raises:
+        ValueError: the model rejects the example input.
+    """
+    model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
+    inputs = on_device_of(model, as_tuple(example_inputs))
+    counter = FlopCounterMode(display=False)
+    with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter:
+        try:
+            with _countable():
+                model(*inputs)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
+            raise ValueError(f"{type(model).__name__} rejects the example input {shapes}: {error}") from error
+    return Macs(counter.get_total_flops() // 2, per_weight)
+
+
+@contextmanager
+def _countable() -> Iterator[None]:
+    """Run without the kernels that the counter does not know: some fused attentions and the LSTM of oneDNN."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+@contextmanager
+def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Count for a while the multiply-accumulates of each convolution and Linear, under its weight's first name."""
+    counts: dict[str, int] = {}
+    first = first_names(model)
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, _ConvNd | nn.Linear):
+            name = first[f"{path}.weight" if path else "weight"]
+            counts[name] = 0
+            handles.append(module.register_forward_hook(partial(_count, counts, name), with_kwargs=True))
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count(
+    counts: dict[str, int], name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor
+) -> None:
+    # each output of a layer reads one row of its weight; each input of a transposed convolution meets one
+    source = (*args, *kwargs.values())[0] if isinstance(module, _ConvTransposeNd) else out
+    if isinstance(source, Tensor):
+        counts[name] += source.numel() * cast(Tensor, module.weight).shape[1:].numel()
+
+
+def as_tuple(example_inputs: Inputs) -> tuple[Any, ...]:
+    """Return positional arguments as a tuple: a lone tensor becomes one of length 1.
+
+    Raises:
+        TypeError: neither a tensor nor a tuple or list of positional arguments.
+    """
+    if not isinstance(example_inputs, Tensor | tuple | list):
+        raise TypeError(f"example inputs are a tensor or a tuple of positional arguments, got {type(example_inputs)}")
+    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+
+
+def example_of(model: nn.Module) -> tuple[Any, ...] | None:
+    """Return the model's ``example_input_array`` (Lightning's convention) as positional arguments, or None.
+
+    A dict of keyword arguments, which Lightning allows too, is none.
+    """
+    example = getattr(model, "example_input_array", None)
+    return None if example is None or isinstance(example, Mapping) else as_tuple(example)
+
+
+def on_device_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the inputs on the device of the model's first parameter, floating ones in its dtype."""
+    first = next((t for t in dense_names(model).values() if t.is_floating_point()), None)
+    if first is None:
+        return inputs
+
+    return tuple(
+        value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
+        if isinstance(value, Tensor)
+        else value
+        for value in inputs
+    )
+
+
+@contextmanager
+def as_evaluated(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model into eval mode for a while; every module gets its own mode back, and the random state."""
+    modes = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    devices = {t.device.index or 0 for t in dense_parameters(model).values() if t.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        model.eval()
+        # the fused attention of eval mode reads weights past the hooks and its work cannot be counted
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield model
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for module, mode in modes.items():
+                module.training = mode

@@ -1,0 +1,1 @@
+"""What happens to optimizer, learning rate and weights after an event."""

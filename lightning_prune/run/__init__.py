@@ -1,0 +1,1 @@
+"""One pruning run on one model, without Lightning."""

@@ -1,0 +1,162 @@
+"""Binds a recipe to a model and refuses what cannot work, before the first step."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from lightning_prune import schedules
+from lightning_prune.compaction import applied_plan, inexact
+from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, watched
+from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
+from lightning_prune.model import masks
+from lightning_prune.model.summary import measure_macs
+from lightning_prune.recipe import Recipe
+from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
+from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.selection.granularity import Channel, Granularity
+from lightning_prune.selection.targets import Target, Targets
+
+
+def bind(
+    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, total_steps: int | None = None
+) -> Pruner:
+    """Resolve a recipe on a model and refuse what cannot work, before the first step.
+
+    Args:
+        recipe: the recipe.
+        model: dense or masked; left as it is.
+        example_inputs: positional arguments of its forward; needed for Channel and for ``count="macs"``.
+        total_steps: optimizer steps of the run; None when unknown.
+
+    Raises:
+        ValueError: targets, block sizes, shares of the run or the final sparsity cannot be met on this model.
+        GraphError: the model cannot be traced with the example input.
+    """
+    if example_inputs is None and (recipe.is_structured or recipe.count == "macs"):
+        name = type(model).__name__
+        raise ValueError(
+            f"{recipe.granularity} with count={recipe.count!r} needs an example input of {name}: set"
+            f" {name}.example_input_array = torch.zeros(1, …), of the shape that its forward takes, or a tuple"
+        )
+    parameters = masks.dense_parameters(model)
+    pruner = Pruner(
+        recipe=recipe,
+        schedule=schedules.resolve(recipe.schedule, total_steps),
+        units=units_of(recipe.granularity, recipe.targets, model, example_inputs),
+        parameters=sum(p.numel() for p in set(parameters.values()) if not is_lazy(p)),
+        macs=None if example_inputs is None else measure_macs(model, example_inputs),
+        base=applied_plan(model),
+    )
+    _check_reachable(pruner)
+    _check_watched(pruner, model)
+    return pruner
+
+
+def units_of(
+    granularity: Granularity | Channel, chosen: Targets, model: nn.Module, example_inputs: tuple[Any, ...] | None
+) -> Units:
+    """Return the units of a model that may be removed; arguments and errors are those of :func:`bind`."""
+    targets = chosen.resolve(model)
+    if isinstance(granularity, Granularity):
+        for target in targets:
+            granularity.check(target)
+        if not any(granularity.within(target) for target in targets):
+            named = ", ".join(f"{target.name} of shape {target.shape}" for target in targets)
+            raise ValueError(f"{granularity} has no full unit in {named}; choose a smaller one or other targets")
+        return ElementUnits(granularity, targets)
+    parameters = masks.dense_parameters(model)
+    found = channel_groups(model, example_inputs, allow_inexact=granularity.allow_inexact)
+    groups = _tried(model, found, _removable(model, found, targets, parameters), example_inputs)
+    names = dict.fromkeys(member.parameter for group in groups for member in group.members)
+    shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
+    return ChannelUnits(granularity, groups, shapes, found)
+
+
+def _removable(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    targets: Sequence[Target],
+    parameters: Mapping[str, nn.Parameter],
+) -> tuple[ChannelGroup, ...]:
+    """Return the prunable groups all of whose producing weights are targets.
+
+    A parameter that is only added or multiplied, such as a layer scale or a class token, produces nothing.
+    """
+    names = {target.name for target in targets}
+    reading = {m.parameter for group in groups for m in group.members if m.role == "input"}
+    layers = {n for n in parameters if isinstance(masks.locate(model, n)[0], nn.Embedding | nn.Linear | _ConvNd)}
+
+    def is_chosen(group: ChannelGroup) -> bool:
+        made_by = {m.parameter for m in group.members if m.role == "output" and m.parameter in parameters}
+        weights = {name for name in made_by & (reading | layers) if parameters[name].dim() > 1}
+        return group.prunable and group.size > 1 and bool(weights) and weights <= names
+
+    chosen = tuple(group for group in groups if is_chosen(group))
+    if not chosen:
+        raise ValueError(f"no channel of the chosen targets can be removed; the channel groups are\n{groups}")
+    return chosen
+
+
+def _tried(
+    model: nn.Module, found: ChannelGroups, chosen: tuple[ChannelGroup, ...], example_inputs: tuple[Any, ...] | None
+) -> tuple[ChannelGroup, ...]:
+    """Return the groups that can go on a copy, exactly or with leave to change; name the others in a warning."""
+    stay: dict[str, str] = {}
+    left = [group.name for group in chosen]
+    while refused := inexact(model, found, left, (example_inputs or (), {})):
+        stay |= refused
+        left = [name for name in left if name not in stay]
+    reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
+    if not left:
+        raise ValueError(f"no channel of the chosen targets can be removed exactly:\n{reasons}")
+    if stay:
+        warnings.warn(
+            f"the channels of {len(stay)} groups stay, because removing them is not exact:\n{reasons}", stacklevel=2
+        )
+    return tuple(group for group in chosen if group.name in left)
+
+
+def _check_reachable(pruner: Pruner) -> None:
+    """Refuse a final sparsity that is not met even when everything goes that may go."""
+    final = schedules.final_sparsity(pruner.schedule)
+    if pruner.recipe.count is None and not pruner.recipe.is_structured:
+        return
+    most_removed = pruner.units.most_removable()
+    left = cost_left(pruner, most_removed)
+    if left > cost_limit(pruner, final) + 1e-6:
+        most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
+        raise ValueError(
+            f"{pruner.schedule} asks for sparsity {final:g} of {pruner.recipe.count or 'channels'}, but the chosen"
+            f" targets can give {most:.4f} at most; lower final_sparsity, min_channels or round_to, or widen the"
+            " targets"
+        )
+
+
+def _check_watched(pruner: Pruner, model: nn.Module) -> None:
+    """Refuse an event before the first step where the criterion observes steps, and targets that it cannot observe."""
+    criterion = pruner.recipe.criterion
+    if isinstance(criterion, ObservingCriterion) and pruner.is_watching and schedules.due(pruner.schedule, -1, 0):
+        raise ValueError(
+            f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
+            " prunes before the first step; let begin_step be at least 1"
+        )
+    check_seen(criterion, pruner.units, model)
+
+
+def check_seen(criterion: object, units: Units, model: nn.Module) -> None:
+    """Refuse single weights that meet no activation where the criterion watches activations.
+
+    Raises:
+        ValueError: a target is not the weight of a layer that is called.
+    """
+    if isinstance(criterion, ActivationCriterion) and isinstance(units, ElementUnits):
+        unseen = sorted(set(units.weights) - dict(watched(model)).keys())
+        if unseen:
+            raise ValueError(
+                f"{criterion} watches what enters Linear and convolution layers, and {unseen[0]} belongs to none that"
+                " is called; exclude it, or take another criterion"
+            )

@@ -1,0 +1,336 @@
+"""One pruning event: a recipe bound to a model, and the step from a sparsity to masks, weights and a record."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune import schedules
+from lightning_prune.compaction import Compaction
+from lightning_prune.criteria import (
+    ActivationCriterion,
+    GradientCriterion,
+    Observations,
+    ObservingCriterion,
+    Scores,
+    watch,
+    watched,
+)
+from lightning_prune.distributed import ranks, shards
+from lightning_prune.distributed.shards import Spread
+from lightning_prune.errors import PruningError
+from lightning_prune.model import masks
+from lightning_prune.model.summary import Macs
+from lightning_prune.optimizer.policies import RewindWeights, as_policies
+from lightning_prune.recipe import Recipe
+from lightning_prune.run.removal import frame_of
+from lightning_prune.schedules import Schedule
+from lightning_prune.selection import ChannelUnits, ElementUnits, Masks, Units
+from lightning_prune.selection.allocation import Candidates
+from lightning_prune.selection.budget import Budget, smallest_share
+from lightning_prune.selection.granularity import Granularity
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one pruning event did.
+
+    Args:
+        step: completed optimizer steps.
+        asked: the sparsity that the schedule asked for.
+        sparsity: the sparsity reached, in what the recipe counts.
+        layers: dense name of each masked weight with two or more axes -> share of it that is pruned.
+        params: parameters left in the whole network.
+        macs: multiply-accumulates left in it; None without an example input.
+    """
+
+    step: int
+    asked: float
+    sparsity: float
+    layers: Mapping[str, float]
+    params: int
+    macs: int | None
+
+
+@dataclass
+class Pruner:
+    """A recipe bound to a model by :func:`lightning_prune.run.binding.bind`; it holds names and numbers, not modules.
+
+    Args:
+        recipe: the recipe.
+        schedule: its schedule with every share of the run turned into steps.
+        units: what may be removed.
+        parameters: number of parameters of the dense network.
+        macs: multiply-accumulates of the dense network; None without an example input.
+        observed: what an observing criterion has seen since the last event.
+        asked: the sparsity of the last event.
+        others: channels that other recipes remove in the same run.
+        base: the removals that had shaped the model when it was bound; names, shapes and costs are of that model.
+    """
+
+    recipe: Recipe
+    schedule: Schedule
+    units: Units
+    parameters: int
+    macs: Macs | None
+    observed: Observations = field(default_factory=Observations)
+    asked: float = 0.0
+    others: tuple[ChannelUnits, ...] = ()
+    base: Compaction | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the final sparsity has been asked for."""
+        return self.asked >= schedules.final_sparsity(self.schedule)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether an observing criterion still has an event ahead."""
+        return isinstance(self.recipe.criterion, ObservingCriterion) and not self.is_finished
+
+    @property
+    def budgets(self) -> dict[str, Budget]:
+        """What "params" and, with an example input, "macs" count."""
+        sizes = {name: float(torch.Size(shape).numel()) for name, shape in self.units.shapes.items()}
+        found = {"params": Budget(self.parameters, sizes)}
+        return found if self.macs is None else found | {"macs": Budget(self.macs.total, self.macs.per_weight)}
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the recipe counts: "params" or "macs"; None when the sparsity counts units."""
+        return self.budgets.get(self.recipe.count or "")
+
+    @cached_property
+    def unit_costs(self) -> dict[str, dict[str, float]]:
+        """Return "params" and "macs" -> target or channel group -> what the first of its units to go saves."""
+        none = dict.fromkeys(self.units.sizes, 0)
+        first = {name: self.units.densities(none | {name: 1}) for name, size in self.units.sizes.items() if size}
+        return {
+            kind: {name: budget.total - budget.remaining(densities) for name, densities in first.items()}
+            for kind, budget in self.budgets.items()
+        }
+
+    def in_play(self, live: Masks) -> dict[str, Tensor]:
+        """Return the weights that have not left with another recipe's channels, where some could: True = in play."""
+        found: dict[str, Tensor] = {}
+        for units in self.others:
+            for name, left in units.left(live).items():
+                if name in self.units.shapes:
+                    left = left.to(live[name].device)
+                    found[name] = found[name] & left if name in found else left
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was asked and observed, the steps of the schedule, and the names of the units' channel groups."""
+        groups = [group.name for group in self.units.groups] if isinstance(self.units, ChannelUnits) else None
+        return {
+            "asked": self.asked,
+            "sums": {name: shards.whole(total) for name, total in self.observed.sums.items()},
+            "steps": self.observed.steps,
+            "past": sorted(self.observed.past),
+            "groups": groups,
+            "schedule": schedules.steps_of(self.schedule),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Restore what :meth:`state_dict` returned: the same channel groups are in play, events fall where they did.
+
+        Raises:
+            CheckpointError: the model has no such channel groups.
+        """
+        parameters = masks.dense_parameters(model)
+        self.asked = state["asked"]
+        self.schedule = schedules.with_steps(self.schedule, state["schedule"])
+        sums = dict(state["sums"])
+        if not isinstance(self.recipe.criterion, ActivationCriterion):  # inputs are whole on every rank
+            sums = {name: shards.sharded_like(total, parameters[name]) for name, total in sums.items()}
+        self.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
+        if isinstance(self.units, ChannelUnits):
+            self.units = self.units.only(state["groups"] or (), parameters)
+            self.__dict__.pop("unit_costs", None)
+
+    def attach(self, model: nn.Module) -> None:
+        """Put all-True masks on the parameters that this pruner masks; see :func:`masks.attach`."""
+        masks.attach(model, self.units.shapes, is_structured=self.recipe.is_structured)
+
+    def observe(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Let a gradient criterion see this step's gradients; any other criterion looks at nothing.
+
+        Args:
+            parameters: dense name -> parameter, of those that the stepping optimizer holds.
+        """
+        if isinstance(self.recipe.criterion, GradientCriterion):
+            for name in self.units.shapes:
+                if name in parameters:
+                    self.observed.add(self.recipe.criterion, name, parameters[name])
+
+    def watch(self, model: nn.Module) -> list[RemovableHandle]:
+        """Let an activation criterion see what enters the layers from now on, while gradients are recorded.
+
+        Any other criterion looks at nothing. Removing the handles ends it.
+        """
+        if not isinstance(self.recipe.criterion, ActivationCriterion):
+            return []
+        return watch(model, self.units.shapes, partial(self._see, self.recipe.criterion))
+
+    def _see(self, criterion: ActivationCriterion, name: str, layer: nn.Module, inputs: Tensor) -> None:
+        if self.is_watching:
+            self.observed.see(criterion, name, layer, inputs)
+
+
+def prune_step(
+    pruner: Pruner,
+    model: nn.Module,
+    sparsity: float,
+    carry: Callable[[Mapping[nn.Parameter, Tensor]], None] | None = None,
+    step: int = 0,
+) -> Event:
+    """Prune a masked model to a cumulative sparsity: the whole corridor of one event.
+
+    Args:
+        pruner: a recipe bound to this model, whose masks the model carries.
+        model: the model.
+        sparsity: what to reach, in [0, 1), in what the recipe counts.
+        carry: called with the masks by Parameter after the weights are zero, to carry the optimizers along.
+        step: completed optimizer steps, for the record.
+
+    Raises:
+        NonFiniteError: a weight or score is NaN or infinite; nothing is changed then.
+        PruningError: a target lost its mask, since its module was replaced; nothing is changed then. Or another rank
+            failed, or the masks of the ranks differ: then it is raised on all of them.
+
+    Changes:
+        masks and weights of the model, and what ``carry`` changes; the pruner's observations start anew.
+    """
+    with ranks.together(f"the pruning event of step {step}"):
+        shards.reshard(model)
+        check_masked(pruner, model)
+        live, frame, current = masks.read(model), frame_of(model, pruner.base), wide_masks(pruner, model)
+        weights = _scored(pruner, model)
+        pruner.observed.agree()
+        scores = Scores(pruner.recipe.criterion, weights, pruner.observed, live, frame, shards.spread_of(weights))
+        scores.check()
+        candidates = replace(pruner.units.candidates(scores, current, pruner.in_play(current)), costs=pruner.unit_costs)
+        removed = allocate(pruner, candidates, sparsity)
+        ranks.check_same(removed, "number of removed units")
+        chosen = pruner.units.masks(candidates, removed, scores)
+        masks.write(model, ((name, frame.narrow(name, mask)) for name, mask in chosen))
+        if carry is not None:
+            carry(masks.masks_by_parameter(model))
+        masks.check_same(model)
+    pruner.asked = sparsity
+    if pruner.is_finished:
+        pruner.observed.clear()
+    else:
+        pruner.observed.start_anew()
+    return describe(pruner, model, step)
+
+
+def check_masked(pruner: Pruner, model: nn.Module) -> None:
+    """Raise PruningError where a parameter that this pruner masks is no longer there or has no mask of its shape.
+
+    The same where it is sharded over the ranks in a way that this recipe cannot work on.
+    """
+    live, frame = masks.read(model), frame_of(model, pruner.base)
+    for name, first in pruner.units.shapes.items():
+        found, shape = tuple(live[name].shape) if name in live else None, frame.shape_now(name, first)
+        if found != shape:
+            raise PruningError(
+                f"{name} had a mask of shape {shape} when pruning was set up and now has"
+                f" {f'one of shape {found}' if found else 'none'}: its module was replaced. Replace modules before, in"
+                " __init__ or configure_model"
+            )
+    _check_spread(pruner, shards.spread_of(_scored(pruner, model)))
+
+
+def _check_spread(pruner: Pruner, spread: Spread) -> None:
+    if not spread.is_sharded:
+        return
+    if any(isinstance(policy, RewindWeights) for policy in as_policies(pruner.recipe.optimizer_policy)):
+        raise PruningError(
+            f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
+            " several ranks: leave it out, or train with DDP"
+        )
+    if isinstance(pruner.units, ElementUnits):
+        pruner.units.check_spread(spread)
+
+
+def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters whose scores count: the trainable ones among those with a mask.
+
+    For an activation criterion only those that meet an activation.
+    """
+    parameters = masks.dense_parameters(model)
+    seen = dict(watched(model)) if isinstance(pruner.recipe.criterion, ActivationCriterion) else pruner.units.shapes
+    return {name: parameters[name] for name in pruner.units.shapes if name in seen and parameters[name].requires_grad}
+
+
+def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[str, int]:
+    """Return how many units go per target or channel group to reach this sparsity.
+
+    Where the sparsity counts single weights, blocks or n:m blocks it is the share itself; where it counts channels,
+    parameters or MACs, the smallest share is searched whose cost comes down to what may be left.
+    """
+
+    def spread(share: float) -> dict[str, int]:
+        return pruner.units.removed(pruner.recipe.allocation(share, candidates), candidates)
+
+    if isinstance(pruner.recipe.granularity, Granularity) and pruner.budget is None:
+        share = sparsity / pruner.recipe.granularity.full_sparsity
+        if share > 1 + 1e-9:
+            raise PruningError(
+                f"{pruner.recipe.granularity} cannot reach sparsity {sparsity:g}; it ends at"
+                f" {pruner.recipe.granularity.full_sparsity:g}"
+            )
+        return spread(min(share, 1.0))
+    share = smallest_share(lambda s: cost_left(pruner, spread(s)), cost_limit(pruner, sparsity), 0.5 / candidates.total)
+    return spread(share)
+
+
+def cost_left(pruner: Pruner, removed: Mapping[str, int]) -> float:
+    """Return what is left, in what the recipe counts, when so many units go."""
+    if pruner.budget is not None:
+        return pruner.budget.remaining(pruner.units.densities(removed))
+    return _total(pruner) - sum(removed.values())
+
+
+def cost_limit(pruner: Pruner, sparsity: float) -> float:
+    """Return what may be left at this sparsity, in what the recipe counts."""
+    if pruner.budget is not None:
+        return pruner.budget.total * (1 - sparsity)
+    return _total(pruner) - round(_total(pruner) * sparsity)
+
+
+def _total(pruner: Pruner) -> int:
+    return sum(pruner.units.sizes.values())
+
+
+def wide_masks(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks in the shapes that the model had when it was bound: False where a channel has left since."""
+    frame = frame_of(model, pruner.base)
+    return {name: frame.widen(name, mask, False) for name, mask in masks.read(model).items()}
+
+
+def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
+    """Return the state of a masked model as the record of an event."""
+    first = masks.first_names(model)
+    live = {name: mask for name, mask in wide_masks(pruner, model).items() if first[name] == name}
+    left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
+    densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
+    macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
+    if pruner.budget is None:
+        sparsity = pruner.units.sparsity(live, pruner.in_play(live))
+    else:
+        sparsity = 1 - pruner.budget.remaining(densities) / pruner.budget.total
+    return Event(
+        step=step,
+        asked=pruner.asked,
+        sparsity=sparsity,
+        layers={name: 1 - densities[name] for name, mask in live.items() if mask.dim() > 1},
+        params=pruner.parameters - sum(mask.numel() - left[name] for name, mask in live.items()),
+        macs=None if macs is None else round(macs),
+    )

@@ -1,0 +1,355 @@
+"""One pruning run on one model: its pruners, policies and step counter, and the state that a resume needs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune import schedules
+from lightning_prune.compaction import Compaction
+from lightning_prune.distributed import ranks, shards
+from lightning_prune.errors import NonFiniteError
+from lightning_prune.model import masks
+from lightning_prune.model.frame import Frame
+from lightning_prune.optimizer.carrying import PolicyRuntime, Scheduler
+from lightning_prune.optimizer.policies import LRRewind, RewindWeights, as_policies
+from lightning_prune.optimizer.surgery import parameters_of
+from lightning_prune.recipe import Recipe
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import Event, Pruner, check_masked, describe, prune_step, wide_masks
+from lightning_prune.run.removal import frame_of, next_removal, removed_since
+from lightning_prune.run.resuming import check_same, take_up
+from lightning_prune.selection import ChannelUnits
+from lightning_prune.selection.granularity import Element
+
+
+class PruningRun:
+    """Prunes one model by one or several recipes while optimizers step; knows nothing of Lightning.
+
+    Args:
+        recipes: with different targets.
+        model: gets all-True masks; nothing else holds it.
+        example_inputs: positional arguments of its forward, where a recipe needs them.
+        total_steps: optimizer steps of the run; None when unknown.
+
+    Raises:
+        ValueError: a recipe does not fit the model, or two recipes share a target.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        model: nn.Module,
+        example_inputs: tuple[Any, ...] | None,
+        total_steps: int | None,
+    ) -> None:
+        _check_disjoint(recipes, model)
+        self._total_steps = total_steps
+        self.pruners: list[Pruner] = [bind(recipe, model, example_inputs, total_steps) for recipe in recipes]
+        _introduce(self.pruners)
+        self.step = 0
+        self.sparsity = 0.0
+        self._looked_at = self._waits_at = -1
+        self._stay: set[str] = set()
+        self._runtimes: list[PolicyRuntime] = []
+        self._policy_state: list[Mapping[str, Any]] = []
+        self._handles: list[RemovableHandle] = []
+        self.attach(model)
+
+    @property
+    def base(self) -> Compaction | None:
+        """The removals that had shaped the model when the run was set up."""
+        return self.pruners[0].base
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last event of all recipes; None when a schedule does not tell."""
+        steps = [schedules.final_step(pruner.schedule) for pruner in self.pruners]
+        known = [step for step in steps if step is not None]
+        return max(known) if len(known) == len(steps) else None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has hold of the optimizers."""
+        return bool(self._handles)
+
+    @property
+    def asked(self) -> dict[int, float]:
+        """Index of each recipe -> the sparsity of its last event."""
+        return {index: pruner.asked for index, pruner in enumerate(self.pruners)}
+
+    @property
+    def unfinished(self) -> list[Pruner]:
+        """The pruners that have not asked for their final sparsity yet."""
+        return [pruner for pruner in self.pruners if not pruner.is_finished]
+
+    def attach(self, model: nn.Module) -> None:
+        """Put masks on whatever the recipes mask and has none yet."""
+        for pruner in self.pruners:
+            pruner.attach(model)
+
+    def rebind(self, model: nn.Module, example_inputs: tuple[Any, ...] | None) -> None:
+        """Look at the model anew when its shapes have changed, other than by the removals of this run."""
+        parameters = masks.dense_parameters(model)
+        for index, pruner in enumerate(self.pruners):
+            frame = frame_of(model, pruner.base)
+            held = {name: shape for name, shape in pruner.units.shapes.items() if name in parameters}
+            expected = {name: frame.shape_now(name, shape) for name, shape in held.items()}
+            if {name: tuple(parameters[name].shape) for name in held} != expected or len(held) < len(
+                pruner.units.shapes
+            ):
+                fresh = bind(pruner.recipe, model, example_inputs, self._total_steps)
+                self.pruners[index] = replace(fresh, observed=pruner.observed, asked=pruner.asked)
+        _introduce(self.pruners)
+
+    def start(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Scheduler], model: nn.Module) -> None:
+        """Take hold of the optimizers: count their steps, keep pruned weights at zero, start the policies.
+
+        Raises:
+            ValueError: no optimizer holds any target, or a policy cannot work with these optimizers and schedulers.
+            OptimizerStateError: an optimizer whose state cannot be carried over an event.
+            PruningError: a target lost its mask, since its module was replaced.
+            NonFiniteError: a parameter or buffer is NaN or infinite.
+        """
+        self.stop()
+        with ranks.together("the start of pruning"):
+            shards.reshard(model)
+            for pruner in self.pruners:
+                check_masked(pruner, model)
+            _check_finite(model)
+            masks.check_same(model)
+        masks.refresh(model)
+        parameters = masks.dense_parameters(model)
+        owned = {parameters[name] for pruner in self.pruners for name in pruner.units.weights}
+        owners = [o for o in optimizers if owned & set(parameters_of(o))]
+        if not owners:
+            raise ValueError(
+                "no optimizer holds any of the pruned parameters; let configure_optimizers return one that does"
+            )
+        for pruner in self.pruners:
+            runtime = PolicyRuntime(pruner.recipe.optimizer_policy, [parameters[n] for n in pruner.units.shapes])
+            self._runtimes.append(runtime)
+        for runtime, state in zip(self._runtimes, self._policy_state, strict=False):
+            runtime.load_state_dict(state)
+        for runtime, pruner in zip(self._runtimes, self.pruners, strict=True):
+            first = schedules.first_step(pruner.schedule) if self.step == 0 else None
+            runtime.start(optimizers, schedulers, model, self.step, first)
+        masked = set(masks.masks_by_parameter(model))
+        for optimizer in (o for o in optimizers if masked & set(parameters_of(o))):
+            if any(runtime.moves_zeros(optimizer) for runtime in self._runtimes):
+                self._handles.append(optimizer.register_step_post_hook(lambda *_: masks.zero_pruned(model)))
+        for optimizer in owners:
+            self._handles.append(optimizer.register_step_post_hook(self._count))
+        for pruner in self.pruners:
+            self._handles.extend(pruner.watch(model))
+
+    def _count(self, *_: object) -> None:
+        self.step += 1
+
+    def stop(self) -> None:
+        """Let go of the optimizers."""
+        self._policy_state = self._policies()
+        for runtime in self._runtimes:
+            runtime.stop()
+        for handle in self._handles:
+            handle.remove()
+        self._runtimes, self._handles = [], []
+
+    def observe(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Show the gradient criteria this step's gradients, before the optimizer steps."""
+        watching = [pruner for pruner in self.pruners if pruner.is_watching]
+        if watching:
+            held = {id(p) for p in parameters_of(optimizer)}
+            parameters = {name: p for name, p in masks.dense_parameters(model).items() if id(p) in held}
+            for pruner in watching:
+                pruner.observe(parameters)
+
+    def due(self) -> dict[int, float]:
+        """Return what the schedules ask for since the last event: index of the recipe -> sparsity; {} when nothing."""
+        if self.step in (self._looked_at, self._waits_at):
+            return {}
+        asked = {i: schedules.due(pruner.schedule, self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
+        found = {i: sparsity for i, sparsity in asked.items() if sparsity is not None}
+        found = {i: sparsity for i, sparsity in found.items() if sparsity > self.pruners[i].asked}
+        if not found:
+            self._looked_at = self.step
+        return found
+
+    def prune(self, model: nn.Module, asked: Mapping[int, float]) -> list[Event]:
+        """Run one event: prune to these sparsities, by index of the recipe; return the records.
+
+        Raises:
+            NonFiniteError: a weight or score is NaN or infinite; nothing is pruned then.
+        """
+        falls_short = any(asked.get(index, 0.0) < sparsity for index, sparsity in self.due().items())
+        if not (falls_short and (self.last_step is None or self.step >= self.last_step)):
+            self._looked_at = self.step
+        for index in asked:
+            self._runtimes[index].check_event(self.step)
+        events = []
+        # channels first: weights that leave with them count for no other recipe
+        for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
+            carry = partial(self._carry, self._runtimes[index], model)
+            events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step))
+        self.sparsity = self.measure(model)
+        return events
+
+    def leave_out(self) -> None:
+        """Count the event that is due as over, without having pruned."""
+        self._looked_at = self.step
+
+    def after_step(self, model: nn.Module) -> None:
+        """Take the snapshots of policies that are due at this step."""
+        for runtime in self._runtimes:
+            runtime.after_step(self.step, model)
+
+    def prune_if_due(self, model: nn.Module) -> list[Event]:
+        """Run the event that fell due since last asked; return its records."""
+        self.after_step(model)
+        asked = self.due()
+        return self.prune(model, asked) if asked else []
+
+    def next_removal(self, model: nn.Module) -> Compaction | None:
+        """Plan to remove the channels that are masked out entirely; None when there are none."""
+        units = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
+        if not units:
+            return None
+        return next_removal(units, wide_masks(self.pruners[0], model), removed_since(model, self.base), self._stay)
+
+    def follow(self, plan: Compaction, stay: Iterable[str] = ()) -> None:
+        """Let observations and snapshots follow a removal of channels from the model.
+
+        Args:
+            plan: what has gone.
+            stay: the channel groups that could not go; they are not tried again.
+        """
+        self._stay |= set(stay)
+        frame = Frame(plan.shapes, plan.keep)
+        for pruner in self.pruners:
+            sums = pruner.observed.sums
+            pruner.observed.sums = {name: frame.narrow(name, total) for name, total in sums.items()}
+        for runtime in self._runtimes:
+            runtime.narrow(frame)
+
+    def _carry(self, runtime: PolicyRuntime, model: nn.Module, live: Mapping[nn.Parameter, Any]) -> None:
+        runtime.after_event(self.step, live, model)
+
+    def reached(self, model: nn.Module) -> list[float]:
+        """Return the sparsity of each recipe, in what it counts."""
+        return [describe(pruner, model, self.step).sparsity for pruner in self.pruners]
+
+    def measure(self, model: nn.Module) -> float:
+        """Return the sparsity in what the recipe counts; with several recipes the share of masked weights pruned."""
+        if len(self.pruners) == 1:
+            return describe(self.pruners[0], model, self.step).sparsity
+        first = masks.first_names(model)
+        live = [mask for name, mask in wide_masks(self.pruners[0], model).items() if first[name] == name]
+        return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, observations and policy snapshots: plain values and tensors."""
+        return {
+            "step": self.step,
+            "looked_at": self._looked_at,
+            "waits_at": self._waits_at,
+            "base": None if self.base is None else self.base.to_json(),
+            "stay": sorted(self._stay),
+            "recipes": [pruner.recipe.describe() for pruner in self.pruners],
+            "pruners": [pruner.state_dict() for pruner in self.pruners],
+            "policies": self._policies(),
+        }
+
+    def _policies(self) -> list[Mapping[str, Any]]:
+        return [runtime.state_dict() for runtime in self._runtimes] or self._policy_state
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module, other_recipes: bool = False) -> None:
+        """Restore what :meth:`state_dict` returned; the model's own state is loaded already.
+
+        Args:
+            state: of a run on this model.
+            model: masked.
+            other_recipes: go on with the recipes of this run where they differ from those of the state: the counters
+                stay, what the new schedules ask for by now is due, and state that does not fit is dropped.
+
+        Raises:
+            CheckpointError: the state is of other recipes, or of a model with other channel groups.
+        """
+        if not other_recipes:
+            check_same(state["recipes"], [pruner.recipe for pruner in self.pruners])
+        kept, is_other = take_up(self.pruners, state, model)
+        self.step, self._stay = state["step"], set(state["stay"])
+        self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]
+        self._policy_state = list(kept)
+        for runtime, saved in zip(self._runtimes, self._policy_state, strict=False):
+            runtime.load_state_dict(saved)
+        if is_other:
+            self.ask_again()
+        self.sparsity = self.measure(model)
+
+    def ask_again(self) -> None:
+        """Make what the schedules ask for by now due anew, after the next step."""
+        self._looked_at, self._waits_at = -1, self.step
+
+    def start_over(self) -> None:
+        """Take all masks for new: somebody has loaded other ones; what the schedules ask for by now is due anew."""
+        for pruner in self.pruners:
+            pruner.asked = 0.0
+            pruner.observed.clear()
+        self.ask_again()
+
+
+def rehearsal(recipe: Recipe) -> Recipe:
+    """Return the recipe as one event at its final sparsity after the first step: what ``fast_dev_run`` shows."""
+    final = schedules.final_sparsity(recipe.schedule)
+    rewound = (LRRewind, RewindWeights)
+    policies = tuple(replace(p, step=0) if isinstance(p, rewound) else p for p in as_policies(recipe.optimizer_policy))
+    return replace(recipe, schedule=schedules.OneShot(final, begin_step=1), optimizer_policy=policies)
+
+
+def _check_disjoint(recipes: Iterable[Recipe], model: nn.Module) -> None:
+    owner: dict[str, int] = {}
+    for index, recipe in enumerate(recipes):
+        for target in recipe.targets.resolve(model):
+            if target.name in owner:
+                raise ValueError(
+                    f"target {target.name} is given twice, by recipe {owner[target.name]} and recipe {index}; let their"
+                    " targets differ with Targets(include=…, exclude=…)"
+                )
+            owner[target.name] = index
+
+
+def _introduce(pruners: Sequence[Pruner]) -> None:
+    """Tell each pruner of single weights which channels leave its targets; refuse where units could be cut apart.
+
+    Raises:
+        ValueError: one recipe removes channels out of n:m blocks, blocks or channels of another one.
+    """
+    for one in pruners:
+        others = [p.units for p in pruners if p is not one and isinstance(p.units, ChannelUnits)]
+        reaching = tuple(units for units in others if set(units.shapes) & set(one.units.shapes))
+        if reaching and not isinstance(one.recipe.granularity, Element):
+            shared = min(set(reaching[0].shapes) & set(one.units.shapes))
+            raise ValueError(
+                f"another recipe of this run removes channels out of {shared}, which would cut the units of"
+                f" {one.recipe.granularity} apart; exclude it from one of them, or prune in two fits, channels first"
+            )
+        one.others = reaching
+
+
+def _check_finite(model: nn.Module) -> None:
+    broken = [
+        name
+        for name, tensor in masks.dense_names(model).items()
+        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(shards.local(tensor)).all())
+    ]
+    if broken:
+        raise NonFiniteError(
+            f"{', '.join(broken[:5])} of {type(model).__name__} is NaN or infinite before the first step; nothing was"
+            " pruned. Load other weights, or mend the initialisation"
+        )

@@ -1,0 +1,213 @@
+"""The quality guard in a Lightning run: validates, takes snapshots, and puts back what a failed event changed."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging
+from torch import Tensor
+
+from lightning_prune import schedules
+from lightning_prune.errors import PruningError, SnapshotError
+from lightning_prune.guard import Guard, Trial, Verdict, Watch
+from lightning_prune.guard.snapshots import Snapshot
+from lightning_prune.run.run import PruningRun
+from lightning_prune.trainer.averages import averaged, counts_of_averages
+from lightning_prune.trainer.strategy import is_sharding, unwrapped
+
+log = logging.getLogger(__name__)
+
+
+class _RunState:
+    """The state of a pruning run as a snapshot holds it: the count of steps goes on when it is put back."""
+
+    def __init__(self, run: PruningRun, model: LightningModule) -> None:
+        self._run, self._model = run, model
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._run.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._run.load_state_dict({**state, "step": self._run.step}, self._model)
+
+
+class _Counts:
+    """Numbers that are changed in place, as a snapshot holds them."""
+
+    def __init__(self, counts: Sequence[Tensor]) -> None:
+        self._counts = counts
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(index): count.clone() for index, count in enumerate(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for index, count in enumerate(self._counts):
+            count.copy_(state[str(index)])
+
+
+class Guarding:
+    """Carries out what a :class:`Guard` decides, for one run of one model.
+
+    Args:
+        guard: what is allowed.
+        recipes: how many recipes the run has.
+    """
+
+    def __init__(self, guard: Guard, recipes: int) -> None:
+        self.guard = guard
+        self.watch = Watch(guard, recipes)
+        self._snapshot: Snapshot | None = None
+        self._judged_at = -1
+        self._is_overdue = False
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise PruningError(
+                "Guard does not work beside StochasticWeightAveraging, which takes schedulers away in the middle of the"
+                " fit, so that an event from before could not be rolled back: use EMAWeightAveraging, or leave one out"
+            )
+        if is_sharding(trainer):
+            raise PruningError(
+                "Guard does not work on sharded weights: a checkpoint written while an event is on trial could not hold"
+                " the shards of its snapshot. Train with DDPStrategy or on one device, or leave the guard out"
+            )
+        if not trainer.enable_validation:
+            raise PruningError(
+                f"Guard(monitor={self.guard.monitor!r}) judges by validation, and this fit has none: give it"
+                " val_dataloaders and the module a validation_step, and leave limit_val_batches above 0"
+            )
+
+    def permit(self, run: PruningRun, trainer: Trainer) -> dict[int, float]:
+        """Return what the event that is due may prune to, {} for none; validates the dense model if nothing has yet."""
+        if self.watch.trial is not None or self.watch.is_stopped:
+            return {}
+        asked = run.due()
+        if not asked:
+            return {}
+        if self.watch.needs_baseline:
+            validate_now(trainer)
+            self.watch.check_baseline()
+        return self.watch.permit(asked, run.asked)
+
+    def begin(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> bool:
+        """Take the snapshot left of an event; False: there is no room for it, so the event has to be left out."""
+        try:
+            self._snapshot = Snapshot.take(*_parts(run, trainer, model), where=self.guard.snapshot)
+        except SnapshotError as error:
+            log.warning("step %d: the event is left out, because nothing could undo it: %s", run.step, error)
+        if trainer.strategy.reduce_boolean_decision(self._snapshot is not None, all=True):
+            return True
+        if self._snapshot is not None:  # another rank had no room
+            self._snapshot.drop()
+            self._snapshot = None
+        return False
+
+    def start_fit(self, run: PruningRun, model: LightningModule) -> Trial | None:
+        """Begin a fit that takes up no checkpoint; roll back what an interrupted one left on trial, and return it.
+
+        Optimizers and schedulers are those of the new fit and stay as they are.
+        """
+        self._judged_at, self._is_overdue = -1, False
+        if self._snapshot is None:
+            return None
+        others = self._snapshot.restore_model(model)
+        run.load_state_dict({**others["run"], "step": run.step}, model)
+        self._snapshot.drop()
+        self._snapshot = None
+        self.watch.end()
+        log.warning("step %d: roll back the event that an interrupted fit left on trial", run.step)
+        return self.watch.history[-1]
+
+    def catch_up(self, trainer: Trainer) -> None:
+        """Validate where the checkpoint was written left of a validation: a resumed Lightning run leaves that out."""
+        if self._is_overdue:
+            self._is_overdue = False
+            validate_now(trainer)
+
+    def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
+        """Look at the metric after a validation; return the event that was rolled back, or None."""
+        self._judged_at = trainer.fit_loop.epoch_loop.total_batch_idx
+        value = torch.tensor(self.guard.read(trainer.callback_metrics), dtype=torch.float64)
+        on_trial = self.watch.trial
+        verdict = self.watch.judge(float(trainer.strategy.reduce(value, reduce_op="mean")))
+        return self._carry_out(verdict, run, trainer, model) if on_trial else None
+
+    def end(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
+        """Roll back what is still on trial at the end of the fit; return it."""
+        return self._carry_out(self.watch.end(), run, trainer, model)
+
+    def summary(self, run: PruningRun, model: LightningModule) -> str:
+        """Return in words what was asked, what was kept, and why."""
+        finals = [schedules.final_sparsity(pruner.schedule) for pruner in run.pruners]
+        return self.watch.summary(finals, list(run.asked.values()), run.reached(model))
+
+    def _carry_out(self, verdict: Verdict, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
+        if verdict is Verdict.WAIT or self._snapshot is None:
+            return None
+        trial = self.watch.history[-1]
+        if verdict is Verdict.ROLL_BACK:
+            with unwrapped(trainer):
+                self._snapshot.restore(*_parts(run, trainer, model))
+        self._snapshot.drop()
+        self._snapshot = None
+        level = logging.INFO if verdict is Verdict.COMMIT else logging.WARNING
+        log.log(level, "step %d: %s the event of step %d: %s", run.step, verdict.value, trial.step, trial.reason)
+        return trial if verdict is Verdict.ROLL_BACK else None
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the score, the snapshot of an event on trial, and whether a validation is about to come."""
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        is_training = trainer.training and fetcher is not None and self._judged_at != loop.total_batch_idx
+        return {
+            "watch": self.watch.state_dict(),
+            "judged_at": self._judged_at,
+            "is_overdue": is_training and fetcher is not None and loop._should_check_val_fx(fetcher),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        self.watch.load_state_dict(state["watch"])
+        self._is_overdue, self._judged_at = state["is_overdue"], state["judged_at"]
+        saved = state["snapshot"]
+        self._snapshot = None if saved is None else Snapshot.from_state_dict(saved, where=self.guard.snapshot)
+
+
+def _parts(run: PruningRun, trainer: Trainer, model: LightningModule) -> tuple[Any, ...]:
+    """Return all that an event and the steps after it change, as a snapshot takes it."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    others: dict[str, Any] = {"run": _RunState(run, model)}
+    others["counts of averages"] = _Counts(counts_of_averages(trainer))
+    others |= {f"average {index}": average for index, average in enumerate(averaged(trainer))}
+    if trainer.scaler is not None:
+        others["scaler"] = trainer.scaler
+    return model, trainer.optimizers, schedulers, others
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Run the validation loop between two training steps, as Lightning does at ``val_check_interval``."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    with _validating(trainer):
+        loop.setup_data()
+        loop.restarting = False  # a whole validation, wherever the checkpoint was written
+        loop.run()
+
+
+@contextmanager
+def _validating(trainer: Trainer) -> Iterator[None]:
+    """Let the validation loop run for the guard alone: no checkpoint is written and nothing stops the fit by it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    watching = [callback for callback in callbacks if not isinstance(callback, Checkpoint | EarlyStopping)]
+    first_loop_iter = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    trainer.callbacks = watching  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first_loop_iter

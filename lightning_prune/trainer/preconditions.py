@@ -1,0 +1,64 @@
+"""What pruning asks of a Trainer before it begins, and refuses where it could not complete."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lightning_prune.model.summary import example_of, on_device_of
+from lightning_prune.optimizer.surgery import parameters_of
+from lightning_prune.run.run import PruningRun
+
+
+def example_inputs_of(model: LightningModule) -> tuple[Any, ...] | None:
+    """Return the model's ``example_input_array`` as positional arguments on its device, or None."""
+    inputs = example_of(model)
+    return None if inputs is None else on_device_of(model, inputs)
+
+
+def is_rehearsal(trainer: Trainer) -> bool:
+    """Say whether this is a ``fast_dev_run``, which shows one event at the final sparsity."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def total_steps(trainer: Trainer) -> int | None:
+    """Return the optimizer steps of the whole run, or None when Lightning cannot tell, as in manual optimization."""
+    if is_rehearsal(trainer) or not trainer.lightning_module.automatic_optimization:
+        return None
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if 0 < steps < float("inf") else None
+
+
+def forget_data(trainer: Trainer) -> None:
+    """Let Lightning ask for the training data again when it resumes.
+
+    Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then Lightning 2.6
+    leaves out putting them back to the position that they had when the checkpoint was written.
+    """
+    if trainer.ckpt_path is not None:
+        trainer.fit_loop._combined_loader = None
+
+
+def check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse a schedule whose last event lies behind the end of the run, where that end is known."""
+    total, last = total_steps(trainer), run.last_step
+    is_tuning = any(isinstance(c, BatchSizeFinder | LearningRateFinder) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    if total is None or last is None or is_tuning or not pl_module.automatic_optimization:
+        return
+    total += run.step - trainer.global_step
+    if last > total:
+        raise ValueError(
+            f"the schedule ends at step {last}, but this run has only {total} optimizer steps, so it would not reach"
+            f" its final sparsity; set end_step to at most {total} (or a share such as 0.7), or train longer"
+        )
+
+
+def is_left_out(trainer: Trainer, optimizer: Optimizer) -> bool:
+    """Say whether the gradient scaler of 16-mixed will leave this step out because a gradient overflowed."""
+    if trainer.scaler is None:
+        return False
+    gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
+    return not bool(torch.isfinite(get_total_norm(gradients)))

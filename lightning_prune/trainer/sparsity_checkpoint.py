@@ -1,0 +1,290 @@
+"""Checkpoints that know of sparsity: the best model at the target, and the best one for each size."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_prune import schedules
+from lightning_prune.errors import PruningError
+from lightning_prune.model import masks
+from lightning_prune.model.summary import example_of, measure_macs
+from lightning_prune.selection.budget import Budget
+from lightning_prune.trainer.callback import PruningCallback
+
+Against = Literal["sparsity", "params", "macs", "bytes"]
+
+
+class Point(NamedTuple):
+    """What one checkpoint reached: higher is better in both.
+
+    Args:
+        quality: the monitored metric; negative of it when lower is better.
+        thrift: the sparsity, or the negative of parameters, MACs or bytes.
+        is_at_target: whether every recipe had been asked for its target.
+    """
+
+    quality: float
+    thrift: float
+    is_at_target: bool
+
+    def covers(self, other: "Point") -> bool:
+        """Say whether this one is at least as good in both."""
+        return self.quality >= other.quality and self.thrift >= other.thrift
+
+
+class SparsityCheckpoint(ModelCheckpoint):
+    """Keeps the best model at the target sparsity, and the Pareto set of the metric against the size.
+
+    A checkpoint belongs to the Pareto set when no other one is at least as good in both. ``best_model_path`` is the
+    best by the metric among those at the target, of equals the smaller one, so ``trainer.test(ckpt_path="best")``
+    takes that. All other files are deleted.
+
+    Args:
+        dirpath: as of ModelCheckpoint.
+        filename: as of ModelCheckpoint; None: sparsity, metric and size.
+        monitor: key of the metric.
+        mode: "max" when higher is better, "min" when lower is.
+        target: sparsity that a recipe must have been asked for to be at the target; None: the final sparsity of each
+            recipe of the Trainer's PruningCallback.
+        against: what the metric is set against in the Pareto set: "sparsity" as the callback counts it; the
+            number ("params") or the bytes of the parameters that are not pruned; the multiply-accumulates ("macs")
+            that they make, which needs ``example_input_array``.
+        **options: of ModelCheckpoint, such as ``every_n_train_steps`` or ``save_last``; not ``save_top_k``.
+
+    Example:
+        >>> SparsityCheckpoint(monitor="val_acc", mode="max").mode
+        'max'
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        filename: str | None = None,
+        *,
+        monitor: str,
+        mode: Literal["min", "max"],
+        target: float | None = None,
+        against: Against = "sparsity",
+        **options: Any,
+    ) -> None:
+        if against not in ("sparsity", "params", "macs", "bytes"):
+            raise ValueError(
+                f'SparsityCheckpoint.against must be "sparsity", "params", "macs" or "bytes", got {against!r}'
+            )
+        if target is not None and not 0 < target < 1:
+            raise ValueError(f"SparsityCheckpoint.target must be a sparsity in (0, 1), or None, got {target!r}")
+        if "save_top_k" in options:
+            raise ValueError("SparsityCheckpoint keeps the best at the target and the Pareto set; leave save_top_k out")
+        names = dict.fromkeys(("sparsity", monitor, against))
+        decimals = {"params": ".0f", "macs": ".0f", "bytes": ".0f"}
+        made = "-".join(f"{name.replace('/', '_')}={{{name}:{decimals.get(name, '.4f')}}}" for name in names)
+        options.setdefault("auto_insert_metric_name", filename is not None)
+        super().__init__(dirpath, filename or made, monitor=monitor, mode=mode, **options)
+        self.target, self.against = target, against
+        self.points: dict[str, Point] = {}
+        self._validated_at: tuple[float, ...] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The key of its state in a checkpoint; differs where target or ``against`` do."""
+        return f"{super().state_key}{self.target}{self.against}"
+
+    @property
+    def pareto(self) -> dict[str, Point]:
+        """The Pareto set: path -> what that checkpoint reached."""
+        return {path: self.points[path] for path in _front(self.points)}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a target that is never asked for, and MACs that cannot be measured."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        callback = pruning_callback_of(trainer)
+        if callback is None:
+            raise PruningError(
+                "SparsityCheckpoint needs a PruningCallback in the same Trainer; without pruning use ModelCheckpoint"
+            )
+        final = max(schedules.final_sparsity(recipe.schedule) for recipe in callback.recipes)
+        if self.target is not None and self.target > final:
+            raise ValueError(
+                f"SparsityCheckpoint.target {self.target:g} lies above the sparsity {final:g} at which the schedule"
+                " ends; lower it, or leave it out to take the schedule's"
+            )
+        if self.against == "macs" and example_of(pl_module) is None:
+            raise ValueError(
+                f'SparsityCheckpoint(against="macs") needs an example input: set {type(pl_module).__name__}.'
+                "example_input_array = torch.zeros(1, …), of the shape that its forward takes"
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note at which sparsity the metric is measured."""
+        self._validated_at = _asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when no checkpoint reached the target."""
+        super().on_train_end(trainer, pl_module)
+        if not self.best_model_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"SparsityCheckpoint wrote no checkpoint at the target sparsity; the Pareto set holds"
+                f" {', '.join(self.pareto) or 'none'}: pass one as ckpt_path, or set a lower target"
+            )
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        callback, model = pruning_callback_of(trainer), trainer.lightning_module
+        sparsity = 0.0 if callback is None else callback.sparsity
+        cost = sparsity if self.against == "sparsity" else _cost(model, self.against)
+        values = {"sparsity": sparsity, self.against: cost}
+        doubles = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        return super()._monitor_candidates(trainer) | doubles
+
+    def _save_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Keep this state when it is the best at the target or belongs to the Pareto set."""
+        current = monitor_candidates.get(self.monitor or "")
+        # a metric from before an event or a rollback says nothing of the model as it is now
+        if current is None or self._validated_at not in (None, _asked(trainer)):
+            return
+        callback = pruning_callback_of(trainer)
+        if callback is not None and callback.is_on_trial:
+            return  # what may yet be rolled back is no model to hand out
+        point = trainer.strategy.broadcast(self._point(trainer, float(current), monitor_candidates))
+        best = self.points.get(self.best_model_path)
+        is_best = point.is_at_target and (best is None or point[:2] > best[:2])
+        is_new = not any(old.covers(point) for old in self.points.values())
+        if math.isfinite(point.quality) and (is_best or is_new):
+            self._keep(trainer, point, is_best, monitor_candidates)
+
+    def _point(self, trainer: Trainer, value: float, candidates: dict[str, Tensor]) -> Point:
+        cost = float(candidates[self.against])
+        quality = value if self.mode == "max" else -value
+        return Point(quality, cost if self.against == "sparsity" else -cost, self._is_at_target(trainer))
+
+    def _is_at_target(self, trainer: Trainer) -> bool:
+        callback = pruning_callback_of(trainer)
+        if callback is None or callback.is_done:
+            return callback is not None
+        finals = [schedules.final_sparsity(recipe.schedule) for recipe in callback.recipes]
+        wanted = finals if self.target is None else [min(self.target, final) for final in finals]
+        asked = _asked(trainer)
+        return bool(asked) and all(a >= w - 1e-9 for a, w in zip(asked, wanted, strict=True))
+
+    def _keep(self, trainer: Trainer, point: Point, is_best: bool, candidates: dict[str, Tensor]) -> None:
+        path = self._get_metric_interpolated_filepath_name(candidates, trainer)
+        before = self.points, self.best_k_models, self.best_model_path, self.best_model_score, self.current_score
+        self.current_score = candidates[self.monitor or ""]
+        if is_best:
+            self.best_model_path, self.best_model_score = path, self.current_score
+        points = {**self.points, path: point}
+        kept = _front(points) | {self.best_model_path}
+        self.points = {name: reached for name, reached in points.items() if name in kept}
+        scores = {**self.best_k_models, path: self.current_score}
+        self.best_k_models = {name: score for name, score in scores.items() if name in kept}
+        if error := self._try_to_save(trainer, path):
+            self.points, self.best_k_models, self.best_model_path, self.best_model_score, self.current_score = before
+            rank_zero_warn(f"{path} could not be written: {error}. Training goes on; free space on the disk")
+            return
+        for name in before[0].keys() - self.points.keys():
+            if self._should_remove_checkpoint(trainer, name, path):
+                self._remove_checkpoint(trainer, name)
+
+    def _try_to_save(self, trainer: Trainer, path: str) -> str:
+        """Write the file; return what went wrong, on every process, or ""."""
+        error = ""
+        try:
+            self._save_checkpoint(trainer, path)
+            if trainer.is_global_zero and "://" not in path and not Path(path).exists():
+                error = "the disk refused it"  # the pruning callback keeps such an error from ending the fit
+        except OSError as failure:
+            error = str(failure)
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
+        has_failed = trainer.strategy.reduce_boolean_decision(bool(error), all=False)
+        return (error or "another process failed") if has_failed else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, the points of the kept files with it."""
+        return super().state_dict() | {"points": {path: list(point) for path, point in self.points.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state; files in another folder are left alone, as ModelCheckpoint does."""
+        super().load_state_dict(state_dict)
+        if state_dict["dirpath"] == self.dirpath:
+            self.points = {path: Point(*point) for path, point in state_dict["points"].items()}
+
+
+def _front(points: dict[str, Point]) -> set[str]:
+    """Return the paths whose point no other one covers."""
+    return {
+        path
+        for path, point in points.items()
+        if not any(other.covers(point) for name, other in points.items() if name != path)
+    }
+
+
+def pruning_callback_of(trainer: Trainer) -> PruningCallback | None:
+    """Return the Trainer's PruningCallback, given to it or by its module; None: it prunes nothing."""
+    return next((c for c in trainer.callbacks if isinstance(c, PruningCallback)), None)  # type: ignore[attr-defined]
+
+
+def _asked(trainer: Trainer) -> tuple[float, ...]:
+    """Return the sparsity that each recipe was asked for last; () when there is no run."""
+    callback = pruning_callback_of(trainer)
+    run = None if callback is None else callback._run
+    return () if run is None else tuple(pruner.asked for pruner in run.pruners)
+
+
+def _cost(model: nn.Module, against: str) -> float:
+    """Return the number, MACs or bytes of the parameters that are not pruned."""
+    first = masks.first_names(model)
+    live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
+    densities = {name: int(torch.count_nonzero(mask)) / max(mask.numel(), 1) for name, mask in live.items()}
+    return _budget(model, against).remaining(densities)
+
+
+def _budget(model: nn.Module, against: str) -> Budget:
+    if against == "macs":
+        macs = measure_macs(model, example_of(model) or ())
+        return Budget(macs.total, macs.per_weight)
+    first = masks.first_names(model)
+    sizes = {
+        name: float(tensor.numel() * (tensor.element_size() if against == "bytes" else 1))
+        for name, tensor in masks.dense_parameters(model).items()
+        if first[name] == name
+    }
+    return Budget(sum(sizes.values()), sizes)
+
+
+def selection_warnings(trainer: Trainer) -> list[str]:
+    """Say which callbacks of a pruning Trainer would choose or stop at a state from before the target, and what to do.
+
+    Call it when the fit has started and the recipes are bound.
+    """
+    callback = pruning_callback_of(trainer)
+    if callback is None:
+        return []
+    found = []
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(other, ModelCheckpoint) and not isinstance(other, SparsityCheckpoint) and other.monitor:
+            found.append(
+                f"ModelCheckpoint(monitor={other.monitor!r}) keeps the best of the whole run, most likely from before"
+                ' the target sparsity, and ckpt_path="best" would hand that out: write'
+                f" SparsityCheckpoint(monitor={other.monitor!r}, mode={other.mode!r}) instead"
+            )
+        if isinstance(other, EarlyStopping) and (text := _stops_too_early(trainer, callback, other)):
+            found.append(text)
+    return found
+
+
+def _stops_too_early(trainer: Trainer, callback: PruningCallback, stopping: EarlyStopping) -> str:
+    last = None if callback._run is None else callback._run.last_step
+    least = trainer.fit_loop.min_steps or 0
+    if last is None or least > last:
+        return ""
+    return (
+        f"EarlyStopping(monitor={stopping.monitor!r}) may end the fit before step {last}, where the schedule reaches"
+        f" the target sparsity: write Trainer(min_steps=N) with N above {last}, so that the model can recover too"
+    )

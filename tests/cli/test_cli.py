@@ -1,0 +1,240 @@
+"""The commands of the shell, run in this process; what they print and how they fail."""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from support import Net, loader, trainer
+
+from lightning_prune import Channel, OneShot, PruningCallback, Recipe
+from lightning_prune.cli import main
+from lightning_prune.cli.models import example, loaded_model
+from lightning_prune.cli.references import load, made
+from lightning_prune.deploy import Method, export
+
+TESTS = Path(__file__).parents[1]
+MODEL = f"{TESTS / 'support.py'}:Net"
+DATA = """
+import torch
+from torchmetrics.classification import MulticlassAccuracy
+from lightning_prune.deploy import XNNPACK
+
+def calibration():
+    return [(torch.rand(2, 1, 6, 6), torch.arange(2)) for _ in range(3)]
+
+def accuracy():
+    return MulticlassAccuracy(4, average="micro")
+
+def failing():
+    raise KeyError("nothing")
+
+batches, number, own = calibration(), 3, XNNPACK()
+"""
+
+
+TAGGER = """
+import torch
+from torch import nn
+
+class Tagger(nn.Module):
+    example_input_array = torch.zeros(1, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+tagger = Tagger().eval()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "data.py").write_text(DATA)
+    (folder / "broken.py").write_text("x = 1\ny = nothing\n")
+    recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5, begin_step=2))
+    fit = trainer(folder, PruningCallback(recipe), max_epochs=1)
+    torch.manual_seed(0)
+    fit.fit(Net(), loader())
+    fit.save_checkpoint(folder / "last.ckpt")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+class TestReferences:
+    def test_of_files_and_modules(self, folder: Path):
+        assert load(f"{folder / 'data.py'}:number") == 3
+        assert load("lightning_prune.schedules:OneShot") is OneShot
+        assert load("lightning_prune:OneShot.__name__") == "OneShot"
+        assert load(f"{folder / 'data.py'}:batches") is load(f"{folder / 'data.py'}:batches")
+
+    def test_made(self, folder: Path):
+        assert len(made(f"{folder / 'data.py'}:calibration", list)) == len(made(f"{folder / 'data.py'}:batches", list))
+        with pytest.raises(ValueError, match=r"number gives 3 \(int\): a list is needed"):
+            made(f"{folder / 'data.py'}:number", list)
+        with pytest.raises(ValueError, match=r"failing\(\) fails: KeyError: 'nothing'"):
+            made(f"{folder / 'data.py'}:failing", list)
+        with pytest.raises(ValueError, match=r"gives 3 \(int\): a loader or another iterable of batches is needed"):
+            made(f"{folder / 'data.py'}:number", Iterable)
+
+    @pytest.mark.parametrize(
+        ("reference", "text"),
+        [
+            ("Digits", "must be module:attribute or file.py:attribute"),
+            (":x", "must be module:attribute"),
+            ("nowhere.at_all:x", "nowhere.at_all cannot be imported: No module named 'nowhere'"),
+            ("none.py:x", "there is no file none.py"),
+            ("broken.py:x", r"broken.py cannot be imported: NameError: .*broken.py, line 2"),
+            ("data.py:other", "data.py has no 'other'; it has: .*calibration"),
+        ],
+    )
+    def test_bad_ones(self, folder: Path, monkeypatch: pytest.MonkeyPatch, reference: str, text: str):
+        monkeypatch.chdir(folder)
+        with pytest.raises(ValueError, match=text):
+            load(reference)
+
+
+class TestModels:
+    def test_a_compact_checkpoint_of_a_class_without_the_mixin(self, folder: Path):
+        model = loaded_model(MODEL, folder / "last.ckpt")
+        assert type(model).__name__ == "Net"
+        assert not model.training
+        assert model.get_parameter("conv1.weight").shape[0] < 8
+
+    def test_a_function_that_gives_a_plain_module(self, tmp_path: Path):
+        (tmp_path / "plain.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(3, 2)\n")
+        weights = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+        torch.save(weights, tmp_path / "a.pt")
+        model = loaded_model(f"{tmp_path / 'plain.py'}:net", tmp_path / "a.pt")
+        assert torch.equal(model.get_parameter("weight"), weights["weight"])
+
+    def test_example(self, folder: Path):
+        shaped = example("2,1,6,6")
+        assert isinstance(shaped, torch.Tensor)
+        assert shaped.shape == (2, 1, 6, 6)
+        assert example(None) is None
+        with pytest.raises(ValueError, match="--example: got '2,x', must be a shape such as"):
+            example("2,x")
+
+
+class TestErrors:
+    def fails(self, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert "Traceback" not in err
+        assert len(err.splitlines()) <= 8
+        return err
+
+    def test_of_files(self, capsys: pytest.CaptureFixture[str], folder: Path):
+        assert "inspect: error: no .pte file at" in self.fails(capsys, "inspect", folder / "none.pte")
+        assert "summarize: error: no checkpoint at" in self.fails(capsys, "summarize", folder / "none.ckpt")
+        text = self.fails(capsys, "verify", folder / "none.pte", "--model", MODEL)
+        assert "no .pte file at" in text
+
+    def test_of_options(self, capsys: pytest.CaptureFixture[str], folder: Path):
+        export = ("export", "--model", MODEL, "-o", folder / "a.pte")
+        assert "got 'tpu', must be xnnpack" in self.fails(capsys, *export, "--backend", "tpu")
+        assert "--half is an option of vulkan, not of xnnpack" in self.fails(capsys, *export, "--half")
+        assert "there is no file none.py" in self.fails(capsys, *export, "--int8", "none.py:x")
+        assert "is no checkpoint, or it is damaged" in self.fails(capsys, *export, "--checkpoint", TESTS / "support.py")
+
+    def test_usage(self, capsys: pytest.CaptureFixture[str]):
+        for arguments in ([], ["nothing"], ["export"], ["inspect"]):
+            with pytest.raises(SystemExit) as caught:
+                main(arguments)
+            assert caught.value.code == 2
+        assert "usage: lightning-prune" in capsys.readouterr().err
+
+    def test_traceback_on_request(self, folder: Path):
+        with pytest.raises(FileNotFoundError):
+            main(["--traceback", "inspect", str(folder / "none.pte")])
+
+
+@pytest.mark.parametrize("command", ["export", "inspect", "benchmark", "verify", "summarize"])
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  lightning-prune {command}" in capsys.readouterr().out
+
+
+def test_summarize(capsys: pytest.CaptureFixture[str], folder: Path):
+    code, out, _ = run(capsys, "summarize", folder / "last.ckpt")
+    assert code == 0
+    assert "pruning       finished" in out
+    assert "conv2.weight" in out
+
+
+def test_from_a_shell_without_the_models_code(folder: Path):
+    command = [sys.executable, "-m", "lightning_prune.cli", "summarize", "last.ckpt"]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("last.ckpt\n")
+
+
+def test_trusted_objects_of_the_working_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "own_net.py").write_text("class Settings:\n    pass\n")
+    save = "import torch, own_net; torch.save({'a': torch.ones(2), 'own': own_net.Settings()}, 'm.pt')"
+    subprocess.run([sys.executable, "-c", save], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as the console script has it
+    code, _, err = run(capsys, "summarize", "m.pt", "--trust")
+    assert (code, err) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    common = ["export", "--checkpoint", str(folder / "last.ckpt"), "--model", MODEL]
+    data = str(folder / "data.py")
+    compared = ["--verify-on", f"{data}:batches", "--metric", f"{data}:accuracy", "--labels", "a,b,c,d"]
+    assert main([*common, *compared, "-o", str(folder / "model.pte")]) == 0
+    assert main([*common, "--int8", f"{data}:calibration", "-o", str(folder / "int8.pte")]) == 0
+    return folder / "model.pte"
+
+
+@pytest.mark.slow
+class TestFiles:
+    def test_inspect(self, capsys: pytest.CaptureFixture[str], exported: Path):
+        code, out, _ = run(capsys, "inspect", exported, exported.with_name("int8.pte"))
+        assert code == 0
+        assert out.count("verified (") == 2
+
+    def test_benchmark(self, capsys: pytest.CaptureFixture[str], exported: Path):
+        code, out, _ = run(capsys, "benchmark", exported, exported.with_name("int8.pte"), "--rounds", 3, "--profile")
+        assert code == 0
+        assert "1.00×" in out
+        assert "XnnpackBackend" in out
+
+    def test_verify(self, capsys: pytest.CaptureFixture[str], exported: Path, folder: Path):
+        data = folder / "data.py"
+        model = ("--checkpoint", folder / "last.ckpt", "--model", MODEL)
+        code, out, _ = run(
+            capsys, "verify", exported, *model, "--verify-on", f"{data}:batches", "--metric", f"{data}:accuracy"
+        )
+        assert code == 0
+        assert "6 samples, 0 changed predictions" in out
+        code, _, err = run(capsys, "verify", exported, "--model", MODEL)
+        assert code == 2
+        assert "largest absolute difference from the eager model is" in err
+        assert "written" not in err
+
+    def test_verify_tells_every_method(self, capsys: pytest.CaptureFixture[str], folder: Path):
+        (folder / "tagger.py").write_text(TAGGER)
+        export(load(f"{folder / 'tagger.py'}:tagger"), folder / "t.pte", methods={"embed": Method("body")})
+        code, out, _ = run(capsys, "verify", folder / "t.pte", "--model", f"{folder / 'tagger.py'}:tagger")
+        assert code == 0
+        assert [line.split("  ")[1] for line in out.splitlines()[1:]] == ["output output", "output output of embed"]

@@ -1,0 +1,93 @@
+"""One constant in several parts of a program: each backend takes it, and the file computes what the model computes."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from lightning_prune.deploy import Int8, Int8Dynamic, RuntimeModel, export
+from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
+from lightning_prune.deploy.lowering import lower
+from lightning_prune.deploy.program.methods import Method
+
+needs_executorch = pytest.mark.skipif(
+    importlib.util.find_spec("executorch") is None, reason="needs the extra 'mobile' (executorch)"
+)
+
+
+class Shared(nn.Module):
+    """A constant of the model's own that several delegates, and an operator between them, use more than once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.weights = torch.arange(1.0, 9.0) / 8
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cumsum(self.first(x) * self.weights, 1)  # no backend has a cumulative sum
+
+    def forward(self, x: Tensor) -> Tensor:
+        between = self.middle(x) + torch.cumsum(self.weights, 0)
+        return self.second(between * self.weights) * self.weights + self.weights
+
+
+class Normed(nn.Module):
+    """Layer norms of one width on both sides of what stays outside: the rewrites use one constant in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cumsum(self.norms[1](self.norms[0](x)), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[2](self.middle(x))
+
+
+BATCHES = [torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(3))]
+PLACES = [
+    pytest.param(XNNPACK(), id="xnnpack"),
+    pytest.param(XNNPACK(quantization=Int8(BATCHES)), id="int8"),
+    pytest.param(XNNPACK(quantization=Int8Dynamic()), id="int8 dynamic"),
+    pytest.param(Vulkan(), id="vulkan", marks=pytest.mark.slow),
+    pytest.param(CoreML(), id="coreml", marks=pytest.mark.slow),
+]
+
+
+@needs_executorch
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # coremltools leaves its folders
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestLoweredConstants:
+    @pytest.mark.parametrize("model", [Shared(), Normed()], ids=["the model's", "ours"])
+    @pytest.mark.parametrize("backend", PLACES)
+    def test_a_constant_may_be_used_in_several_parts(self, backend: Backend, model: nn.Module, tmp_path: Path):
+        if isinstance(backend, CoreML):
+            pytest.importorskip("coremltools")
+        if isinstance(model, Normed) and backend.quantization is not None:
+            pytest.skip("nothing in it becomes an integer")
+        artifact = export(model, tmp_path / "m.pte", example_inputs=BATCHES[0][:2], backend=backend)
+        if backend.runs_here and backend.quantization is None:
+            with torch.no_grad():
+                torch.testing.assert_close(RuntimeModel(artifact.path)(BATCHES[0][:2])[0], model(BATCHES[0][:2]))
+
+    @pytest.mark.parametrize("model", [Shared(), Normed()], ids=["the model's", "ours"])
+    def test_in_several_methods_of_any_length(self, model: Shared | Normed, tmp_path: Path):
+        sizes = {"x": {1: Dim("length", min=2, max=9)}}
+        methods = {"middle": Method(model.middle, torch.zeros(2, 4, 8), dynamic_shapes=sizes)}
+        example = torch.zeros(2, 4, 8)
+        path = export(model, tmp_path / "m.pte", example_inputs=example, dynamic_shapes=sizes, methods=methods).path
+        x = torch.randn(2, 7, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(RuntimeModel(path)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(RuntimeModel(path, "middle")(x)[0], model.middle(x), rtol=1e-4, atol=1e-5)
+
+    def test_lowering_leaves_the_program_as_it_is(self):
+        program = torch.export.export(Shared().eval(), (BATCHES[0][:2],))
+        tables = dict(program.state_dict), dict(program.constants), str(program.graph_signature)
+        for backend in (Vulkan(), XNNPACK()):
+            lower({"forward": program}, backend)
+            assert (program.state_dict, program.constants, str(program.graph_signature)) == tables

@@ -1,0 +1,190 @@
+"""The sample code of the bundles and the apps: vectors, Kotlin and, where there is a compiler, Swift."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "lightning_prune" / "deploy" / "sample"
+LOGIC = SAMPLE / "kotlin" / "logic"
+VECTORS = ROOT / "examples" / "shared" / "vectors.json"
+STAND_INS = ROOT / "tests" / "stand_ins" / "kotlin"
+NO_FILE_FITS = ("size is negative", "sha256 is no hash", "shape too large")
+"""Manifests that are whole by themselves, and describe no file that there could be."""
+MAKER: Mapping[str, Any] = runpy.run_path(str(ROOT / "scripts" / "make_vectors.py"))
+
+needs_kotlin = pytest.mark.skipif(
+    not (shutil.which("kotlinc") and shutil.which("java")),
+    reason="needs a Kotlin compiler and Java: apt install kotlin",
+)
+needs_swift = pytest.mark.skipif(not shutil.which("swift"), reason="needs Swift: Debian 13's swiftlang, or Xcode")
+
+
+def test_the_vectors_are_what_the_script_makes() -> None:
+    assert VECTORS.read_text(encoding="utf-8") == MAKER["to_json"](), "run python scripts/make_vectors.py"
+
+
+def test_python_refuses_what_the_phones_refuse(tmp_path: Path) -> None:
+    from lightning_prune.deploy.artifact.manifest import load_manifest
+    from lightning_prune.errors import ExportError
+
+    for case in json.loads(VECTORS.read_text(encoding="utf-8"))["manifests"]:
+        path = tmp_path / "model.json"
+        path.write_bytes(case["text"].encode())
+        if "holds" in case:
+            assert load_manifest(path)["program"] == "model.pte"
+        elif case["name"] not in NO_FILE_FITS:
+            with pytest.raises(ExportError):
+                load_manifest(path)
+
+
+@pytest.mark.parametrize(("folder", "allowed"), [
+    (LOGIC, ("java.",)),
+    (SAMPLE / "swift" / "Sources" / "LightningPruneLogic", ("Foundation", "Dispatch", "CryptoKit")),
+])  # fmt: skip
+def test_the_logic_knows_nothing_of_a_phone(folder: Path, allowed: tuple[str, ...]) -> None:
+    sources = [path for path in folder.iterdir() if path.suffix in (".kt", ".swift")]
+    assert len(sources) >= 6
+    for path in sources:
+        for name in re.findall(r"^import (\S+)", path.read_text(), re.MULTILINE):
+            assert name.startswith(allowed), f"{path.name} imports {name}"
+
+
+def test_the_runtimes_are_the_exporters_version() -> None:
+    oldest = re.findall(r'^mobile = \["executorch>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    gradle = re.findall(r"executorch-android:([\d.]+)", (SAMPLE / "kotlin" / "build.gradle.kts").read_text())
+    swift = re.findall(r"swiftpm-([\d.]+)", (SAMPLE / "swift" / "Package.swift").read_text())
+    assert oldest == gradle == swift
+
+
+def kotlin(target: Path, *sources: Path) -> Path:
+    files = [str(file) for source in sources for file in ([source] if source.is_file() else source.rglob("*"))
+             if file.suffix in (".kt", ".java")]  # fmt: skip
+    command = ["kotlinc", "-nowarn", *files, "-include-runtime", "-d", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+def java(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["java", *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def checks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = ROOT / "examples" / "android" / "logic" / "src" / "test" / "kotlin" / "VectorChecks.kt"
+    return kotlin(tmp_path_factory.mktemp("kotlin") / "checks.jar", LOGIC, source)
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The runner and the app, compiled with stand-ins for Android and ExecuTorch."""
+    if not shutil.which("javac"):
+        pytest.skip("needs a Java compiler: apt install default-jdk-headless")
+    classes = tmp_path_factory.mktemp("java")
+    files = [str(path) for path in STAND_INS.rglob("*.java")]
+    subprocess.run(["javac", "-d", str(classes), *files], check=True, timeout=120)
+    sources = (SAMPLE / "kotlin", STAND_INS, ROOT / "examples" / "android" / "app" / "src")
+    return classes, kotlin(tmp_path_factory.mktemp("kotlin") / "app.jar", *sources)
+
+
+@needs_kotlin
+@pytest.mark.slow
+class TestKotlin:
+    def test_the_logic_agrees_with_the_vectors(self, checks: Path) -> None:
+        result = java("-cp", str(checks), "VectorChecksKt", str(VECTORS))
+        assert result.returncode == 0, result.stderr
+        assert int(result.stdout.split()[-3]) > 150
+
+    @pytest.mark.parametrize(
+        "section", ["manifests", "files", "json", "images", "unfit_inputs", "drawings", "scores", "answers", "timings"]
+    )
+    def test_another_expectation_fails(self, checks: Path, tmp_path: Path, section: str) -> None:
+        vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
+        case = vectors[section][0]
+        changes: dict[str, Any] = {
+            "manifests": lambda: case["holds"].update(size_bytes=1), "files": lambda: case.update(same=False),
+            "json": lambda: case.update(value=1), "images": lambda: case["values"].__setitem__(3, 2.0),
+            "unfit_inputs": lambda: case.update(shape=[1, 1, 8, 8]), "drawings": lambda: case["pixels"].append(0.0),
+            "scores": lambda: case.update({"class": 1}), "answers": lambda: case.update(label="c"),
+            "timings": lambda: case.update(spread=0.1),
+        }  # fmt: skip
+        changes[section]()
+        (tmp_path / "vectors.json").write_text(json.dumps(vectors))
+        result = java("-cp", str(checks), "VectorChecksKt", str(tmp_path / "vectors.json"))
+        assert result.returncode != 0
+        assert section not in result.stdout.split()
+
+    def shown(self, app: tuple[Path, Path], folder: Path) -> list[str]:
+        (folder / "files").mkdir(exist_ok=True)
+        path = f"{app[0]}:{app[1]}"
+        result = java("-cp", path, f"-Dassets={folder}", f"-Dfiles={folder / 'files'}", "RunnerCheckKt")
+        assert result.returncode == 0, result.stderr
+        assert not [p for p in (folder / "files").iterdir() if p.suffix == ".part"]
+        return result.stdout.splitlines()
+
+    def assets(self, folder: Path, program: bytes, **changes: object) -> None:
+        from lightning_prune.deploy.artifact.manifest import to_text
+
+        (folder / "model.pte").write_bytes(program)
+        (folder / "model.json").write_text(to_text(MAKER["manifest"](**changes)), encoding="utf-8")
+
+    def test_the_runner_runs_what_matches_its_manifest(self, app: tuple[Path, Path], tmp_path: Path) -> None:
+        self.assets(tmp_path, MAKER["PROGRAM"])
+        for _ in range(2):  # the second time the program is there already
+            answer, runs, message = self.shown(app, tmp_path)
+            assert answer.startswith("Answer(index=1, label=eins – ένα, confidence=0.9")
+            assert runs == "3 runs"
+            assert "shape [2, 1, 8, 8]" in message  # the last run asks for a batch that is not taken
+        (installed,) = (tmp_path / "files").iterdir()
+        installed.write_bytes(b"damaged")
+        assert self.shown(app, tmp_path)[1] == "3 runs"
+        assert installed.read_bytes() == MAKER["PROGRAM"]
+
+    def test_the_runner_shows_a_message_instead(self, app: tuple[Path, Path], tmp_path: Path) -> None:
+        (message,) = self.shown(app, tmp_path)
+        assert "model.json is not among the app's assets" in message
+        self.assets(tmp_path, MAKER["PROGRAM"][:-1])
+        assert "is not the file" in self.shown(app, tmp_path)[0]
+        self.assets(tmp_path, b"", data=[{"file": "m.ptd", "sha256": "0" * 64, "size_bytes": 1}])
+        assert "external weights" in self.shown(app, tmp_path)[0]
+        (tmp_path / "model.pte").unlink()
+        self.assets(tmp_path, MAKER["PROGRAM"], methods={"embed": {"inputs": [], "outputs": []}})
+        assert "no method forward" in self.shown(app, tmp_path)[0]
+        assert not self.shown(app, tmp_path)[1:]
+
+
+@needs_swift
+@pytest.mark.slow
+def test_the_swift_logic_agrees_with_the_vectors(tmp_path: Path) -> None:
+    for part in ("lightning_prune/deploy/sample/swift", "examples/ios", "examples/shared"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns(".build", "model"))
+    package = tmp_path / "examples" / "ios"
+    result = subprocess.run(["swift", "test"], cwd=package, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "with 0 failures" in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_the_example_writes_what_the_apps_include(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    pytest.importorskip("sklearn")
+    from lightning_prune.deploy import XNNPACK, load_manifest
+
+    for phone in ("android", "ios"):
+        (tmp_path / phone).mkdir()
+    runpy.run_path(str(ROOT / "examples" / "phones.py"))["main"](1, 8, tmp_path, XNNPACK())
+    assert 'include(":model")' in (ROOT / "examples" / "android" / "settings.gradle.kts").read_text()
+    assert (tmp_path / "android" / "model" / "build.gradle.kts").is_file()
+    assert (tmp_path / "ios" / "model" / "Package.swift").is_file()
+    manifest = load_manifest(tmp_path / "android" / "model" / "assets" / "model.pte")
+    assert manifest["labels"] == [str(digit) for digit in range(10)]
+    (image,) = manifest["methods"]["forward"]["inputs"]
+    assert image["shape"] == [1, 1, 8, 8]

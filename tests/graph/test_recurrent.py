@@ -1,0 +1,85 @@
+"""Hidden units of recurrent layers."""
+
+import copy
+
+import pytest
+import torch
+from compaction_cases import half_of, trained
+from graph_oracle import check_exact, sizes
+from torch import Tensor, nn
+
+from lightning_prune.compaction import Compaction, compact
+from lightning_prune.graph import channel_groups
+from lightning_prune.model import masks
+
+
+class Reader(nn.Module):
+    """A layer, a recurrent layer, and a layer that reads its outputs and its last states."""
+
+    def __init__(self, rnn: nn.RNNBase, with_states: bool = True) -> None:
+        super().__init__()
+        width = 12 * (2 if rnn.bidirectional else 1)
+        self.a, self.rnn, self.with_states = nn.Linear(4, 8), rnn, with_states
+        self.b, self.c = nn.Linear(width, 3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, states = self.rnn(torch.relu(self.a(x)))
+        last = states[0] if isinstance(states, tuple) else states
+        return self.b(outputs).mean() + self.c(last[-1]) if self.with_states else self.b(outputs)
+
+
+@pytest.mark.parametrize(
+    "rnn",
+    [
+        nn.LSTM(8, 12, batch_first=True),
+        nn.LSTM(8, 12, num_layers=2, bidirectional=True, bias=False),
+        nn.GRU(8, 12),
+        nn.GRU(8, 12, num_layers=3, batch_first=True, dropout=0.5),
+        nn.RNN(8, 12, num_layers=2),
+        nn.RNN(8, 12, nonlinearity="relu", bidirectional=True),
+    ],
+)
+def test_hidden_units_go_from_all_layers_directions_and_gates(rnn: nn.RNNBase) -> None:
+    groups = check_exact(Reader(rnn), torch.randn(2, 3, 4))
+    assert sizes(groups) == {"a": 8, "rnn": 12}
+    assert groups.unknown == ()
+
+
+def test_a_state_that_is_given_has_the_hidden_units_too() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start, self.rnn, self.b = nn.Linear(4, 12), nn.GRU(4, 12, batch_first=True), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.rnn(x, torch.tanh(self.start(x.mean(1)))[None])[0])
+
+    assert sizes(check_exact(Given(), torch.randn(2, 3, 4))) == {"start": 12}
+
+
+def test_a_projected_lstm_keeps_its_sizes() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.LSTM(8, 12, proj_size=5))
+    groups = channel_groups(model, torch.randn(2, 3, 4))
+    assert sizes(groups) == {"0": 6}
+    assert "keeps its sizes" in groups["1"].reason
+
+
+def test_compaction_sets_the_sizes_and_training_goes_on() -> None:
+    model, x = trained(Reader(nn.LSTM(8, 12, num_layers=2), with_states=False)), torch.randn(5, 2, 4)
+    groups = channel_groups(model, x)
+    names = [name for name in masks.dense_parameters(model) if "weight" in name]
+    masks.attach(model, names, is_structured=True)
+    plan = Compaction.from_keep(groups, half_of(groups))
+    plan.mask(model)
+    masked = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters())
+    report = compact(model, plan, x, optimizer)
+    assert (model.rnn.input_size, model.rnn.hidden_size, report.put_back) == (4, 6, {})
+    torch.testing.assert_close(model(x), masked(x))
+    masks.fold(model)
+    torch.testing.assert_close(model(x), masked(x))
+    model(x).sum().backward()
+    optimizer.step()
+    fresh = plan.rebuild(Reader(nn.LSTM(8, 12, num_layers=2), with_states=False))
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fresh(x), model(x))

@@ -1,0 +1,241 @@
+"""Weights that load: into which shape and masks, in the middle of a fit too; files that are damaged or not there."""
+
+import resource
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from processes import alone
+from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer, zeros
+from torch.utils.data import DataLoader
+
+from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Taylor
+from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.errors import CheckpointError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # a Trainer without a ModelCheckpoint
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata 0.11 calls it
+]
+HALF = Recipe(schedule=OneShot(0.5, 5))
+RISE = Linear(final_sparsity=0.5, begin_step=2, end_step=8, frequency=2)
+ALL = 256
+"""The weights of LinearNet that can be pruned."""
+
+
+def fit(folder: Path, model: Any, recipe: Recipe, look: Callable[[Any, Any], object], **options: Any) -> Any:
+    callback = PruningCallback(recipe, **options)
+    trainer(folder, callback, AfterStep(look)).fit(model, loader())
+    return callback
+
+
+@pytest.mark.parametrize("criterion", [None, Taylor()])
+@pytest.mark.parametrize("step", [3, 5, 6, 9])
+def test_a_dense_state_loaded_by_hand_is_pruned_again(criterion: Any, step: int, tmp_path: Path) -> None:
+    dense = {name: value.clone() for name, value in LinearNet().state_dict().items()}
+    recipe = (
+        Recipe(schedule=OneShot(0.5, 5)) if criterion is None else Recipe(schedule=HALF.schedule, criterion=criterion)
+    )
+    seen = []
+
+    def look(run: Any, model: Any) -> None:
+        seen.append(zeros(model))
+        if run.global_step == step:
+            model.load_state_dict(dense)
+
+    callback = fit(tmp_path, LinearNet(), recipe, look, finalize=False)
+    assert [event.step for event in callback.events] == {3: [5], 5: [5, 6], 6: [5, 7], 9: [5, 10]}[step]
+    assert seen[step - 1] == (0 if step < 5 else ALL // 2)
+    assert seen[-1] == ALL // 2
+    assert callback.sparsity == 0.5
+
+
+def test_the_next_event_of_a_rising_schedule_takes_its_value_of_that_moment(tmp_path: Path) -> None:
+    states, seen = {}, {}
+
+    def look(run: Any, model: Any) -> None:
+        seen[run.global_step] = zeros(model) / ALL
+        states[run.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+        if run.global_step == 7:
+            model.load_state_dict(states[5])  # masks of an earlier event
+
+    fit(tmp_path, LinearNet(), Recipe(schedule=RISE), look)
+    assert seen[5] < seen[7] < seen[8] == seen[10] == 0.5
+
+
+def test_the_same_masks_or_a_part_of_the_state_change_nothing(tmp_path: Path) -> None:
+    seen = []
+
+    def look(run: Any, model: Any) -> None:
+        state = model.state_dict()
+        model.load_state_dict(dict(state))
+        model.load_state_dict({"second.bias": state["second.bias"]}, strict=False)
+        seen.append(zeros(model))
+
+    callback = fit(tmp_path, LinearNet(), HALF, look)
+    assert [event.step for event in callback.events] == [5]
+    assert seen == [0] * 4 + [ALL // 2] * 6
+
+
+def test_another_shape_in_the_middle_of_a_fit_is_refused(tmp_path: Path) -> None:
+    dense, told = Net().state_dict(), []
+
+    def look(run: Any, model: Any) -> None:
+        if run.global_step == 7:
+            before = outputs(model)
+            with pytest.raises(CheckpointError, match=r"conv1.weight_orig has shape \(8, 1, 3, 3\) .* before the fit"):
+                model.load_state_dict(dense)
+            model.load_state_dict(model.state_dict())
+            told.append(torch.equal(outputs(model), before))
+
+    recipe = Recipe(schedule=RISE, granularity=Channel())
+    callback = fit(tmp_path, Net(), recipe, look, compact_every_event=True)
+    assert told == [True]
+    assert [event.step for event in callback.events] == [4, 6, 8]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of a masked model, good.ckpt, and damaged ones."""
+    folder = tmp_path_factory.mktemp("written")
+    saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=7)
+    trainer(folder, PruningCallback(HALF), saving).fit(Net(), Resumable())
+    path = (folder / "step=7.ckpt").rename(folder / "good.ckpt")
+    good = bytearray(path.read_bytes())
+    (folder / "cut.ckpt").write_bytes(good[: len(good) // 2])
+    (folder / "end.ckpt").write_bytes(good[:-1])
+    (folder / "empty.ckpt").write_bytes(b"")
+    (folder / "garbage.ckpt").write_bytes(bytes(range(256)) * 9)
+    record = max(zipfile.ZipFile(path).infolist(), key=lambda record: record.file_size)
+    place = good.index(zipfile.ZipFile(path).read(record)) + 10
+    good[place] ^= 255
+    (folder / "flipped.ckpt").write_bytes(good)
+    torch.save(Net().state_dict(), folder / "weights.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("what", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("name", ["cut", "end", "empty", "garbage", "flipped", "weights"])
+def test_an_error_names_the_file_and_nothing_has_changed(written: Path, name: str, what: str, tmp_path: Path) -> None:
+    model = Net()
+    before = outputs(model)
+    run = trainer(tmp_path, PruningCallback(HALF))
+    with pytest.raises(CheckpointError, match=rf"{name}\.ckpt (cannot be read|holds no state_dict)"):
+        getattr(run, what)(model, loader(), ckpt_path=written / f"{name}.ckpt")
+    assert torch.equal(outputs(model), before)
+    assert type(run.strategy.checkpoint_io) is TorchCheckpointIO
+    run.fit(model, Resumable(), ckpt_path=written / "good.ckpt")
+    assert int((model.conv2.weight == 0).sum()) > 0
+
+
+def test_a_missing_file_is_told_by_lightning(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        trainer(tmp_path, PruningCallback(HALF)).fit(Net(), loader(), ckpt_path=tmp_path / "nowhere.ckpt")
+
+
+def changed(path: Path, change: Any) -> Path:
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    other = path.with_name(f"{change.__name__}.ckpt")
+    torch.save(checkpoint, other)
+    return other
+
+
+@pytest.mark.parametrize("what", ["fit", "test"])
+@pytest.mark.parametrize("net", [Net, MixedNet])
+def test_checkpoints_that_do_not_fit_are_refused_before_anything_changes(net: Any, what: str, written: Path) -> None:
+    def cut(checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"]["conv2.weight_mask"] = checkpoint["state_dict"]["conv2.weight_mask"][1:]
+
+    def age(checkpoint: dict[str, Any]) -> None:
+        checkpoint[checkpoints.KEY]["version"] = 99
+
+    path = written / "good.ckpt"
+    for width, file, text in (
+        (
+            6,
+            path,
+            r"conv1.weight was built with shape \(8, 1, 3, 3\) in the checkpoint's model and with \(6, 1, 3, 3\)",
+        ),
+        (8, changed(path, cut), r"mask of conv2.weight has shape \(7, 8, 3, 3\) and its weight \(8, 8, 3, 3\)"),
+        (8, changed(path, age), "lightning_prune version 99, this package reads up to 1"),
+    ):
+        model = net(width=width)
+        before = outputs(model)
+        with pytest.raises(CheckpointError, match=text):
+            getattr(trainer(written, PruningCallback(HALF)), what)(model, loader(), ckpt_path=file)
+        assert torch.equal(outputs(model), before)
+        assert model.conv1.out_channels == width
+        assert zeros(model) == 0
+
+
+class Full(Callback):
+    """From one step on this process cannot write files of more than a kilobyte, as on a full disk."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: object, batch_idx: int) -> None:
+        if trainer.global_step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+def run_out_of_disk(folder: str) -> None:
+    torch.manual_seed(0)
+    saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=1)
+    callback = PruningCallback(HALF)
+    run = trainer(Path(folder), Full(), callback, saving)
+    with pytest.warns(UserWarning, match=r"step=7\.ckpt could not be written: .*File too large.* Training goes on"):
+        run.fit(LinearNet(), Resumable())
+    assert run.global_step == 10
+    assert callback.is_done
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path: Path) -> None:
+    assert alone(run_out_of_disk, str(tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["step=6.ckpt"]
+    assert torch.load(tmp_path / "step=6.ckpt", weights_only=True)["global_step"] == 6
+    torch.manual_seed(0)
+    whole, again = LinearNet(), LinearNet()
+    trainer(tmp_path, PruningCallback(HALF)).fit(whole, Resumable())
+    trainer(tmp_path, PruningCallback(HALF)).fit(again, Resumable(), ckpt_path=tmp_path / "step=6.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def stateful(**options: Any) -> Any:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    given = loader()
+    assert isinstance(given, DataLoader)
+    return StatefulDataLoader(given.dataset, 4, **options)
+
+
+@pytest.mark.parametrize("step", [4, 5, 10])
+def test_a_stateful_loader_resumes_at_the_end_of_an_epoch_too(step: int, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, seen = LinearNet(), []
+    trainer(tmp_path, PruningCallback(HALF), saving, max_epochs=3).fit(whole, stateful())
+    again = LinearNet()
+    look = AfterStep(lambda run, _: seen.append(run.global_step))
+    run = trainer(tmp_path, PruningCallback(HALF), look, max_epochs=3)
+    run.fit(again, stateful(), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert seen == list(range(step + 1, 16))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("step", [6, 7, 9, 10])
+def test_a_run_resumed_at_the_end_of_an_epoch_can_be_resumed_again(step: int, tmp_path: Path) -> None:
+    def run(model: LinearNet, folder: str, ckpt_path: Path | None = None) -> int:
+        saving = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        fit = trainer(tmp_path, PruningCallback(HALF), saving, max_epochs=3)
+        fit.fit(model, Resumable(), ckpt_path=ckpt_path)
+        return fit.global_step
+
+    whole, once, twice = LinearNet(), LinearNet(), LinearNet()
+    run(whole, "first")
+    run(once, "second", tmp_path / "first" / "step=5.ckpt")
+    assert run(twice, "third", tmp_path / "second" / f"step={step}.ckpt") == 15
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), twice.parameters(), strict=True))
