@@ -8,7 +8,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lightning_prune"
 ORDER = (
-    *("_version", "errors", "values", "distributed", "model", "schedules", "criteria", "graph", "selection"),
+    *(
+        "_version",
+        "errors",
+        "values",
+        "documents",
+        "tables",
+        "distributed",
+        "model",
+        "schedules",
+        "criteria",
+        "graph",
+        "selection",
+    ),
     *("optimizer", "compaction", "guard", "recipe", "run", "checkpoints", "distillation", "classes"),
     *("deploy", "trainer", "study", "cli", "__init__"),
 )

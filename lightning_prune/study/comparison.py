@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, overload
 
-from lightning_prune.study.tables import aligned
 from lightning_prune.study.trials import Outcome
+from lightning_prune.tables import aligned
 
 Cost = Literal["macs", "effective_macs", "bytes"]
 

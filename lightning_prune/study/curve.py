@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_prune.study.tables import aligned
+from lightning_prune.tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,7 +32,7 @@ from lightning_prune.study.deletion import Deletion, drawn, measure
 from lightning_prune.study.losses import Loss, check_loss, loss_of, trainless_copy
 from lightning_prune.study.passes import Passes, own_random_state
 from lightning_prune.study.removal import live_masks
-from lightning_prune.study.tables import aligned
+from lightning_prune.tables import aligned
 
 AnyCriterion = Callable[[str, Tensor], Tensor] | ObservingCriterion
 
