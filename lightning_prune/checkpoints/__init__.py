@@ -1,0 +1,1 @@
+"""What a checkpoint says about pruning, and a model that takes the shape it has."""
