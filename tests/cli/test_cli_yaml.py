@@ -220,7 +220,7 @@ def test_recipe_without_a_class_path(tmp_path: Path) -> None:
 
 
 def test_function_of_the_users_own(tmp_path: Path) -> None:
-    text = recipe_yaml(schedule=ONE_SHOT, criterion="test_cli_yaml.weight_itself")
+    text = recipe_yaml(schedule=ONE_SHOT, criterion=f"{__name__}.weight_itself")
     criterion: Callable[..., Any] = callback_of(cli(tmp_path, Plain, text)).recipes[0].criterion  # type: ignore[assignment]
     assert criterion is weight_itself
 

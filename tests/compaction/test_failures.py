@@ -61,7 +61,7 @@ def interrupt_at(line: int) -> Iterator[list[int]]:
 
     def trace(frame: types.FrameType, event: str, _: Any) -> Any:
         file = frame.f_code.co_filename
-        mine = file.endswith(("resize.py", "optimizer_surgery.py", "masks.py", "plan.py", "apply.py"))
+        mine = file.endswith(("resize.py", "surgery.py", "masks.py", "plan.py", "apply.py"))
         return local if mine and frame.f_code.co_name not in ("all_or_nothing", "put_back") else None
 
     before = sys.gettrace()

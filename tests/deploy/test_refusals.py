@@ -45,9 +45,9 @@ class TestOperatorThatCannotBeExported:
     @pytest.mark.parametrize(
         ("inner", "text"),
         [
-            (Sorted(), r"no kernel .* in module '1', at test_deploy_refusals.py:\d+: return x\.sort\(1\)\[0\]"),
-            (Inverted(), r"cannot be lowered to XNNPACK.* in module '1', at test_deploy_refusals\.py:\d+: .*inv\(x\)"),
-            (Branching(), r"cannot be traced .* at test_deploy_refusals\.py:\d+: return x if x\.sum\(\) > 0 else -x"),
+            (Sorted(), r"no kernel .* in module '1', at test_refusals.py:\d+: return x\.sort\(1\)\[0\]"),
+            (Inverted(), r"cannot be lowered to XNNPACK.* in module '1', at test_refusals\.py:\d+: .*inv\(x\)"),
+            (Branching(), r"cannot be traced .* at test_refusals\.py:\d+: return x if x\.sum\(\) > 0 else -x"),
         ],
         ids=["kernel", "lowering", "tracing"],
     )
@@ -70,7 +70,7 @@ class TestOperatorOutsideTheBackend:
 
         methods = {"sums": Method("forward", torch.randn(4, 4))}
         artifact = export(Summed(), tmp_path / "m.pte", example_inputs=torch.randn(4, 4), methods=methods)
-        lines = r"aten::cumsum ×2 \(test_deploy_refusals\.py:\d+, test_deploy_refusals\.py:\d+\)"
+        lines = r"aten::cumsum ×2 \(test_refusals\.py:\d+, test_refusals\.py:\d+\)"
         assert re.fullmatch(
             rf"Operator calls that stay outside xnnpack .*, 2 in all: {lines}\. benchmark\(path, profile=True\) .*",
             artifact.notes[0],
