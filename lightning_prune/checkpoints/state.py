@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.selection import allocation, granularity
 from lightning_prune import criteria, schedules
-from lightning_prune.model import masks
-from lightning_prune.optimizer import policies
 from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
 from lightning_prune.errors import CheckpointError
 from lightning_prune.guard import Guard
+from lightning_prune.model import masks
+from lightning_prune.optimizer import policies
 from lightning_prune.recipe import Recipe
+from lightning_prune.selection import allocation, granularity
 from lightning_prune.selection.targets import Targets
 
 KEY = "lightning_prune"

@@ -12,10 +12,24 @@ from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, mome
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import Channel, Linear, LRRewind, NOfM, OneShot, PruningCallback, Recipe, Reset, Rewarm, RewindWeights, Targets, Taylor, finalize
+from lightning_prune import (
+    Channel,
+    Linear,
+    LRRewind,
+    NOfM,
+    OneShot,
+    PruningCallback,
+    Recipe,
+    Reset,
+    Rewarm,
+    RewindWeights,
+    Targets,
+    Taylor,
+    finalize,
+)
 from lightning_prune.checkpoints import state as checkpoints
-from lightning_prune.model import masks
 from lightning_prune.errors import CheckpointError
+from lightning_prune.model import masks
 
 STEPS = Linear(final_sparsity=0.6, begin_step=2, end_step=8, frequency=3)
 THIN = Recipe(schedule=STEPS, granularity=Channel(), criterion=Taylor())
