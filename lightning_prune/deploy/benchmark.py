@@ -9,13 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lightning_prune.deploy.program.arguments import check_bool, check_whole, program_path
+from lightning_prune.deploy.program.arguments import program_path
 from lightning_prune.deploy.program.eager import given_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.child_program import ChildProgram
 from lightning_prune.deploy.runtime.profiling import Profile
 from lightning_prune.deploy.runtime.profiling import profile as profiled
 from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
+from lightning_prune.values import check_bool, check_whole
 
 Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 """A path, several of them, or name -> path."""
@@ -126,7 +127,9 @@ def benchmark(
     """
     paths = _named(programs)
     check_bool("profile", profile)
-    check_whole("rounds", rounds, 3 if profile else 1, ", or a profile cannot say how sure it is" if profile else "")
+    check_whole(
+        "rounds", rounds, 3 if profile else 1, why=": fewer do not say how sure a profile is" if profile else ""
+    )
     if not paths:
         raise ValueError("programs: got none, must be the path of a file, or several of them")
     models = {name: ChildProgram(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.deploy.artifact.artifact import Artifact
-from lightning_prune.deploy.artifact.folders import Replacement, replaced
+from lightning_prune.deploy.artifact.files import Replacement, replaced
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
 from lightning_prune.deploy.backends.coreml import RELEASES
 from lightning_prune.deploy.export import export

@@ -17,7 +17,7 @@ from lightning_prune.deploy.building import Program, bounds_of, built, checked_l
 from lightning_prune.deploy.checking.verification import check_metric
 from lightning_prune.deploy.executorch.installation import require_executorch
 from lightning_prune.deploy.lowering import check_backend, outside_notes, save
-from lightning_prune.deploy.program.arguments import check_bool, check_model, checked_labels, program_path
+from lightning_prune.deploy.program.arguments import check_model, checked_labels, program_path
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated
@@ -28,6 +28,7 @@ from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.errors import VerificationError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Summary, summarize
+from lightning_prune.values import check_bool
 
 _DEFAULT_BACKEND = XNNPACK()
 

@@ -1,6 +1,5 @@
 """Milliseconds per channel group and width in the ExecuTorch runtime: a cost to rank channels by."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,17 +15,18 @@ from lightning_prune.compaction import Compaction, compact, inexact
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.executorch.installation import require_executorch
 from lightning_prune.deploy.lowering import check_backend, graph_of, lower, save
-from lightning_prune.deploy.program.arguments import check_bool, check_model, check_whole
+from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
 from lightning_prune.deploy.program.network_part import part_reading
 from lightning_prune.deploy.runtime.runtime import RuntimeModel, thread_count
 from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error, turn_of
+from lightning_prune.documents import Form
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import dense_names
+from lightning_prune.values import check_bool, check_whole
 
-FORMAT = "lightning_prune.latency_table"
-VERSION = 1
+FORM = Form("lightning_prune.latency_table", 1, "table")
 
 Widths = Callable[[int], Iterable[int]]
 """Number of channels of a group -> widths to measure it at, such as ``Channel(round_to=16).widths``."""
@@ -122,32 +122,27 @@ class LatencyTable(Mapping[str, float]):
 
     def to_json(self) -> str:
         """Return the table as JSON text."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)})
+        return FORM.write(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "LatencyTable":
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: the text is no such JSON, or of a newer version.
+            TypeError: it is no text.
+            ValueError: the text is no such JSON, or of a version that is not read here.
         """
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"the table is no JSON text: {error}; pass what LatencyTable.to_json() returned"
-            ) from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f'the JSON text is no table, "format" is not "{FORMAT}"; pass what to_json() returned')
-        if not isinstance(version := document.get("version"), int) or version > VERSION:
-            raise ValueError(
-                f"the table is of version {version!r}, this package reads up to {VERSION}; upgrade lightning_prune"
-            )
-        try:
-            curves = {name: _curve(**held) for name, held in document["curves"].items()}
+        document = FORM.read(text)
+        with FORM.parsing():
+            curves = {
+                name: WidthCurve(
+                    tuple(map(int, curve["widths"])),
+                    tuple(map(float, curve["milliseconds"])),
+                    float(curve["resolution_ms"]),
+                )
+                for name, curve in document["curves"].items()
+            }
             return cls(curves, int(document["threads"]), str(document["backend"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"the table is malformed: {type(error).__name__}: {error}") from error
 
 
 def half(size: int) -> tuple[int, ...]:
@@ -200,11 +195,11 @@ def latency_table(
     """
     require_executorch()
     check_model(model)
-    check_whole("threads", threads)
+    check_whole("threads", threads, 1)
     check_backend(backend)
     check_bool("allow_inexact", allow_inexact)
     _check_choices(groups, widths)
-    check_whole("rounds", rounds, 3, ", or a table has no spread to tell noise by")
+    check_whole("rounds", rounds, 3, why=": fewer have no spread to tell noise by")
     with isolated(), TemporaryDirectory() as folder, thread_count(threads):
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
@@ -287,7 +282,3 @@ def _curve_of(widths: tuple[int, ...], seconds: list[list[float]]) -> WidthCurve
     errors = [standard_error(one) for one in saved]
     milliseconds = (whole, *(whole - statistics.median(one) for one in saved))
     return WidthCurve(widths, milliseconds, max(*errors, _SMALLEST_SHARE * whole))
-
-
-def _curve(widths: Sequence[int], milliseconds: Sequence[float], resolution_ms: float) -> WidthCurve:
-    return WidthCurve(tuple(map(int, widths)), tuple(map(float, milliseconds)), float(resolution_ms))

@@ -83,7 +83,7 @@ class TestBenchmark:
     def test_nothing_to_measure(self, artifact: Artifact):
         with pytest.raises(ValueError, match="programs: got none, must be the path of a file"):
             benchmark({}, EXAMPLE)
-        with pytest.raises(ValueError, match="rounds: got 0, must be at least 1"):
+        with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
             benchmark(artifact.path, EXAMPLE, rounds=0)
         with pytest.raises(ValueError, match=r"takes \(4, 1, 8, 8\) float32; got \(2,\) float32"):
             benchmark({"dense": artifact.path}, torch.zeros(2), rounds=1)
@@ -124,7 +124,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory, _executorch: None) -> Lat
 class TestProfile:
     @pytest.mark.parametrize("rounds", [1, 2])
     def test_too_few_rounds_to_tell_a_resolution(self, artifact: Artifact, rounds: int):
-        with pytest.raises(ValueError, match=f"rounds: got {rounds}, must be at least 3, or a profile cannot say how"):
+        with pytest.raises(ValueError, match=f"rounds must be at least 3, got {rounds}: fewer do not say how sure"):
             benchmark(artifact.path, rounds=rounds, profile=True)
 
     def test_the_heavy_operator_is_found(self, profiled: Latencies):

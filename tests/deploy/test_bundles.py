@@ -15,7 +15,7 @@ pytest.importorskip("executorch")
 from deploy_models import EXAMPLE, LABELS, images, small
 
 from lightning_prune.deploy import Bundle, RuntimeModel, export_android, export_ios, load_manifest
-from lightning_prune.deploy.artifact.folders import RECORD, replaced
+from lightning_prune.deploy.artifact.files import RECORD, replaced
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Portable, Vulkan
 from lightning_prune.deploy.bundles import SAMPLE
 from lightning_prune.errors import ExportError

@@ -93,12 +93,12 @@ class TestTable:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("{", "the table is no JSON text: .*pass what LatencyTable.to_json"),
+            ("{", "the table is no JSON text: .*pass what to_json"),
             ("[]", "the JSON text is no table"),
             (json.dumps({"format": "lightning_prune.compaction"}), "the JSON text is no table"),
-            (json.dumps(json.loads(TABLE.to_json()) | {"version": 2}), "of version 2, this package reads up to 1"),
+            (json.dumps(json.loads(TABLE.to_json()) | {"version": 2}), "of version 2, this package reads 1"),
             (json.dumps(json.loads(TABLE.to_json()) | {"curves": 3}), "the table is malformed: AttributeError"),
-            (json.dumps(json.loads(TABLE.to_json()) | {"curves": {"a": {}}}), "the table is malformed: TypeError"),
+            (json.dumps(json.loads(TABLE.to_json()) | {"curves": {"a": {}}}), "the table is malformed: KeyError"),
             (json.dumps(json.loads(TABLE.to_json()) | {"threads": None}), "the table is malformed: TypeError"),
         ],
     )
@@ -244,8 +244,8 @@ class Bare(nn.Module):
 @pytest.mark.parametrize(
     ("model", "example", "options", "text"),
     [
-        (Small(), EXAMPLE, {"rounds": 2}, "rounds: got 2, must be at least 3"),
-        (Small(), EXAMPLE, {"threads": 0}, "threads: got 0, must be at least 1"),
+        (Small(), EXAMPLE, {"rounds": 2}, "rounds must be at least 3, got 2"),
+        (Small(), EXAMPLE, {"threads": 0}, "threads must be at least 1, got 0"),
         (Small(), EXAMPLE, {"groups": ["head"]}, r"'head' is none that can be pruned; those of Small: \['conv'\]"),
         (Small(), EXAMPLE, {"groups": ["nowhere"]}, "'nowhere' is none that can be pruned"),
         (Small(), EXAMPLE, {"groups": []}, "nothing to measure"),

@@ -1,5 +1,7 @@
-"""Files that appear together or not at all: the program, its weights where they are apart, the manifest."""
+"""Files and folders that appear whole or not at all, and replace only what was written here."""
 
+import hashlib
+import json
 import os
 import re
 import secrets
@@ -11,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_prune.deploy.artifact.manifest import is_manifest
+from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.errors import ExportError
+
+RECORD = ".lightning_prune.json"
+"""The file in which a folder remembers what was written to it: path -> sha256."""
+
+BY_TOOLS = ("build", ".build", ".cxx", ".gradle", ".idea", ".swiftpm", ".DS_Store", "Package.resolved")
+"""What Gradle, Xcode and their like leave in a folder that they build; it goes with the folder."""
 
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
 
@@ -45,27 +54,37 @@ class Staged:
         moves = [(self.program, self.path), (self.manifest, self.manifest_path)]
         if self.data is not None and self.data_path is not None:
             moves.insert(0, (self.data, self.data_path))
-        backups: dict[Path, Path | None] = {}
+        backups: dict[Path, Path] = {}
         try:
+            # The manifest is renamed last and in one step: where that fails it still stands, and needs no backup.
             for _, target in moves[:-1]:
-                backups[target] = _backup(target)
+                if target.exists():
+                    backups[target] = _backup(target)
             for temporary, target in moves:
                 os.replace(temporary, target)
         except OSError as error:
             for temporary, target in moves[:-1]:
-                _put_back(target, backups.get(target), moved=not temporary.exists())
+                if target in backups:
+                    os.replace(backups[target], target)
+                elif not temporary.exists():
+                    target.unlink(missing_ok=True)
             raise ExportError(f"{self.path} cannot be put in place ({error}): nothing was changed") from error
         finally:
             for backup in backups.values():
-                if backup is not None:
-                    backup.unlink(missing_ok=True)
+                backup.unlink(missing_ok=True)
 
 
-def _put_back(target: Path, backup: Path | None, moved: bool) -> None:
-    if backup is not None:
-        os.replace(backup, target)
-    elif moved:
-        target.unlink(missing_ok=True)
+def _backup(path: Path) -> Path:
+    backup = path.parent / f".{path.name}.{secrets.token_hex(4)}.old"
+    try:
+        try:
+            os.link(path, backup)
+        except OSError:  # a file system without hard links, as FAT
+            shutil.copy2(path, backup)
+    except OSError as error:
+        backup.unlink(missing_ok=True)
+        raise ExportError(f"{path} cannot be kept aside while it is replaced ({error}): nothing was changed") from error
+    return backup
 
 
 @contextmanager
@@ -84,53 +103,31 @@ def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist: create it, then export to {path}")
     for target in targets:
-        _check_replaceable(target)
+        if target.is_dir():
+            raise ExportError(f"{target} is a folder: choose the path of a file, as in {target / 'model.pte'}")
+        if target.exists() and not target.stat().st_mode & stat.S_IWUSR:
+            raise ExportError(f"{target} is read-only: allow writing to it or choose another path")
     if targets[1].exists() and not is_manifest(targets[1]):
         raise ExportError(
             f"{targets[1]} is no manifest of lightning_prune, and the manifest of {path.name} would replace it: move it"
             " away, or give the .pte another name"
         )
     token = secrets.token_hex(4)
-    temporary = [path.parent / f".{p.name}.{token}.tmp" for p in targets]
+    temporary = [path.parent / f".{target.name}.{token}.tmp" for target in targets]
     try:
-        for one in temporary:
-            _touch(one)
+        for file in temporary:
+            try:
+                # Opened as any new file is, so that it gets the permissions of one; tempfile would close it to others.
+                file.touch(exist_ok=False)
+            except OSError as error:
+                raise ExportError(
+                    f"the folder {path.parent} cannot be written ({error.strerror}): choose another one"
+                ) from error
         data = (targets[2], temporary[2]) if external_weights else (None, None)
         yield Staged(path, targets[1], temporary[0], temporary[1], *data)
     finally:
-        for one in temporary:
-            one.unlink(missing_ok=True)
-
-
-def _check_replaceable(target: Path) -> None:
-    if target.is_dir():
-        raise ExportError(f"{target} is a folder: choose the path of a file, as in {target / 'model.pte'}")
-    if target.exists() and not target.stat().st_mode & stat.S_IWUSR:
-        raise ExportError(f"{target} is read-only: allow writing to it or choose another path")
-
-
-def _touch(temporary: Path) -> None:
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise ExportError(
-            f"the folder {temporary.parent} cannot be written ({error.strerror}): choose another one"
-        ) from error
-
-
-def _backup(path: Path) -> Path | None:
-    if not path.exists():
-        return None
-    backup = path.parent / f".{path.name}.{secrets.token_hex(4)}.old"
-    try:
-        try:
-            os.link(path, backup)
-        except OSError:
-            shutil.copy2(path, backup)
-    except OSError as error:
-        backup.unlink(missing_ok=True)
-        raise ExportError(f"{path} cannot be kept aside while it is replaced ({error}): nothing was changed") from error
-    return backup
+        for file in temporary:
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -150,5 +147,96 @@ def writing(path: Path) -> Iterator[None]:
 
 def final(path: Path) -> Path:
     """Return what a temporary file of :func:`staged` will be called."""
-    found = _TEMPORARY.fullmatch(path.name)
-    return path if found is None else path.with_name(found[1])
+    matched = _TEMPORARY.fullmatch(path.name)
+    return path if matched is None else path.with_name(matched[1])
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A folder that is built beside its place.
+
+    Args:
+        folder: its place.
+        building: where its files are written.
+    """
+
+    folder: Path
+    building: Path
+
+    def publish(self) -> tuple[Path, ...]:
+        """Put the folder in its place, and return the paths of its files there, sorted.
+
+        Raises:
+            ExportError: it cannot be moved; what stood there before stands there again.
+        """
+        aside = self.folder.parent / f".{self.folder.name}.{secrets.token_hex(4)}.old"
+        try:
+            written = _hashes(self.building)
+            (self.building / RECORD).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+            if self.folder.exists():
+                self.folder.rename(aside)
+            self.building.rename(self.folder)
+        except OSError as error:
+            if aside.exists():
+                aside.rename(self.folder)
+            raise ExportError(f"{self.folder} cannot be put in place ({error}): nothing was changed") from error
+        shutil.rmtree(aside, ignore_errors=True)
+        return tuple(self.folder / name for name in written)
+
+
+@contextmanager
+def replaced(folder: str | Path) -> Iterator[Replacement]:
+    """Build a folder beside its place; what is left of it when the block ends is removed.
+
+    Raises:
+        ExportError: the parent does not exist or cannot be written, or there are files in the place that were not
+            written here, or were changed since.
+    """
+    folder = given_path(folder, "folder", "out/android")
+    folder = folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
+    _check_own(folder)
+    building = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        building.mkdir()
+    except OSError as error:
+        raise ExportError(f"the folder {folder.parent} cannot be written ({error.strerror}): choose another") from error
+    try:
+        yield Replacement(folder, building)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder with anything in it that was not written here, or was changed since."""
+    if not folder.parent.is_dir():
+        raise ExportError(f"the folder {folder.parent} does not exist: create it, then export to {folder}")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file: choose the path of a folder")
+    if not any(folder.iterdir()):
+        return
+    record = folder / RECORD
+    if not record.is_file():
+        raise ExportError(f"{folder} has files that no export wrote: choose an empty or a new folder")
+    try:
+        written = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{record} cannot be read ({error}): move {folder} away, then export again") from error
+    written = written if isinstance(written, dict) else {}
+    foreign = sorted(name for name, digest in _hashes(folder).items() if written.get(name) != digest)
+    if foreign:
+        raise ExportError(
+            f"{folder} has files that were added or changed since the export ({', '.join(foreign[:5])}): move them"
+            " away, or export to another folder"
+        )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    hashes: dict[str, str] = {}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(set(folders) - set(BY_TOOLS))
+        for name in sorted(set(files) - {*BY_TOOLS, RECORD}):
+            path = Path(parent, name)
+            hashes[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dict(sorted(hashes.items()))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_prune.deploy.program.arguments import check_number
 from lightning_prune.deploy.program.signature import describe
 from lightning_prune.errors import VerificationError
+from lightning_prune.values import check_number
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if self.tolerance is not None:
-            check_number("tolerance", self.tolerance, "1e-4", above=0)
+            check_number("tolerance", self.tolerance, above=0)
         if self.min_sqnr is not None:
-            check_number("min_sqnr", self.min_sqnr, "20.0")
+            check_number("min_sqnr", self.min_sqnr)
 
 
 @dataclass(frozen=True)

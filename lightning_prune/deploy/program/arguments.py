@@ -1,12 +1,16 @@
 """Arguments of the public functions, checked before anything is done with them; errors name the argument."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from lightning_prune.values import check_number
+
+_LONGEST = 1_000_000
+"""Seconds; a timer of the operating system takes no number of any size."""
 
 
 def given_path(value: object, name: str = "path", example: str = "model.pte") -> Path:
@@ -48,45 +52,6 @@ def check_model(value: object) -> None:
         raise TypeError(f"model: got {_shown(value)}, must be a torch.nn.Module or a LightningModule")
 
 
-def check_whole(name: str, value: object, smallest: int = 1, why: str = "") -> None:
-    """Check a whole number.
-
-    Args:
-        name: of the argument.
-        value: of it.
-        smallest: that is allowed.
-        why: end of the sentence that refuses a smaller one.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is smaller.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {_shown(value)}, must be a whole number, as in {name}={max(smallest, 1)}")
-    if value < smallest:
-        raise ValueError(f"{name}: got {value}, must be at least {smallest}{why}")
-
-
-def check_number(name: str, value: object, example: str, above: float | None = None) -> None:
-    """Check a finite number.
-
-    Args:
-        name: of the argument.
-        value: of it.
-        example: one that is right, in words.
-        above: what it must be above; None: it may be any.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is NaN or infinite, or not above.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: got {_shown(value)}, must be a number, as in {name}={example}")
-    if not math.isfinite(value) or (above is not None and not value > above):
-        limit = "" if above is None else f" above {above}"
-        raise ValueError(f"{name}: got {value}, must be a finite number{limit}, as in {name}={example}")
-
-
 def check_seconds(name: str, value: object) -> None:
     """Check a duration.
 
@@ -94,19 +59,9 @@ def check_seconds(name: str, value: object) -> None:
         TypeError: it is no number.
         ValueError: it is not finite, or not above 0.
     """
-    check_number(name, value, "60.0", above=0)
+    check_number(name, value, above=0)
     if isinstance(value, int | float) and value > _LONGEST:
-        raise ValueError(f"{name}: got {value}, must be at most {_LONGEST:,} seconds, as in {name}=60.0")
-
-
-def check_bool(name: str, value: object) -> None:
-    """Check a yes or no.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {_shown(value)}, must be True or False")
+        raise ValueError(f"{name} must be at most {_LONGEST:,} seconds, got {value}")
 
 
 def check_text(name: str, value: object, example: str) -> None:
@@ -143,14 +98,11 @@ def checked_labels(labels: object) -> tuple[str, ...] | None:
         raise TypeError(f"labels: got the string {labels!r}, must be a list with one name per class")
     if isinstance(labels, bytes | Set | Mapping) or not isinstance(labels, Iterable):
         raise TypeError(f"labels: got {_shown(labels)}, must be a list with one name per class, in the order of them")
-    found: list[Any] = list(labels)
-    for index, label in enumerate(found):
+    names: list[Any] = list(labels)
+    for index, label in enumerate(names):
         if not isinstance(label, str):
             raise TypeError(f"labels: got {_shown(label)} as number {index}, every one must be a string")
-    return tuple(map(str, found))
-
-
-_LONGEST = 1_000_000
+    return tuple(map(str, names))
 
 
 def _shown(value: object) -> str:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_prune.deploy.artifact.files import final
 from lightning_prune.deploy.artifact.manifest import data_paths, load_manifest, methods_of
-from lightning_prune.deploy.program.arguments import check_seconds, check_text, check_whole, program_path
+from lightning_prune.deploy.program.arguments import check_seconds, check_text, program_path
 from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.turns import Turn
 from lightning_prune.errors import ExportError
+from lightning_prune.values import check_whole
 
 
 class ChildProgram:
@@ -39,7 +40,7 @@ class ChildProgram:
         self, path: str | Path, method: str = "forward", *, threads: int = 1, timeout: float = TIMEOUT
     ) -> None:
         check_text("method", method, "forward")
-        check_whole("threads", threads)
+        check_whole("threads", threads, 1)
         check_seconds("timeout", timeout)
         self.path = self.subject = program_path(path)
         self.timeout = timeout

@@ -13,11 +13,12 @@ from torch import Tensor
 from lightning_prune.deploy.artifact.manifest import data_paths, load_manifest, methods_of
 from lightning_prune.deploy.executorch.installation import imported
 from lightning_prune.deploy.executorch.quiet import native_lines, quiet_native, tell, unknown
-from lightning_prune.deploy.program.arguments import check_text, check_whole, given_path
+from lightning_prune.deploy.program.arguments import check_text, given_path
 from lightning_prune.deploy.program.constants import Constant
 from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
 from lightning_prune.deploy.runtime.child_program import check_undescribed
 from lightning_prune.errors import ExportError
+from lightning_prune.values import check_whole
 
 _DTYPES: Mapping[int, torch.dtype] = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 11, 15), DTYPES.values(), strict=True))
 
@@ -239,7 +240,7 @@ def thread_count(threads: int) -> Iterator[None]:
         TypeError: it is no whole number.
         ExportError: ExecuTorch does not take this number.
     """
-    check_whole("threads", threads)
+    check_whole("threads", threads, 1)
     native = imported("executorch.extension.pybindings.portable_lib")
     before = _threads(native)
     _set_threads(native, threads)

@@ -82,7 +82,7 @@ class TestChildProgram:
     def test_no_such_method_thread_or_file(self, artifact: Artifact, tmp_path: Path):
         with pytest.raises(ExportError, match="has no method 'embed': its methods are forward"):
             ChildProgram(artifact.path, "embed")
-        with pytest.raises(ValueError, match="threads: got 0, must be at least 1"):
+        with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
             ChildProgram(artifact.path, threads=0)
         with pytest.raises(FileNotFoundError, match=r"no .pte file at"):
             ChildProgram(tmp_path / "none.pte")

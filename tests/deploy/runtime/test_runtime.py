@@ -77,5 +77,5 @@ class TestThreadCount:
         torch.testing.assert_close(model(batch)[0], expected)
 
     def test_no_thread(self):
-        with pytest.raises(ValueError, match="threads: got 0, must be at least 1"), thread_count(0):
+        with pytest.raises(ValueError, match="threads must be at least 1, got 0"), thread_count(0):
             pass
