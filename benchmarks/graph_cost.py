@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import Compaction, channel_groups, compact
-from lightning_prune.compaction.equivalence import largest_errors
+from lightning_prune.compaction._equivalence import largest_errors
 from lightning_prune.graph.flow import Flow
+from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
 
 LIMITS = {"ResNet-50": 1.0, "DenseNet-121": 2.0}
@@ -129,7 +130,7 @@ def graph_cost(model: nn.Module, x: Tensor, rounds: int) -> tuple[list[float], l
 def solver_cost(model: nn.Module, x: Tensor, rounds: int) -> list[float]:
     """Return for each round the seconds that the axes take to settle on a graph that is recorded already."""
     recorded = trace(model, x)
-    return [seconds(lambda: Flow(recorded).solve()) for _ in range(rounds)]
+    return [seconds(lambda: Flow(recorded, rule_of).solve()) for _ in range(rounds)]
 
 
 def compact_cost(model: nn.Module, x: Tensor, rounds: int) -> tuple[list[float], list[float]]:

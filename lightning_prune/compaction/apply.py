@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_prune.compaction import resize
-from lightning_prune.compaction.entries import Entries
-from lightning_prune.compaction.equivalence import Inputs
+from lightning_prune.compaction._entries import Entries
+from lightning_prune.compaction._equivalence import Inputs
 from lightning_prune.compaction.plan import Compaction, remember
 from lightning_prune.compaction.trial import Proof, prove
 from lightning_prune.errors import CompactionError
@@ -56,7 +56,7 @@ def compact(
     """Remove the channels of a plan from a model, in place and atomically.
 
     With example inputs the masked and the compact model are first compared on copies, see
-    :func:`lightning_prune.compaction.equivalence.largest_errors`. Where they differ, because the code holds a size
+    :func:`lightning_prune.compaction._equivalence.largest_errors`. Where they differ, because the code holds a size
     that the graph does not show, the channel groups at fault are put back: they keep their width, with the planned
     channels at zero, and the report names them. Channel groups over which a normalisation runs, which a plan holds
     only by ``allow_inexact``, are cut last: they have to run, and their change of the outputs is reported. Whatever
@@ -94,56 +94,53 @@ def compact(
     """
     if not isinstance(plan, Compaction):
         raise TypeError(f"plan must be a Compaction, as from_keep, from_masks and from_json return, got {plan!r:.80}")
-    optimizers = _optimizers(optimizer)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
     plan.check_fits(model)
     _check_device(model)
     proof = Proof(plan, {}, {}, {})
     if example_inputs is not None or example_kwargs:
         proof = prove(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
-    before = _count(model)
+    before = sum(parameter.numel() for parameter in model.parameters())
     with resize.all_or_nothing() as undo:
         if proof.stay:
             _zero(model, plan.only(proof.stay).removed, optimizers, undo)
         _cut(model, proof.cut, optimizers, undo)
         remember(model, proof.cut, undo)
         removed = {name: (removal.removed, removal.size) for name, removal in proof.cut.removals.items()}
-        return CompactionReport(before, _count(model), removed, proof.errors, proof.stay, proof.changes)
+        after = sum(parameter.numel() for parameter in model.parameters())
+        return CompactionReport(before, after, removed, proof.errors, proof.stay, proof.changes)
 
 
 def _zero(model: nn.Module, entries: Entries, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:
     """Zero entries of the parameters, and what optimizers remember of them, which would move them again."""
     resize.zero(model, entries, undo)
     parameters = dense_parameters(model)
-    keep = {parameters[name]: _kept(parameters[name], entries[name]) for name in entries.keys() & parameters.keys()}
+    keep: dict[nn.Parameter, Tensor] = {}
+    for name in entries.keys() & parameters.keys():
+        keep[parameters[name]] = mask = torch.ones_like(parameters[name], dtype=torch.bool)
+        for axis, gone in entries[name].items():
+            mask.index_fill_(axis, torch.tensor(gone, device=mask.device), False)
     for one in optimizers:
         undo.append(partial(put_back, one, references(one)))
         copy_state(one, keep)
         zero_state(one, keep)
 
 
-def _kept(parameter: Tensor, axes: Mapping[int, tuple[int, ...]]) -> Tensor:
-    mask = torch.ones_like(parameter, dtype=torch.bool)
-    for axis, gone in axes.items():
-        mask.index_fill_(axis, torch.tensor(gone, device=mask.device), False)
-    return mask
-
-
 def _cut(model: nn.Module, plan: Compaction, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:
     parameters = dense_parameters(model)
     shapes = {parameters[name]: parameters[name].shape for name in plan.keep if name in parameters}
     resize.cut(model, plan.keep, plan.attributes, undo)
-    keep = {parameters[name]: _as_tensors(axes) for name, axes in plan.keep.items() if name in parameters}
+    keep = {
+        parameters[name]: {axis: torch.tensor(kept) for axis, kept in axes.items()}
+        for name, axes in plan.keep.items()
+        if name in parameters
+    }
     for one in optimizers:
         undo.append(partial(put_back, one, references(one)))
         slice_state(one, keep, shapes)
-
-
-def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> Sequence[Optimizer]:
-    several = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
-    for one in several:
-        if not isinstance(one, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
-    return several
 
 
 def _check_device(model: nn.Module) -> None:
@@ -169,17 +166,8 @@ def _inputs(
     if len(devices) != 1:
         return args, dict(example_kwargs or {})
     device = devices.pop()
-    move = partial(_to, device=device)
-    return tree_map(move, args), tree_map(move, dict(example_kwargs or {}))
 
+    def moved(leaf: Any) -> Any:  # noqa: ANN401
+        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-def _to(leaf: Any, device: torch.device) -> Any:  # noqa: ANN401
-    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
-
-
-def _as_tensors(axes: Mapping[int, tuple[int, ...]]) -> dict[int, Tensor]:
-    return {axis: torch.tensor(kept) for axis, kept in axes.items()}
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return tree_map(moved, args), tree_map(moved, dict(example_kwargs or {}))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_prune.compaction import Compaction, CompactionReport, compact
+from lightning_prune.compaction import Compaction, compact
 from lightning_prune.errors import PruningError
 from lightning_prune.graph import channel_groups
 from lightning_prune.model import masks
@@ -55,7 +55,13 @@ def finalize(
         inputs = on_device_of(model, inputs)
         plan = _plan(model, inputs)
         if plan.keep:
-            _tell(compact(model, plan, example_inputs=inputs, optimizer=optimizer))
+            report = compact(model, plan, example_inputs=inputs, optimizer=optimizer)
+            if report.changes:
+                log.warning(
+                    "channels under a normalisation are gone: the outputs changed by up to %.2g of the largest one;"
+                    " fine-tune, or prune without allow_inexact",
+                    max(report.changes.values()),
+                )
     masks.fold(model)
     return model
 
@@ -79,12 +85,3 @@ def _explains(plan: Compaction, model: nn.Module) -> bool:
             if gone > len(plan.removed.get(name, {}).get(axis, ())):
                 return False
     return True
-
-
-def _tell(report: CompactionReport) -> None:
-    if report.changes:
-        log.warning(
-            "channels under a normalisation are gone: the outputs changed by up to %.2g of the largest one; fine-tune,"
-            " or prune without allow_inexact",
-            max(report.changes.values()),
-        )

@@ -1,6 +1,5 @@
 """The plan of a removal: which channels go, as a plain value that JSON holds."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,16 +10,65 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compaction import resize
-from lightning_prune.compaction.channels import checked, entries_without, masked_out, named
-from lightning_prune.compaction.entries import Entries, complement, fit, ints, merge, positions, translate
-from lightning_prune.compaction.removal import Removal
+from lightning_prune.compaction._entries import (
+    Entries,
+    checked,
+    complement,
+    entries_without,
+    fit,
+    ints,
+    masked_out,
+    merge,
+    named,
+    positions,
+    translate,
+)
+from lightning_prune.documents import Form
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
 from lightning_prune.model.masks import dense_names, dense_parameters, read, refresh
 
-FORMAT = "lightning_prune.compaction"
-VERSION = 1
+FORM = Form("lightning_prune.compaction", 1, "plan")
 _HELD_AS = "_compaction"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What one channel group loses.
+
+    Args:
+        size: number of its channels before.
+        removed: number of channels that go.
+        entries: the removed entries of every parameter and buffer: dense name -> axis -> sorted indices.
+        is_inexact: whether a normalisation runs over the channels, so that their removal changes what is computed.
+    """
+
+    size: int
+    removed: int
+    entries: Entries
+    is_inexact: bool = False
+
+    def under(self, path: str) -> "Removal":
+        """Return the same removal for a model that holds this one as its submodule ``path``."""
+        return replace(self, entries={f"{path}.{name}": axes for name, axes in self.entries.items()})
+
+    def as_document(self) -> dict[str, Any]:
+        """Return it as what JSON can hold."""
+        return {"size": self.size, "removed": self.removed, "entries": self.entries, "inexact": self.is_inexact}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Removal":
+        """Read what :meth:`as_document` returned, by way of JSON or not; without "inexact" it is exact.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: it is something else.
+        """
+        size, removed = int(document["size"]), int(document["removed"])
+        entries = {
+            name: {int(axis): ints(indices) for axis, indices in axes.items()}
+            for name, axes in document["entries"].items()
+        }
+        return cls(size, removed, entries, bool(document.get("inexact", False)))
 
 
 @dataclass(frozen=True)
@@ -207,7 +255,11 @@ class Compaction:
                 is_inexact = earlier.is_inexact or removal.is_inexact
                 removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both, is_inexact)
             else:
-                removals[_unused(name, removals)] = moved
+                # A group of the same name that is not the earlier one's rest: the model's code names modules anew.
+                unused, number = name, 2
+                while unused in removals:
+                    unused, number = f"{name}#{number}", number + 1
+                removals[unused] = moved
         return Compaction({**other.shapes, **self.shapes}, removals, {**self.attributes, **other.attributes})
 
     def beyond(self, earlier: "Compaction") -> "Compaction":
@@ -233,8 +285,7 @@ class Compaction:
     def to_json(self) -> str:
         """Return the plan as JSON text."""
         removals = {name: removal.as_document() for name, removal in self.removals.items()}
-        head = {"format": FORMAT, "version": VERSION}
-        return json.dumps({**head, "shapes": self.shapes, "removals": removals, "attributes": self.attributes})
+        return FORM.write({"shapes": self.shapes, "removals": removals, "attributes": self.attributes})
 
     @classmethod
     def from_json(cls, text: str) -> "Compaction":
@@ -243,23 +294,12 @@ class Compaction:
         Raises:
             ValueError: the text is no such JSON, or of a newer version.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"the plan must be JSON text, as Compaction.to_json() returns, got {type(text).__name__}")
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the plan is no JSON text: {error}; pass what Compaction.to_json() returned") from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f'the JSON text is no plan, "format" is not "{FORMAT}"; pass what to_json() returned')
-        version = document.get("version")
-        if not isinstance(version, int) or version > VERSION:
-            raise ValueError(
-                f"the plan is of version {version!r}, this package reads up to {VERSION}; upgrade lightning_prune"
-            )
-        try:
-            return _parsed(document)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"the plan is malformed: {type(error).__name__}: {error}") from error
+        document = FORM.read(text)
+        with FORM.parsing():
+            shapes = {name: ints(shape) for name, shape in document["shapes"].items()}
+            removals = {name: Removal.from_document(held) for name, held in document["removals"].items()}
+            attributes = {path: (str(name), int(axis)) for path, (name, axis) in document["attributes"].items()}
+            return cls(shapes, removals, attributes)
 
 
 def applied_plan(model: nn.Module) -> Compaction | None:
@@ -304,16 +344,3 @@ def _put_back(model: nn.Module, held: Mapping[nn.Module, Compaction]) -> None:
     set_plan(model, None)
     for module, plan in held.items():
         module.__dict__[_HELD_AS] = plan
-
-
-def _parsed(document: Mapping[str, Any]) -> Compaction:
-    removals = {name: Removal.from_document(held) for name, held in document["removals"].items()}
-    attributes = {path: (str(name), int(axis)) for path, (name, axis) in document["attributes"].items()}
-    return Compaction({name: ints(shape) for name, shape in document["shapes"].items()}, removals, attributes)
-
-
-def _unused(name: str, taken: Collection[str]) -> str:
-    stem, number = name, 2
-    while name in taken:
-        name, number = f"{stem}#{number}", number + 1
-    return name

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lightning_prune.compaction.entries import Entries
+from lightning_prune.compaction._entries import Entries
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.masks import (
     dense_names,
@@ -126,7 +128,10 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
     for path, before in proportions.items():
         _follow(model, path, before, _length(model, *attributes[path]), undo)
     for module in model.modules():
-        if any(id(tensor) in changes for _, tensor in _own_tensors(module)):
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if (inner := module._modules.get("parametrizations")) is not None:
+            own += [*inner.named_parameters(), *inner.named_buffers()]
+        if any(id(tensor) in changes for _, tensor in own):
             plain = {name: size for name, size in sizes_of(module).items() if name in module.__dict__}
             _set_attributes(module, plain, undo)
 
@@ -175,77 +180,33 @@ def _set_attributes(module: nn.Module, values: Mapping[str, Any], undo: Undo) ->
         module.__dict__[name] = value
 
 
-def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The module's parameters and buffers; those of its parametrizations count as its own."""
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    inner = module._modules.get("parametrizations")
-    return own if inner is None else [*own, *inner.named_parameters(), *inner.named_buffers()]
-
-
-def _conv(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
-    made, read = module.weight.shape[:2]
-    return {"out_channels": made, "in_channels": read * module.groups}
-
-
-def _conv_transpose(module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) -> dict[str, Any]:
-    read, made = module.weight.shape[:2]
-    return {"out_channels": made * module.groups, "in_channels": read}
-
-
-def _linear(module: nn.Linear) -> dict[str, Any]:
-    made, read = module.weight.shape
-    return {"out_features": made, "in_features": read}
-
-
-def _bilinear(module: nn.Bilinear) -> dict[str, Any]:
-    made, left, right = module.weight.shape
-    return {"out_features": made, "in1_features": left, "in2_features": right}
-
-
-def _feature_norm(module: nn.BatchNorm1d | nn.InstanceNorm1d) -> dict[str, Any]:
-    held = module.weight if module.affine else module.running_mean
-    return {} if held is None else {"num_features": held.shape[0]}
-
-
-def _shape_norm(module: nn.LayerNorm | nn.RMSNorm) -> dict[str, Any]:
-    return {"normalized_shape": tuple(module.weight.shape)} if module.elementwise_affine else {}
-
-
-def _group_norm(module: nn.GroupNorm) -> dict[str, Any]:
-    return {"num_channels": module.weight.shape[0]} if module.affine else {}
-
-
-def _embedding(module: nn.Embedding | nn.EmbeddingBag) -> dict[str, Any]:
-    rows, width = module.weight.shape
-    return {"num_embeddings": rows, "embedding_dim": width}
-
-
-def _prelu(module: nn.PReLU) -> dict[str, Any]:
-    return {"num_parameters": module.weight.shape[0]}
-
-
-def _recurrent(module: nn.RNNBase) -> dict[str, Any]:
-    reads, carries = (getattr(module, name) for name in ("weight_ih_l0", "weight_hh_l0"))
-    is_projected = module.proj_size > 0
-    return {"input_size": reads.shape[1], **({} if is_projected else {"hidden_size": carries.shape[1]})}
-
-
-_LAYERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], dict[str, Any]]], ...] = (
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
-    ((nn.Linear,), _linear),
-    ((nn.Bilinear,), _bilinear),
-    ((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _feature_norm),
-    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _feature_norm),
-    ((nn.LayerNorm, nn.RMSNorm), _shape_norm),
-    ((nn.GroupNorm,), _group_norm),
-    ((nn.Embedding, nn.EmbeddingBag), _embedding),
-    ((nn.PReLU,), _prelu),
-    ((nn.RNNBase,), _recurrent),
-)
-"""Layer types, subclasses included, and the attributes that follow from the shapes of their tensors."""
-
-
 def sizes_of(module: nn.Module) -> dict[str, Any]:
     """Return the size attributes that a layer's tensors imply, by attribute name; empty for an unknown type."""
-    return next((sizes(module) for types, sizes in _LAYERS if isinstance(module, types)), {})
+    weight = getattr(module, "weight", None)
+    shape = weight.shape if isinstance(weight, Tensor) else torch.Size()
+    match module:
+        # Subclasses count; a layer without affine parameters has no tensor that could tell.
+        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
+            return {"out_channels": shape[1] * module.groups, "in_channels": shape[0]}
+        case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
+            return {"out_channels": shape[0], "in_channels": shape[1] * module.groups}
+        case nn.Linear():
+            return {"out_features": shape[0], "in_features": shape[1]}
+        case nn.Bilinear():
+            return dict(zip(("out_features", "in1_features", "in2_features"), shape, strict=True))
+        case nn.Embedding() | nn.EmbeddingBag():
+            return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+        case nn.PReLU():
+            return {"num_parameters": shape[0]}
+        case nn.RNNBase():
+            reads, carries = (getattr(module, name).shape[1] for name in ("weight_ih_l0", "weight_hh_l0"))
+            return {"input_size": reads, **({} if module.proj_size > 0 else {"hidden_size": carries})}
+        case nn.LayerNorm() | nn.RMSNorm() if shape:
+            return {"normalized_shape": tuple(shape)}
+        case nn.GroupNorm() if shape:
+            return {"num_channels": shape[0]}
+        case _BatchNorm() | _InstanceNorm() if shape:
+            return {"num_features": shape[0]}
+        case _BatchNorm() | _InstanceNorm() if module.running_mean is not None:
+            return {"num_features": len(module.running_mean)}
+    return {}

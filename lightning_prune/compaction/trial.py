@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.compaction.equivalence import ANY_FINITE, Inputs, largest_errors
+from lightning_prune.compaction._equivalence import ANY_FINITE, Inputs, largest_errors
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups

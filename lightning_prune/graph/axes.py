@@ -107,24 +107,21 @@ class Axes:
 
     def end_pass(self) -> bool:
         """Solve the joins of this pass; tell whether labels or freezes have changed since the last one."""
-        a, b = self._edges()
-        label = components(self.why.size, a, b)
+        empty = np.zeros(0, dtype=np.int64)
+        a = np.concatenate([empty, *(pair[0] for pair in self._joins)])
+        b = np.concatenate([empty, *(pair[1] for pair in self._joins)])
+        # A phantom stands for every fixed axis of its reason: as an edge it would make one unit of all that meet it,
+        # so a join with it becomes a freeze instead.
+        for one, other in ((a, b), (b, a)):
+            meets = self._is_phantom[one]
+            np.minimum.at(self.why, other[meets], self.why[one[meets]])
+        is_real = ~(self._is_phantom[a] | self._is_phantom[b])
+        label = components(self.why.size, a[is_real], b[is_real])
         self.why, self.changed_by = _smallest(label, self.why), _smallest(label, self.changed_by)
         frozen = self.why != NEVER
         has_changed = not (np.array_equal(label, self.label) and np.array_equal(frozen, self.frozen))
         self.label, self.frozen = label, frozen
         return has_changed
-
-    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the joins as two arrays; a join with a phantom becomes a freeze instead of an edge."""
-        empty = np.zeros(0, dtype=np.int64)
-        a = np.concatenate([empty, *(pair[0] for pair in self._joins)])
-        b = np.concatenate([empty, *(pair[1] for pair in self._joins)])
-        for one, other in ((a, b), (b, a)):
-            meets = self._is_phantom[one]
-            np.minimum.at(self.why, other[meets], self.why[one[meets]])
-        real = ~(self._is_phantom[a] | self._is_phantom[b])
-        return a[real], b[real]
 
     def atoms(self, name: str, axis: int) -> np.ndarray:
         """Return the atoms of one axis of a named tensor."""

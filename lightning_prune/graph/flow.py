@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from lightning_prune.graph._held import HeldSizes
+from lightning_prune.graph._removed_value import RemovedValue
 from lightning_prune.graph.axes import NOT_A_CHANNEL, Axes, Dim, Dims, Fixed
-from lightning_prune.graph.held import HeldSizes
-from lightning_prune.graph.removed_value import RemovedValue
-from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import Call, Trace
 
 SplitKey = tuple[fx.Node, int]
 """A split of axes: the node, and the first of the new axes."""
 
+Rule = Callable[[Call, "Flow"], Any]
+"""Returns the axes of a call's result, a list of them for several results."""
+
+# Neither is reached by a network that settles; they end what would alternate for ever.
 MAX_RESTARTS = 12
 MAX_PASSES = 20
 
 
 class Flow(Axes):
     """The axes of every tensor in a traced graph: what a rule reads and writes.
+
+    Args:
+        trace: of the model.
+        rule_of: finds the rule of a call; None for an operator that is not known.
+        allow_inexact: whether axes may shrink over which a normalisation runs.
 
     Attributes:
         dims: axes of the result of each node; a list of them for a node with several results, None for no tensor.
@@ -37,9 +45,10 @@ class Flow(Axes):
         held: axes whose size stands in an attribute of a module.
     """
 
-    def __init__(self, trace: Trace, allow_inexact: bool = False) -> None:
+    def __init__(self, trace: Trace, rule_of: Callable[[Call], Rule | None], allow_inexact: bool = False) -> None:
         super().__init__(trace.shapes, allow_inexact)
         self.trace = trace
+        self._rule_of = rule_of
         self.removed_value = RemovedValue(trace)
         self.held = HeldSizes(self, trace.sizes)
         self.scouts: dict[SplitKey, list[np.ndarray]] | None = None
@@ -48,17 +57,33 @@ class Flow(Axes):
         self._deferred: set[tuple[SplitKey, int]] = set()
         self._choices: dict[SplitKey, int] = {}
         self.dims: dict[fx.Node, Any] = {}
-        self.activations = _activations(trace)
         self.unknown: dict[str, None] = {}
+        self.activations: set[fx.Node] = set()
+        for node in trace.nodes:
+            is_input = node.op == "placeholder" and node not in trace.names
+            if is_input or any(argument in self.activations for argument in node.all_input_nodes):
+                self.activations.add(node)
 
     def solve(self) -> None:
         """Run passes to a fixpoint; start again while an axis chosen to carry a split turns out frozen."""
-        self._scout()
+        # A look ahead: each new axis of a split gets atoms of its own, and shows which of them something freezes
+        # further down. Without it the first choice would be a guess, and each wrong one costs a restart.
+        self._start()
+        self.scouts = {}
+        self._settle_passes()
+        for key, parts in self.scouts.items():
+            self._candidates[key] = [position for position, atoms in enumerate(parts) if self.is_live(atoms)]
+            self._deferred |= {(key, position) for position, atoms in enumerate(parts) if self.is_deferred(atoms)}
+        self.scouts = None
         for _ in range(MAX_RESTARTS):
             self._start()
             for self.is_strict in (False, True):
                 self._settle_passes()
-            dead = [key for key, (atoms, count) in self.splits.items() if self._can_try_another(key, atoms, count)]
+            dead = [
+                key
+                for key, (atoms, count) in self.splits.items()
+                if self.frozen[atoms].all() and self._choices.get(key, 0) + 1 < count
+            ]
             if not dead:
                 return
             for key in dead:
@@ -70,16 +95,6 @@ class Flow(Axes):
         self.slotwise: set[str] = set()
         self.held.restart()
 
-    def _scout(self) -> None:
-        """Look ahead: give the new axes of each split atoms of their own, and see which of them get frozen."""
-        self._start()
-        self.scouts = {}
-        self._settle_passes()
-        for key, parts in self.scouts.items():
-            self._candidates[key] = [position for position, atoms in enumerate(parts) if self.is_live(atoms)]
-            self._deferred |= {(key, position) for position, atoms in enumerate(parts) if self.is_deferred(atoms)}
-        self.scouts = None
-
     def carriers(self, key: SplitKey, sizes: list[int], constant: Collection[int] = ()) -> list[int]:
         """Return the axes that can carry a split, the one to use first.
 
@@ -90,9 +105,6 @@ class Flow(Axes):
         ranked = sorted(candidates, key=lambda at: (at in constant, (key, at) in self._deferred, -sizes[at]))
         first = min(self._choices.get(key, 0), len(ranked) - 1)
         return ranked[first:] + ranked[:first]
-
-    def _can_try_another(self, key: SplitKey, atoms: np.ndarray, count: int) -> bool:
-        return bool(self.frozen[atoms].all()) and self._choices.get(key, 0) + 1 < count
 
     def _settle_passes(self) -> None:
         passes = 0
@@ -116,16 +128,16 @@ class Flow(Axes):
             elif node.op == "output":
                 self.freeze_nodes(node, "model output")
             elif node.target is operator.getitem:
-                self.dims[node] = self._item(node, *node.args)
+                several, number = self.dims[node.all_input_nodes[0]], node.args[1]
+                if isinstance(several, list) and isinstance(number, int):
+                    self.dims[node] = several[number]
+                else:
+                    self.dims[node] = self.fixed(node, "not a tensor")
             elif node in self.trace.calls:
                 self.dims[node] = self._apply(self.trace.calls[node])
             else:
                 self.dims[node] = self.fixed(node, "constant")
         self.held.end_pass()
-
-    def _item(self, node: fx.Node, several: Any, number: Any) -> Dims | None:  # noqa: ANN401
-        results = self.dims[several]
-        return results[number] if isinstance(results, list) else self.fixed(node, "not a tensor")
 
     def _source(self, node: fx.Node) -> Dims | None:
         name = self.trace.names.get(node)
@@ -138,16 +150,24 @@ class Flow(Axes):
                 self.freeze(dim, NOT_A_CHANNEL)
         if name in self.trace.kept:
             self.freeze(dims, self.trace.kept[name])
+        # Whole numbers and booleans are positions, counts or masks of positions: they address entries by number.
         if not value.is_floating_point() and not value.is_complex():
             self.freeze(dims, f"{name} holds {value.dtype} numbers")
         return tuple(Fixed("a single entry, broadcast") if dim.size == 1 else dim for dim in dims)
 
     def _apply(self, call: Call) -> Any:  # noqa: ANN401
-        rule = rule_of(call)
+        rule = self._rule_of(call)
         result = rule(call, self) if rule is not None else self.give_up(call)
         values, results = (call.output, result) if isinstance(result, list) else ([call.output], [result])
-        fits = all(_has_axes(value, dims) for value, dims in zip(values, results, strict=True))
-        return result if fits else self.give_up(call, f"the rule for {call.place} does not fit its result")
+        for value, dims in zip(values, results, strict=True):
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+            made = None
+            if shape is not None and dims is not None and len(dims) == len(shape):
+                made = tuple(n if isinstance(dim, Fixed) else dim.size for dim, n in zip(dims, shape, strict=True))
+            # A rule of a user's own, or an overload that nobody thought of: better nothing than a wrong axis.
+            if made != shape:
+                return self.give_up(call, f"the rule for {call.place} does not fit its result")
+        return result
 
     def note_sizes(self, call: Call, given: Sequence[int], dims: Sequence[Dim]) -> None:
         """Note which attributes hold the sizes that a call gives to these axes; axes of one attribute are one."""
@@ -185,24 +205,7 @@ class Flow(Axes):
         return self.fixed(call.node, reason)
 
 
-def _has_axes(value: Any, dims: Dims | None) -> bool:  # noqa: ANN401
-    """Tell whether these axes are those of a result; one that is no tensor needs none."""
-    if not isinstance(value, torch.Tensor) or dims is None:
-        return not isinstance(value, torch.Tensor)
-    sizes = [size if isinstance(dim, Fixed) else dim.size for dim, size in zip(dims, value.shape, strict=False)]
-    return len(dims) == value.dim() and sizes == list(value.shape)
-
-
 def _fixed(value: Any, dim: Dim) -> Any:  # noqa: ANN401
     if isinstance(value, torch.Tensor):
         return (dim,) * value.dim()
     return [_fixed(one, dim) for one in value] if isinstance(value, (tuple, list)) else None
-
-
-def _activations(trace: Trace) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    for node in trace.nodes:
-        is_input = node.op == "placeholder" and node not in trace.names
-        if is_input or any(argument in found for argument in node.all_input_nodes):
-            found.add(node)
-    return found

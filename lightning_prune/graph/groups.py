@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import numpy as np
 from torch import nn
 
+from lightning_prune.graph._units import signatures, sizes_held
 from lightning_prune.graph.axes import NOT_A_CHANNEL
 from lightning_prune.graph.flow import Flow
+from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
-from lightning_prune.graph.units import Signature, signatures, sizes_held
+from lightning_prune.tables import aligned
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +111,17 @@ class ChannelGroups(Sequence[ChannelGroup]):
         return f"<ChannelGroups: {len(self)} channel groups, {prunable} prunable>"
 
     def __str__(self) -> str:
-        header = ("channel group", "size", "members (parameter, axis, offset)", "prunable", "why not")
-        rows = [header, *(row for group in self for row in _rows(group))]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def _rows(group: ChannelGroup) -> Iterator[tuple[str, str, str, str, str]]:
-    prunable = "no" if not group.prunable else "inexact" if group.inexact else "yes"
-    first = (group.name, str(group.size), prunable, group.reason or group.inexact)
-    for number, member in enumerate(group.members):
-        name, size, prunable, reason = ("", "", "", "") if number else first
-        yield name, size, f"({member.parameter}, {member.axis}, {member.offset})", prunable, reason
+        rows = [("channel group", "size", "members (parameter, axis, offset)", "prunable", "why not")]
+        for group in self:
+            members = [f"({member.parameter}, {member.axis}, {member.offset})" for member in group.members]
+            prunable = "no" if not group.prunable else "inexact" if group.inexact else "yes"
+            rows += [
+                (group.name, str(group.size), member, prunable, group.reason or group.inexact)
+                if number == 0
+                else ("", "", member, "", "")
+                for number, member in enumerate(members)
+            ]
+        return aligned(rows, words=len(rows[0]))
 
 
 def channel_groups(
@@ -157,7 +157,7 @@ def channel_groups(
         >>> [(group.name, group.size, group.reason) for group in groups]
         [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]
     """
-    flow = Flow(trace(model, example_inputs, example_kwargs), allow_inexact)
+    flow = Flow(trace(model, example_inputs, example_kwargs), rule_of, allow_inexact)
     flow.solve()
     for operator in flow.unknown:
         warnings.warn(
@@ -171,28 +171,26 @@ def channel_groups(
 
 
 def _groups(flow: Flow) -> list[ChannelGroup]:
-    found = [signature for signature in signatures(flow) if signature.reason != NOT_A_CHANNEL]
-    members = [tuple(_members(flow, signature)) for signature in found]
-    names = _unique([_name(one) for one in members], [signature.reason == "" for signature in found])
-    return [
-        ChannelGroup(name, signature.size, one, signature.reason == "", signature.reason, signature.inexact)
-        for name, signature, one in zip(names, found, members, strict=True)
-    ]
-
-
-def _members(flow: Flow, signature: Signature) -> Iterator[Member]:
-    for slot, atoms in zip(signature.slots, signature.atoms, strict=True):
-        parameter, axis = flow.slots[slot]
-        is_input = bool(flow.consumed[atoms].all()) and not bool(flow.produced[atoms].any())
-        yield Member(parameter, axis, atoms - flow.starts[slot], "input" if is_input else "output")
-
-
-def _name(members: tuple[Member, ...]) -> str:
-    """Return the module path of the first producer; of the first consumer, marked, when nothing makes the channels."""
-    producers = [member for member in members if member.role == "output"]
-    parameter = (producers or members)[0].parameter
-    path = parameter.rpartition(".")[0] or parameter
-    return path if producers else f"{path} (input)"
+    groups: list[ChannelGroup] = []
+    for signature in signatures(flow):
+        if signature.reason == NOT_A_CHANNEL:
+            continue
+        members: list[Member] = []
+        for slot, atoms in zip(signature.slots, signature.atoms, strict=True):
+            parameter, axis = flow.slots[slot]
+            is_input = bool(flow.consumed[atoms].all()) and not bool(flow.produced[atoms].any())
+            members.append(Member(parameter, axis, atoms - flow.starts[slot], "input" if is_input else "output"))
+        # A group is called after the module that makes its channels; where nothing does, after the first that reads.
+        producers = [member for member in members if member.role == "output"]
+        parameter = (producers or members)[0].parameter
+        path = parameter.rpartition(".")[0] or parameter
+        name = path if producers else f"{path} (input)"
+        is_prunable = signature.reason == ""
+        groups.append(
+            ChannelGroup(name, signature.size, tuple(members), is_prunable, signature.reason, signature.inexact)
+        )
+    names = _unique([group.name for group in groups], [group.prunable for group in groups])
+    return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
 
 
 def _unique(names: list[str], prunable: list[bool]) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_prune.errors import GraphError
-from lightning_prune.graph.sizes import Recorder, Sizes
+from lightning_prune.graph._sizes import Recorder, Sizes
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import fold
 
@@ -121,7 +121,8 @@ def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, An
 
 
 def _record(exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Sizes) -> Trace:
-    canonical = _canonical_names(inner)
+    first: dict[int, str] = {}
+    canonical = {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(inner)}
     targets = {
         spec.arg.name: canonical[spec.target.removeprefix("inner.")]
         for spec in exported.graph_signature.input_specs
@@ -137,7 +138,14 @@ def _record(exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Siz
         names=names,
         shapes={name: tuple(tensors[name].shape) for name in dict.fromkeys(users)},
         parameters=frozenset(name for name, _ in inner.named_parameters()),
-        kept=_kept(inner, canonical),
+        kept={
+            canonical[f"{path}.{name}" if path else name]: (
+                f"{type(module).__name__} at {path or 'the root'} keeps its size"
+            )
+            for path, module in inner.named_modules()
+            if isinstance(module, KEEPS_ITS_SIZES)
+            for name, _ in module.named_parameters()
+        },
         sizes=sizes,
     )
 
@@ -161,24 +169,9 @@ def module_path(node: fx.Node) -> str:
     return "" if path == "inner" else path.removeprefix("inner.")
 
 
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Map every name of a parameter or buffer to the first name of the same tensor."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(model)}
-
-
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-
-def _kept(model: nn.Module, canonical: Mapping[str, str]) -> dict[str, str]:
-    return {
-        canonical[f"{path}.{name}" if path else name]: f"{type(module).__name__} at {path or 'the root'} keeps its size"
-        for path, module in model.named_modules()
-        if isinstance(module, KEEPS_ITS_SIZES)
-        for name, _ in module.named_parameters()
-    }
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from compaction_cases import (
 from torch import Tensor, nn
 
 from lightning_prune.compaction import Compaction, Removal, compact
-from lightning_prune.compaction.equivalence import relative_error
+from lightning_prune.compaction._equivalence import relative_error
 from lightning_prune.errors import CompactionError, OptimizerStateError
 from lightning_prune.model import masks
 
@@ -47,6 +47,12 @@ def busy() -> tuple[nn.Module, list[torch.optim.Optimizer], Compaction]:
     return model, optimizers, half_plan(model, RESIDUAL_INPUT)
 
 
+CHANGING = tuple(
+    f"lightning_prune/{name}.py"
+    for name in ("compaction/resize", "compaction/plan", "compaction/apply", "optimizer/surgery", "model/masks")
+)
+
+
 @contextmanager
 def interrupt_at(line: int) -> Iterator[list[int]]:
     """Raise KeyboardInterrupt at the n-th line that runs in the files that change something."""
@@ -61,7 +67,7 @@ def interrupt_at(line: int) -> Iterator[list[int]]:
 
     def trace(frame: types.FrameType, event: str, _: Any) -> Any:
         file = frame.f_code.co_filename
-        mine = file.endswith(("resize.py", "surgery.py", "masks.py", "plan.py", "apply.py"))
+        mine = file.endswith(CHANGING)
         return local if mine and frame.f_code.co_name not in ("all_or_nothing", "put_back") else None
 
     before = sys.gettrace()

@@ -68,6 +68,27 @@ def test_json_round_trip() -> None:
     assert again.attributes == {"depthwise.groups": ("depthwise.weight", 0), "grouped.groups": ("grouped.weight", 0)}
 
 
+WRITTEN_BEFORE = (
+    '{"format": "lightning_prune.compaction", "version": 1, "shapes": {"conv.weight": [4, 1, 3, 3], "conv.bias": [4],'
+    ' "depth.weight": [4, 1, 3, 3], "depth.bias": [4], "head.weight": [2, 4], "head.bias": [2]}, "removals": {"conv":'
+    ' {"size": 4, "removed": 2, "entries": {"conv.weight": {"0": [1, 3]}, "conv.bias": {"0": [1, 3]}, "depth.weight":'
+    ' {"0": [1, 3]}, "depth.bias": {"0": [1, 3]}, "head.weight": {"1": [1, 3]}}, "inexact": false}}, "attributes":'
+    ' {"depth.groups": ["depth.weight", 0]}}'
+)
+"""What ``to_json`` returned in November 2026."""
+
+
+def test_a_plan_written_before_loads() -> None:
+    plan = Compaction.from_json(WRITTEN_BEFORE)
+    assert plan.to_json() == WRITTEN_BEFORE
+    assert plan.removals["conv"] == Removal(4, 2, plan.removed)
+    assert plan.shapes_after == {
+        **{"conv.weight": (2, 1, 3, 3), "conv.bias": (2,), "depth.weight": (2, 1, 3, 3), "depth.bias": (2,)},
+        **{"head.weight": (2, 2), "head.bias": (2,)},
+    }
+    assert plan.attributes == {"depth.groups": ("depth.weight", 0)}
+
+
 def changed(**new: Any) -> str:
     return json.dumps({**json.loads(Compaction.from_keep(hand_made(), {"a": [1]}).to_json()), **new})
 
@@ -78,10 +99,10 @@ BROKEN = {"size": 4, "removed": 1}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "the plan is no JSON text: .*pass what Compaction.to_json"),
+        ("{", "the plan is no JSON text: .*pass what to_json"),
         ("[1]", "the JSON text is no plan"),
         ('{"format": "other"}', "the JSON text is no plan"),
-        (changed(version=2), "of version 2, this package reads up to 1; upgrade lightning_prune"),
+        (changed(version=2), "of version 2, this package reads 1; upgrade lightning_prune"),
         (changed(version="x"), "of version 'x'"),
         (changed(shapes=3), "the plan is malformed: AttributeError"),
         (changed(removals={"a": {"size": 4}}), "the plan is malformed: KeyError: 'removed'"),

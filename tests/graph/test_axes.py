@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_prune.graph._units import signatures
 from lightning_prune.graph.axes import Axes, Fixed, components
 from lightning_prune.graph.rules.reshape import blocks
-from lightning_prune.graph.units import signatures
 
 Edges = list[tuple[int, int]]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.graph import channel_groups
-from lightning_prune.graph.sizes import END, Recorder, Size, are_origins_known, bounds, have_own_attributes
+from lightning_prune.graph._sizes import END, Recorder, Size, are_origins_known, bounds, have_own_attributes
 
 X = torch.randn(2, 5, 6)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import fx
 
 from lightning_prune.graph.axes import NOT_A_CHANNEL, Dim, Dims, Fixed
+from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.trace import Call
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
 
 SPACE = Fixed("spatial axis")
 
@@ -185,7 +183,7 @@ def _leading(flow: Flow, left: fx.Node, right: fx.Node, count: int) -> Dims:
 
 def attention(call: Call, flow: Flow) -> Dims:
     """scaled_dot_product_attention: whole heads can go, or the width of the value, never that of query and key."""
-    query, *others = call["query"], call["key"], call["value"]
+    query, *others, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
     reason = f"width of the heads of {call.place}"
     places, width = flow.of(call["value"])[-2:]
     flow.freeze((*flow.of(query)[-2:], *flow.of(call["key"])[-2:], places), reason)
@@ -193,26 +191,19 @@ def attention(call: Call, flow: Flow) -> Dims:
     out: list[Dim] = []
     for axis in range(len(call.output.shape) - 2):
         dim = flow.of(query)[axis]
+        heads = query.meta["val"].shape[axis]
         for node in others:
-            dim = _shared_heads(flow, dim, flow.of(node)[axis], query.meta["val"].shape[axis])
-        out.append(_with_attention_mask(call, flow, dim, axis))
+            # Grouped-query attention: with fewer heads of keys and values, each belongs to a block of query heads.
+            other = flow.of(node)[axis]
+            if isinstance(other, np.ndarray) and other.size != heads:
+                other = np.repeat(other, heads // other.size)
+            dim = flow.join(dim, other)
+        if isinstance(mask, fx.Node):
+            position = axis - len(call.output.shape) + mask.meta["val"].dim()
+            if position >= 0 and mask.meta["val"].shape[position] != 1:
+                dim = flow.join(dim, flow.of(mask)[position])
+        out.append(dim)
     return (*out, Fixed(reason), width)
-
-
-def _shared_heads(flow: Flow, dim: Dim, other: Dim, heads: int) -> Dim:
-    """Join query heads with key or value heads; with fewer of those, each belongs to a block of query heads."""
-    if isinstance(other, np.ndarray) and other.size != heads:
-        other = np.repeat(other, heads // other.size)
-    return flow.join(dim, other)
-
-
-def _with_attention_mask(call: Call, flow: Flow, dim: Dim, axis: int) -> Dim:
-    mask = call.get("attn_mask")
-    if not isinstance(mask, fx.Node):
-        return dim
-    position = axis - len(call.output.shape) + mask.meta["val"].dim()
-    is_broadcast = position < 0 or mask.meta["val"].shape[position] == 1
-    return dim if is_broadcast else flow.join(dim, flow.of(mask)[position])
 
 
 def embedding(call: Call, flow: Flow) -> Dims:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx
 
 from lightning_prune.graph.axes import Dim, Fixed
+from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.contraction import contract
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.trace import Call
 
 Place = tuple[fx.Node, int]
 """One axis of an operand."""
@@ -19,28 +17,23 @@ Place = tuple[fx.Node, int]
 
 def einsum(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """A letter in the result goes on; one that is summed over needs a weight that masks make zero."""
-    places = _places(call)
-    if places is None:
-        return flow.give_up(call, f"{call.place} has an equation with an ellipsis or a repeated letter")
     left, _, made = call["equation"].replace(" ", "").partition("->")
+    operands = left.split(",")
+    if "." in left or any(len(set(letters)) < len(letters) for letters in operands):
+        return flow.give_up(call, f"{call.place} has an equation with an ellipsis or a repeated letter")
+    places: dict[str, list[Place]] = {}
+    for letters, node in zip(operands, call["tensors"], strict=True):
+        for axis, letter in enumerate(letters):
+            places.setdefault(letter, []).append((node, axis))
+    # Without an arrow the result has the letters that stand once, in alphabetical order, as torch defines it.
     made = made or "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
     for letter in places.keys() - set(made):
         _sum_over(call, flow, places[letter])
     for letter in made:
-        _produce(flow, places[letter])
+        if all(not flow.is_activation(node) for node, _ in places[letter]):
+            for node, axis in places[letter]:
+                flow.produce(flow.of(node)[axis])
     return tuple(_joined(flow, places[letter]) for letter in made)
-
-
-def _places(call: Call) -> dict[str, list[Place]] | None:
-    left = call["equation"].replace(" ", "").partition("->")[0]
-    operands = left.split(",")
-    if "." in left or any(len(set(letters)) < len(letters) for letters in operands):
-        return None
-    found: dict[str, list[Place]] = {}
-    for letters, node in zip(operands, call["tensors"], strict=True):
-        for axis, letter in enumerate(letters):
-            found.setdefault(letter, []).append((node, axis))
-    return found
 
 
 def _sum_over(call: Call, flow: Flow, places: list[Place]) -> None:
@@ -51,12 +44,6 @@ def _sum_over(call: Call, flow: Flow, places: list[Place]) -> None:
         contract(call, flow, flow.of(node)[axis], *weight)
     else:
         flow.freeze([flow.of(node)[axis] for node, axis in places], f"{call.place} sums over it")
-
-
-def _produce(flow: Flow, places: list[Place]) -> None:
-    if all(not flow.is_activation(node) for node, _ in places):
-        for node, axis in places:
-            flow.produce(flow.of(node)[axis])
 
 
 def _joined(flow: Flow, places: list[Place]) -> Dim:

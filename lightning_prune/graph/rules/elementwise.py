@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
 
 from lightning_prune.graph.axes import Dim, Dims, Fixed
+from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.families import base_name
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.trace import Call
 
 POLE_AT_ZERO = ("log", "log2", "log10", "logit", "reciprocal", "rsqrt", "digamma", "lgamma", "acosh")
 DIVISIONS = ("div", "true_divide", "floor_divide", "remainder", "fmod", "divide")
@@ -20,12 +18,18 @@ DIVISIONS = ("div", "true_divide", "floor_divide", "remainder", "fmod", "divide"
 
 def pointwise(call: Call, flow: Flow) -> Dims:
     """Activations, sums, products, comparisons: axes of the same size are one, axes of size 1 are broadcast."""
-    _refuse_poles(call, flow)
+    # What an operator would turn into infinity or NaN where a mask has put zeros stays: the mask could not be trained.
+    pole = _argument_with_a_pole(call)
+    is_tensor = isinstance(pole, fx.Node) and isinstance(pole.meta.get("val"), Tensor)
+    if is_tensor and not flow.removed_value.is_positive(pole):
+        flow.freeze(flow.of(pole), f"{call.place} may not be finite where a channel is zero")
     shape = call.output.shape
     tensors = [node for node in call.node.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
     out: list[Dim] = []
     for axis, size in enumerate(shape):
-        dims = [dim for node in tensors if (dim := _aligned(node, axis - len(shape), size, flow)) is not None]
+        place = axis - len(shape)
+        whole = [node for node in tensors if len(node.meta["val"].shape) >= -place]
+        dims = [flow.of(node)[place] for node in whole if size == 1 or node.meta["val"].shape[place] != 1]
         joined: Dim = dims[0] if dims else Fixed(f"broadcast by {call.place}")
         for dim in dims[1:]:
             joined = flow.join(joined, dim)
@@ -59,21 +63,6 @@ def glu(call: Call, flow: Flow) -> Dims:
     if isinstance(dim, np.ndarray):
         dims[call["dim"]] = flow.tie(dim.reshape(2, -1).T)
     return tuple(dims)
-
-
-def _aligned(node: fx.Node, axis_from_end: int, size: int, flow: Flow) -> Dim | None:
-    shape = node.meta["val"].shape
-    if len(shape) < -axis_from_end or (shape[axis_from_end] == 1 and size != 1):
-        return None
-    return flow.of(node)[axis_from_end]
-
-
-def _refuse_poles(call: Call, flow: Flow) -> None:
-    """Freeze what an operator would turn into infinity or NaN where a mask has put zeros."""
-    node = _argument_with_a_pole(call)
-    is_tensor = isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
-    if is_tensor and not flow.removed_value.is_positive(node):
-        flow.freeze(flow.of(node), f"{call.place} may not be finite where a channel is zero")
 
 
 def _argument_with_a_pole(call: Call) -> Any:  # noqa: ANN401

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import fx
 
 from lightning_prune.graph.axes import Dim, Dims, Fixed
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.flow import Flow
+from lightning_prune.graph.trace import Call
 
 
 def permute(call: Call, flow: Flow) -> Dims:
@@ -38,14 +35,13 @@ def swap_last(call: Call, flow: Flow) -> Dims:
 def movedim(call: Call, flow: Flow) -> Dims:
     """Axes ``source`` go to the places ``destination``, the others keep their order."""
     dims = flow.of(call["self"])
-    source, destination = ([axis % len(dims) for axis in _as_list(call[name])] for name in ("source", "destination"))
+    given = [
+        call[name] if isinstance(call[name], (list, tuple)) else [call[name]] for name in ("source", "destination")
+    ]
+    source, destination = ([axis % len(dims) for axis in axes] for axes in given)
     rest = iter([axis for axis in range(len(dims)) if axis not in source])
     moved = dict(zip(destination, source, strict=True))
     return tuple(dims[moved[place] if place in moved else next(rest)] for place in range(len(dims)))
-
-
-def _as_list(value: Any) -> list[int]:  # noqa: ANN401
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def reverse(call: Call, flow: Flow) -> Dims:
@@ -106,11 +102,16 @@ def cat(call: Call, flow: Flow) -> Dims:
     """Atoms one after the other along ``dim``; the other axes are one. Empty tensors of one axis are skipped."""
     count = call.output.dim()
     nodes = [node for node in call["tensors"] if len(flow.of(node)) == count]
-    along = call["dim"] % count
-    return tuple(
-        _concatenated(flow, nodes, axis) if axis == along else _joined(flow, [flow.of(node)[axis] for node in nodes])
-        for axis in range(count)
-    )
+    out: list[Dim] = []
+    for axis in range(count):
+        dims, sizes = [flow.of(node)[axis] for node in nodes], [node.meta["val"].shape[axis] for node in nodes]
+        if axis != call["dim"] % count:
+            out.append(_joined(flow, dims))
+        elif all(isinstance(dim, Fixed) for dim in dims):
+            out.append(dims[0])
+        else:
+            out.append(np.concatenate([flow.fill(dim, size) for dim, size in zip(dims, sizes, strict=True)]))
+    return tuple(out)
 
 
 def stack(call: Call, flow: Flow) -> Dims:
@@ -119,14 +120,6 @@ def stack(call: Call, flow: Flow) -> Dims:
     out = [_joined(flow, list(dims)) for dims in zip(*parts, strict=True)]
     out.insert(call["dim"] % call.output.dim(), Fixed(f"stacked by {call.place}"))
     return tuple(out)
-
-
-def _concatenated(flow: Flow, nodes: list[fx.Node], axis: int) -> Dim:
-    dims = [flow.of(node)[axis] for node in nodes]
-    for fixed in dims:
-        if all(isinstance(dim, Fixed) for dim in dims):
-            return fixed
-    return np.concatenate([flow.fill(dim, node.meta["val"].shape[axis]) for dim, node in zip(dims, nodes, strict=True)])
 
 
 def _joined(flow: Flow, dims: list[Dim]) -> Dim:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, fx
 
 from lightning_prune.graph.axes import Dims, Fixed
+from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.families import AVERAGES, SPATIAL, base_name
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.trace import Call
 
 PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 
@@ -83,7 +81,10 @@ def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     A mean that keeps its axis is a part of a normalisation written by hand.
     """
     dims = flow.of(call["self"])
-    axes = _reduced_axes(call.get("dim"), len(dims))
+    reduced = call.get("dim")
+    if reduced is None or reduced == []:
+        reduced = range(len(dims))
+    axes = {axis % len(dims) for axis in (reduced if isinstance(reduced, (list, tuple, range)) else [reduced])}
     reason = f"{call.place} reduces it"
     is_part_of_norm = call.get("keepdim") and base_name(call.operator) in AVERAGES
     (flow.normalise if is_part_of_norm else flow.freeze)([dims[axis] for axis in axes], reason)
@@ -103,9 +104,3 @@ def spatial(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     flow.freeze(dims[-count:], reason)
     out: Dims = (*dims[:-count], *(Fixed(reason),) * count)
     return [out] * len(call.output) if isinstance(call.output, (tuple, list)) else out
-
-
-def _reduced_axes(dim: Any, count: int) -> set[int]:  # noqa: ANN401
-    if dim is None or dim == []:
-        return set(range(count))
-    return {axis % count for axis in (dim if isinstance(dim, (list, tuple)) else [dim])}

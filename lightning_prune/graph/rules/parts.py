@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lightning_prune.graph._sizes import are_origins_known, bounds, have_own_attributes
 from lightning_prune.graph.axes import Dim, Dims, Fixed
-from lightning_prune.graph.sizes import are_origins_known, bounds, have_own_attributes
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.flow import Flow
+from lightning_prune.graph.trace import Call
 
 
 def split(call: Call, flow: Flow) -> list[Dims]:
@@ -71,28 +69,20 @@ def resized(call: Call, flow: Flow) -> Dims:
     node = call["self"]
     dims = list(flow.of(node))
     reason = f"{call.place} takes or adds a part of it"
+    is_slice = call.operator == "slice" and call["step"] == 1
+    stated = bounds(call["start"], call["end"]) if is_slice else ()
+    can_follow = is_slice and are_origins_known(flow.trace.sizes.get((call.where, stated), ()))
     for axis, (before, after) in enumerate(zip(node.meta["val"].shape, call.output.shape, strict=True)):
         dim = dims[axis]
-        if before != after and isinstance(dim, np.ndarray) and _can_follow(call, flow):
-            dims[axis] = _part(call, flow, dim, after)
+        if before != after and isinstance(dim, np.ndarray) and can_follow:
+            first, last = ((call[bound] or 0) for bound in ("start", "end"))
+            start = first + dim.size if first < 0 else first
+            _, dims[axis], _ = _parts(flow, dim, [start, after, dim.size - start - after])
+            flow.note_sizes(call, stated, [dim[: abs(first)], dim[: abs(last)]])
         elif before != after:
             flow.freeze(dim, reason)
             dims[axis] = Fixed(reason)
     return tuple(dims)
-
-
-def _can_follow(call: Call, flow: Flow) -> bool:
-    if call.operator != "slice" or call["step"] != 1:
-        return False
-    return are_origins_known(flow.trace.sizes.get((call.where, bounds(call["start"], call["end"])), ()))
-
-
-def _part(call: Call, flow: Flow, dim: np.ndarray, size: int) -> Dim:
-    first, last = ((call[bound] or 0) for bound in ("start", "end"))
-    start = first + dim.size if first < 0 else first
-    _, part, _ = _parts(flow, dim, [start, size, dim.size - start - size])
-    flow.note_sizes(call, bounds(call["start"], call["end"]), [dim[: abs(first)], dim[: abs(last)]])
-    return part
 
 
 def pad(call: Call, flow: Flow) -> Dims:

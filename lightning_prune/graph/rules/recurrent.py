@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import fx
 
 from lightning_prune.graph.axes import Dim, Dims, Fixed
+from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.contraction import contract
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.trace import Call
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -32,28 +29,16 @@ def recurrent(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     for layer in range(call["num_layers"]):
         for direction in range(directions):
             first = (layer * directions + direction) * per_layer
-            _cell(call, flow, weights[first : first + per_layer], reads, hidden)
-        reads = _side_by_side(hidden, directions)
-    return _results(call, flow, hidden, reads)
-
-
-def _cell(call: Call, flow: Flow, weights: list[fx.Node], reads: Dim, hidden: Dim) -> None:
-    contract(call, flow, reads, weights[0], 1)
-    contract(call, flow, hidden, weights[1], 1)
-    gates = GATES[call.operator]
-    for weight in weights:
-        rows = flow.of(weight)[0]
-        flow.produce(rows)
-        for part in np.split(rows, gates) if isinstance(rows, np.ndarray) else (rows,):
-            flow.join(hidden, part)
-
-
-def _side_by_side(hidden: Dim, directions: int) -> Dim:
-    return np.tile(hidden, directions) if isinstance(hidden, np.ndarray) else hidden
-
-
-def _results(call: Call, flow: Flow, hidden: Dim, outputs: Dim) -> list[Dims]:
-    """Return the axes of the outputs and of each last state; the first states have the hidden units too."""
+            cell = weights[first : first + per_layer]
+            contract(call, flow, reads, cell[0], 1)
+            contract(call, flow, hidden, cell[1], 1)
+            for weight in cell:
+                rows = flow.of(weight)[0]
+                flow.produce(rows)
+                for part in np.split(rows, GATES[call.operator]) if isinstance(rows, np.ndarray) else (rows,):
+                    flow.join(hidden, part)
+        # The directions lie side by side in what the next layer reads.
+        reads = np.tile(hidden, directions) if isinstance(hidden, np.ndarray) else hidden
     leading = flow.of(call["input"])[:-1]
     batch = leading[0 if call.get("batch_first") else -1]
     states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
@@ -62,4 +47,4 @@ def _results(call: Call, flow: Flow, hidden: Dim, outputs: Dim) -> list[Dims]:
             flow.join(hidden, flow.of(state)[-1])
     layers = Fixed(f"layers of {call.place}")
     last: Dims = (layers, *((batch,) if len(leading) == 2 else ()), hidden)
-    return [(*leading, outputs), *[last] * len(states)]
+    return [(*leading, reads), *[last] * len(states)]

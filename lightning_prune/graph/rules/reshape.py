@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_prune.graph._sizes import Size
 from lightning_prune.graph.axes import Dim, Dims, Fixed
-from lightning_prune.graph.sizes import Size
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow, SplitKey
-    from lightning_prune.graph.trace import Call
+from lightning_prune.graph.flow import Flow
+from lightning_prune.graph.trace import Call
 
 
 def reshape(call: Call, flow: Flow) -> Dims:
@@ -28,11 +25,17 @@ def reshape(call: Call, flow: Flow) -> Dims:
             out[made[0]] = dims[taken[0]]
         elif live:
             carrier = max(live, key=lambda axis: (not flow.is_deferred(dims[axis]), before[axis]))
-            _freeze_the_rest(call, flow, [dims[axis] for axis in taken if axis != carrier])
-            atoms = _spread(flow.fill(dims[carrier], 0), taken.index(carrier), [before[axis] for axis in taken])
+            # In the first half of the passes the others may still turn out frozen by themselves, with a better reason.
+            if flow.is_strict:
+                others = [dims[axis] for axis in taken if axis != carrier]
+                flow.freeze(others, f"{call.place} merges it with a larger axis")
+            column = [before[axis] if axis == carrier else 1 for axis in taken]
+            atoms = flow.fill(dims[carrier], 0).reshape(column)
+            atoms = np.broadcast_to(atoms, [before[axis] for axis in taken]).reshape(-1)
             _split(flow, call, made, [after[axis] for axis in made], atoms, out)
         else:
-            _keep_reason(flow, [dims[axis] for axis in taken], made, out)
+            for axis in made:
+                out[axis] = flow.settle(dims[taken[0]])
     given, first = _given(call)
     flow.note_sizes(call, given, out[first : first + len(given)])
     return tuple(out)
@@ -65,25 +68,19 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[i
     return found
 
 
-def _freeze_the_rest(call: Call, flow: Flow, dims: list[Dim]) -> None:
-    if flow.is_strict:
-        flow.freeze(dims, f"{call.place} merges it with a larger axis")
-
-
-def _spread(atoms: np.ndarray, position: int, sizes: list[int]) -> np.ndarray:
-    """Repeat the atoms of one axis over the others of its block; flat."""
-    shape = [1] * len(sizes)
-    shape[position] = sizes[position]
-    return np.broadcast_to(atoms.reshape(shape), sizes).reshape(-1)
-
-
 def _split(flow: Flow, call: Call, made: list[int], sizes: list[int], atoms: np.ndarray, out: list[Dim]) -> None:
     """Choose the new axis that carries the atoms: one along which alone they differ, else the largest that can."""
     table = atoms.reshape(sizes)
-    consistent = [position for position in range(len(made)) if _differs_only_along(flow.label[table], position)]
+    labels, consistent = flow.label[table], list[int]()
+    for position in range(len(made)):
+        others = tuple(axis for axis in range(len(made)) if axis != position)
+        if (labels.min(axis=others) == labels.max(axis=others)).all():
+            consistent.append(position)
     key = (call.node, made[0])
     if flow.scouts is not None and not consistent:
-        for axis, own in zip(made, _scouts_of(flow.scouts, flow, key, sizes), strict=True):
+        if key not in flow.scouts:
+            flow.scouts[key] = [flow.scratch(size) for size in sizes]
+        for axis, own in zip(made, flow.scouts[key], strict=True):
             out[axis] = own
         return
     ranked = sorted(consistent, key=lambda position: -sizes[position])
@@ -104,22 +101,3 @@ def _constant(call: Call, flow: Flow, made: list[int]) -> list[int]:
         for position, axis in enumerate(made)
         if 0 <= axis - first < len(known) and known[axis - first] != -1 and not isinstance(known[axis - first], Size)
     ]
-
-
-def _scouts_of(
-    scouts: dict[SplitKey, list[np.ndarray]], flow: Flow, key: SplitKey, sizes: list[int]
-) -> list[np.ndarray]:
-    if key not in scouts:
-        scouts[key] = [flow.scratch(size) for size in sizes]
-    return scouts[key]
-
-
-def _differs_only_along(labels: np.ndarray, position: int) -> bool:
-    others = tuple(axis for axis in range(labels.ndim) if axis != position)
-    return bool((labels.min(axis=others) == labels.max(axis=others)).all())
-
-
-def _keep_reason(flow: Flow, dims: list[Dim], made: list[int], out: list[Dim]) -> None:
-    settled = [flow.settle(dim) for dim in dims]
-    for axis in made:
-        out[axis] = settled[0]

@@ -8,12 +8,10 @@ the axes of the result (a list of them for several results). Outside of this pac
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import fx
 
+from lightning_prune.graph.flow import Flow, Rule
 from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, parts, recurrent
 from lightning_prune.graph.rules.einsum import einsum
 from lightning_prune.graph.rules.families import (
@@ -28,12 +26,7 @@ from lightning_prune.graph.rules.families import (
     is_pointwise,
 )
 from lightning_prune.graph.rules.reshape import reshape
-
-if TYPE_CHECKING:
-    from lightning_prune.graph.flow import Flow
-    from lightning_prune.graph.trace import Call
-
-Rule = Callable[["Call", "Flow"], Any]
+from lightning_prune.graph.trace import Call
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(COPIES, elementwise.copy),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in SHAPED:
-            self._note(tuple(_ints(_without_dim(name, args, kwargs))))
+            self._note(tuple(_ints(_stated(name, args, kwargs))))
         elif name == "__getitem__":
             for one in args[1] if isinstance(args[1], tuple) else (args[1],):
                 if isinstance(one, slice):
@@ -143,22 +144,27 @@ class Recorder(TorchFunctionMode):
         plain: list[tuple[dict[str, Any], str, Held]] = []
         handles = []
         for path, module in model.named_modules():
-            handles += [module.register_forward_pre_hook(self._enter(path)), module.register_forward_hook(self._leave)]
+            enter, leave = partial(self._enter, path), self._leave
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
             for name, value in _sizes_held(module):
+                where, length = f"{path}.{name}" if path else name, value[0] if isinstance(value, tuple) else value
+                size = Size.of(length, {where: length})
                 plain.append((module.__dict__, name, value))
-                module.__dict__[name] = _tagged(value, f"{path}.{name}" if path else name)
+                module.__dict__[name] = (size,) if isinstance(value, tuple) else size
         try:
             with self:
                 yield
         finally:
             for attributes, name, value in plain:
-                if _is_tagged(attributes.get(name)):
+                # An attribute that the forward has set anew keeps what it was set to.
+                now = attributes.get(name)
+                if isinstance(now[0] if isinstance(now, tuple) and now else now, Size):
                     attributes[name] = value
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, path: str) -> Callable[..., None]:
-        return lambda *_: self._running.append(path)
+    def _enter(self, path: str, *_: object) -> None:
+        self._running.append(path)
 
     def _leave(self, *_: object) -> None:
         self._running.pop()
@@ -187,30 +193,18 @@ def _of_shape(length: Any) -> Any:  # noqa: ANN401
 
 def _sizes_held(module: nn.Module) -> list[tuple[str, Held]]:
     """Return the attributes that may hold a size; of torch's own layers those that no tensor tells."""
-    held = [(name, value) for name, value in module.__dict__.items() if _is_size(value)]
+    held: list[tuple[str, Held]] = []
+    for name, value in module.__dict__.items():
+        length = value[0] if type(value) is tuple and len(value) == 1 else value
+        if type(length) is int and length > 1:
+            held.append((name, value))
     if not type(module).__module__.startswith("torch."):
         return held
     is_bare_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and not module.elementwise_affine
     return [(name, value) for name, value in held if is_bare_norm and name == "normalized_shape"]
 
 
-def _is_size(value: Any) -> bool:  # noqa: ANN401
-    if type(value) is tuple and len(value) == 1:
-        value = value[0]
-    return type(value) is int and value > 1
-
-
-def _is_tagged(value: object) -> bool:
-    return isinstance(value[0] if isinstance(value, tuple) and value else value, Size)
-
-
-def _tagged(value: Held, path: str) -> Held:
-    one = value[0] if isinstance(value, tuple) else value
-    size = Size.of(one, {path: one})
-    return (size,) if isinstance(value, tuple) else size
-
-
-def _without_dim(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+def _stated(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Return the arguments that are sizes."""
     given = list(args[1:])
     if name.startswith("split") or name.endswith("norm"):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_prune.graph._sizes import Quotient, Size, Sizes
 from lightning_prune.graph.axes import Axes, Dim, Fixed
-from lightning_prune.graph.sizes import Quotient, Size, Sizes
 from lightning_prune.graph.trace import Call
 
 
@@ -48,25 +48,24 @@ class HeldSizes:
             if isinstance(size, Quotient):
                 self._quotients.append((size, call.place))
                 self._axes.freeze(dim, f"{call.place} computes its size as one over the number of others")
-            for path in self._holders(size, dim):
-                self._note_one(path, size, dim, is_strict)
+            path = self._holder(size, dim)
+            if path is None:
+                continue
+            if isinstance(dim, Fixed):
+                self._kept[path] = dim.reason
+            elif is_strict and path in self._kept_before:
+                self._axes.freeze(dim, f"{path} is also the size of what stays: {self._kept_before[path]}")
+            known = self.by_path.get(path)
+            if isinstance(dim, np.ndarray) and (known is None or known.size != dim.size):
+                self.by_path[path] = dim
+            elif known is not None and known.size == size:
+                self._axes.join(known, dim)
 
-    def _note_one(self, path: str, size: int, dim: Dim, is_strict: bool) -> None:
-        if isinstance(dim, Fixed):
-            self._kept[path] = dim.reason
-        elif is_strict and path in self._kept_before:
-            self._axes.freeze(dim, f"{path} is also the size of what stays: {self._kept_before[path]}")
-        known = self.by_path.get(path)
-        if isinstance(dim, np.ndarray) and (known is None or known.size != dim.size):
-            self.by_path[path] = dim
-        elif known is not None and known.size == size:
-            self._axes.join(known, dim)
-
-    def _holders(self, size: int, dim: Dim) -> list[str]:
+    def _holder(self, size: int, dim: Dim) -> str | None:
         """Return the attribute that changes with an axis: its length, or the number of its units."""
         held = size.attributes if isinstance(size, Size) else {}
         units = 0 if isinstance(dim, Fixed) or size in held.values() else len(np.unique(self._axes.label[dim]))
-        return [path for path, value in held.items() if value in (size, units)][:1]
+        return next((path for path, value in held.items() if value in (size, units)), None)
 
     def end_pass(self) -> None:
         """Let numerators follow their denominators, so that quotients stay as they are; freeze where they cannot."""
@@ -75,10 +74,8 @@ class HeldSizes:
                 if not quotient.over:
                     self._axes.freeze(divisor, f"{place} computes a size as a length over the number of these")
                 for path in quotient.over:
-                    self._follow(self.by_path.setdefault(path, divisor), divisor, f"{place} divides {path}")
-
-    def _follow(self, numerator: np.ndarray, divisor: np.ndarray, reason: str) -> None:
-        if numerator.size % divisor.size:
-            self._axes.freeze((numerator, divisor), reason)
-        else:
-            self._axes.join(numerator, np.repeat(divisor, numerator.size // divisor.size))
+                    numerator = self.by_path.setdefault(path, divisor)
+                    if numerator.size % divisor.size:
+                        self._axes.freeze((numerator, divisor), f"{place} divides {path}")
+                    else:
+                        self._axes.join(numerator, np.repeat(divisor, numerator.size // divisor.size))

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from lightning_prune.graph.rules.families import COPIES, RESHAPES, base_name, is_pointwise
-from lightning_prune.graph.trace import Call, Trace
+from lightning_prune.graph.trace import Trace
 
 SAME_ENTRIES = COPIES | RESHAPES | {"permute", "transpose", "t", "numpy_T", "swapaxes", "expand", "repeat", "flip"}
 
@@ -85,19 +85,18 @@ class RemovedValue:
         if name in SAME_ENTRIES or name in ("cat", "stack"):
             values = {value for _, value in inputs}
             return values.pop() if len(values) == 1 else None
-        return self._evaluate(call, dict(inputs)) if is_pointwise(call) else None
-
-    def _evaluate(self, call: Call, values: dict[fx.Node, float | None]) -> float | None:
-        """Run the operator on the numbers; an operand that is broadcast holds other entries as well: unknown."""
+        if not is_pointwise(call):
+            return None
+        # An operand that is broadcast holds other entries as well as the removed one, so that its value is unknown.
         shape = call.output.shape
-        whole = {node: value for node, value in values.items() if node.meta["val"].shape == shape}
-        if base_name(call.operator) == "mul" and 0.0 in whole.values():
+        whole = {argument: value for argument, value in inputs if argument.meta["val"].shape == shape}
+        if name == "mul" and 0.0 in whole.values():
             return 0.0
-        if len(whole) < len(values) or None in whole.values():
+        if len(whole) < len(inputs) or None in whole.values():
             return None
 
-        def number(node: fx.Node) -> Any:  # noqa: ANN401
-            return torch.tensor(whole[node], dtype=torch.float64)
+        def number(argument: fx.Node) -> Any:  # noqa: ANN401
+            return torch.tensor(whole[argument], dtype=torch.float64)
 
         target: Any = call.node.target
         args = fx.map_arg(call.node.args, number)

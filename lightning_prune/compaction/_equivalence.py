@@ -50,7 +50,13 @@ def largest_errors(
     plan.mask(masked)
     compact = (plan if cut is None else cut).rebuild(plain_copy(masked))
     errors: dict[str, float] = {}
-    for dtype in _dtypes(model):
+    floats = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    dtypes = [torch.float32, torch.float64]
+    if any(tensor.device.type == "mps" for tensor in floats):
+        dtypes.remove(torch.float64)  # which Apple's GPUs do not have
+    elif floats and floats[0].dtype is torch.float64:
+        dtypes.remove(torch.float32)
+    for dtype in dtypes:
         for one in (masked, compact):
             one.double() if dtype is torch.float64 else one.float()
         try:
@@ -66,15 +72,6 @@ def largest_errors(
         check = _Check(masked, compact, allowed, str(dtype).removeprefix("torch."))
         errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)
     return errors
-
-
-def _dtypes(model: nn.Module) -> tuple[torch.dtype, ...]:
-    floats = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    if any(tensor.device.type == "mps" for tensor in floats):
-        return (torch.float32,)
-    if floats and floats[0].dtype is torch.float64:
-        return (torch.float64,)
-    return (torch.float32, torch.float64)
 
 
 def _references(masked: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
@@ -181,20 +178,17 @@ class _Check:
         try:
             error = relative_error(reference, _run(self.compact, batch))
         except Exception as cause:
-            raise CompactionError(self._broken(batch, cause)) from cause
+            where = next((path for path, outputs in _recorded(self.compact, batch) if outputs is None), "")
+            raise CompactionError(
+                f"the compact model does not run: {self._name(where)} raises {type(cause).__name__}: {cause}. Its code"
+                " seems to hold a size that the removal changes; leave the channel groups that reach it out of the plan"
+            ) from cause
         if error <= self.allowed:
             return error
         raise CompactionError(
             f"the compact model computes something else than the masked one: relative error {error:.2g} at"
             f" {self.precision}, allowed {self.allowed:.2g}. It first differs in {self._first_difference(batch)}. Leave"
             " the channel groups that reach it out of the plan"
-        )
-
-    def _broken(self, batch: Inputs, cause: Exception) -> str:
-        where = next((path for path, outputs in _recorded(self.compact, batch) if outputs is None), "")
-        return (
-            f"the compact model does not run: {self._name(where)} raises {type(cause).__name__}: {cause}. Its code"
-            " seems to hold a size that the removal changes; leave the channel groups that reach it out of the plan"
         )
 
     def _first_difference(self, batch: Inputs) -> str:

@@ -68,18 +68,16 @@ def _by_signature(axes: Axes, runs: _Runs) -> Iterator[Signature]:
         _, inverse = np.unique(np.column_stack([codes[table], why, changed_by]), axis=0, return_inverse=True)
         for number in range(int(inverse.max()) + 1):
             rows = inverse.reshape(-1) == number
-            yield _signature(axes, runs, table[rows], (int(why[rows][0]), int(changed_by[rows][0])))
-
-
-def _signature(axes: Axes, runs: _Runs, table: np.ndarray, reasons: tuple[int, int]) -> Signature:
-    reason, inexact = ("" if number == NEVER else axes.reasons[number] for number in reasons)
-    positions = [runs.starts[column][:, None] + np.arange(int(runs.counts[column[0]])) for column in table.T]
-    return Signature(
-        slots=tuple(int(slot) for slot in runs.slots[table[0]]),
-        atoms=tuple(runs.atoms[position] for position in positions),
-        reason=reason,
-        inexact="" if reason else inexact,
-    )
+            reasons = int(why[rows][0]), int(changed_by[rows][0])
+            reason, inexact = ("" if number == NEVER else axes.reasons[number] for number in reasons)
+            columns = table[rows].T
+            positions = [runs.starts[column][:, None] + np.arange(int(runs.counts[column[0]])) for column in columns]
+            yield Signature(
+                slots=tuple(int(slot) for slot in runs.slots[columns[:, 0]]),
+                atoms=tuple(runs.atoms[position] for position in positions),
+                reason=reason,
+                inexact="" if reason else inexact,
+            )
 
 
 def sizes_held(flow: Flow) -> Iterator[tuple[str, tuple[str, int]]]:

@@ -1,0 +1,5 @@
+"""Which test covers a module that has none of its own name.
+
+_entries: tests/compaction/test_plan.py
+_equivalence: tests/compaction/test_failures.py
+"""

@@ -1,0 +1,19 @@
+"""Which test covers a module that has none of its own name.
+
+_held: tests/graph/test_sizes.py
+_removed_value: tests/graph/test_rules.py
+_sizes: tests/graph/test_sizes.py
+_units: tests/graph/test_axes.py
+flow: tests/graph/test_networks.py
+trace: tests/graph/test_groups.py
+rules/contraction: tests/graph/test_rules.py
+rules/einsum: tests/graph/test_rules.py
+rules/elementwise: tests/graph/test_rules.py
+rules/families: tests/graph/test_rules.py
+rules/layout: tests/graph/test_rules.py
+rules/normalisation: tests/graph/test_inexact.py
+rules/parts: tests/graph/test_rules.py
+rules/recurrent: tests/graph/test_recurrent.py
+rules/reshape: tests/graph/test_axes.py
+rules/table: tests/graph/test_table.py
+"""
