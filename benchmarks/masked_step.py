@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lightning_prune import OneShot, Recipe, finalize
+from lightning_prune import OneShot, PruningRun, Recipe, finalize
 from lightning_prune.model.masks import read
-from lightning_prune.run.run import PruningRun
 
 SPARSITY = 0.8
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from examples.digits import ResidualCNN, digits, loaders
-from lightning_prune import Channel, Global, LRRewind, Mask, OneShot, Polynomial, Recipe, Rewarm, Taylor
+from lightning_prune import Channel, Global, LRRewind, Mask, OneShot, Polynomial, Recipe, Rewarm, Taylor, compare
 from lightning_prune.schedules import Schedule
-from lightning_prune.study import compare
 
 POLICIES = {"Mask()": Mask(), "Rewarm(19)": Rewarm(19), "LRRewind()": LRRewind()}
 WAYS: dict[str, tuple[float, Schedule]] = {

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_prune import Channel, Element
-from lightning_prune.study import sensitivity
+from lightning_prune import Channel, Element, sensitivity
 
 
 class Bottleneck(nn.Module):

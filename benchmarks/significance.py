@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples.digits import ResidualCNN, digits, loaders
-from lightning_prune import Channel, Element
-from lightning_prune.study import significance
+from lightning_prune import Channel, Element, significance
 
 
 def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:

@@ -1,12 +1,13 @@
 """From the options of ``export`` to a backend."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from lightning_prune.cli.references import made
-from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Portable, Vulkan
-from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization
+
+if TYPE_CHECKING:
+    from lightning_prune.deploy import Backend
 
 HELP = "xnnpack (default), coreml, vulkan, portable, or a reference of a backend of your own"
 
@@ -18,12 +19,14 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def chosen_backend(arguments: argparse.Namespace) -> Backend:
+def chosen_backend(arguments: argparse.Namespace) -> "Backend":
     """Return the backend that the options of ``export`` describe.
 
     Raises:
         ValueError: there is no such backend, or an option is not its own.
     """
+    from lightning_prune.deploy import XNNPACK, Backend, CoreML, Int4Groupwise, Int8, Int8Dynamic, Portable, Vulkan
+
     name = arguments.backend
     if ":" not in name and name not in _OPTIONS:
         raise ValueError(f"--backend: got {name!r}, must be {HELP}, as in file.py:backend")
@@ -35,24 +38,15 @@ def chosen_backend(arguments: argparse.Namespace) -> Backend:
             raise ValueError(f"--{option.replace('_', '-')} is an option of {owners}, not of {name}")
     if ":" in name:
         return made(name, Backend)
-    return _builders(arguments)[name]()
-
-
-def _builders(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Backend]]:
-    apple: dict[str, Any] = {"sparse_weights": arguments.sparse_weights}
-    if arguments.deployment_target:
-        apple["deployment_target"] = arguments.deployment_target
-    return {
-        "xnnpack": lambda: XNNPACK(quantization=_quantization(arguments)),
-        "coreml": lambda: CoreML(**apple),
-        "vulkan": lambda: Vulkan(half=arguments.half),
-        "portable": Portable,
-    }
-
-
-def _quantization(arguments: argparse.Namespace) -> Quantization | None:
+    if name == "coreml":
+        target = {"deployment_target": arguments.deployment_target} if arguments.deployment_target else {}
+        return CoreML(sparse_weights=arguments.sparse_weights, **target)
+    if name == "vulkan":
+        return Vulkan(half=arguments.half)
+    if name == "portable":
+        return Portable()
     if arguments.int8:
-        return Int8(calibration=made(arguments.int8, Iterable))
+        return XNNPACK(quantization=Int8(calibration=made(arguments.int8, Iterable)))
     if arguments.int8_dynamic:
-        return Int8Dynamic()
-    return Int4Groupwise() if arguments.int4_groupwise else None
+        return XNNPACK(quantization=Int8Dynamic())
+    return XNNPACK(quantization=Int4Groupwise() if arguments.int4_groupwise else None)

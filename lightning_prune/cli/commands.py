@@ -1,31 +1,32 @@
-"""What each command does with its arguments."""
+"""What each command does with its arguments; it imports what it needs when it runs, so that help is there at once."""
 
 import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchmetrics import Metric
-
-from lightning_prune import deploy
-from lightning_prune.checkpoints.summary import summarize_checkpoint
-from lightning_prune.cli.backends import chosen_backend
-from lightning_prune.cli.models import example, loaded_model
 from lightning_prune.cli.references import first_on_path, made
-from lightning_prune.deploy.runtime.child_program import checked_manifest
+
+if TYPE_CHECKING:
+    from lightning_prune.deploy import Verification
 
 
 def inspect_files(arguments: argparse.Namespace) -> None:
     """Print what .pte files hold."""
+    from lightning_prune.deploy import inspect
+
     for path in arguments.programs:
-        _say(deploy.inspect(path))
+        _say(inspect(path))
 
 
 def benchmark_files(arguments: argparse.Namespace) -> None:
     """Print the latency of .pte files."""
+    from lightning_prune.cli.models import example
+    from lightning_prune.deploy import benchmark
+
     _say(
-        deploy.benchmark(
+        benchmark(
             arguments.programs,
             example(arguments.example),
             rounds=arguments.rounds,
@@ -38,6 +39,9 @@ def benchmark_files(arguments: argparse.Namespace) -> None:
 
 def summarize_file(arguments: argparse.Namespace) -> None:
     """Print what a checkpoint holds; pickled objects of a trusted one may be of modules in the working folder."""
+    import lightning_prune.distillation  # noqa: F401  # a checkpoint may hold one among its hyperparameters
+    from lightning_prune.checkpoints.summary import summarize_checkpoint
+
     if arguments.trust:
         first_on_path(Path())
     _say(summarize_checkpoint(arguments.checkpoint, is_trusted=arguments.trust))
@@ -45,36 +49,57 @@ def summarize_file(arguments: argparse.Namespace) -> None:
 
 def verify_file(arguments: argparse.Namespace) -> None:
     """Compare a .pte with a model and print the differences."""
+    from lightning_prune.cli.models import example, loaded_model
+    from lightning_prune.deploy import verify
+    from lightning_prune.deploy.runtime.child_program import checked_manifest
+
     checked_manifest(arguments.program)
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-    found = deploy.verify(arguments.program, model, example(arguments.example), **_comparison(arguments))
-    _say(f"{arguments.program} computes what {type(model).__name__} computes ({_accepted(found)})")
+    found = verify(arguments.program, model, example(arguments.example), **_comparison(arguments))
+    limits = {"tolerance {:g}": found.bounds.tolerance, "at least {:g} dB": found.bounds.min_sqnr}
+    accepted = ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
+    _say(f"{arguments.program} computes what {type(model).__name__} computes ({accepted})")
     _say(_described(found))
 
 
 def export_file(arguments: argparse.Namespace) -> None:
     """Export a model and print the artifact."""
+    from lightning_prune.cli.backends import chosen_backend
+    from lightning_prune.cli.models import example, loaded_model
+    from lightning_prune.deploy import export
+
     backend = chosen_backend(arguments)
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-    artifact = deploy.export(
+    labels = arguments.labels
+    if labels is not None and Path(labels).is_file():
+        labels = [line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif labels is not None:
+        labels = [label.strip() for label in labels.split(",")]
+    artifact = export(
         model,
         arguments.output,
         example_inputs=example(arguments.example),
         backend=backend,
-        labels=_labels(arguments.labels),
+        labels=labels,
         **_comparison(arguments),
     )
     _say(artifact)
 
 
-def _accepted(found: deploy.Verification) -> str:
-    limits = {"tolerance {:g}": found.bounds.tolerance, "at least {:g} dB": found.bounds.min_sqnr}
-    return ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
+def _comparison(arguments: argparse.Namespace) -> dict[str, Any]:
+    from torchmetrics import Metric
+
+    kinds = {"verify_on": Iterable, "metric": Metric}
+    named = {name: getattr(arguments, name) for name in kinds}
+    given = {name: made(reference, kinds[name]) for name, reference in named.items() if reference is not None}
+    return given if arguments.tolerance is None else given | {"tolerance": arguments.tolerance}
 
 
-def _described(found: deploy.Verification) -> str:
+def _described(found: "Verification") -> str:
     rows = {
-        _output(method, name): f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
+        f"output {name}" + ("" if method == "forward" else f" of {method}"): (
+            f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
+        )
         for method, outputs in found.methods.items()
         for name, error in outputs.items()
     }
@@ -85,25 +110,6 @@ def _described(found: deploy.Verification) -> str:
         rows["metric"] = ", ".join(f"{side} {value:.4f}" for side, value in found.metrics.items())
     width = max(14, *(len(name) + 2 for name in rows))
     return "\n".join(f"  {name:<{width}}{text}" for name, text in rows.items())
-
-
-def _output(method: str, name: str) -> str:
-    return f"output {name}" + ("" if method == "forward" else f" of {method}")
-
-
-def _comparison(arguments: argparse.Namespace) -> dict[str, Any]:
-    kinds = {"verify_on": Iterable, "metric": Metric}
-    named = {name: getattr(arguments, name) for name in kinds}
-    given = {name: made(reference, kinds[name]) for name, reference in named.items() if reference is not None}
-    return given if arguments.tolerance is None else given | {"tolerance": arguments.tolerance}
-
-
-def _labels(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    if Path(text).is_file():
-        return [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [label.strip() for label in text.split(",")]
 
 
 def _say(value: object) -> None:

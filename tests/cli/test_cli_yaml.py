@@ -164,10 +164,11 @@ def test_every_built_in_part_is_in_the_list() -> None:
     from lightning_prune.checkpoints.state import VALUES as ALL
 
     assert {type(value) for _, value in VALUES} | {Recipe, Targets, Guard} == set(ALL)
-    exported = {v for v in vars(lightning_prune).values() if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}
+    names = (getattr(lightning_prune, name) for name in lightning_prune.__all__)
+    exported = {v for v in names if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}
     abstract = {v for v in exported if getattr(v, "__abstractmethods__", None)}
     others = {lightning_prune.Candidates, lightning_prune.Compaction, lightning_prune.Distillation}
-    assert exported - abstract - others <= set(ALL)
+    assert exported - abstract - others - {lightning_prune.Report} <= set(ALL)
 
 
 def test_fit_with_the_callback_of_the_trainer(tmp_path: Path) -> None:
