@@ -68,7 +68,7 @@ class Recipe:
         self._check_schedule()
 
     def _check_schedule(self) -> None:
-        final = schedules.final_sparsity(self.schedule)
+        final = schedules.timed(self.schedule).final_sparsity
         if not 0 < final < 1:
             raise ValueError(f"Recipe.schedule ends at sparsity {final!r}; it must lie in (0, 1), or nothing is pruned")
         if isinstance(self.granularity, Granularity) and self.count is None:

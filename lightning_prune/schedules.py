@@ -8,49 +8,121 @@ of your own has an event at every step at which its value rises.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from lightning_prune.values import Choice
+from lightning_prune.values import Choice, check_number, check_sparsity, check_whole
 
 Schedule = Callable[[int], float]
 
 
-def _check_sparsity(owner: object, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{type(owner).__name__}.{name} must be a number in [0, 1), got {value!r}")
-    if not 0 <= value < 1:
-        raise ValueError(f"{type(owner).__name__}.{name} must lie in [0, 1), got {value!r}: it is the share removed")
+FOREVER = 2**62
+"""A step that no run reaches: what a function of the user's own gives there is taken for its final sparsity."""
 
 
-def _check_number(owner: object, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{type(owner).__name__}.{name} must be a number, got {value!r}")
+class TimedSchedule(Choice, ABC):
+    """A schedule that says when its events fall; the base of the built-in ones. See :func:`timed`."""
+
+    timing: ClassVar[tuple[str, ...]] = ()
+    """The fields that say at which step it begins and at which it has reached its final sparsity."""
+
+    final_sparsity: float
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """Return the cumulative sparsity after ``step`` completed optimizer steps."""
+
+    @abstractmethod
+    def due(self, before: int, now: int) -> float | None:
+        """Return the sparsity of the latest event in (before, now], or None when none falls there.
+
+        Args:
+            before: completed optimizer steps when last asked; -1 at the start.
+            now: completed optimizer steps.
+
+        Raises:
+            ValueError: a step is still a share of the run (see :func:`resolve`).
+        """
+
+    @property
+    def steps(self) -> dict[str, int | float]:
+        """Where it begins and ends, by name of the field."""
+        return {name: getattr(self, name) for name in self.timing}
+
+    def with_steps(self, steps: Mapping[str, int | float]) -> "TimedSchedule":
+        """Return the schedule that begins and ends there."""
+        known = {name: step for name, step in steps.items() if name in self.timing}
+        return replace(self, **known) if known else self  # pyright: ignore[reportArgumentType]
+
+    @property
+    def first_step(self) -> int | None:
+        """The step at which it begins; None where only its values tell."""
+        return self.step_of(self.timing[0]) if self.timing else None
+
+    @property
+    def final_step(self) -> int | None:
+        """The step at which it reaches its final sparsity; None where only its values tell."""
+        return self.step_of(self.timing[-1]) if self.timing else None
+
+    def step_of(self, name: str) -> int:
+        """Return a field as an optimizer step.
+
+        Raises:
+            ValueError: it is a share of the run.
+        """
+        value = self.steps[name]
+        if isinstance(value, float):
+            raise ValueError(
+                f"{type(self).__name__}.{name} = {value!r} is a share of the run, so a sparsity hangs on the run's"
+                " length; ask lightning_prune.schedules.resolve(schedule, total_steps)"
+            )
+        return value
+
+    def _check(self) -> None:
+        """Check the fields that all built-in schedules have."""
+        check_sparsity(f"{type(self).__name__}.final_sparsity", self.final_sparsity)
+        for step, value in self.steps.items():
+            name = f"{type(self).__name__}.{step}"
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be an optimizer step or a share of the run, got {value!r}")
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise ValueError(
+                    f"{name} = {value!r} is a float, hence a share of the run, and must lie in [0, 1]; for an"
+                    f" optimizer step write the int {int(value) if math.isfinite(value) else 1}"
+                )
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value!r}")
 
 
-def _check_step(owner: object, name: str, value: int | float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{type(owner).__name__}.{name} must be an optimizer step or a share of the run, got {value!r}")
-    if isinstance(value, float) and not 0 <= value <= 1:
-        raise ValueError(
-            f"{type(owner).__name__}.{name} = {value!r} is a float, hence a share of the run, and must lie in"
-            f" [0, 1]; for an optimizer step write the int {int(value) if math.isfinite(value) else 1}"
-        )
-    if value < 0:
-        raise ValueError(f"{type(owner).__name__}.{name} must not be negative, got {value!r}")
+@dataclass(frozen=True, repr=False)
+class Rising(TimedSchedule):
+    """A function of the user's own: it has an event at every step at which its value rises.
 
+    Args:
+        function: step -> sparsity.
+    """
 
-def _in_steps(owner: object, name: str) -> int:
-    value = getattr(owner, name)
-    if isinstance(value, float):
-        raise ValueError(
-            f"{type(owner).__name__}.{name} = {value!r} is a share of the run, so a sparsity hangs on the run's length;"
-            " ask lightning_prune.schedules.resolve(schedule, total_steps)"
-        )
-    return value
+    function: Schedule
+    final_sparsity: float = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "final_sparsity", self(FOREVER))
+
+    def __call__(self, step: int) -> float:
+        """Return what the function gives."""
+        return float(self.function(step))
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+    def due(self, before: int, now: int) -> float | None:
+        """Return the sparsity by now if it has risen since."""
+        asked = self(now)
+        return asked if asked > (self(before) if before >= 0 else 0.0) else None
 
 
 @dataclass(frozen=True)
-class OneShot(Choice):
+class OneShot(TimedSchedule):
     """All at one step: s(t) = s_f for t >= t0, and 0 before.
 
     Args:
@@ -63,20 +135,25 @@ class OneShot(Choice):
         (0.0, 0.5)
     """
 
+    timing: ClassVar[tuple[str, ...]] = ("begin_step",)
+
     final_sparsity: float
     begin_step: int | float = 0
 
     def __post_init__(self) -> None:
-        _check_sparsity(self, "final_sparsity", self.final_sparsity)
-        _check_step(self, "begin_step", self.begin_step)
+        self._check()
 
     def __call__(self, step: int) -> float:
         """Return the cumulative sparsity after ``step`` completed optimizer steps."""
-        return self.final_sparsity if step >= _in_steps(self, "begin_step") else 0.0
+        return self.final_sparsity if step >= self.step_of("begin_step") else 0.0
+
+    def due(self, before: int, now: int) -> float | None:
+        """Return the final sparsity when the one event falls there."""
+        return self.final_sparsity if before < self.step_of("begin_step") <= now else None
 
 
 @dataclass(frozen=True)
-class Gradual(ABC):
+class Gradual(TimedSchedule):
     """A rise from ``initial_sparsity`` at ``begin_step`` to exactly ``final_sparsity`` at ``end_step``.
 
     s(t) = s_i + (s_f - s_i) * rise(p), with p = (t - t0) / (t1 - t0) in [0, 1] and rise(1) = 1.
@@ -89,6 +166,8 @@ class Gradual(ABC):
         initial_sparsity: s_i, in [0, final_sparsity].
     """
 
+    timing: ClassVar[tuple[str, ...]] = ("begin_step", "end_step")
+
     final_sparsity: float
     begin_step: int | float = 0
     end_step: int | float = 1.0
@@ -96,20 +175,15 @@ class Gradual(ABC):
     initial_sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_sparsity(self, "final_sparsity", self.final_sparsity)
-        _check_sparsity(self, "initial_sparsity", self.initial_sparsity)
-        _check_step(self, "begin_step", self.begin_step)
-        _check_step(self, "end_step", self.end_step)
+        self._check()
         name = type(self).__name__
+        check_sparsity(f"{name}.initial_sparsity", self.initial_sparsity)
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
                 f"{name}.initial_sparsity = {self.initial_sparsity} is above final_sparsity = {self.final_sparsity};"
                 " a schedule only rises"
             )
-        if isinstance(self.frequency, bool) or not isinstance(self.frequency, int):
-            raise TypeError(f"{name}.frequency must be a whole number of optimizer steps, got {self.frequency!r}")
-        if self.frequency <= 0:
-            raise ValueError(f"{name}.frequency must be at least 1 optimizer step, got {self.frequency}")
+        check_whole(f"{name}.frequency", self.frequency, 1, "optimizer steps")
         if type(self.begin_step) is type(self.end_step) and self.begin_step >= self.end_step:
             raise ValueError(
                 f"{name}.begin_step = {self.begin_step} must lie before end_step = {self.end_step};"
@@ -122,7 +196,7 @@ class Gradual(ABC):
 
     def __call__(self, step: int) -> float:
         """Return the cumulative sparsity after ``step`` completed optimizer steps."""
-        begin, end = _in_steps(self, "begin_step"), _in_steps(self, "end_step")
+        begin, end = self.step_of("begin_step"), self.step_of("end_step")
         if step >= end:
             return self.final_sparsity
         if step < begin:
@@ -130,12 +204,11 @@ class Gradual(ABC):
         progress = (step - begin) / (end - begin)
         return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * self.rise(progress)
 
-    def last_event(self, step: int) -> int | None:
-        """Return the latest step <= ``step`` at which an event falls, or None before the first."""
-        begin, end = _in_steps(self, "begin_step"), _in_steps(self, "end_step")
-        if step < begin:
-            return None
-        return end if step >= end else step - (step - begin) % self.frequency
+    def due(self, before: int, now: int) -> float | None:
+        """Return the sparsity of the latest event in (before, now], or None when none falls there."""
+        begin, end = self.step_of("begin_step"), self.step_of("end_step")
+        latest = end if now >= end else now - (now - begin) % self.frequency
+        return self(latest) if begin <= latest and before < latest <= now else None
 
 
 @dataclass(frozen=True)
@@ -171,9 +244,7 @@ class Polynomial(Gradual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "exponent", self.exponent)
-        if not self.exponent > 0:
-            raise ValueError(f"Polynomial.exponent must be positive, got {self.exponent!r}; the paper has 3")
+        check_number("Polynomial.exponent", self.exponent, above=0, why="; the paper has 3")
 
     def rise(self, progress: float) -> float:
         """Return 1 - (1 - p)^exponent."""
@@ -200,9 +271,7 @@ class Exponential(Gradual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "rate", self.rate)
-        if not self.rate > 0:
-            raise ValueError(f"Exponential.rate must be positive, got {self.rate!r}")
+        check_number("Exponential.rate", self.rate, above=0)
 
     def rise(self, progress: float) -> float:
         """Return (1 - exp(-rate p)) / (1 - exp(-rate))."""
@@ -231,12 +300,9 @@ class OneCycle(Gradual):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_number(self, "alpha", self.alpha)
-        _check_number(self, "beta", self.beta)
-        if not self.alpha > 0:
-            raise ValueError(f"OneCycle.alpha must be positive, got {self.alpha!r}; the paper has 14")
-        if not -100 <= self.beta <= 100:
-            raise ValueError(f"OneCycle.beta must lie in [-100, 100], got {self.beta!r}; the paper has 5")
+        check_number("OneCycle.alpha", self.alpha, above=0, why="; the paper has 14")
+        # beyond, exp(beta - alpha p) overflows
+        check_number("OneCycle.beta", self.beta, -100, 100, why="; the paper has 5")
 
     def rise(self, progress: float) -> float:
         """Return (1 + exp(-alpha + beta)) / (1 + exp(-alpha p + beta))."""
@@ -263,11 +329,16 @@ class Iterative(Gradual):
         """Return the share of the way from s_i to s_f at which what remains has shrunk geometrically."""
         if self.final_sparsity == self.initial_sparsity:
             return 1.0
-        left, end = 1 - self.initial_sparsity, 1 - self.final_sparsity
-        return (left - left * (end / left) ** progress) / (self.final_sparsity - self.initial_sparsity)
+        start, end = 1 - self.initial_sparsity, 1 - self.final_sparsity
+        return (start - start * (end / start) ** progress) / (self.final_sparsity - self.initial_sparsity)
 
 
-def resolve(schedule: Schedule, total_steps: int | None) -> Schedule:
+def timed(schedule: Schedule) -> TimedSchedule:
+    """Return a schedule that says when its events fall, which the built-in ones do by themselves."""
+    return schedule if isinstance(schedule, TimedSchedule) else Rising(schedule)
+
+
+def resolve(schedule: Schedule, total_steps: int | None) -> TimedSchedule:
     """Return the schedule with shares of the run turned into steps.
 
     Args:
@@ -277,55 +348,11 @@ def resolve(schedule: Schedule, total_steps: int | None) -> Schedule:
     Raises:
         ValueError: a share is used while the length of the run is unknown; begin and end fall together.
     """
-    shares = {name: value for name, value in steps_of(schedule).items() if isinstance(value, float)}
+    resolved = timed(schedule)
+    shares = {name: value for name, value in resolved.steps.items() if isinstance(value, float)}
     if shares and total_steps is None:
         raise ValueError(
             f"{type(schedule).__name__}.{next(iter(shares))} is a share of the run, but the number of optimizer steps"
             " is unknown (iterable data without max_steps): give it as an int, or set Trainer(max_steps=…)"
         )
-    return with_steps(schedule, {name: round(share * (total_steps or 0)) for name, share in shares.items()})
-
-
-def steps_of(schedule: Schedule) -> dict[str, int | float]:
-    """Return where a built-in schedule begins and ends, by name of the field; {} of a function of the user's own."""
-    names = ("begin_step", "end_step") if isinstance(schedule, Gradual) else ("begin_step",)
-    return {name: getattr(schedule, name) for name in names} if isinstance(schedule, Gradual | OneShot) else {}
-
-
-def with_steps(schedule: Schedule, steps: Mapping[str, int | float]) -> Schedule:
-    """Return a schedule that begins and ends there; a function of the user's own has no such fields and stays."""
-    return replace(schedule, **steps) if steps and isinstance(schedule, Gradual | OneShot) else schedule
-
-
-def final_step(schedule: Schedule) -> int | None:
-    """Return the step at which the schedule reaches its final sparsity; None for a function of the user's own."""
-    if isinstance(schedule, Gradual):
-        return _in_steps(schedule, "end_step")
-    return _in_steps(schedule, "begin_step") if isinstance(schedule, OneShot) else None
-
-
-def first_step(schedule: Schedule) -> int | None:
-    """Return the step at which the schedule begins; None for a function of the user's own."""
-    return _in_steps(schedule, "begin_step") if isinstance(schedule, Gradual | OneShot) else None
-
-
-def final_sparsity(schedule: Schedule) -> float:
-    """Return the sparsity at which the schedule ends."""
-    return schedule.final_sparsity if isinstance(schedule, Gradual | OneShot) else float(schedule(2**62))
-
-
-def due(schedule: Schedule, before: int, now: int) -> float | None:
-    """Return the sparsity of the latest event in (before, now], or None when none falls there.
-
-    Args:
-        schedule: a schedule whose steps are all ints (see :func:`resolve`).
-        before: completed optimizer steps when last asked; -1 at the start.
-        now: completed optimizer steps.
-    """
-    if isinstance(schedule, Gradual):
-        step = schedule.last_event(now)
-        return schedule(step) if step is not None and step > before else None
-    if isinstance(schedule, OneShot):
-        return schedule.final_sparsity if before < _in_steps(schedule, "begin_step") <= now else None
-    asked = float(schedule(now))
-    return asked if asked > (schedule(before) if before >= 0 else 0.0) else None
+    return resolved.with_steps({name: round(share * (total_steps or 0)) for name, share in shares.items()})

@@ -16,11 +16,8 @@ from lightning_prune.schedules import (
     OneCycle,
     OneShot,
     Polynomial,
-    due,
-    final_sparsity,
-    final_step,
-    first_step,
     resolve,
+    timed,
 )
 
 GRADUAL: tuple[type[Gradual], ...] = (Linear, Polynomial, Exponential, OneCycle, Iterative)
@@ -70,7 +67,7 @@ def test_events_fall_at_begin_then_every_frequency_and_at_the_end(
 ) -> None:
     end = begin + length
     schedule = kind(0.9, begin_step=begin, end_step=end, frequency=frequency, initial_sparsity=0.1)
-    seen = {step: due(schedule, step - 1, step) for step in range(end + 50)}
+    seen = {step: timed(schedule).due(step - 1, step) for step in range(end + 50)}
     expected = {*range(begin, end, frequency), end}
     assert {step for step, asked in seen.items() if asked is not None} == expected
     assert all(seen[step] == schedule(step) for step in expected)
@@ -85,16 +82,16 @@ def test_when_several_steps_pass_the_latest_event_counts(begin: int, frequency: 
     for gap in looks:
         now = before + gap
         inside = [step for step in events if before < step <= now]
-        assert due(schedule, before, now) == (schedule(inside[-1]) if inside else None)
+        assert timed(schedule).due(before, now) == (schedule(inside[-1]) if inside else None)
         before = now
 
 
 def test_one_shot() -> None:
     schedule = OneShot(final_sparsity=0.5, begin_step=30)
     assert [schedule(step) for step in (0, 29, 30, 31)] == [0.0, 0.0, 0.5, 0.5]
-    assert [due(schedule, step - 1, step) for step in (29, 30, 31)] == [None, 0.5, None]
-    assert due(schedule, 10, 99) == 0.5
-    assert due(OneShot(0.5), -1, 0) == 0.5
+    assert [timed(schedule).due(step - 1, step) for step in (29, 30, 31)] == [None, 0.5, None]
+    assert timed(schedule).due(10, 99) == 0.5
+    assert timed(OneShot(0.5)).due(-1, 0) == 0.5
 
 
 def test_iterative_takes_the_same_share_of_what_remains() -> None:
@@ -120,26 +117,27 @@ def test_a_function_has_an_event_wherever_it_rises() -> None:
     def stairs(step: int) -> float:
         return min(0.75, step // 10 * 0.25)
 
-    events = [step for step in range(50) if due(stairs, step - 1, step) is not None]
+    events = [step for step in range(50) if timed(stairs).due(step - 1, step) is not None]
     assert events == [10, 20, 30]
-    assert due(stairs, 5, 25) == 0.5
-    assert due(lambda step: 0.5, -1, 0) == 0.5
-    assert due(lambda step: 0.5, 0, 1) is None
-    assert final_sparsity(stairs) == 0.75
-    assert (first_step(stairs), final_step(stairs)) == (None, None)
-    assert resolve(stairs, 10) is stairs
+    assert timed(stairs).due(5, 25) == 0.5
+    assert timed(lambda step: 0.5).due(-1, 0) == 0.5
+    assert timed(lambda step: 0.5).due(0, 1) is None
+    assert timed(stairs).final_sparsity == 0.75
+    assert (timed(stairs).first_step, timed(stairs).final_step) == (None, None)
+    assert resolve(stairs, 10) == timed(stairs)
+    assert repr(timed(stairs)) == repr(stairs)
 
 
 def test_a_function_of_numpy_numbers_leaves_plain_ones() -> None:
     schedule: Callable[[int], Any] = lambda step: np.clip(np.float64(step) / 10, 0, 0.5)  # noqa: E731
-    assert type(due(schedule, 0, 3)) is float
-    assert type(final_sparsity(schedule)) is float
+    assert type(timed(schedule).due(0, 3)) is float
+    assert type(timed(schedule).final_sparsity) is float
 
 
 def test_shares_of_the_run() -> None:
     schedule = resolve(Polynomial(0.8, begin_step=0.1, end_step=0.7), 1000)
     assert schedule == Polynomial(0.8, begin_step=100, end_step=700)
-    assert (first_step(schedule), final_step(schedule)) == (100, 700)
+    assert (schedule.first_step, schedule.final_step) == (100, 700)
     assert resolve(Linear(0.8, begin_step=30), 200) == Linear(0.8, begin_step=30, end_step=200)
     assert resolve(OneShot(0.5, begin_step=0.25), 101) == OneShot(0.5, begin_step=25)
     assert resolve(OneShot(0.5, begin_step=3), None) == OneShot(0.5, begin_step=3)
@@ -147,7 +145,9 @@ def test_shares_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda s: s(5), first_step, final_step, lambda s: due(s, 1, 5)], ids=["call", "first", "final", "due"]
+    "ask",
+    [lambda s: s(5), lambda s: s.first_step, lambda s: s.final_step, lambda s: s.due(1, 5)],
+    ids=["call", "first", "final", "due"],
 )
 @pytest.mark.parametrize("schedule", [Polynomial(0.8, begin_step=0.1, end_step=0.7), OneShot(0.8, begin_step=0.5)])
 def test_a_share_of_an_unknown_run_tells_no_sparsity(schedule: Any, ask: Callable[[Any], object]) -> None:
@@ -158,7 +158,9 @@ def test_a_share_of_an_unknown_run_tells_no_sparsity(schedule: Any, ask: Callabl
 @pytest.mark.parametrize("kind", [OneShot, *GRADUAL])
 @pytest.mark.parametrize("value", [1.0, 1.5, -0.1, float("nan"), float("inf")])
 def test_sparsity_outside_of_its_range(kind: Any, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{kind.__name__}.final_sparsity must lie in \[0, 1\), got {value}"):
+    with pytest.raises(
+        ValueError, match=rf"{kind.__name__}.final_sparsity must be a number at least 0 and below 1, got {value}"
+    ):
         kind(final_sparsity=value)
 
 
@@ -169,18 +171,18 @@ def test_sparsity_outside_of_its_range(kind: Any, value: float) -> None:
         ({"begin_step": 10, "end_step": 10}, ValueError, "begin_step = 10 must lie before end_step = 10; .*OneShot"),
         ({"begin_step": 20, "end_step": 10}, ValueError, "begin_step = 20 must lie before end_step = 10"),
         ({"begin_step": 0.7, "end_step": 0.3}, ValueError, "begin_step = 0.7 must lie before end_step = 0.3"),
-        ({"frequency": 0}, ValueError, "frequency must be at least 1 optimizer step, got 0"),
-        ({"frequency": -5}, ValueError, "frequency must be at least 1 optimizer step, got -5"),
-        ({"frequency": 2.5}, TypeError, "frequency must be a whole number of optimizer steps, got 2.5"),
-        ({"frequency": True}, TypeError, "frequency must be a whole number"),
+        ({"frequency": 0}, ValueError, "frequency must be at least 1, got 0"),
+        ({"frequency": -5}, ValueError, "frequency must be at least 1, got -5"),
+        ({"frequency": 2.5}, TypeError, "frequency must be an int, a number of optimizer steps, got 2.5"),
+        ({"frequency": True}, TypeError, "frequency must be an int"),
         ({"initial_sparsity": 0.9}, ValueError, "initial_sparsity = 0.9 is above final_sparsity = 0.8"),
-        ({"initial_sparsity": 1.0}, ValueError, r"initial_sparsity must lie in \[0, 1\), got 1.0"),
+        ({"initial_sparsity": 1.0}, ValueError, "initial_sparsity must be a number at least 0 and below 1, got 1.0"),
         ({"begin_step": -1}, ValueError, "begin_step must not be negative, got -1"),
         ({"end_step": 1500.0}, ValueError, r"end_step = 1500.0 is a float, .*\[0, 1\]; .*write the int 1500"),
         ({"end_step": float("nan")}, ValueError, "end_step = nan is a float"),
         ({"end_step": "0.7"}, TypeError, "end_step must be an optimizer step or a share of the run, got '0.7'"),
         ({"begin_step": True}, TypeError, "begin_step must be an optimizer step"),
-        ({"final_sparsity": "0.8"}, TypeError, r"final_sparsity must be a number in \[0, 1\), got '0.8'"),
+        ({"final_sparsity": "0.8"}, TypeError, "final_sparsity must be a number at least 0 and below 1, got '0.8'"),
     ],
 )
 def test_bad_arguments(kind: Any, arguments: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -191,11 +193,11 @@ def test_bad_arguments(kind: Any, arguments: dict[str, Any], error: type[Excepti
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: Polynomial(0.8, exponent=0), "Polynomial.exponent must be positive, got 0; the paper has 3"),
-        (lambda: Polynomial(0.8, exponent=bad(float("nan"))), "Polynomial.exponent must be positive, got nan"),
-        (lambda: Exponential(0.8, rate=-1), "Exponential.rate must be positive, got -1"),
-        (lambda: OneCycle(0.8, alpha=0), "OneCycle.alpha must be positive, got 0; the paper has 14"),
-        (lambda: OneCycle(0.8, beta=1e3), r"OneCycle.beta must lie in \[-100, 100\], got 1000.0"),
+        (lambda: Polynomial(0.8, exponent=0), "Polynomial.exponent must be a number above 0, got 0; the paper has 3"),
+        (lambda: Polynomial(0.8, exponent=bad(float("nan"))), "Polynomial.exponent must be a number above 0, got nan"),
+        (lambda: Exponential(0.8, rate=-1), "Exponential.rate must be a number above 0, got -1"),
+        (lambda: OneCycle(0.8, alpha=0), "OneCycle.alpha must be a number above 0, got 0; the paper has 14"),
+        (lambda: OneCycle(0.8, beta=1e3), r"OneCycle.beta must be a number at least -100 and at most 100, got 1000.0"),
         (lambda: resolve(Linear(0.8, begin_step=70), 50), "begin_step = 70 must lie before end_step = 50"),
         (lambda: resolve(Linear(0.8, begin_step=0.01, end_step=0.02), 10), "begin_step = 0 must lie before end_step"),
         (lambda: resolve(OneShot(0.8, begin_step=0.5), None), "OneShot.begin_step is a share of the run, but the numb"),

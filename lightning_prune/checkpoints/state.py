@@ -32,7 +32,7 @@ VALUES = (
     *(criteria.Magnitude, criteria.Random, criteria.Taylor, criteria.Fisher, criteria.Wanda),
     *(allocation.Uniform, allocation.ERK, allocation.Global, allocation.FromSensitivity),
     Guard,
-    *(policies.Mask, policies.Keep, policies.Reset, policies.Rewarm, policies.LRRewind, policies.RewindWeights),
+    *policies.BUILT_IN,
 )
 """What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""
 

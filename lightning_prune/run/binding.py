@@ -122,7 +122,7 @@ def _tried(
 
 def _check_reachable(pruner: Pruner) -> None:
     """Refuse a final sparsity that is not met even when everything goes that may go."""
-    final = schedules.final_sparsity(pruner.schedule)
+    final = pruner.schedule.final_sparsity
     if pruner.recipe.count is None and not pruner.recipe.is_structured:
         return
     most_removed = pruner.units.most_removable()
@@ -139,7 +139,7 @@ def _check_reachable(pruner: Pruner) -> None:
 def _check_watched(pruner: Pruner, model: nn.Module) -> None:
     """Refuse an event before the first step where the criterion observes steps, and targets that it cannot observe."""
     criterion = pruner.recipe.criterion
-    if isinstance(criterion, ObservingCriterion) and pruner.is_watching and schedules.due(pruner.schedule, -1, 0):
+    if isinstance(criterion, ObservingCriterion) and pruner.is_watching and pruner.schedule.due(-1, 0):
         raise ValueError(
             f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
             " prunes before the first step; let begin_step be at least 1"

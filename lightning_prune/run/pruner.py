@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune import schedules
 from lightning_prune.compaction import Compaction
 from lightning_prune.criteria import (
     ActivationCriterion,
@@ -25,10 +24,10 @@ from lightning_prune.distributed.shards import Spread
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Macs
-from lightning_prune.optimizer.policies import RewindWeights, as_policies
+from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.removal import frame_of
-from lightning_prune.schedules import Schedule
+from lightning_prune.schedules import TimedSchedule
 from lightning_prune.selection import ChannelUnits, ElementUnits, Masks, Units
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.budget import Budget, smallest_share
@@ -73,7 +72,7 @@ class Pruner:
     """
 
     recipe: Recipe
-    schedule: Schedule
+    schedule: TimedSchedule
     units: Units
     parameters: int
     macs: Macs | None
@@ -85,7 +84,7 @@ class Pruner:
     @property
     def is_finished(self) -> bool:
         """Whether the final sparsity has been asked for."""
-        return self.asked >= schedules.final_sparsity(self.schedule)
+        return self.asked >= self.schedule.final_sparsity
 
     @property
     def is_watching(self) -> bool:
@@ -133,7 +132,7 @@ class Pruner:
             "steps": self.observed.steps,
             "past": sorted(self.observed.past),
             "groups": groups,
-            "schedule": schedules.steps_of(self.schedule),
+            "schedule": self.schedule.steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
@@ -144,7 +143,7 @@ class Pruner:
         """
         parameters = masks.dense_parameters(model)
         self.asked = state["asked"]
-        self.schedule = schedules.with_steps(self.schedule, state["schedule"])
+        self.schedule = self.schedule.with_steps(state["schedule"])
         sums = dict(state["sums"])
         if not isinstance(self.recipe.criterion, ActivationCriterion):  # inputs are whole on every rank
             sums = {name: shards.sharded_like(total, parameters[name]) for name, total in sums.items()}
@@ -250,7 +249,7 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
 def _check_spread(pruner: Pruner, spread: Spread) -> None:
     if not spread.is_sharded:
         return
-    if any(isinstance(policy, RewindWeights) for policy in as_policies(pruner.recipe.optimizer_policy)):
+    if any(policy.keeps_weights for policy in as_policies(pruner.recipe.optimizer_policy)):
         raise PruningError(
             f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
             " several ranks: leave it out, or train with DDP"

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.errors import CheckpointError
-from lightning_prune.optimizer.policies import LRRewind, RewindWeights, as_policies
+from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, describe
 
@@ -15,7 +15,6 @@ Described = Mapping[str, str]
 """What :meth:`Recipe.describe` returns."""
 
 _UNITS = {"granularity", "targets", "count"}
-_NO_POLICY_STATE: dict[str, Any] = {"weights": None, "rates": None, "ramps": []}
 
 
 def changed(old: Described, recipe: Recipe) -> set[str]:
@@ -112,14 +111,16 @@ def _policy_state(recipe: Recipe, saved: Mapping[str, Any] | None, differing: se
     if saved is not None and not differing & (_UNITS | {"optimizer_policy"}):
         return saved
     for policy in as_policies(recipe.optimizer_policy):
-        if differing and isinstance(policy, LRRewind | RewindWeights) and policy.step < step:
+        back = policy.goes_back_to
+        if differing and back is not None and back < step:
             raise CheckpointError(
-                f"optimizer_policy={policy!r} goes back to step {policy.step}, and this run goes on from step {step} of"
+                f"optimizer_policy={policy!r} goes back to step {back}, and this run goes on from step {step} of"
                 " one with another recipe, which has kept nothing of that step for it; leave the policy out"
             )
-    if saved is not None and (saved["weights"] is not None or saved["rates"] is not None):
+    # a list says where optimizers stand, such as in a ramp, and is no loss
+    if saved is not None and any(value is not None and not isinstance(value, list) for value in saved.values()):
         warnings.warn("what the optimizer_policy of the checkpoint's recipe had kept is dropped", stacklevel=2)
-    return _NO_POLICY_STATE
+    return {}
 
 
 def without_guard(saved: Mapping[str, Any] | None, has_guard: bool) -> str | None:

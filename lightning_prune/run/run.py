@@ -17,9 +17,10 @@ from lightning_prune.distributed import ranks, shards
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.frame import Frame
-from lightning_prune.optimizer.carrying import PolicyRuntime, Scheduler
-from lightning_prune.optimizer.policies import LRRewind, RewindWeights, as_policies
+from lightning_prune.optimizer.carrying import PolicyRuntime
+from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.optimizer.surgery import parameters_of
+from lightning_prune.optimizer.training import Scheduler
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.pruner import Event, Pruner, check_masked, describe, prune_step, wide_masks
@@ -70,7 +71,7 @@ class PruningRun:
     @property
     def last_step(self) -> int | None:
         """The step of the last event of all recipes; None when a schedule does not tell."""
-        steps = [schedules.final_step(pruner.schedule) for pruner in self.pruners]
+        steps = [pruner.schedule.final_step for pruner in self.pruners]
         known = [step for step in steps if step is not None]
         return max(known) if len(known) == len(steps) else None
 
@@ -138,7 +139,7 @@ class PruningRun:
         for runtime, state in zip(self._runtimes, self._policy_state, strict=False):
             runtime.load_state_dict(state)
         for runtime, pruner in zip(self._runtimes, self.pruners, strict=True):
-            first = schedules.first_step(pruner.schedule) if self.step == 0 else None
+            first = pruner.schedule.first_step if self.step == 0 else None
             runtime.start(optimizers, schedulers, model, self.step, first)
         masked = set(masks.masks_by_parameter(model))
         for optimizer in (o for o in optimizers if masked & set(parameters_of(o))):
@@ -174,7 +175,7 @@ class PruningRun:
         """Return what the schedules ask for since the last event: index of the recipe -> sparsity; {} when nothing."""
         if self.step in (self._looked_at, self._waits_at):
             return {}
-        asked = {i: schedules.due(pruner.schedule, self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
+        asked = {i: pruner.schedule.due(self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
         found = {i: sparsity for i, sparsity in asked.items() if sparsity is not None}
         found = {i: sparsity for i, sparsity in found.items() if sparsity > self.pruners[i].asked}
         if not found:
@@ -191,7 +192,7 @@ class PruningRun:
         if not (falls_short and (self.last_step is None or self.step >= self.last_step)):
             self._looked_at = self.step
         for index in asked:
-            self._runtimes[index].check_event(self.step)
+            self._runtimes[index].before_event(self.step, model)
         events = []
         # channels first: weights that leave with them count for no other recipe
         for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
@@ -235,7 +236,7 @@ class PruningRun:
             sums = pruner.observed.sums
             pruner.observed.sums = {name: frame.narrow(name, total) for name, total in sums.items()}
         for runtime in self._runtimes:
-            runtime.narrow(frame)
+            runtime.after_removal(frame.narrow)
 
     def _carry(self, runtime: PolicyRuntime, model: nn.Module, live: Mapping[nn.Parameter, Any]) -> None:
         runtime.after_event(self.step, live, model)
@@ -306,9 +307,8 @@ class PruningRun:
 
 def rehearsal(recipe: Recipe) -> Recipe:
     """Return the recipe as one event at its final sparsity after the first step: what ``fast_dev_run`` shows."""
-    final = schedules.final_sparsity(recipe.schedule)
-    rewound = (LRRewind, RewindWeights)
-    policies = tuple(replace(p, step=0) if isinstance(p, rewound) else p for p in as_policies(recipe.optimizer_policy))
+    final = schedules.timed(recipe.schedule).final_sparsity
+    policies = tuple(policy.rehearsed() for policy in as_policies(recipe.optimizer_policy))
     return replace(recipe, schedule=schedules.OneShot(final, begin_step=1), optimizer_policy=policies)
 
 

@@ -4,7 +4,6 @@ import warnings
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_prune import schedules
 from lightning_prune.compaction.finalization import finalize as finalize_model
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import CompactionError
@@ -17,7 +16,7 @@ from lightning_prune.trainer.strategy import is_sharding, warn_sharded
 def warn_unfinished(run: PruningRun) -> None:
     """Name what each recipe asked for and what was kept, where that is less."""
     for pruner in run.unfinished:
-        asked = schedules.final_sparsity(pruner.schedule)
+        asked = pruner.schedule.final_sparsity
         warnings.warn(
             f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {run.step};"
             " train longer or let the schedule end earlier",

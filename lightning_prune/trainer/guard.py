@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging
 from torch import Tensor
 
-from lightning_prune import schedules
 from lightning_prune.errors import PruningError, SnapshotError
 from lightning_prune.guard import Guard, Trial, Verdict, Watch
 from lightning_prune.guard.snapshots import Snapshot
@@ -142,7 +141,7 @@ class Guarding:
 
     def summary(self, run: PruningRun, model: LightningModule) -> str:
         """Return in words what was asked, what was kept, and why."""
-        finals = [schedules.final_sparsity(pruner.schedule) for pruner in run.pruners]
+        finals = [pruner.schedule.final_sparsity for pruner in run.pruners]
         return self.watch.summary(finals, list(run.asked.values()), run.reached(model))
 
     def _carry_out(self, verdict: Verdict, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:

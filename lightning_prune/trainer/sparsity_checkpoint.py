@@ -110,7 +110,7 @@ class SparsityCheckpoint(ModelCheckpoint):
             raise PruningError(
                 "SparsityCheckpoint needs a PruningCallback in the same Trainer; without pruning use ModelCheckpoint"
             )
-        final = max(schedules.final_sparsity(recipe.schedule) for recipe in callback.recipes)
+        final = max(schedules.timed(recipe.schedule).final_sparsity for recipe in callback.recipes)
         if self.target is not None and self.target > final:
             raise ValueError(
                 f"SparsityCheckpoint.target {self.target:g} lies above the sparsity {final:g} at which the schedule"
@@ -168,7 +168,7 @@ class SparsityCheckpoint(ModelCheckpoint):
         callback = pruning_callback_of(trainer)
         if callback is None or callback.is_done:
             return callback is not None
-        finals = [schedules.final_sparsity(recipe.schedule) for recipe in callback.recipes]
+        finals = [schedules.timed(recipe.schedule).final_sparsity for recipe in callback.recipes]
         wanted = finals if self.target is None else [min(self.target, final) for final in finals]
         asked = _asked(trainer)
         return bool(asked) and all(a >= w - 1e-9 for a, w in zip(asked, wanted, strict=True))

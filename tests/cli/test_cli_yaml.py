@@ -231,7 +231,7 @@ def test_wrong_value_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises((SystemExit, ValueError)) as caught:
         cli(tmp_path, Plain, recipe_yaml(schedule=wrong))
     said = capsys.readouterr().err + str(caught.value)
-    assert "OneShot.final_sparsity must lie in [0, 1), got 1.5" in said
+    assert "OneShot.final_sparsity must be a number at least 0 and below 1, got 1.5" in said
 
 
 @pytest.mark.parametrize("is_list", [False, True])
