@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 SHAPED = frozenset(("view", "reshape", "unflatten", "split", "split_with_sizes", "layer_norm", "rms_norm"))
 
+Axis = tuple[int, int]
+"""Identity of a tensor, and one of its axes."""
+
 Held = int | tuple[int, ...]
 """An attribute that holds a size: an int, or a tuple of one such as ``normalized_shape``."""
 
@@ -36,15 +39,17 @@ class Size(int):
 
     Attributes:
         attributes: value by path, e.g. ``{"block.attention.num_heads": 4}``; empty for what comes from shapes alone.
+        axis: the axis of a tensor that it is the length of; None for what was computed or comes from attributes.
     """
 
     attributes: Mapping[str, int]
+    axis: Axis | None
 
     @classmethod
-    def of(cls, value: int, attributes: Mapping[str, int]) -> Size:
+    def of(cls, value: int, attributes: Mapping[str, int], axis: Axis | None = None) -> Size:
         """Return the value as a size that comes from these attributes, or from a shape."""
         size = cls(value)
-        size.attributes = attributes
+        size.attributes, size.axis = attributes, axis
         return size
 
     def __mul__(self, other: Any) -> Any:  # noqa: ANN401
@@ -59,7 +64,7 @@ class Size(int):
         if quotient is NotImplemented or quotient * other != int(self):
             return quotient
         if isinstance(other, Size):
-            return Quotient.of(quotient, self.attributes, other.attributes) if other.attributes else quotient
+            return Quotient.of(quotient, self, other) if other.attributes else quotient
         return Size.of(quotient, self.attributes) if type(other) is int else quotient
 
     def __sub__(self, other: Any) -> Any:  # noqa: ANN401
@@ -83,17 +88,23 @@ class Quotient(int):
     Attributes:
         over: attributes of the numerator, as in :class:`Size`; empty for a length of a tensor.
         under: attributes of the denominator.
+        axis: the axis that the numerator is the length of, as in :class:`Size`.
     """
 
     over: Mapping[str, int]
     under: Mapping[str, int]
+    axis: Axis | None
 
     @classmethod
-    def of(cls, value: int, over: Mapping[str, int], under: Mapping[str, int]) -> Quotient:
+    def of(cls, value: int, over: Size, under: Size) -> Quotient:
         """Return the value as such a quotient."""
         quotient = cls(value)
-        quotient.over, quotient.under = over, under
+        quotient.over, quotient.under, quotient.axis = over.attributes, under.attributes, over.axis
         return quotient
+
+    def is_length_of(self, tensor: object) -> bool:
+        """Tell whether the numerator is the length of an axis of this very tensor."""
+        return self.axis is not None and self.axis[0] == id(tensor)
 
     def __deepcopy__(self, memo: object) -> Quotient:
         return self
@@ -113,6 +124,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.sizes: dict[Key, tuple[int, ...]] = {}
         self._running: list[str] = [""]
+        # Kept alive, so that no identity is given to a second tensor while sizes refer to the first.
+        self._measured: list[Any] = []
 
     def __torch_function__(
         self,
@@ -122,21 +135,35 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name, tensor = getattr(func, "__name__", ""), next(iter(args), None)
         if name in SHAPED:
-            self._note(tuple(_ints(_stated(name, args, kwargs))))
+            self._note(tuple(_ints(_stated(name, args, kwargs))), tensor)
         elif name == "__getitem__":
             for one in args[1] if isinstance(args[1], tuple) else (args[1],):
                 if isinstance(one, slice):
                     self._note(bounds(one.start, one.stop))
         result = func(*args, **kwargs)
         if isinstance(result, torch.Size):
-            return torch.Size([_of_shape(length) for length in result])
-        return _of_shape(result) if name == "size" else result
+            self._measured.append(tensor)
+            return torch.Size([_of_shape(length, (id(tensor), axis)) for axis, length in enumerate(result)])
+        if name == "size" and isinstance(tensor, torch.Tensor):
+            self._measured.append(tensor)
+            axis = int(kwargs["dim"] if "dim" in kwargs else args[-1]) % tensor.dim()
+            return _of_shape(result, (id(tensor), axis))
+        return result
 
-    def _note(self, stated: tuple[int, ...]) -> None:
+    def _note(self, stated: tuple[int, ...], reshaped: Any = None) -> None:  # noqa: ANN401
         if any(isinstance(size, Size) for size in stated):
-            self.sizes[self._running[-1], tuple(map(int, stated))] = stated
+            beside = {path for size in stated if isinstance(size, Size) for path in size.attributes}
+            # t.reshape(b, n, heads, c // heads) with b, n, c = t.shape, as rearranging functions write it, means
+            # t.reshape(b, n, heads, -1): whatever becomes of the heads and of c, the last axis gets what is left.
+            are_left = [
+                isinstance(size, Quotient) and size.is_length_of(reshaped) and beside.issuperset(size.under)
+                for size in stated
+            ]
+            self.sizes[self._running[-1], tuple(map(int, stated))] = tuple(
+                -1 if is_left else size for is_left, size in zip(are_left, stated, strict=True)
+            )
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
@@ -152,7 +179,7 @@ class Recorder(TorchFunctionMode):
                 plain.append((module.__dict__, name, value))
                 module.__dict__[name] = (size,) if isinstance(value, tuple) else size
         try:
-            with self:
+            with self, _without_cache():
                 yield
         finally:
             for attributes, name, value in plain:
@@ -168,6 +195,22 @@ class Recorder(TorchFunctionMode):
 
     def _leave(self, *_: object) -> None:
         self._running.pop()
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    # einops (read in 0.8.2) computes the shapes of a pattern in a function behind functools.lru_cache. Sizes are equal
+    # and hashed as any int, so that two attentions of one width would share the sizes of the first.
+    einops: Any = sys.modules.get("einops.einops")
+    cached = getattr(einops, "_reconstruct_from_shape", None)
+    if einops is None or cached is None:
+        yield
+        return
+    einops._reconstruct_from_shape = getattr(cached, "__wrapped__", cached)
+    try:
+        yield
+    finally:
+        einops._reconstruct_from_shape = cached
 
 
 def bounds(start: Any, stop: Any) -> tuple[int, ...]:  # noqa: ANN401
@@ -187,8 +230,8 @@ def have_own_attributes(stated: tuple[int, ...]) -> bool:
     return len(set(paths)) == len(paths) and all(isinstance(size, Size) and size.attributes for size in stated)
 
 
-def _of_shape(length: Any) -> Any:  # noqa: ANN401
-    return Size.of(length, {}) if type(length) is int else length
+def _of_shape(length: Any, axis: Axis) -> Any:  # noqa: ANN401
+    return Size.of(length, {}, axis) if type(length) is int else length
 
 
 def _sizes_held(module: nn.Module) -> list[tuple[str, Held]]:

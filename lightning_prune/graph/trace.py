@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import operator
 import re
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -190,12 +193,27 @@ def _quietly(model: nn.Module) -> Iterator[None]:
 
 def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> str:
     shapes = [_shape(value) for value in args] + [f"{name}={_shape(value)}" for name, value in kwargs.items()]
-    message = str(error).strip().split("\n\n")[0][:600]
+    message = str(error).strip().split("\n\n")[0][:600].rstrip(".")
+    at = _line_of(error)
     return (
-        f"{type(model).__name__} cannot be traced with inputs ({', '.join(shapes)}): {type(error).__name__}: "
-        f"{message}. Pass example_inputs (a tensor or a tuple) and example_kwargs that model.eval()(*example_inputs) "
-        "accepts, on the model's device; if it does, its forward holds code that torch.export cannot record."
+        f"{type(model).__name__} cannot be traced with inputs ({', '.join(shapes)}): "
+        f"{type(error).__name__}: {message}{f' (at {at})' if at else ''}. Pass example_inputs (a tensor or a tuple) and example_kwargs that "
+        "model.eval()(*example_inputs) accepts, on the model's device; if it does, its forward holds code that "
+        "torch.export cannot record, such as a branch on values, a packed sequence or NumPy. Element() and the other "
+        "granularities besides Channel need no trace, and prune such a model as it is."
     )
+
+
+def _line_of(error: Exception) -> str:
+    """Return file, line and code of the last frame that is the user's: not torch's, Python's or this package's."""
+    own = [Path(torch.__file__).parent, Path(__file__).parents[1], Path(sysconfig.get_path("stdlib"))]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        is_foreign = any(path.is_relative_to(folder) for folder in own[: 2 if is_installed else 3])
+        if path.is_absolute() and not is_foreign and "sympy" not in path.parts:
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return ""
 
 
 def _shape(value: Any) -> str:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """The contract of channel_groups: any module goes in, nothing of it changes, and every axis has an answer."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -184,6 +185,34 @@ def test_models_and_inputs_that_cannot_be_traced_say_what_to_do():
         channel_groups(ManyInputs(), X, {"scale": 1})
     with pytest.raises(GraphError, match="Sequential cannot be traced"):
         channel_groups(nn.Sequential(nn.Conv2d(3, 3, 1), Branches()), X)
+
+
+class Item(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : int(x.argmax())]
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(64, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x.flatten(2), torch.tensor([3, 2]), batch_first=True)
+        return self.lstm(packed)[1][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        (Branches(), "return x if x.sum() > 0 else -x"),
+        (Item(), "return x[:, : int(x.argmax())]"),
+        (Packed(), "return self.lstm(packed)[1][0]"),
+    ],
+)
+def test_code_that_cannot_be_traced_is_named_by_file_and_line(model: nn.Module, code: str):
+    with pytest.raises(GraphError, match=rf"\(at {re.escape(__file__)}:\d+: {re.escape(code)}\)\. .*Element\(\)"):
+        channel_groups(model, X)
 
 
 def test_a_lazy_model_cannot_be_traced():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,6 +53,67 @@ class Flatten(Heads):
 class FromShape(Heads):
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, x.shape[-1] // 3 if self.training else -1)).transpose(1, 2)
+
+
+def rearrange(t: Tensor, pattern: str, h: int) -> Tensor:
+    """Two patterns of einops, with its arithmetic on lengths."""
+    if pattern == "b n (h d) -> b h n d":
+        b, n, c = t.shape
+        return t.reshape(b, n, h, c // h).permute(0, 2, 1, 3)
+    b, _, n, d = t.shape
+    return t.permute(0, 2, 1, 3).reshape(b, n, h * d)
+
+
+class Rearranged(nn.Module):
+    def __init__(self, heads: int = 4, head_dim: int = 2, rearrange: Callable[..., Tensor] = rearrange) -> None:
+        super().__init__()
+        self.heads, self.scale, self.rearrange = heads, head_dim**-0.5, rearrange
+        self.qkv, self.out = nn.Linear(6, 3 * heads * head_dim, bias=False), nn.Linear(heads * head_dim, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (self.rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.out(self.rearrange(weights @ v, "b h n d -> b n (h d)", h=self.heads))
+
+
+def check_rearranged(function: Callable[..., Tensor]) -> None:
+    model = nn.Sequential(Rearranged(rearrange=function), nn.ReLU(), Rearranged(rearrange=function)).double()
+    x = X.double()
+    model(x)
+    groups = channel_groups(model, x)
+    assert sizes(groups) == {"0.qkv": 4, "0.out": 6, "2.qkv": 4}
+    plan = Compaction.from_keep(groups, {"0.qkv": [0, 3], "2.qkv": [1, 2]})
+    masked = copy.deepcopy(model)
+    plan.mask(masked)
+    assert compact(model, plan, x).put_back == {}
+    assert [module.heads for module in model if isinstance(module, Rearranged)] == [2, 2]
+    assert torch.allclose(model(x), masked(x), rtol=0, atol=1e-14)
+
+
+def test_a_length_over_the_number_of_heads_is_what_is_left_of_its_own_axis() -> None:
+    check_exact(Rearranged(), X)
+    check_rearranged(rearrange)
+
+
+def test_heads_go_where_einops_rearranges() -> None:
+    einops = pytest.importorskip("einops", reason="einops is not installed")
+    check_rearranged(einops.rearrange)
+
+
+class WidthOfTheInput(Rearranged):
+    """The width of a head is computed from another tensor than the one that is cut into heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = (part.reshape(b, n, self.heads, c // self.heads).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return self.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_heads_stay_where_the_length_is_that_of_another_tensor() -> None:
+    groups = channel_groups(WidthOfTheInput(heads=3), X)
+    assert sizes(groups) == {}
+    assert groups["qkv"].reason.endswith("computes its size as one over the number of others")
 
 
 @pytest.mark.parametrize("kind", [Heads, Product, Flatten, FromShape])

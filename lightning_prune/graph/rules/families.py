@@ -43,6 +43,8 @@ SPATIAL = {
     for count in (1, 2, 3)
     for suffix in ("", "_with_indices")
 } | {
+    "max_unpool2d": 2,
+    "max_unpool3d": 3,
     "upsample_linear1d": 1,
     "upsample_bilinear2d": 2,
     "upsample_bicubic2d": 2,

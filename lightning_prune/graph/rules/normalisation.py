@@ -96,6 +96,16 @@ def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     return out if isinstance(call.output, Tensor) else [out] * len(call.output)
 
 
+def unpool(call: Call, flow: Flow) -> Dims:
+    """Max unpooling: the indices are places within a channel, so they have its channels; the last axes are space."""
+    count = SPATIAL[base_name(call.operator)]
+    dims, indices = flow.of(call["self"]), flow.of(call["indices"])
+    reason = f"spatial axis of {call.place}"
+    flow.freeze((*dims[-count:], *indices[-count:]), reason)
+    joined = [flow.join(dim, other) for dim, other in zip(dims[:-count], indices[:-count], strict=True)]
+    return (*joined, *(Fixed(reason),) * count)
+
+
 def spatial(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """Pooling, interpolation, reflection: the last axes are space, the others go on."""
     count = SPATIAL[base_name(call.operator)]

@@ -33,6 +33,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(CREATIONS, elementwise.create),
     **dict.fromkeys(RESHAPES, reshape),
     **dict.fromkeys(SPATIAL, normalisation.spatial),
+    "max_unpool2d": normalisation.unpool,
+    "max_unpool3d": normalisation.unpool,
     **dict.fromkeys(REDUCTIONS, normalisation.reduce),
     **dict.fromkeys(ALONG, normalisation.along),
     **dict.fromkeys(recurrent.GATES, recurrent.recurrent),
