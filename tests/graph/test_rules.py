@@ -47,7 +47,7 @@ PASSES: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.to(torch.float32).double(), lambda x: x.clone().contiguous().detach(),
     lambda x: F.dropout2d(x, 0.5, False),
     lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2), lambda x: F.adaptive_max_pool2d(x, 2),
-    lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2]),
+    lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
     lambda x: F.max_pool2d(x, 2, return_indices=True)[0], lambda x: F.lp_pool2d(x, 2, 2),
     lambda x: F.interpolate(x, scale_factor=2), lambda x: F.interpolate(x, size=3, mode="bicubic"),
     lambda x: F.interpolate(x, size=3, mode="bilinear", antialias=True),
