@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -64,10 +64,17 @@ def lose(trainer: Trainer, plan: Compaction) -> None:
         plan.rebuild(average)
 
 
-def copy_again(trainer: Trainer, model: LightningModule, pruning: Callback) -> None:
-    """Give the model its averaged weights again, where that was done already and a rollback came after it."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks[: callbacks.index(pruning)]:
+def copy_again(trainer: Trainer, model: LightningModule, pruning: object) -> None:
+    """Give the model its averaged weights again, where that was done already and a rollback came after it.
+
+    Args:
+        trainer: whose callbacks hold the averages.
+        model: as the rollback left it.
+        pruning: the callback that rolled back; those that stand before it have had their turn.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if callback is pruning:
+            return
         if isinstance(callback, WeightAveraging):
             callback._copy_average_to_current(model)
 

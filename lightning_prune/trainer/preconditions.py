@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_prune.model.summary import example_of, on_device_of
 from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.run.run import PruningRun
+from lightning_prune.trainer.internals import SelectingCheckpoint
 
 
 def example_inputs_of(model: LightningModule) -> tuple[Any, ...] | None:
@@ -30,16 +31,6 @@ def total_steps(trainer: Trainer) -> int | None:
         return None
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 < steps < float("inf") else None
-
-
-def forget_data(trainer: Trainer) -> None:
-    """Let Lightning ask for the training data again when it resumes.
-
-    Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then Lightning 2.6
-    leaves out putting them back to the position that they had when the checkpoint was written.
-    """
-    if trainer.ckpt_path is not None:
-        trainer.fit_loop._combined_loader = None
 
 
 def check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,3 +53,27 @@ def is_left_out(trainer: Trainer, optimizer: Optimizer) -> bool:
         return False
     gradients = [p.grad for p in parameters_of(optimizer) if p.grad is not None]
     return not bool(torch.isfinite(get_total_norm(gradients)))
+
+
+def selection_warnings(trainer: Trainer, last: int | None) -> list[str]:
+    """Say which callbacks of a pruning Trainer would choose or stop at a state from before the target, and what to do.
+
+    Args:
+        trainer: whose fit has started.
+        last: the step at which the schedules reach the target; None when they do not tell.
+    """
+    texts = []
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(other, ModelCheckpoint) and not isinstance(other, SelectingCheckpoint) and other.monitor:
+            texts.append(
+                f"ModelCheckpoint(monitor={other.monitor!r}) keeps the best of the whole run, most likely from before"
+                ' the target sparsity, and ckpt_path="best" would hand that out: write'
+                f" SparsityCheckpoint(monitor={other.monitor!r}, mode={other.mode!r}) instead"
+            )
+        if isinstance(other, EarlyStopping) and last is not None and (trainer.fit_loop.min_steps or 0) <= last:
+            texts.append(
+                f"EarlyStopping(monitor={other.monitor!r}) may end the fit before step {last}, where the schedule"
+                f" reaches the target sparsity: write Trainer(min_steps=N) with N above {last}, so that the model can"
+                " recover too"
+            )
+    return texts

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -15,7 +14,8 @@ from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import example_of, measure_macs
 from lightning_prune.selection.budget import Budget
-from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
+from lightning_prune.trainer.internals import SelectingCheckpoint
 
 Against = Literal["sparsity", "params", "macs", "bytes"]
 
@@ -38,7 +38,7 @@ class Point(NamedTuple):
         return self.quality >= other.quality and self.thrift >= other.thrift
 
 
-class SparsityCheckpoint(ModelCheckpoint):
+class SparsityCheckpoint(SelectingCheckpoint):
     """Keeps the best model at the target sparsity, and the Pareto set of the metric against the size.
 
     A checkpoint belongs to the Pareto set when no other one is at least as good in both. ``best_model_path`` is the
@@ -135,48 +135,44 @@ class SparsityCheckpoint(ModelCheckpoint):
                 f" {', '.join(self.pareto) or 'none'}: pass one as ckpt_path, or set a lower target"
             )
 
-    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+    def sizes(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Return what the metric is set against, and the sparsity, for file names."""
         callback, model = pruning_callback_of(trainer), trainer.lightning_module
         sparsity = 0.0 if callback is None else callback.sparsity
         cost = sparsity if self.against == "sparsity" else _cost(model, self.against)
         values = {"sparsity": sparsity, self.against: cost}
-        doubles = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-        return super()._monitor_candidates(trainer) | doubles
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
-    def _save_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+    def select(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
         """Keep this state when it is the best at the target or belongs to the Pareto set."""
-        current = monitor_candidates.get(self.monitor or "")
+        metric, callback = values.get(self.monitor or ""), pruning_callback_of(trainer)
         # a metric from before an event or a rollback says nothing of the model as it is now
-        if current is None or self._validated_at not in (None, _asked(trainer)):
+        if metric is None or self._validated_at not in (None, _asked(trainer)):
             return
-        callback = pruning_callback_of(trainer)
         if callback is not None and callback.is_on_trial:
             return  # what may yet be rolled back is no model to hand out
-        point = trainer.strategy.broadcast(self._point(trainer, float(current), monitor_candidates))
+        quality = float(metric) if self.mode == "max" else -float(metric)
+        cost = float(values[self.against])
+        thrift = cost if self.against == "sparsity" else -cost
+        point = trainer.strategy.broadcast(Point(quality, thrift, self._is_at_target(callback)))
         best = self.points.get(self.best_model_path)
         is_best = point.is_at_target and (best is None or point[:2] > best[:2])
         is_new = not any(old.covers(point) for old in self.points.values())
         if math.isfinite(point.quality) and (is_best or is_new):
-            self._keep(trainer, point, is_best, monitor_candidates)
+            self._keep(trainer, point, is_best, values)
 
-    def _point(self, trainer: Trainer, value: float, candidates: dict[str, Tensor]) -> Point:
-        cost = float(candidates[self.against])
-        quality = value if self.mode == "max" else -value
-        return Point(quality, cost if self.against == "sparsity" else -cost, self._is_at_target(trainer))
-
-    def _is_at_target(self, trainer: Trainer) -> bool:
-        callback = pruning_callback_of(trainer)
+    def _is_at_target(self, callback: PruningCallback | None) -> bool:
         if callback is None or callback.is_done:
             return callback is not None
         finals = [schedules.timed(recipe.schedule).final_sparsity for recipe in callback.recipes]
         wanted = finals if self.target is None else [min(self.target, final) for final in finals]
-        asked = _asked(trainer)
+        asked = [] if callback.run is None else callback.run.asked.values()
         return bool(asked) and all(a >= w - 1e-9 for a, w in zip(asked, wanted, strict=True))
 
-    def _keep(self, trainer: Trainer, point: Point, is_best: bool, candidates: dict[str, Tensor]) -> None:
-        path = self._get_metric_interpolated_filepath_name(candidates, trainer)
+    def _keep(self, trainer: Trainer, point: Point, is_best: bool, values: dict[str, Tensor]) -> None:
+        path = self.path_for(trainer, values)
         before = self.points, self.best_k_models, self.best_model_path, self.best_model_score, self.current_score
-        self.current_score = candidates[self.monitor or ""]
+        self.current_score = values[self.monitor or ""]
         if is_best:
             self.best_model_path, self.best_model_score = path, self.current_score
         points = {**self.points, path: point}
@@ -189,14 +185,13 @@ class SparsityCheckpoint(ModelCheckpoint):
             rank_zero_warn(f"{path} could not be written: {error}. Training goes on; free space on the disk")
             return
         for name in before[0].keys() - self.points.keys():
-            if self._should_remove_checkpoint(trainer, name, path):
-                self._remove_checkpoint(trainer, name)
+            self.delete(trainer, name, path)
 
     def _try_to_save(self, trainer: Trainer, path: str) -> str:
         """Write the file; return what went wrong, on every process, or ""."""
         error = ""
         try:
-            self._save_checkpoint(trainer, path)
+            self.save(trainer, path)
             if trainer.is_global_zero and "://" not in path and not Path(path).exists():
                 error = "the disk refused it"  # the pruning callback keeps such an error from ending the fit
         except OSError as failure:
@@ -225,16 +220,10 @@ def _front(points: dict[str, Point]) -> set[str]:
     }
 
 
-def pruning_callback_of(trainer: Trainer) -> PruningCallback | None:
-    """Return the Trainer's PruningCallback, given to it or by its module; None: it prunes nothing."""
-    return next((c for c in trainer.callbacks if isinstance(c, PruningCallback)), None)  # type: ignore[attr-defined]
-
-
 def _asked(trainer: Trainer) -> tuple[float, ...]:
     """Return the sparsity that each recipe was asked for last; () when there is no run."""
     callback = pruning_callback_of(trainer)
-    run = None if callback is None else callback._run
-    return () if run is None else tuple(pruner.asked for pruner in run.pruners)
+    return () if callback is None or callback.run is None else tuple(callback.run.asked.values())
 
 
 def _cost(model: nn.Module, against: str) -> float:
@@ -242,49 +231,12 @@ def _cost(model: nn.Module, against: str) -> float:
     first = masks.first_names(model)
     live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
     densities = {name: int(torch.count_nonzero(mask)) / max(mask.numel(), 1) for name, mask in live.items()}
-    return _budget(model, against).remaining(densities)
-
-
-def _budget(model: nn.Module, against: str) -> Budget:
     if against == "macs":
         macs = measure_macs(model, example_of(model) or ())
-        return Budget(macs.total, macs.per_weight)
-    first = masks.first_names(model)
+        return Budget(macs.total, macs.per_weight).remaining(densities)
     sizes = {
         name: float(tensor.numel() * (tensor.element_size() if against == "bytes" else 1))
         for name, tensor in masks.dense_parameters(model).items()
         if first[name] == name
     }
-    return Budget(sum(sizes.values()), sizes)
-
-
-def selection_warnings(trainer: Trainer) -> list[str]:
-    """Say which callbacks of a pruning Trainer would choose or stop at a state from before the target, and what to do.
-
-    Call it when the fit has started and the recipes are bound.
-    """
-    callback = pruning_callback_of(trainer)
-    if callback is None:
-        return []
-    found = []
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(other, ModelCheckpoint) and not isinstance(other, SparsityCheckpoint) and other.monitor:
-            found.append(
-                f"ModelCheckpoint(monitor={other.monitor!r}) keeps the best of the whole run, most likely from before"
-                ' the target sparsity, and ckpt_path="best" would hand that out: write'
-                f" SparsityCheckpoint(monitor={other.monitor!r}, mode={other.mode!r}) instead"
-            )
-        if isinstance(other, EarlyStopping) and (text := _stops_too_early(trainer, callback, other)):
-            found.append(text)
-    return found
-
-
-def _stops_too_early(trainer: Trainer, callback: PruningCallback, stopping: EarlyStopping) -> str:
-    last = None if callback._run is None else callback._run.last_step
-    least = trainer.fit_loop.min_steps or 0
-    if last is None or least > last:
-        return ""
-    return (
-        f"EarlyStopping(monitor={stopping.monitor!r}) may end the fit before step {last}, where the schedule reaches"
-        f" the target sparsity: write Trainer(min_steps=N) with N above {last}, so that the model can recover too"
-    )
+    return Budget(sum(sizes.values()), sizes).remaining(densities)

@@ -124,8 +124,9 @@ class TestTraining:
         callback = PruningCallback(SPARSE, distillation=Distillation(features=1.0))
 
         def look(t: L.Trainer, m: Any) -> None:
-            assert callback._distilling is not None
-            teacher = callback._distilling._teacher
+            assert callback._course is not None
+            assert callback._course.distilling is not None
+            teacher = callback._course.distilling._teacher
             assert teacher is not None
             held = {id(p) for p in teacher.module.parameters()}
             assert not held & {id(p) for p in (*m.parameters(), *m.buffers())}

@@ -105,9 +105,10 @@ def test_a_guard_that_rolls_back_leaves_the_teacher_and_resumes(shrinks: bool, t
         again, other = run(tmp_path / "again", Falling(), tmp_path / f"step={step}.ckpt")
         assert all(np.array_equal(weights(again)[name], value) for name, value in weights(whole).items())
         for one in (callback, other):
-            assert one._distilling is not None
-            assert one._distilling._teacher is not None
-            assert one._distilling._teacher.digest == dense
+            assert one._course is not None
+            assert one._course.distilling is not None
+            assert one._course.distilling._teacher is not None
+            assert one._course.distilling._teacher.digest == dense
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def everything(fit: Any, model: Any, callback: Any) -> dict[str, Any]:
     """All that an event may change, as bytes and plain values."""
     buffer = io.BytesIO()
     torch.save([o.state_dict() for o in fit.optimizers], buffer)
-    run = callback._run.state_dict()
+    run = callback.run.state_dict()
     return {
         "model": {name: tensor.detach().numpy().tobytes() for name, tensor in model.state_dict().items()},
         "buffers": {name: tensor.numpy().tobytes() for name, tensor in model.named_buffers()},
@@ -109,7 +109,7 @@ class Before(Callback):
         return self
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: object, batch: object, batch_idx: int) -> None:
-        if self.callback._guarding is not None and self.callback._guarding.watch.trial is None:
+        if not self.callback.is_on_trial:
             self.left = everything(trainer, pl_module, self.callback)
 
 

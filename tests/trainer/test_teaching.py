@@ -69,9 +69,11 @@ class TestResuming:
         saving = ModelCheckpoint(tmp_path / "again", filename="last", save_last=True, save_on_train_epoch_end=True)
         fit = trainer(tmp_path, again, saving, max_epochs=4)
         fit.fit(Net(), Resumable(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-        assert first._distilling is not None
-        assert again._distilling is not None
-        assert first._distilling.state_dict() == again._distilling.state_dict()
+        assert first._course is not None
+        assert again._course is not None
+        assert first._course.distilling is not None
+        assert again._course.distilling is not None
+        assert first._course.distilling.state_dict() == again._course.distilling.state_dict()
 
     def test_checkpoint_holds_no_teacher(self, tmp_path: Path) -> None:
         taught, plain = tmp_path / "taught", tmp_path / "plain"

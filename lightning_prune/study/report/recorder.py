@@ -16,7 +16,7 @@ from lightning_prune.study.report.history import History, Scores
 from lightning_prune.study.report.loggers import to_loggers
 from lightning_prune.study.report.ranked import Watched
 from lightning_prune.study.report.sections import fit_sections
-from lightning_prune.trainer.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.strategy import is_sharding
 
 
@@ -105,7 +105,7 @@ class Recorder(Callback):
 
     def _step(self, trainer: Trainer) -> int:
         callback = pruning_callback_of(trainer)
-        run = None if callback is None else callback._run
+        run = None if callback is None else callback.run
         return run.step if self._offset is None and run is not None else trainer.global_step + (self._offset or 0)
 
     def _watch(self, trainer: Trainer) -> None:
@@ -115,7 +115,7 @@ class Recorder(Callback):
 
     def _look(self, trainer: Trainer) -> None:
         callback = pruning_callback_of(trainer)
-        if callback is None or callback._run is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+        if callback is None or callback.run is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         step, trials = self._step(trainer), tuple(callback.trials)
         events = _all(self._past, callback.events, trials)
@@ -158,7 +158,7 @@ def _standing(scores: Sequence[Scores], events: Sequence[Event]) -> tuple[Scores
 
 def _pruners(trainer: Trainer) -> list[Pruner]:
     callback = pruning_callback_of(trainer)
-    return [] if callback is None or callback._run is None else callback._run.pruners
+    return [] if callback is None or callback.run is None else callback.run.pruners
 
 
 def _watched(trainer: Trainer) -> Iterator[tuple[Pruner, Watched]]:

@@ -26,7 +26,7 @@ from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.report.sections import layers, over_steps, scores
 from lightning_prune.study.report.variants import Variant, of_history, pareto, table, variants
 from lightning_prune.study.significance import Significance
-from lightning_prune.trainer.sparsity_checkpoint import pruning_callback_of
+from lightning_prune.trainer.callback import pruning_callback_of
 
 if TYPE_CHECKING:
     from lightning_prune.deploy import Artifact, Latency

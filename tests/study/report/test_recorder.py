@@ -45,7 +45,7 @@ class TestWatching:
             first = fit(tmp_path, *others, callback)[0]
             later = fit(tmp_path, PruningCallback(RECIPES[kind]()), *others)[0]
             found += [outputs(first), outputs(later)]
-            assert [pruner.recipe for pruner in callback._run.pruners] == [RECIPES[kind]()]  # type: ignore[union-attr]
+            assert [pruner.recipe for pruner in callback.run.pruners] == [RECIPES[kind]()]  # type: ignore[union-attr]
         assert all(torch.equal(found[0], other) for other in found[1:])
 
     @each
@@ -59,7 +59,7 @@ class TestWatching:
     def test_scores_count_every_unit(self, kind: str, tmp_path: Path) -> None:
         callback, recorder = PruningCallback(RECIPES[kind](), finalize=False), Recorder()
         fit(tmp_path, callback, recorder)
-        pruner = callback._run.pruners[0]  # type: ignore[union-attr]
+        pruner = callback.run.pruners[0]  # type: ignore[union-attr]
         latest = {one.name: one for one in recorder.history.scores}
         assert latest.keys() == pruner.units.sizes.keys()
         for name, one in latest.items():

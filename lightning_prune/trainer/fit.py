@@ -1,0 +1,352 @@
+"""One fit of a model under pruning: what happens at each stage of it, in the order in which they come."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.optim import Optimizer
+
+from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.compaction import applied_plan
+from lightning_prune.compaction.finalization import finalize
+from lightning_prune.distillation import Distillation
+from lightning_prune.distributed import ranks
+from lightning_prune.errors import CompactionError
+from lightning_prune.guard import Guard, Trial
+from lightning_prune.model import masks
+from lightning_prune.recipe import Recipe
+from lightning_prune.run.pruner import Event
+from lightning_prune.run.resuming import differences, without_guard
+from lightning_prune.run.run import PruningRun, rehearsal
+from lightning_prune.trainer import averages
+from lightning_prune.trainer.files import CheckpointFiles
+from lightning_prune.trainer.guard import Guarding
+from lightning_prune.trainer.internals import finish_epoch, forget_data
+from lightning_prune.trainer.preconditions import (
+    check_completes,
+    example_inputs_of,
+    is_left_out,
+    is_rehearsal,
+    selection_warnings,
+    total_steps,
+)
+from lightning_prune.trainer.strategy import is_sharding, shrink, warn_sharded
+from lightning_prune.trainer.teaching import Distilling, take_up
+
+log = logging.getLogger(__name__)
+
+
+class Settings(Protocol):
+    """What a fit is told: the arguments of a :class:`PruningCallback`, which is one."""
+
+    recipes: tuple[Recipe, ...]
+    guard: Guard | None
+    distillation: Distillation | None
+    finalize: bool
+    compact_every_event: bool
+    resume_with_other_recipe: bool
+
+
+@dataclass
+class Record:
+    """What came of pruning a model: plain values, which outlive the fit and go with a copy.
+
+    Args:
+        events: those that stand, in order.
+        trials: what the guard has judged, in order.
+        sparsity: reached so far, in what the recipe counts.
+        is_done: whether the model is finalized.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    sparsity: float = 0.0
+    is_done: bool = False
+
+
+@dataclass
+class Course:
+    """The pruning of one model over all of its fits: the next one goes on with what this one leaves here.
+
+    Args:
+        model: that is pruned.
+        record: what came of it so far.
+        run: sets masks; None until it is bound to the model.
+        guarding: judges the events of the run; None: nothing does.
+        distilling: teaches the model; None: nobody does.
+    """
+
+    model: LightningModule
+    record: Record = field(default_factory=Record)
+    run: PruningRun | None = None
+    guarding: Guarding | None = None
+    distilling: Distilling | None = None
+
+    @property
+    def active(self) -> PruningRun | None:
+        """The run that still prunes."""
+        return None if self.record.is_done else self.run
+
+    def state_dict(self, trainer: Trainer, settings: Settings) -> dict[str, Any]:
+        """Return what a resume needs beside the weights: plain values and tensors."""
+        entry: dict[str, Any] = {"distillation": None if self.distilling is None else self.distilling.state_dict()}
+        if self.run is not None:
+            recipes = [recipe.describe() for recipe in settings.recipes]
+            entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}
+            entry["run"] |= {} if self.record.is_done else self.run.state_dict()
+            entry["run"]["guard"] = None if self.guarding is None else self.guarding.state_dict(trainer)
+        return entry
+
+
+class Fit:
+    """One fit: made when the Trainer sets it up, dropped when it is torn down or an exception ends it.
+
+    Args:
+        trainer: of the fit.
+        course: of the model that is fitted; it takes up what the fit leaves.
+        settings: what is asked for.
+        files: reads and writes the checkpoints of the fit.
+    """
+
+    def __init__(self, trainer: Trainer, course: Course, settings: Settings, files: CheckpointFiles) -> None:
+        self.trainer, self.course, self.settings, self.files = trainer, course, settings, files
+        self.model, self.record = course.model, course.record
+        self._resumed: Mapping[str, Any] | None = None
+        self._taught: Mapping[str, Any] | None = None
+        self._has_trained = False
+
+    @property
+    def expected(self) -> tuple[Recipe, ...] | None:
+        """The recipes that a run in a checkpoint must have had to go on here; None: whichever it had."""
+        is_any = self.settings.resume_with_other_recipe or is_rehearsal(self.trainer)
+        return None if is_any else self.settings.recipes
+
+    def bind(self) -> PruningRun:
+        """Return the run for this model, with masks attached."""
+        course, recipes = self.course, self.settings.recipes
+        if course.run is None:
+            recipes = [rehearsal(recipe) for recipe in recipes] if is_rehearsal(self.trainer) else recipes
+            course.run = PruningRun(recipes, self.model, example_inputs_of(self.model), total_steps(self.trainer))
+            guard = self.settings.guard
+            course.guarding = None if guard is None else Guarding(guard, len(recipes))
+        return course.run
+
+    def bind_early(self) -> None:
+        """Attach the masks before the strategy wraps the model, unless its layers may be made after that."""
+        is_late = any(is_overridden(hook, self.model) for hook in ("setup", "configure_model"))
+        if not self.record.is_done and (is_sharding(self.trainer) or not is_late):
+            self.bind()
+
+    def bind_for(self, saved: Mapping[str, Any]) -> PruningRun | None:
+        """Return the run for weights that are about to load into the model's shape; None where nothing is pruned.
+
+        Args:
+            saved: what their checkpoint says of its run; empty without one.
+        """
+        if self._is_done_in(saved) if saved else self.record.is_done:
+            return None
+        if self.course.run is not None and self.course.run.base != applied_plan(self.model):
+            self.course.run = None
+        return self.bind()
+
+    def _is_done_in(self, saved: Mapping[str, Any]) -> bool:
+        return saved["is_done"] and not differences(saved["recipes"], self.settings.recipes)
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Note where the run of a checkpoint was; its weights are loaded already."""
+        finish_epoch(checkpoint)
+        forget_data(self.trainer)  # again: a strategy that shards restores after on_fit_start
+        entry = checkpoint.get(checkpoints.KEY, {})
+        self._taught = take_up(self.settings.distillation, entry, self.settings.resume_with_other_recipe)
+        saved = entry.get("run")
+        self.record.is_done = saved is not None and self._is_done_in(saved)
+        self._resumed = None if saved is None or saved["is_done"] else saved
+        if self._resumed is None and not self.record.is_done:
+            self.course.run = None
+        reached = -1 if self._resumed is None else self._resumed["step"]
+        self.record.events = [event for event in self.record.events if event.step <= reached]
+        self._note()
+
+    def start(self) -> None:
+        """Fit the run to the weights that have loaded."""
+        forget_data(self.trainer)
+        if self.record.is_done:
+            return
+        run, guarding = self.bind(), self.course.guarding
+        run.rebind(self.model, example_inputs_of(self.model))
+        if self._resumed is None and guarding is not None:
+            self._note(guarding.start_fit(run, self.model))
+        self._take_up()
+        averages.take_masks(self.trainer, self.model)
+
+    def _take_up(self) -> None:
+        """Let the run go on as the checkpoint says that was loaded, if one was."""
+        saved, run, guarding = self._resumed, self.course.run, self.course.guarding
+        self._resumed = None
+        if run is None or saved is None or is_rehearsal(self.trainer):
+            return
+        run.load_state_dict(saved, self.model, self.settings.resume_with_other_recipe)
+        is_same = not differences(saved["recipes"], self.settings.recipes)
+        if guarding is not None and saved.get("guard") is not None and is_same:
+            guarding.load_state_dict(saved["guard"])
+        elif text := without_guard(saved.get("guard"), guarding is not None):
+            warnings.warn(text, stacklevel=2)
+        self._note()
+
+    def start_training(self) -> None:
+        """Refuse what this run cannot complete; take hold of the optimizers; run an event due before the first step."""
+        self._has_trained = True
+        trainer, model, course = self.trainer, self.model, self.course
+        if self.settings.distillation is not None:
+            course.distilling = course.distilling or Distilling(self.settings.distillation)
+            units = [] if course.run is None else [pruner.units for pruner in course.run.pruners]
+            course.distilling.start(trainer, model, units, self._taught, self.files)
+            self.files.companion = course.distilling.companion
+            self._taught = None
+        if course.active is not None:
+            self._take_up()  # a strategy that shards restores after on_fit_start
+            check_completes(course.active, trainer, model)
+            if course.guarding is not None:
+                course.guarding.check(trainer)
+            schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+            course.active.start(trainer.optimizers, schedulers, model)
+            for text in selection_warnings(trainer, course.active.last_step):
+                rank_zero_warn(text)
+            if course.guarding is not None:
+                course.guarding.catch_up(trainer)
+            if course.active.step == 0:
+                self._prune()
+        elif self.record.is_done and not all(recipe.is_structured for recipe in self.settings.recipes):
+            warnings.warn(
+                "pruning of this model is done and its masks are folded, so this fit may bring zeros back to life;"
+                " PruningCallback(recipe, finalize=False) keeps the masks over several fits",
+                stacklevel=2,
+            )
+
+    def observe(self, optimizer: Optimizer) -> None:
+        """Show the gradients to the criteria that watch them."""
+        run = self.course.active
+        if run is not None and not is_left_out(self.trainer, optimizer):
+            run.observe(self.model, optimizer)
+
+    def end_batch(self) -> None:
+        """Run the event that is due, and log how far pruning has come."""
+        self._prune()
+        if not self.trainer.barebones:  # which refuses to log
+            if self.course.distilling is not None and self.course.distilling.term is not None:
+                self.model.log("distillation", self.course.distilling.term)
+            if self.course.active is not None:
+                self.model.log("sparsity", self.record.sparsity, prog_bar=True, logger=False)
+
+    def _prune(self) -> None:
+        """Run the event that is due, if one is and the guard lets it."""
+        run, guarding, trainer, model = self.course.active, self.course.guarding, self.trainer, self.model
+        if run is None:
+            return
+        run.after_step(model)
+        asked = run.due() if guarding is None else guarding.permit(run, trainer)
+        if not asked:
+            return
+        before = run.asked
+        if guarding is not None and not guarding.begin(run, trainer, model):
+            run.leave_out()
+            return
+        events = run.prune(model, asked)
+        if guarding is not None:
+            guarding.watch.begin(run.step, before, asked)
+        averages.take_masks(trainer, model)
+        if self.settings.compact_every_event:
+            shrink(run, trainer, model)
+        self.record.events += events
+        self._note()
+        for event in events:
+            _log_event(trainer, event)
+
+    def judge(self) -> None:
+        """Let the guard judge the event on trial after a validation; put back what failed."""
+        run, guarding = self.course.active, self.course.guarding
+        if run is not None and guarding is not None and not self.trainer.sanity_checking:
+            self._note(guarding.judge(run, self.trainer, self.model))
+
+    def _note(self, failed: Trial | None = None) -> None:
+        """Write down what stands; the events of a trial that was rolled back do not."""
+        course, record = self.course, self.record
+        record.sparsity = 0.0 if course.run is None else course.run.sparsity
+        record.trials = [] if course.guarding is None else list(course.guarding.watch.history)
+        if failed is not None:
+            record.events = [event for event in record.events if event.step < failed.step]
+
+    def finish(self) -> None:
+        """Finalize at the normal end; say so when the run stopped short of its target."""
+        run, guarding, trainer, model = self.course.active, self.course.guarding, self.trainer, self.model
+        if run is None:
+            return
+        failed = None if guarding is None else guarding.end(run, trainer, model)
+        self._note(failed)
+        if failed is not None:
+            averages.copy_again(trainer, model, self.settings)
+        run.stop()
+        if guarding is not None:
+            log.log(logging.WARNING if run.unfinished else logging.INFO, guarding.summary(run, model))
+        else:
+            for pruner in run.unfinished:
+                asked = pruner.schedule.final_sparsity
+                warnings.warn(
+                    f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {run.step};"
+                    " train longer or let the schedule end earlier",
+                    stacklevel=3,
+                )
+        if self.settings.finalize and is_sharding(trainer):
+            warn_sharded(model)
+        elif self.settings.finalize:
+            ranks.copy_from_first(model.buffers())  # what is exact is then the same on all ranks
+            try:
+                finalize(model, optimizer=trainer.optimizers)
+            except CompactionError as error:
+                warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
+                masks.fold(model)
+            averages.settle(trainer, model)
+            self.record.is_done = True
+
+    def finish_untrained(self) -> None:
+        """Finish where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""
+        trainer, run, guarding = self.trainer, self.course.active, self.course.guarding
+        if not self._has_trained and trainer.fit_loop.done and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
+            if run is not None and guarding is not None:
+                guarding.catch_up(trainer)
+            self.finish()
+
+    def stop_teaching(self) -> None:
+        """Let the teacher go; the next fit of the model has it again."""
+        if self.course.distilling is not None:
+            self.course.distilling.stop()
+
+    def stop(self) -> None:
+        """Let go of model and optimizers; a model that is not finalized stays masked."""
+        self.stop_teaching()
+        if self.course.run is not None:
+            self.course.run.stop()
+
+
+@rank_zero_only
+def _log_event(trainer: Trainer, event: Event) -> None:
+    layers = {f"sparsity/{name.removesuffix('.weight')}": share for name, share in event.layers.items()}
+    values = {"sparsity": event.sparsity, **layers, "params": float(event.params)}
+    if event.macs is not None:
+        values["macs"] = float(event.macs)
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=event.step)
+    macs = "" if event.macs is None else f", {event.macs:,} MACs"
+    log.info(
+        "step %d: sparsity %.4f (asked %.4f), %s parameters%s left",
+        event.step,
+        event.sparsity,
+        event.asked,
+        f"{event.params:,}",
+        macs,
+    )
