@@ -12,9 +12,9 @@ from torch import nn
 from lightning_prune.deploy.artifact.artifact import Artifact
 from lightning_prune.deploy.artifact.files import Replacement, replaced
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
+from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.backends.coreml import RELEASES
 from lightning_prune.deploy.export import export
-from lightning_prune.deploy.lowering import check_backend
 from lightning_prune.errors import ExportError
 
 SAMPLE = Path(__file__).parent / "sample"

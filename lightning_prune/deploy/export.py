@@ -1,36 +1,51 @@
-"""From a module to a verified .pte: copy, trace, lower, write, run, rename."""
+"""From a module to a verified .pte: check, run the methods once, lower, write and run the file, say what it is."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torchmetrics import Metric
 
 from lightning_prune.deploy.artifact.artifact import Artifact, DataFile, file_facts, zipped_size
-from lightning_prune.deploy.artifact.files import Staged, staged, writing
+from lightning_prune.deploy.artifact.files import Staged, final, staged, writing
 from lightning_prune.deploy.artifact.manifest import to_text
-from lightning_prune.deploy.backends import XNNPACK, Backend
-from lightning_prune.deploy.building import Program, bounds_of, built, checked_loader, verified
-from lightning_prune.deploy.checking.verification import check_metric
+from lightning_prune.deploy.backends import XNNPACK, Backend, Portable
+from lightning_prune.deploy.backends.base import check_backend
+from lightning_prune.deploy.checking.comparison import TOLERANCE, Bounds
+from lightning_prune.deploy.checking.verification import Candidate, Verification, check_metric, judged
 from lightning_prune.deploy.executorch.installation import require_executorch
-from lightning_prune.deploy.lowering import check_backend, outside_notes, save
+from lightning_prune.deploy.executorch.lowering import (
+    Graph,
+    graph_of,
+    lower,
+    outside_notes,
+    save,
+    with_external_weights,
+)
+from lightning_prune.deploy.executorch.origins import origin
 from lightning_prune.deploy.program.arguments import check_model, checked_labels, program_path
 from lightning_prune.deploy.program.constants import Constant, checked_constants
-from lightning_prune.deploy.program.dynamic import claimed, resized
+from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated
+from lightning_prune.deploy.program.loaders import checked_batches
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.preprocessing import Normalize
-from lightning_prune.deploy.program.signature import check_labels
-from lightning_prune.deploy.runtime.child import CHILD
-from lightning_prune.errors import VerificationError
+from lightning_prune.deploy.program.signature import MethodSpec, check_labels
+from lightning_prune.deploy.quantization.quantizers import Quantizers
+from lightning_prune.deploy.runtime.child import CHILD, EndedError
+from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.errors import ExportError, VerificationError
 from lightning_prune.model import masks
-from lightning_prune.model.summary import Summary, summarize
+from lightning_prune.model.summary import summarize
 from lightning_prune.values import check_bool
 
 _DEFAULT_BACKEND = XNNPACK()
+_PATIENCE = 3600.0
+"""Seconds that one run of a file may take before it counts as hanging; portable kernels are slow."""
 
 
 def export(
@@ -96,27 +111,36 @@ def export(
     check_model(model)
     path = program_path(path)
     labels = checked_labels(labels)
-    _check_arguments(backend, preprocess, external_weights)
+    check_backend(backend)
+    check_bool("external_weights", external_weights)
+    if preprocess is not None and not isinstance(preprocess, Normalize):
+        raise TypeError(f"preprocess: got a {type(preprocess).__name__}, must be Normalize(mean=[…], std=[…])")
     check_methods(methods)
     check_metric(metric, verify_on)
-    bounds = bounds_of(backend, tolerance)
-    forward = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess)}
+    bounds = Bounds(TOLERANCE if tolerance is None else tolerance)
+    if backend.quantization is not None:
+        bounds = Bounds(tolerance, backend.quantization.min_output_sqnr)
     with staged(path, external_weights) as files, isolated():
-        entries = entry_points(model, folded_copy(model), forward | dict(methods or {}))
-        check_labels(labels, entries[0].spec.outputs)
-        values = checked_constants(constants, labels, [entry.name for entry in entries])
-        batches = None if verify_on is None else _batches(verify_on, entries[0], metric)
-        CHILD.start()
-        program = Program(built(entries, backend, external_weights), values)
-        lowered = program.lowered(backend)
-        left_outside = outside_notes(lowered, backend, tuple(program.methods))
+        requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess), **(methods or {})}
+        forward, *further = entry_points(model, folded_copy(model), requested)
+        check_labels(labels, forward.spec.outputs)
+        values = checked_constants(constants, labels, list(requested))
+        spec = claimed(forward.spec, forward.shapes)
+        batches = None if verify_on is None else checked_batches(verify_on, spec, preprocess, metric is not None)
+
+        CHILD.start()  # the process imports the runtime while the lowering goes on here
+        traced = _traced([forward, *further], backend, external_weights)
+        lowered = lower(_programs(traced), backend, values)
+        left_outside = outside_notes(lowered, backend, tuple(requested))
         save(lowered, files.program, files.data)
-        with ThreadPoolExecutor(2) as beside:
+
+        with ThreadPoolExecutor(2) as beside:  # hash and deflate while the file runs in the other process
             facts = beside.submit(file_facts, files.program)
             zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
-            with _named(path):
-                verification, notes = verified(program, backend, files, bounds, batches, metric)
-            summary = _summary(entries[0])
+            verification, notes = _verified(traced, values, backend, files, bounds, batches, metric)
+            first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
+            summary = summarize(forward.eager.model, forward.eager.of_model(first))
+
         artifact = Artifact(
             path=path,
             manifest_path=files.manifest_path,
@@ -124,12 +148,16 @@ def export(
             model=type(model).__name__,
             **facts.result(),
             zipped_bytes=zipped.result(),
-            **_sizes(summary),
-            **_described(program, entries),
+            parameters=summary.parameters,
+            nonzero_parameters=summary.parameters - summary.zeros,
+            macs=summary.macs or 0,
+            methods={name: method.spec for name, method in traced.items()},
             verification=verification,
-            data=_data(files),
+            sources={e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in further},
+            data=tuple(DataFile(target, **file_facts(file)) for file, target in files.weights),
             labels=labels,
             preprocessing=preprocess,
+            quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
             notes=(*_masked(model), *backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
         )
         with writing(files.manifest_path):
@@ -138,43 +166,90 @@ def export(
     return artifact
 
 
-def _sizes(summary: Summary) -> dict[str, int]:
-    nonzero = summary.parameters - summary.zeros
-    return {"parameters": summary.parameters, "nonzero_parameters": nonzero, "macs": summary.macs or 0}
+@dataclass(frozen=True)
+class _Traced:
+    """A method between its graph and its file.
+
+    Args:
+        entry: the eager side.
+        graph: what the partitioners are given.
+        spec: inputs and outputs with their ranges.
+    """
+
+    entry: EntryPoint
+    graph: Graph
+    spec: MethodSpec
 
 
-def _described(program: Program, entries: Sequence[EntryPoint]) -> dict[str, Any]:
-    """Return what the artifact says of the methods: inputs and outputs, where they come from, what is an integer."""
-    return {
-        "methods": {name: one.spec for name, one in program.methods.items()},
-        "sources": {e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in entries[1:]},
-        "quantized": {name: one.graph.quantized for name, one in program.methods.items() if one.graph.quantized},
-    }
+def _traced(entries: Sequence[EntryPoint], backend: Backend, external_weights: bool) -> dict[str, _Traced]:
+    """Trace, rewrite and quantize methods."""
+    quantizers = Quantizers(backend.quantization, entries)
+    traced = {}
+    for entry in entries:
+        graph = graph_of(entry.eager, entry.inputs, backend, entry.names, entry.shapes, quantizers.of(entry.name))
+        if external_weights:
+            graph = Graph(with_external_weights(graph.program, entry.inputs), graph.quantized)
+        traced[entry.name] = _Traced(entry, graph, found_ranges(graph.program, entry.spec))
+    quantizers.check()
+    return traced
 
 
-def _batches(verify_on: Iterable[Any], forward: EntryPoint, metric: Metric | None) -> Iterator[Any]:
-    spec = claimed(forward.spec, forward.shapes)
-    return checked_loader(verify_on, spec, forward.preprocess, metric is not None)
+def _programs(traced: Mapping[str, _Traced]) -> dict[str, ExportedProgram]:
+    return {name: method.graph.program for name, method in traced.items()}
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say of what is found in the block that the file was not written."""
+def _verified(
+    traced: Mapping[str, _Traced],
+    constants: Mapping[str, Any],
+    backend: Backend,
+    files: Staged,
+    bounds: Bounds,
+    batches: Iterable[Any] | None,
+    metric: Metric | None,
+) -> tuple[Verification, tuple[str, ...]]:
+    """Run the file, in a process of its own, beside the eager model; of a backend that cannot run here its graph."""
+    path, data, executed = files.program, files.data, backend
+    reference = files.program.with_suffix(".reference")
     try:
-        yield
+        if not backend.runs_here:
+            path, data, executed = reference, None, Portable()
+            save(lower(_programs(traced), executed, constants), path)
+        candidates = [_candidate(method, path, data, executed) for method in traced.values()]
+        verification, notes = judged(candidates, bounds, executed.name, batches, metric)
     except VerificationError as error:
-        raise VerificationError(f"{path.name} was not written: {error}") from error
+        raise VerificationError(f"{files.path.name} was not written: {error}") from error
+    finally:
+        CHILD.forget()
+        reference.unlink(missing_ok=True)
+    if executed.name != backend.name:
+        notes += (
+            f"{backend.name} cannot run on this machine: the same graph was run on portable kernels, and what"
+            f" {backend.name} makes of it was not executed.",
+        )
+    return verification, notes
 
 
-def _summary(entry: EntryPoint) -> Summary:
-    examples = [resized(x, spec.shape) for x, spec in zip(entry.inputs, entry.spec.inputs, strict=True)]
-    return summarize(entry.eager.model, entry.eager.of_model(examples))
+def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend) -> Candidate:
+    """Return a method of a written file beside the model; its errors say where in the model they come from."""
+    program = ChildProgram.written(path, method.entry.name, method.spec, data, _PATIENCE)
 
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        try:
+            return program(*inputs)
+        except EndedError as error:
+            raise ExportError(
+                f"the ExecuTorch runtime cannot run what {executed} makes of {method.entry.eager} ({error.how}); your"
+                " process goes on. Take another backend, or leave out what this one cannot run"
+            ) from error
+        except ExportError as error:
+            told = str(error).replace(str(path), str(final(path)))
+            if where := origin(error, method.graph.program):
+                told = f"the ExecuTorch runtime has no kernel for an operator of the model{where}: {told}"
+            raise ExportError(told) from error
 
-def _data(files: Staged) -> tuple[DataFile, ...]:
-    if files.data is None or files.data_path is None:
-        return ()
-    return (DataFile(files.data_path, **file_facts(files.data)),)
+    entry, quantized = method.entry, method.graph.quantized
+    samples, of_graph = ((), ()) if quantized is None else (quantized.samples, quantized.outputs)
+    return Candidate(entry.name, run, entry.eager, method.spec, entry.inputs, ends(method.spec), samples, of_graph)
 
 
 def _masked(model: nn.Module) -> tuple[str, ...]:
@@ -189,16 +264,10 @@ def _masked(model: nn.Module) -> tuple[str, ...]:
 
 
 def _kept(backend: Backend, files: Staged) -> tuple[str, ...]:
+    """Return a note where weights that were to stand apart are in the program after all."""
     if files.data is None or (inside := files.program.stat().st_size) <= (outside := files.data.stat().st_size):
         return ()
     return (
         f"external_weights: {backend.name} keeps weights inside its part of the .pte, which has {inside:,} bytes; the"
         f" .ptd has {outside:,}.",
     )
-
-
-def _check_arguments(backend: Backend, preprocess: Normalize | None, external_weights: bool) -> None:
-    check_backend(backend)
-    check_bool("external_weights", external_weights)
-    if preprocess is not None and not isinstance(preprocess, Normalize):
-        raise TypeError(f"preprocess: got a {type(preprocess).__name__}, must be Normalize(mean=[…], std=[…])")

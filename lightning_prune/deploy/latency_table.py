@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 
 from lightning_prune.compaction import Compaction, compact, inexact
 from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.executorch.installation import require_executorch
-from lightning_prune.deploy.lowering import check_backend, graph_of, lower, save
+from lightning_prune.deploy.executorch.lowering import graph_of, lower, save
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
 from lightning_prune.deploy.program.network_part import part_reading

@@ -1,6 +1,6 @@
 """A file that is already there, against a model: run in a process of its own, compared output by output."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,21 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.deploy.building import checked_loader, of_method, released
-from lightning_prune.deploy.checking.comparison import FOR_A_FILE, Bounds
-from lightning_prune.deploy.checking.verification import LoaderResult, Verification, check_metric, compare_with
+from lightning_prune.deploy.checking.comparison import FOR_A_FILE, TOLERANCE, Bounds
+from lightning_prune.deploy.checking.verification import Candidate, Verification, check_metric, judged
 from lightning_prune.deploy.program.arguments import check_model
-from lightning_prune.deploy.program.dynamic import LARGEST, ends
-from lightning_prune.deploy.program.eager import RANDOM, Trial, folded_copy, isolated, trials
+from lightning_prune.deploy.program.dynamic import LARGEST, ends, resized
+from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
+from lightning_prune.deploy.program.loaders import checked_batches, first_of, split_batch
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec
-from lightning_prune.deploy.runtime.child import TIMEOUT
+from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.child_program import ChildProgram
 from lightning_prune.errors import VerificationError
 from lightning_prune.model.summary import example_of
-
-_TOLERANCE = 1e-4
 
 
 def verify(
@@ -39,14 +37,16 @@ def verify(
 ) -> Verification:
     """Run every method of a .pte beside a model and compare every output.
 
-    Each is run on its example inputs, contiguous and channels_last, on random ones, and where sizes may vary at the
-    smallest and the largest.
+    Each is run on its example inputs, contiguous and channels_last, on random ones unless it is quantized, and where
+    sizes may vary at the smallest and the largest. Each size is judged by itself, as at the export.
 
     Args:
         path: of the .pte. A manifest beside it must describe it; that is checked before anything is run.
         model: what it should compute; left as it is.
         example_inputs: a tensor or a tuple of tensors, of any sizes that the file takes; None: the model's
-            ``example_input_array``, or random ones of the shapes that the file takes.
+            ``example_input_array``, or else inputs of ``verify_on``, or else random ones of the shapes that the file
+            takes. A quantized file is judged on inputs of ``verify_on`` unless there are example inputs of more than
+            one value here.
         methods: further methods of the file, as they were given to :func:`export`. One that is left out is looked for
             where the manifest says that it was in the model, or else by its name, and gets the example inputs where
             it takes these, or else random ones.
@@ -80,38 +80,65 @@ def verify(
     check_metric(metric, verify_on)
     bounds = Bounds(tolerance, min_sqnr)
     program = ChildProgram(path, timeout=timeout)
+    executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
     if tolerance is None and min_sqnr is None:
-        bounds = _bounds_at_export(program)
+        accepted = {"tolerance": TOLERANCE} if program.manifest is None else program.manifest["verification"]
+        bounds = Bounds(accepted.get("tolerance"), accepted.get("min_sqnr_db"))
     try:
-        with isolated(), released():
-            entries = _entries(program, model, example_inputs, methods or {})
-            return _compared(program, entries, verify_on, metric, bounds)
+        with isolated():
+            batches = None
+            if verify_on is not None:
+                spec, preprocess = MethodSpec(program.inputs, program.outputs), _preprocessing(program.manifest)
+                batches = checked_batches(verify_on, spec, preprocess, metric is not None)
+            examples, batches = _examples(program, model, example_inputs, batches)
+            entries = _entries(program, model, examples, methods or {})
+            if batches is None and _is_quantized(program) and _is_silent(entries[0].inputs):
+                raise ValueError(
+                    f"{program.path} is quantized, and the example inputs hold a single value, on which another model"
+                    " may agree: pass verify_on= with batches like those that it was calibrated on, or real"
+                    " example_inputs="
+                )
+            candidates = [_candidate(program, entries[0])]
+            candidates += [_candidate(program.other(entry.name), entry) for entry in entries[1:]]
+            return judged(candidates, bounds, executed, batches, metric, FOR_A_FILE)[0]
     except VerificationError as error:
         raise VerificationError(f"{path}: {error}") from error
+    finally:
+        CHILD.forget()
 
 
-def _bounds_at_export(program: ChildProgram) -> Bounds:
-    if program.manifest is None:
-        return Bounds(_TOLERANCE)
-    accepted = program.manifest["verification"]
-    return Bounds(accepted.get("tolerance"), accepted.get("min_sqnr_db"))
-
-
-def _entries(
+def _examples(
     program: ChildProgram,
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | None,
-    methods: Mapping[str, Method],
+    batches: Iterator[Any] | None,
+) -> tuple[Sequence[Tensor], Iterator[Any] | None]:
+    """Return the example inputs of ``forward``, and all batches.
+
+    A quantized file is right on inputs like those of its calibration alone, so that ``verify_on`` comes before the
+    model's own example and before zeros, by which only the shape was meant.
+    """
+    has_some = example_inputs is not None or example_of(model) is not None
+    examples = example_tensors(model, example_inputs) if has_some else program.random_inputs()
+    is_meant = example_inputs is not None and not _is_silent(examples)
+    if batches is None or (has_some and (is_meant or not _is_quantized(program))):
+        return examples, batches
+    first, batches = first_of(batches)
+    count = program.inputs[0].shape[0]
+    inputs, _ = split_batch(first, program.inputs, needs_targets=False)
+    return [resized(x, [count, *x.shape[1:]]) for x in inputs], batches
+
+
+def _entries(
+    program: ChildProgram, model: nn.Module, examples: Sequence[Tensor], methods: Mapping[str, Method]
 ) -> tuple[EntryPoint, ...]:
     """Return the methods of the file on the model's side, ``forward`` first."""
     if unknown := [name for name in methods if name not in program.methods]:
         raise ValueError(
             f"methods: {program.path} has no method {unknown[0]!r}; its methods are {', '.join(program.methods)}"
         )
-    if example_inputs is None and example_of(model) is None:
-        example_inputs = program.random_inputs()
     copied = folded_copy(model)
-    method = Method("forward", example_inputs, preprocess=_preprocessing(program.manifest))
+    method = Method("forward", examples, preprocess=_preprocessing(program.manifest))
     forward = entry_points(model, copied, {"forward": method})[0]
     program.prepared(*forward.inputs)
     names = [name for name in program.methods if name != "forward"]
@@ -120,11 +147,15 @@ def _entries(
 
 
 def _further(program: ChildProgram, model: nn.Module, given: Method | None, forward: EntryPoint) -> Method:
-    if given is not None and not isinstance(given, Method):
-        return given  # entry_points refuses it by name
+    """Return a further method of the file as it is in the model, with example inputs."""
+    if given is not None and (not isinstance(given, Method) or given.example_inputs is not None):
+        return given  # anything but a Method is refused by its name in entry_points
+    takes_those_of_forward = len(forward.inputs) == len(program.inputs) and all(
+        spec.takes(x) for spec, x in zip(program.inputs, forward.inputs, strict=True)
+    )
+    inputs = forward.inputs if takes_those_of_forward else program.random_inputs()
     if given is not None:
-        missing = given.example_inputs is None
-        return replace(given, example_inputs=_default_inputs(program, forward)) if missing else given
+        return replace(given, example_inputs=inputs)
     described = {} if program.manifest is None else program.manifest["methods"][program.method]
     function = described.get("function", program.method)
     if not has_method(model, function):
@@ -132,76 +163,28 @@ def _further(program: ChildProgram, model: nn.Module, given: Method | None, forw
             f"{program.path} has a method {program.method!r}, and {type(model).__name__} has no {function!r} to compare"
             f" it with: pass methods={{{program.method!r}: Method(…)}} as to export, or the model that was exported"
         )
-    preprocess = _preprocessing(described) if given is None else given.preprocess
-    inputs = (
-        _default_inputs(program, forward) if given is None or given.example_inputs is None else given.example_inputs
-    )
-    return Method(function, inputs, preprocess=preprocess)
+    return Method(function, inputs, preprocess=_preprocessing(described))
 
 
-def _default_inputs(program: ChildProgram, forward: EntryPoint) -> Sequence[Tensor]:
-    """Return the example inputs of ``forward`` where another method takes them, else random ones."""
-    same = len(forward.inputs) == len(program.inputs)
-    if same and all(spec.takes(x) for spec, x in zip(program.inputs, forward.inputs, strict=True)):
-        return forward.inputs
-    return program.random_inputs()
-
-
-def _compared(
-    program: ChildProgram,
-    entries: Sequence[EntryPoint],
-    verify_on: Iterable[Any] | None,
-    metric: Metric | None,
-    bounds: Bounds,
-) -> Verification:
-    batches = None
-    if verify_on is not None:
-        spec = MethodSpec(program.inputs, program.outputs)
-        batches = checked_loader(verify_on, spec, entries[0].preprocess, metric is not None)
-    elif _is_quantized(program):
-        _check_telling(program, entries[0])
-    errors, shown = {}, LoaderResult()
-    for entry in entries:
-        one = program if entry.name == "forward" else program.other(entry.name)
-        one.prepared(*entry.inputs)
-        spec = MethodSpec(one.inputs, one.outputs)
-        given = (batches, metric) if entry.name == "forward" else (None, None)
-        with of_method(entry.name):
-            errors[entry.name], found = compare_with(
-                one, entry.eager.run, _trials(one, entry), spec, bounds, *given, advice=FOR_A_FILE
-            )
-        shown = found if entry.name == "forward" else shown
-    executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
-    return Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
-
-
-def _trials(program: ChildProgram, entry: EntryPoint) -> dict[str, Trial]:
-    """Return what to compare on: random inputs too, but for a file that was calibrated on others."""
-    found = trials(entry.eager, entry.inputs, _sizes(program))[0]
-    if _is_quantized(program):
-        found.pop(RANDOM, None)
-    return found
-
-
-def _sizes(program: ChildProgram) -> dict[str, list[list[int]]]:
-    """Return the sizes at the ends of what the file takes; of one without a manifest only the largest are known."""
-    found = ends(MethodSpec(program.inputs, program.outputs))
-    if program.manifest is not None:
-        return found
-    return {where: shapes for where, shapes in found.items() if where == LARGEST}
+def _candidate(program: ChildProgram, entry: EntryPoint) -> Candidate:
+    """Return a method of the file beside the model."""
+    program.prepared(*entry.inputs)
+    spec = MethodSpec(program.inputs, program.outputs)
+    # Without a manifest only the largest sizes are known: the file itself does not say from which size on it works.
+    sizes = {where: shape for where, shape in ends(spec).items() if program.manifest is not None or where == LARGEST}
+    samples = [entry.inputs] if _is_quantized(program) else []
+    return Candidate(entry.name, program, entry.eager, spec, entry.inputs, sizes, samples)
 
 
 def _is_quantized(program: ChildProgram) -> bool:
-    return program.manifest is not None and program.manifest["quantization"] is not None
+    """Whether the manifest says that a method is quantized."""
+    quantization = None if program.manifest is None else program.manifest["quantization"]
+    return quantization is not None and program.method in quantization.get("methods", program.methods)
 
 
-def _check_telling(program: ChildProgram, entry: EntryPoint) -> None:
-    """Refuse to judge a quantized file by an input of one value alone, on which many models agree."""
-    if all(x.numel() == 0 or bool((x == x.flatten()[0]).all()) for x in entry.inputs):
-        raise ValueError(
-            f"{program.path} is quantized, and the example inputs hold a single value, on which another model may"
-            " agree: pass verify_on= with batches like those that it was calibrated on, or real example_inputs="
-        )
+def _is_silent(inputs: Sequence[Tensor]) -> bool:
+    """Whether inputs are of one value each, on which many models agree."""
+    return all(x.numel() == 0 or bool((x == x.flatten()[0]).all()) for x in inputs)
 
 
 def _preprocessing(described: Mapping[str, Any] | None) -> Normalize | None:

@@ -234,6 +234,18 @@ class TestKinds:
         with pytest.raises(VerificationError):
             verify(path, small(), images(4), tolerance=1e-7)
 
+    def test_integers_are_judged_on_the_data_where_no_example_tells(self, tmp_path: Path):
+        """Random inputs are no more like the samples of the calibration than zeros are."""
+        model, data = nn.Sequential(nn.Linear(8, 4)).eval(), 1e4 * torch.rand(6, 8)
+        backend = XNNPACK(quantization=Int8(calibration=[data]))
+        path = export(model, tmp_path / "a.pte", example_inputs=torch.zeros(4, 8), backend=backend).path
+        for examples in (None, torch.zeros(4, 8)):
+            assert verify(path, model, examples, verify_on=[data]).sqnr_db > 20
+        with pytest.raises(VerificationError, match="are these inputs like those that it was calibrated on"):
+            verify(path, model)
+        with pytest.raises(ValueError, match="is quantized, and the example inputs hold a single value"):
+            verify(path, model, torch.zeros(4, 8))
+
 
 def test_several_inputs_and_outputs(tmp_path: Path):
     class Both(nn.Module):

@@ -45,15 +45,18 @@ class Staged:
     data_path: Path | None = None
     data: Path | None = None
 
+    @property
+    def weights(self) -> tuple[tuple[Path, Path], ...]:
+        """The temporary file with the weights and what it becomes; empty where they are in the program."""
+        return () if self.data is None or self.data_path is None else ((self.data, self.data_path),)
+
     def publish(self) -> None:
         """Rename the temporary files, the manifest last: a .pte that its manifest does not describe is never final.
 
         Raises:
             ExportError: a rename fails; the files that stood there before stand there again.
         """
-        moves = [(self.program, self.path), (self.manifest, self.manifest_path)]
-        if self.data is not None and self.data_path is not None:
-            moves.insert(0, (self.data, self.data_path))
+        moves = [*self.weights, (self.program, self.path), (self.manifest, self.manifest_path)]
         backups: dict[Path, Path] = {}
         try:
             # The manifest is renamed last and in one step: where that fails it still stands, and needs no backup.

@@ -69,3 +69,13 @@ class Backend(ABC):
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def check_backend(value: object, name: str = "backend") -> None:
+    """Check a backend.
+
+    Raises:
+        TypeError: it is none, or the class of one.
+    """
+    if isinstance(value, type) or not isinstance(value, Backend):
+        raise TypeError(f"{name}: got {value!r:.60}, must be a value such as XNNPACK()")

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_prune.deploy.program.signature import describe
+from lightning_prune.deploy.quantization.noise import Noise, ratio_db
 from lightning_prune.errors import VerificationError
 from lightning_prune.values import check_number
+
+TOLERANCE = 1e-4
+"""Largest absolute difference that is accepted where nothing else was asked for: float kernels stay below 1e-6."""
+
+_LEAST_POWER = 1e-300
+"""Stands for the power of an output that is zero throughout, so that its ratio stays a number that JSON can hold."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Advice:
+class Remedies:
     """What to do about outputs that are out of bounds.
 
     Args:
@@ -51,8 +58,8 @@ class Advice:
     )
 
 
-FOR_EXPORT = Advice()
-FOR_A_FILE = Advice(
+FOR_EXPORT = Remedies()
+FOR_A_FILE = Remedies(
     "Is it the file of this model with these weights? If so, judge a quantized file by min_sqnr= and another one by a"
     " larger tolerance:",
     "Is it the file of this model with these weights, and are these inputs like those that it was calibrated on? If so,"
@@ -83,26 +90,28 @@ class OutputError:
         return OutputError(max(self.max_abs_error, other.max_abs_error), min(self.sqnr_db, other.sqnr_db))
 
 
-class Comparison:
+class Differences:
     """The errors of each output so far; refuses what is out of bounds.
 
     Args:
         names: of the outputs, in order.
         bounds: what is accepted.
-        advice: what to do about anything else.
+        remedies: what to do about anything else.
     """
 
-    def __init__(self, names: Sequence[str], bounds: Bounds, advice: Advice = FOR_EXPORT) -> None:
-        self._names = tuple(names)
+    def __init__(self, names: Sequence[str], bounds: Bounds, remedies: Remedies = FOR_EXPORT) -> None:
         self._largest = dict.fromkeys(names, 0.0)
-        self._power = dict.fromkeys(names, 0.0)
-        self._noise = dict.fromkeys(names, 0.0)
-        self._bounds, self._advice = bounds, advice
+        self._noise = Noise()
+        self._bounds, self._remedies = bounds, remedies
 
     @property
     def errors(self) -> dict[str, OutputError]:
-        """What was found so far, by output."""
-        return {name: OutputError(self._largest[name], self._ratio(name)) for name in self._names}
+        """What was measured so far, by output."""
+        ratios = {
+            name: ratio_db(max(power, _LEAST_POWER), self._noise.noise[name])
+            for name, power in self._noise.signal.items()
+        }
+        return {name: OutputError(error, ratios.get(name, math.inf)) for name, error in self._largest.items()}
 
     def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor], where: str) -> None:
         """Compare the program's outputs with the eager model's.
@@ -119,19 +128,27 @@ class Comparison:
             raise VerificationError(
                 f"the program gives {len(outputs)} outputs on {where}, the eager model {len(expected)}: {_OTHER_GRAPH}"
             )
-        for name, output, wanted in zip(self._names, outputs, expected, strict=True):
+        for name, output, wanted in zip(self._largest, outputs, expected, strict=True):
             if output.shape != wanted.shape or output.dtype != wanted.dtype:
                 raise VerificationError(
                     f"output {name!r} on {where}: the program gives {describe([output])}, the eager model"
                     f" {describe([wanted])}: {_OTHER_GRAPH}"
                 )
             error = max_abs_difference(output, wanted)
-            if not error <= (sys.float_info.max if self._bounds.tolerance is None else self._bounds.tolerance):
-                raise VerificationError(self._disagreement(name, where, error))
+            tolerance = self._bounds.tolerance
+            if not error <= (sys.float_info.max if tolerance is None else tolerance):
+                if not math.isfinite(error) or tolerance is None:
+                    raise VerificationError(
+                        f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share:"
+                        " check the weights and the example input"
+                    )
+                raise VerificationError(
+                    f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the"
+                    f" tolerance is {tolerance:g}. {self._remedies.differs} accept it with tolerance={_above(error):g}"
+                )
             self._largest[name] = max(self._largest[name], error)
             if wanted.is_floating_point():
-                self._power[name] += _power(wanted)
-                self._noise[name] += _power(output.double() - wanted.double()) if error > 0 else 0.0
+                self._noise.add(name, wanted, output)
 
     def check(self, where: str = "", is_size: bool = False) -> None:
         """Check the ratios, which build up over all that was run.
@@ -148,37 +165,16 @@ class Comparison:
                 raise VerificationError(
                     f"output {name!r}{where}: the signal-to-quantization-noise ratio to the eager model is"
                     f" {error.sqnr_db:.1f} dB, the lowest accepted is {self._bounds.min_sqnr:g} dB (largest absolute"
-                    f" difference {error.max_abs_error:.3g}). {_WRONG_SIZE if is_size else self._advice.noisy}"
+                    f" difference {error.max_abs_error:.3g}). {_WRONG_SIZE if is_size else self._remedies.noisy}"
                 )
-
-    def _disagreement(self, name: str, where: str, error: float) -> str:
-        tolerance = self._bounds.tolerance
-        if not math.isfinite(error) or tolerance is None:
-            return (
-                f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share: check"
-                " the weights and the example input"
-            )
-        return (
-            f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the"
-            f" tolerance is {tolerance:g}. {self._advice.differs} accept it with tolerance={_above(error):g}"
-        )
-
-    def _ratio(self, name: str) -> float:
-        if self._noise[name] == 0:
-            return math.inf
-        return 10 * math.log10(max(self._power[name], 1e-300) / self._noise[name])
 
 
 _WRONG_SIZE = "If it is right at other sizes, the runtime cannot resize this program: leave dynamic_shapes= out"
 _OTHER_GRAPH = "the program is not made of this model"
 
 
-def _power(x: Tensor) -> float:
-    return float(x.double().square().nan_to_num(0.0, 0.0, 0.0).sum())
-
-
 def _above(error: float) -> float:
-    """Return the next number of one digit that is not below."""
+    """Return the next number of one digit that is not below: a tolerance that would do, short enough to copy."""
     unit = 10.0 ** math.floor(math.log10(error))
     return float(f"{math.ceil(error / unit) * unit:.1g}")
 

@@ -1,18 +1,25 @@
-"""The file against the eager model: outputs compared, a loader run through both."""
+"""The verdict on a file: every method of it run beside the eager model, on the same inputs, output by output."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_prune.deploy.checking.comparison import FOR_EXPORT, Advice, Bounds, Comparison, OutputError
+from lightning_prune.deploy.checking.cases import Case, cases
+from lightning_prune.deploy.checking.comparison import FOR_EXPORT, Bounds, Differences, OutputError, Remedies
 from lightning_prune.deploy.program.arguments import check_loader
-from lightning_prune.deploy.program.eager import Trial
+from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.loaders import Function, run_in_chunks, split_batch
 from lightning_prune.deploy.program.signature import MethodSpec, describe
+from lightning_prune.errors import VerificationError
+
+_SLACK = 3.0
+"""By how many dB a file may be noisier than its graph: kernels round otherwise than the graph's reference does."""
+_AS_GOOD_AS_FLOAT = 60.0
+"""Ratio in dB from which on rounding in float32 may be all that is left."""
 
 
 def check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None:
@@ -81,6 +88,31 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A method of a file, and what it should compute.
+
+    Args:
+        name: of the method.
+        program: the file in its runtime.
+        eager: the model.
+        spec: inputs and outputs of the program.
+        inputs: examples.
+        sizes: shapes of all inputs at the ends of what the program takes, by what they are.
+        samples: of a quantized method: inputs like those that it was calibrated on, in the place of ``inputs``.
+        of_graph: what the quantized graph makes of the samples, where it is at hand.
+    """
+
+    name: str
+    program: Function
+    eager: EagerModel
+    spec: MethodSpec
+    inputs: Sequence[Tensor]
+    sizes: Mapping[str, Sequence[Sequence[int]]]
+    samples: Sequence[Sequence[Tensor]] = ()
+    of_graph: Sequence[Sequence[Tensor]] = ()
+
+
+@dataclass(frozen=True)
 class LoaderResult:
     """What a loader showed; the fields are those of :class:`Verification`."""
 
@@ -89,51 +121,106 @@ class LoaderResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+def judged(
+    methods: Iterable[Candidate],
+    bounds: Bounds,
+    executed: str,
+    batches: Iterable[Any] | None = None,
+    metric: Metric | None = None,
+    remedies: Remedies = FOR_EXPORT,
+) -> tuple[Verification, tuple[str, ...]]:
+    """Decide whether a file computes what the model computes: the one judge of a new file and of one that is there.
+
+    Args:
+        methods: of the file.
+        bounds: what is accepted.
+        executed: name of the backend that runs.
+        batches: of a loader, for ``forward``; of any size.
+        metric: for the loader.
+        remedies: what to do where they differ.
+
+    Returns:
+        what was measured, and what the user should know about how.
+
+    Raises:
+        VerificationError: they differ; the message names the method, the output and the inputs.
+        ValueError: a batch does not fit, or the metric gives no single number.
+    """
+    errors, notes, shown = {}, [], LoaderResult()
+    for method in methods:
+        is_forward = method.name == "forward"
+        compared, unfit = cases(method.eager, method.inputs, method.sizes, method.samples, method.of_graph)
+        data = (batches, metric) if is_forward else (None, None)
+        try:
+            errors[method.name], result = compare_with(
+                method.program, method.eager.run, compared, method.spec, bounds, *data, method.sizes, remedies
+            )
+        except VerificationError as error:
+            raise VerificationError(str(error) if is_forward else f"method {method.name!r}: {error}") from error
+        shown = result if is_forward else shown
+        notes += unfit
+    found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
+    return found, tuple(dict.fromkeys(notes))
+
+
 def compare_with(
     program: Function,
     eager: Function,
-    trials: Mapping[str, Trial],
+    compared: Mapping[str, Case],
     spec: MethodSpec,
     bounds: Bounds,
     batches: Iterable[Any] | None = None,
     metric: Metric | None = None,
     alone: Collection[str] = (),
-    advice: Advice = FOR_EXPORT,
+    remedies: Remedies = FOR_EXPORT,
 ) -> tuple[dict[str, OutputError], LoaderResult]:
     """Run a method of the file and of the eager model on the same inputs and compare every output.
 
     Args:
         program: the file in its runtime.
         eager: the eager model, for the loader.
-        trials: inputs, and what the model makes of them, by what they are in words.
+        compared: inputs, and what the model makes of them, by what they are in words.
         spec: inputs and outputs of the program.
         bounds: what is accepted.
         batches: of a loader; cut to the sizes that the program takes.
         metric: for the loader; a copy of it is used for each side.
-        alone: trials of other sizes, whose ratio is judged by itself, as a fault there would drown in the others; so is
+        alone: cases of other sizes, whose ratio is judged by itself, as a fault there would drown in the others; so is
             that of the loader.
-        advice: what to do where they differ.
+        remedies: what to do where they differ.
 
     Returns:
         how far each output is from the eager model's, and what the loader showed.
 
     Raises:
-        VerificationError: a difference is out of bounds or NaN, or a shape differs.
+        VerificationError: a difference is out of bounds or NaN, a shape differs, or the file is noisier than the
+            quantized graph that it was made of.
         ValueError: a batch does not fit, or the metric gives no single number.
     """
     names = [output.name for output in spec.outputs]
-    comparison, of_loader = (Comparison(names, bounds, advice) for _ in range(2))
-    for where, trial in trials.items():
-        outputs = program(*trial.inputs)
-        comparison.add(outputs, trial.expected, where)
+    differences, of_loader = (Differences(names, bounds, remedies) for _ in range(2))
+    of_file, of_graph = (Differences(names, Bounds()) for _ in range(2))
+    for where, case in compared.items():
+        outputs = program(*case.inputs)
+        differences.add(outputs, case.expected, where)
         if where in alone:
-            single = Comparison(names, bounds, advice)
-            single.add(outputs, trial.expected, where)
+            single = Differences(names, bounds, remedies)
+            single.add(outputs, case.expected, where)
             single.check(f" on {where}", is_size=True)
+        if case.of_graph is not None:
+            of_file.add(outputs, case.expected, "a calibration sample")
+            of_graph.add(case.of_graph, case.expected, "a calibration sample")
     shown = LoaderResult() if batches is None else _run_loader(batches, program, eager, spec, metric, of_loader)
-    comparison.check()
+    differences.check()
     of_loader.check(" on verify_on")
-    return {name: error.worse(of_loader.errors[name]) for name, error in comparison.errors.items()}, shown
+    for name, error in of_file.errors.items():
+        reached = of_graph.errors[name].sqnr_db
+        if error.sqnr_db < min(reached, _AS_GOOD_AS_FLOAT) - _SLACK:
+            raise VerificationError(
+                f"output {name!r}: the file is at {error.sqnr_db:.1f} dB of the eager model, the"
+                f" quantized graph that it was made of at {reached:.1f} dB: the backend computes something else."
+                " Quantize another way, or take another backend"
+            )
+    return {name: error.worse(of_loader.errors[name]) for name, error in differences.errors.items()}, shown
 
 
 def _run_loader(
@@ -142,20 +229,41 @@ def _run_loader(
     eager: Function,
     spec: MethodSpec,
     metric: Metric | None,
-    comparison: Comparison,
+    differences: Differences,
 ) -> LoaderResult:
     sides = {"eager": eager, "executorch": program}
-    metrics = {} if metric is None else {side: _fresh(metric) for side in sides}
+    metrics: dict[str, Metric] = {}
+    if metric is not None:
+        metrics = {side: metric.clone().to("cpu") for side in sides}
+    for copied in metrics.values():
+        # A copy of a metric that ran under DDP would wait for the other ranks, which verify nothing.
+        copied.distributed_available_fn = lambda: False
+        copied.reset()
     samples, changed = 0, 0
     for index, batch in enumerate(batches):
         inputs, targets = split_batch(batch, spec.inputs, metric is not None)
         outputs = {side: run_in_chunks(run, inputs, *spec.inputs[0].range_of(0)) for side, run in sides.items()}
-        comparison.add(outputs["executorch"], outputs["eager"], f"batch {index} of verify_on")
-        changed = _plus(changed, changed_predictions(outputs["executorch"][0], outputs["eager"][0]))
-        for side, one in metrics.items():
-            _update(one, outputs[side][0], targets.cpu() if isinstance(targets, Tensor) else targets)
+        differences.add(outputs["executorch"], outputs["eager"], f"batch {index} of verify_on")
+        more = changed_predictions(outputs["executorch"][0], outputs["eager"][0])
+        changed = None if changed is None or more is None else changed + more
+        targets = targets.cpu() if isinstance(targets, Tensor) else targets
+        for side, copied in metrics.items():
+            try:
+                copied.update(outputs[side][0], targets)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(
+                    f"metric: {type(metric).__name__} takes no outputs {describe([outputs[side][0]])} with targets"
+                    f" {describe([targets])} of verify_on: {error}"
+                ) from error
         samples += len(inputs[0])
-    return LoaderResult(samples, changed, {side: _value(one) for side, one in metrics.items()})
+    values = {side: copied.compute() for side, copied in metrics.items()}
+    for value in values.values():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(
+                f"metric: {type(metric).__name__} gives {describe([value])}; pass one that computes a single number,"
+                " such as torchmetrics.classification.MulticlassAccuracy"
+            )
+    return LoaderResult(samples, changed, {side: float(value) for side, value in values.items()})
 
 
 def changed_predictions(output: Tensor, expected: Tensor) -> int | None:
@@ -163,34 +271,3 @@ def changed_predictions(output: Tensor, expected: Tensor) -> int | None:
     if expected.ndim != 2 or expected.shape[1] < 2:
         return None
     return int((output.argmax(1) != expected.argmax(1)).sum())
-
-
-def _plus(total: int | None, more: int | None) -> int | None:
-    return None if total is None or more is None else total + more
-
-
-def _fresh(metric: Metric) -> Metric:
-    clone = metric.clone().to("cpu")
-    clone.distributed_available_fn = lambda: False
-    clone.reset()
-    return clone
-
-
-def _update(metric: Metric, output: Tensor, targets: object) -> None:
-    try:
-        metric.update(output, targets)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"metric: {type(metric).__name__} takes no outputs {describe([output])} with targets"
-            f" {describe([targets])} of verify_on: {error}"
-        ) from error
-
-
-def _value(metric: Metric) -> float:
-    value = metric.compute()
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ValueError(
-            f"metric: {type(metric).__name__} gives {describe([value])}; pass one that computes a single number, such"
-            " as torchmetrics.classification.MulticlassAccuracy"
-        )
-    return float(value)

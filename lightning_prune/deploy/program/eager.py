@@ -1,8 +1,7 @@
 """The eager side: a folded copy of the model, and the inputs on which file and copy must agree."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from lightning_prune.deploy.program.dynamic import resized
 from lightning_prune.deploy.program.signature import describe, flatten_outputs
 from lightning_prune.errors import ExportError
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import fold
 from lightning_prune.model.summary import as_tuple, example_of
-
-RANDOM = "random inputs"
-"""The trial that a file calibrated on other inputs need not pass."""
 
 
 class EagerModel(nn.Module):
@@ -189,54 +184,3 @@ def random_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (low + (high - low) * torch.rand(x.shape, generator=generator)).to(x.dtype)
 
     return tuple(drawn(x) for x in inputs)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Inputs on which file and model must agree.
-
-    Args:
-        inputs: of the program.
-        expected: what the model makes of them.
-    """
-
-    inputs: Sequence[Tensor]
-    expected: Sequence[Tensor]
-
-
-def trials(
-    eager: EagerModel, inputs: tuple[Tensor, ...], sizes: Mapping[str, Sequence[Sequence[int]]]
-) -> tuple[dict[str, Trial], tuple[str, ...]]:
-    """Return what to compare on, by what it is, and a note where random inputs tell nothing.
-
-    Args:
-        eager: the model; it runs once on each.
-        inputs: the example inputs.
-        sizes: what it is -> shapes of all inputs, tried first; none where all is fixed.
-
-    Raises:
-        ExportError: the model rejects one of them, other than random ones.
-    """
-    given = {
-        where: tuple(resized(x, shape) for x, shape in zip(inputs, shapes, strict=True))
-        for where, shapes in sizes.items()
-    }
-    given |= {"the example inputs": inputs} | _channels_last(inputs)
-    found = {where: Trial(one, eager.run(*one)) for where, one in given.items()}
-    drawn = random_like(inputs)
-    if all(new is old for new, old in zip(drawn, inputs, strict=True)):
-        return found, ()
-    try:
-        random = Trial(drawn, eager.run(*drawn))
-    except Exception:
-        random = None
-    if random is not None and all(bool(torch.isfinite(y).all()) for y in random.expected):
-        return found | {RANDOM: random}, ()
-    return found, ("Compared on the example inputs alone: the model gives no finite output on random ones.",)
-
-
-def _channels_last(inputs: Sequence[Tensor]) -> dict[str, tuple[Tensor, ...]]:
-    if not any(x.ndim == 4 for x in inputs):
-        return {}
-    images = (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
-    return {"channels-last inputs": tuple(images)}

@@ -7,10 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.deploy.program.signature import TensorSpec, describe, describe_shape, dtype_name
+from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, describe, describe_shape, dtype_name
 
 Function = Callable[..., Sequence[Tensor]]
 """Tensors in, a flat sequence of tensors out: the eager model or the program."""
+
+
+def checked_batches(
+    loader: Iterable[Any], spec: MethodSpec, preprocess: Normalize | None, needs_targets: bool
+) -> Iterator[Any]:
+    """Return the batches of a loader as the program takes them, after the first one was checked.
+
+    Args:
+        loader: of batches.
+        spec: what the program takes and gives, with its ranges.
+        preprocess: that is folded in, if any.
+        needs_targets: whether there is a metric.
+
+    Raises:
+        ValueError: there is none, or it does not fit.
+    """
+    check_batched(spec.inputs, spec.outputs)
+    first, batches = first_of(loader if preprocess is None else preprocess.images(loader, "verify_on"))
+    split_batch(first, spec.inputs, needs_targets)
+    return batches
 
 
 def first_of(loader: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
@@ -47,7 +68,10 @@ def split_batch(
     count = len(inputs) if nested is None else 1
     given = parts[:count] if nested is None else nested
     tensors = tuple(x.detach().cpu() for x in given if isinstance(x, Tensor))
-    fits = len(tensors) == len(given) == len(inputs) and all(map(_is_batch_of, inputs, tensors))
+    fits = len(tensors) == len(given) == len(inputs) and all(
+        x.ndim == len(s.shape) > 0 and s.takes(x[:1].expand(s.shape[0], *x.shape[1:]) if len(x) else x)
+        for s, x in zip(inputs, tensors, strict=True)
+    )
     sizes = {len(x) for x in tensors} if fits else set()
     if len(sizes) != 1 or 0 in sizes:
         wanted = ", ".join(f"{describe_shape(('N', *s.size_texts()[1:]))} {dtype_name(s.dtype)}" for s in inputs)
@@ -55,10 +79,6 @@ def split_batch(
     if needs_targets and len(parts) <= count:
         raise ValueError(f"{where}: with a metric each batch must be (inputs, targets); got the inputs alone")
     return tensors, parts[count] if needs_targets else None
-
-
-def _is_batch_of(spec: TensorSpec, x: Tensor) -> bool:
-    return x.ndim == len(spec.shape) > 0 and spec.takes(x[:1].expand(spec.shape[0], *x.shape[1:]) if len(x) else x)
 
 
 def check_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

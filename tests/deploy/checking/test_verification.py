@@ -1,5 +1,8 @@
 import math
+import re
 from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,14 +10,16 @@ import torch
 from deploy_models import TwoInputs
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lightning_prune.deploy.checking.comparison import Bounds, Comparison, max_abs_difference
+from lightning_prune.deploy import XNNPACK, Artifact, Int8, export, verify
+from lightning_prune.deploy.checking.cases import Case
+from lightning_prune.deploy.checking.comparison import Bounds, Differences, max_abs_difference
 from lightning_prune.deploy.checking.verification import changed_predictions, compare_with
-from lightning_prune.deploy.program.eager import Trial
 from lightning_prune.deploy.program.loaders import check_batched, run_in_chunks, split_batch
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, flatten_outputs, input_names
+from lightning_prune.deploy.runtime.child_program import ChildProgram
 from lightning_prune.errors import ExportError, VerificationError
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -47,42 +52,42 @@ class TestDifference:
         assert max_abs_difference(torch.empty(0), torch.empty(0)) == 0
 
 
-class TestComparison:
+class TestDifferences:
     def test_it_keeps_the_largest_of_each_output(self):
-        comparison = Comparison(["a", "b"], Bounds(1))
-        comparison.add([torch.tensor([0.5]), torch.zeros(1)], [torch.zeros(1), torch.zeros(1)], "one")
-        comparison.add([torch.tensor([0.25]), torch.ones(1)], [torch.zeros(1), torch.zeros(1)], "two")
-        assert {name: error.max_abs_error for name, error in comparison.errors.items()} == {"a": 0.5, "b": 1.0}
+        differences = Differences(["a", "b"], Bounds(1))
+        differences.add([torch.tensor([0.5]), torch.zeros(1)], [torch.zeros(1), torch.zeros(1)], "one")
+        differences.add([torch.tensor([0.25]), torch.ones(1)], [torch.zeros(1), torch.zeros(1)], "two")
+        assert {name: error.max_abs_error for name, error in differences.errors.items()} == {"a": 0.5, "b": 1.0}
 
     @given(st.lists(st.tuples(st.floats(-9, 9, width=32), st.floats(-9, 9, width=32)), min_size=1, max_size=8))
     def test_ratio_against_numpy(self, pairs: list[tuple[float, float]]):
         output, wanted = np.array(pairs, dtype=np.float64).T
-        comparison = Comparison(["a"], Bounds())
+        differences = Differences(["a"], Bounds())
         for left, right in pairs:
-            comparison.add([torch.tensor([left]).double()], [torch.tensor([right]).double()], "one")
+            differences.add([torch.tensor([left]).double()], [torch.tensor([right]).double()], "one")
         noise = ((output - wanted) ** 2).sum()
         with np.errstate(divide="ignore"):
             expected = np.inf if noise == 0 else 10 * np.log10(max((wanted**2).sum(), 1e-300) / noise)
-        assert comparison.errors["a"].sqnr_db == pytest.approx(expected)
+        assert differences.errors["a"].sqnr_db == pytest.approx(expected)
 
     def test_ratio_that_is_too_low(self):
-        comparison = Comparison(["a"], Bounds(min_sqnr=20))
-        comparison.add([torch.tensor([10.0])], [torch.tensor([11.0])], "one")
-        comparison.check()
-        comparison.add([torch.tensor([1.0])], [torch.tensor([2.0])], "two")
+        differences = Differences(["a"], Bounds(min_sqnr=20))
+        differences.add([torch.tensor([10.0])], [torch.tensor([11.0])], "one")
+        differences.check()
+        differences.add([torch.tensor([1.0])], [torch.tensor([2.0])], "two")
         with pytest.raises(VerificationError, match=r"output 'a': .* is 18\.0 dB, the lowest accepted is 20 dB"):
-            comparison.check()
+            differences.check()
 
     def test_outputs_that_are_not_floating_have_no_ratio(self):
-        comparison = Comparison(["a"], Bounds(min_sqnr=10))
-        comparison.add([torch.tensor([1, 2])], [torch.tensor([3, 2])], "one")
-        comparison.check()
-        assert comparison.errors["a"].to_json() == {"max_abs_error": 2.0, "sqnr_db": None}
+        differences = Differences(["a"], Bounds(min_sqnr=10))
+        differences.add([torch.tensor([1, 2])], [torch.tensor([3, 2])], "one")
+        differences.check()
+        assert differences.errors["a"].to_json() == {"max_abs_error": 2.0, "sqnr_db": None}
 
     def test_without_a_tolerance_what_is_not_finite_is_refused(self):
         for wrong in (math.nan, math.inf):
             with pytest.raises(VerificationError, match="holds NaN or infinities"):
-                Comparison(["a"], Bounds(min_sqnr=-100)).add([torch.tensor([wrong])], [torch.zeros(1)], "one")
+                Differences(["a"], Bounds(min_sqnr=-100)).add([torch.tensor([wrong])], [torch.zeros(1)], "one")
 
     @pytest.mark.parametrize(
         ("outputs", "text"),
@@ -96,7 +101,7 @@ class TestComparison:
     )
     def test_refusals(self, outputs: list[Tensor], text: str):
         with pytest.raises(VerificationError, match=text):
-            Comparison(["a"], Bounds(0.5)).add(outputs, [torch.zeros(1)], "one")
+            Differences(["a"], Bounds(0.5)).add(outputs, [torch.zeros(1)], "one")
 
 
 class TestLoader:
@@ -191,7 +196,7 @@ class TestLoader:
             return [x[:, :2] + (1 if len(x) == 2 else 0)]
 
         given = {"good": torch.full((400, 3), 9.0), "bad": torch.ones(2, 3)}
-        trials = {where: Trial([x], [x[:, :2]]) for where, x in given.items()}
+        trials = {where: Case([x], [x[:, :2]]) for where, x in given.items()}
         compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10))
         with pytest.raises(VerificationError, match=r"'logits' on bad: .* is 0\.0 dB.*leave dynamic_shapes= out"):
             compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10), alone=["bad"])
@@ -203,7 +208,7 @@ class TestLoader:
             return [torch.where(x[:, :2] > 2, x[:, :2], 0.0)]
 
         loud = torch.full((400, 3), 99.0)
-        trials = {"a calibration sample": Trial([loud], [loud[:, :2]])}
+        trials = {"a calibration sample": Case([loud], [loud[:, :2]])}
         compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10))
         with pytest.raises(VerificationError, match=r"'logits' on verify_on: .* is 0\.0 dB.*samples like these"):
             compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(min_sqnr=10), [torch.ones(4, 3)])
@@ -211,7 +216,7 @@ class TestLoader:
     @pytest.mark.parametrize(("error", "hint"), [(0.055, "0.06"), (13.5, "20"), (0.25, "0.3"), (3e-4, "0.0003")])
     def test_the_tolerance_that_is_named_would_do(self, error: float, hint: str):
         x = torch.zeros(4, 3, dtype=torch.float64)
-        trials = {"zeros": Trial([x], [x[:, :2]])}
+        trials = {"zeros": Case([x], [x[:, :2]])}
         program = lambda x: [x[:, :2] + error]  # noqa: E731
         with pytest.raises(VerificationError, match=rf"accept it with tolerance={hint}$"):
             compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(1e-4))
@@ -232,3 +237,70 @@ class TestSignature:
     def test_nothing_comes_out(self):
         with pytest.raises(ExportError, match="returns no tensor"):
             flatten_outputs(())
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+@pytest.fixture(scope="module", params=["float", "int8"])
+def kind(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["fixed", "varying"])
+def options(request: pytest.FixtureRequest, kind: str) -> dict[str, Any]:
+    """What is exported, and the data: the same for both."""
+    data = 20 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    shapes = {"input": {0: torch.export.Dim("batch", min=1, max=6)}} if request.param == "varying" else None
+    backend = XNNPACK(quantization=Int8(calibration=[data])) if kind == "int8" else XNNPACK()
+    return {"example_inputs": data, "backend": backend, "dynamic_shapes": shapes, "verify_on": [data, data[:3]]}
+
+
+@pytest.fixture(scope="module")
+def artifact(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export(network(), tmp_path_factory.mktemp("verdict") / "m.pte", **options)
+
+
+class TestOneVerdict:
+    """``export`` and ``verify`` say the same of the same file, data and sizes."""
+
+    def test_of_a_good_file(self, artifact: Artifact, options: dict[str, Any], kind: str):
+        examples = None if kind == "int8" else options["example_inputs"]
+        found = verify(artifact.path, network(), examples, verify_on=options["verify_on"])
+        assert found == artifact.verification
+        assert kind == "float" or found.max_abs_error > 0
+
+    @pytest.mark.parametrize("size", [1, 4, 6])
+    def test_of_a_file_that_is_wrong_at_one_size(
+        self, artifact: Artifact, options: dict[str, Any], kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+    ):
+        run = ChildProgram.__call__
+
+        def wrong(self: ChildProgram, *inputs: Tensor) -> tuple[Tensor, ...]:
+            outputs = run(self, *inputs)
+            return tuple(y + y.abs().mean() for y in outputs) if len(inputs[0]) == size else outputs
+
+        monkeypatch.setattr(ChildProgram, "__call__", wrong)
+
+        def of_export() -> object:
+            return export(network(), artifact.path.with_name("again.pte"), **options)
+
+        def of_verify() -> object:
+            examples = None if kind == "int8" else options["example_inputs"]
+            return verify(artifact.path, network(), examples, verify_on=options["verify_on"])
+
+        def verdict(of: Callable[[], object]) -> str | None:
+            try:
+                of()
+            except VerificationError as error:
+                told = str(error).partition(": ")[2]
+                return re.split(r" (?:Compare|Calibrate|Is it|If it) ", told)[0]
+
+        told = verdict(of_export)
+        assert told == verdict(of_verify)
+        runs_at_this_size = size == 4 or options["dynamic_shapes"] is not None
+        assert (told is not None) == runs_at_this_size

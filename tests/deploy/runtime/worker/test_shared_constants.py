@@ -10,7 +10,7 @@ from torch.export import Dim
 
 from lightning_prune.deploy import Int8, Int8Dynamic, RuntimeModel, export
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
-from lightning_prune.deploy.lowering import lower
+from lightning_prune.deploy.executorch.lowering import lower
 from lightning_prune.deploy.program.methods import Method
 
 needs_executorch = pytest.mark.skipif(

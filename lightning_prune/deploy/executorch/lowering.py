@@ -1,7 +1,6 @@
 """From eager methods to a program in files: torch.export, the backend, ExecuTorch's serialisation."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ _LINES = 3
 """How many lines of the user's code are told of one operator."""
 
 
-class Program(Protocol):
+class Serialised(Protocol):
     """ExecuTorch's ExecutorchProgramManager, as far as it is used here."""
 
     def write_to_file(self, file: BinaryIO, /) -> None:
@@ -50,7 +49,7 @@ class Lowered(Protocol):
         """Return the graph of a method with its delegate calls."""
         ...
 
-    def to_executorch(self, config: Any = None) -> Program:  # noqa: ANN401
+    def to_executorch(self, config: Any = None) -> Serialised:  # noqa: ANN401
         """Plan the memory and serialise."""
         ...
 
@@ -66,16 +65,6 @@ class Graph:
 
     program: ExportedProgram
     quantized: Quantized | None = None
-
-
-def check_backend(backend: object, name: str = "backend") -> None:
-    """Check a backend.
-
-    Raises:
-        TypeError: it is none, or the class of one.
-    """
-    if isinstance(backend, type) or not isinstance(backend, Backend):
-        raise TypeError(f"{name}: got {backend!r:.60}, must be a value such as XNNPACK()")
 
 
 def graph_of(
@@ -100,7 +89,15 @@ def graph_of(
         ExportError: the method cannot be traced, rewritten or quantized.
     """
     backend.check(inputs, shapes)
-    program = _traced(eager, inputs, names, shapes)
+    try:
+        with quiet_lowering():
+            program = torch.export.export(eager, tuple(inputs), dynamic_shapes=None if shapes is None else (shapes,))
+    except Exception as error:
+        if (refusal := trace_refusal(str(error), names, shapes)) is not None:
+            raise ExportError(f"{eager}: {refusal}") from error
+        raise ExportError(
+            f"{eager} cannot be traced by torch.export on {describe(inputs)}{origin(error)}: {first_line(error)}"
+        ) from error
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         program = rewritten(program, backend.rewrites())
     if quantize is None and backend.quantization is not None:
@@ -109,20 +106,6 @@ def graph_of(
     program = program if quantized is None else quantized.program
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         return Graph(rewritten(program, backend.late_rewrites()), quantized)
-
-
-def _traced(
-    eager: EagerModel, inputs: Sequence[Tensor], names: Sequence[str], shapes: tuple[Sizes, ...] | None
-) -> ExportedProgram:
-    try:
-        with quiet_lowering():
-            return torch.export.export(eager, tuple(inputs), dynamic_shapes=None if shapes is None else (shapes,))
-    except Exception as error:
-        if (refusal := trace_refusal(str(error), names, shapes)) is not None:
-            raise ExportError(f"{eager}: {refusal}") from error
-        raise ExportError(
-            f"{eager} cannot be traced by torch.export on {describe(inputs)}{origin(error)}: {first_line(error)}"
-        ) from error
 
 
 def with_external_weights(program: ExportedProgram, inputs: Sequence[Tensor]) -> ExportedProgram:
@@ -198,12 +181,10 @@ def save(lowered: Lowered, path: Path, data_path: Path | None = None) -> None:
         )  # fmt: skip
     with writing(path), path.open("wb") as file:
         program.write_to_file(file)
-    if data_path is not None:
-        _save_data(program, data_path)
-
-
-def _save_data(program: Program, path: Path) -> None:
-    with writing(path), TemporaryDirectory(prefix=path.name, dir=path.parent) as folder:
+    if data_path is None:
+        return
+    # ExecuTorch names a .ptd itself, by its tag: it is written into a folder of its own and then moved.
+    with writing(data_path), TemporaryDirectory(prefix=data_path.name, dir=data_path.parent) as folder:
         program.write_tensor_data_to_file(folder)
         written = list(Path(folder).iterdir())
         if len(written) != 1:
@@ -211,7 +192,7 @@ def _save_data(program: Program, path: Path) -> None:
                 "external_weights: the backend keeps every weight inside its own part of the .pte, so none can stand"
                 " in a .ptd: leave external_weights out, or export with XNNPACK() or Portable()"
             )
-        written[0].replace(path)
+        written[0].replace(data_path)
 
 
 def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = ("forward",)) -> tuple[str, ...]:
@@ -224,40 +205,25 @@ def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = (
     operator = imported("executorch.exir.dialects.edge._ops").EdgeOpOverload
     notes = []
     for method in methods:
-        graph = lowered.exported_program(method).graph
-        calls = [node for node in graph.nodes if isinstance(node.target, operator)]
+        calls = [call for call in lowered.exported_program(method).graph.nodes if isinstance(call.target, operator)]
+        by_name: dict[str, list[Node]] = {}
+        for call in calls:
+            by_name.setdefault(call.target.name(), []).append(call)
+        listed = []
+        for name, same in sorted(by_name.items(), key=lambda item: -len(item[1])):
+            lines = list(dict.fromkeys(line for call in same if (line := place(call))))
+            where = f" ({', '.join(lines[:_LINES])}{', …' if len(lines) > _LINES else ''})" if lines else ""
+            listed.append(name + (f" ×{len(same)}" if len(same) > 1 else "") + where)
         if calls:
-            of = "" if method == "forward" else f" of {method}"
+            of, chosen = ("", "") if method == "forward" else (f" of {method}", f", method={method!r}")
+            timed = (
+                f" benchmark(path{chosen}, profile=True) shows their share of the time." if backend.runs_here else ""
+            )
             notes.append(
                 f"Operator calls{of} that stay outside {backend.name} and run on portable kernels, {len(calls)} in all:"
-                f" {_listed(calls)}.{_how_long(backend, method)}"
+                f" {', '.join(listed)}.{timed}"
             )
     return tuple(notes)
-
-
-def _listed(calls: Sequence[Node]) -> str:
-    """Return operators, the most frequent first, with the lines of the user's code that call them."""
-    counts = Counter(map(_name, calls))
-    return ", ".join(
-        name + (f" ×{count}" if count > 1 else "") + _lines(node for node in calls if _name(node) == name)
-        for name, count in counts.most_common()
-    )
-
-
-def _name(call: Node) -> str:
-    return call.target.name()  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
-
-
-def _lines(calls: Iterable[Node]) -> str:
-    lines = list(dict.fromkeys(line for node in calls if (line := place(node))))
-    listed = ", ".join(lines[:_LINES]) + (", …" if len(lines) > _LINES else "")
-    return f" ({listed})" if lines else ""
-
-
-def _how_long(backend: Backend, method: str) -> str:
-    """Return how to see what share of the time they take, where the program can be timed on this machine."""
-    chosen = "" if method == "forward" else f", method={method!r}"
-    return f" benchmark(path{chosen}, profile=True) shows their share of the time." if backend.runs_here else ""
 
 
 @contextmanager
