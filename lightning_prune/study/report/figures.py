@@ -1,7 +1,7 @@
-"""Figures as values: what is drawn, in numbers and words; how it is drawn stands in ``svg`` and ``pictures``."""
+"""Figures as values: what is drawn, in numbers and words; how it is drawn stands in ``pictures``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -10,6 +10,8 @@ from lightning_prune.study.report.numbers import brief, share
 
 Span = tuple[float, float]
 Shape = Literal["circle", "ring", "cross"]
+Legend = Mapping[str, tuple["Tone", str]]
+"""Name -> its tone, and the class of its sample in the page's style; empty where there is nothing to tell apart."""
 
 
 class Tone(IntEnum):
@@ -70,6 +72,15 @@ class Line:
     is_stepped: bool = False
     is_dashed: bool = False
 
+    @property
+    def sample(self) -> str:
+        """The class of its sample in a legend."""
+        return "stroke dashed" if self.is_dashed else "stroke"
+
+    def reach(self, axis: int) -> Iterable[float]:
+        """Return what it covers of an axis, 0 for x and 1 for y."""
+        return (point[axis] for point in self.points)
+
 
 @dataclass(frozen=True)
 class Dot:
@@ -106,6 +117,20 @@ class Dots:
     tone: Tone = Tone.MAIN
     shape: Shape = "circle"
 
+    @property
+    def drawn(self) -> Sequence[Dot]:
+        """Those that have a place."""
+        return [dot for dot in self.dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+
+    @property
+    def sample(self) -> str:
+        """The class of its sample in a legend."""
+        return self.shape
+
+    def reach(self, axis: int) -> Iterable[float]:
+        """Return what it covers of an axis, 0 for x and 1 for y."""
+        return (v for dot in self.dots for v in ((dot.y - dot.spread, dot.y + dot.spread) if axis else (dot.x,)))
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -124,6 +149,11 @@ class Columns:
     bottoms: tuple[float, ...]
     counts: tuple[float, ...]
     tone: Tone = Tone.MAIN
+    sample = "block"
+
+    def reach(self, axis: int) -> Iterable[float]:
+        """Return what it covers of an axis, 0 for x and 1 for y."""
+        return (0.0, *map(sum, zip(self.bottoms, self.counts, strict=True))) if axis else self.edges
 
 
 @dataclass(frozen=True)
@@ -139,6 +169,11 @@ class Rule:
     name: str
     x: float
     tone: Tone = Tone.BAD
+    sample = "stroke dashed"
+
+    def reach(self, axis: int) -> Iterable[float]:
+        """Return what it covers of an axis, 0 for x and 1 for y."""
+        return () if axis else (self.x,)
 
 
 Mark = Line | Dots | Columns | Rule
@@ -179,6 +214,12 @@ class Plot:
     note: str = ""
     is_small: bool = False
 
+    @property
+    def legend(self) -> Legend:
+        """The marks by name."""
+        named = {mark.name: (mark.tone, mark.sample) for mark in self.marks if mark.name}
+        return named if len(named) > 1 else {}
+
 
 @dataclass(frozen=True)
 class Bars:
@@ -199,6 +240,16 @@ class Bars:
     rows: tuple[tuple[str, tuple[float, ...]], ...]
     note: str = ""
     is_share: bool = False
+
+    def tone(self, index: int) -> Tone:
+        """Return the tone of a series: of two the first is the quiet one, as what was before is."""
+        return (Tone.QUIET, Tone.MAIN)[index] if len(self.series) == 2 else SERIES[index % len(SERIES)]
+
+    @property
+    def legend(self) -> Legend:
+        """The series by name."""
+        named = {name: (self.tone(index), "block") for index, name in enumerate(self.series)}
+        return named if len(named) > 1 else {}
 
     def text(self, value: float) -> str:
         """Return a value as text."""
@@ -235,6 +286,11 @@ class HeatMap:
     note: str = ""
     is_low_strong: bool = False
 
+    @property
+    def legend(self) -> Legend:
+        """None: values stand in the cells."""
+        return {}
+
     def shade(self, value: float) -> float:
         """Return how strong the colour of a value is, in [0, 1]."""
         known = [v for row in self.values for v in row if v is not None and math.isfinite(v)]
@@ -270,3 +326,8 @@ class Section:
     text: str
     figures: Sequence[Figure] = ()
     table: Table | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether all its figures are small ones, of which more stand side by side."""
+        return all(isinstance(figure, Plot) and figure.is_small for figure in self.figures)

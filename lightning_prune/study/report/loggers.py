@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from lightning_prune.study.report.canvas import picture
 from lightning_prune.study.report.figures import Figure
-from lightning_prune.study.report.pictures import picture
 
 
 def to_loggers(figures: Sequence[Figure], loggers: Sequence[Logger], step: int) -> int:

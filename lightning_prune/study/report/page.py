@@ -1,121 +1,83 @@
-"""The page: sections of figures as one HTML file that loads nothing."""
+"""The page: sections of figures as one HTML file that loads nothing, and the few figures that come first on it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from lightning_prune._version import __version__
-from lightning_prune.study.report.figures import (
-    Bars,
-    Columns,
-    Dots,
-    Figure,
-    HeatMap,
-    Line,
-    Mark,
-    Plot,
-    Section,
-    Table,
-    Tone,
-)
-from lightning_prune.study.report.markup import Markup, tag
-from lightning_prune.study.report.style import STYLE
-from lightning_prune.study.report.svg import draw
+from lightning_prune.guard import Verdict
+from lightning_prune.study.report.figures import Figure, Section
+from lightning_prune.study.report.history import History
+from lightning_prune.study.report.numbers import brief, share
+from lightning_prune.study.report.pictures import draw
+from lightning_prune.study.report.texts import cleaned
+from lightning_prune.study.report.variants import Variant
+
+Fact = tuple[str, str, str]
+"""What it is, the figure, and a word on it."""
 
 
-def page(title: str, facts: Sequence[tuple[str, str, str]], sections: Sequence[Section]) -> str:
-    """Return the whole page as HTML.
+def page(title: str, facts: Sequence[Fact], sections: Sequence[Section]) -> str:
+    """Return the whole page as HTML, with every text escaped, whatever it holds.
 
     Args:
         title: heading.
-        facts: what to know first: what it is, the figure, a word on it.
+        facts: what to know first.
         sections: in order; may be empty.
     """
-    links = [tag("li", tag("a", section.title, href=f"#s{index}")) for index, section in enumerate(sections)]
-    body = [
-        tag("header", tag("h1", title), tag("dl", *map(_fact, facts), class_="facts") if facts else ""),
-        tag("nav", tag("ul", *links), aria_label="Sections") if len(links) > 1 else "",
-        tag("main", *(_section(section, index) for index, section in enumerate(sections))),
-        tag("footer", f"Written by lightning_prune {__version__}."),
-    ]
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", title),
-        tag("style", Markup(STYLE)),
-    ]
-    return "<!doctype html>\n" + tag("html", tag("head", *head), tag("body", *body), lang="en") + "\n"
-
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-
-def _fact(fact: tuple[str, str, str]) -> Markup:
-    name, value, note = fact
-    return tag("div", tag("dt", name), tag("dd", value), tag("dd", note, class_="note") if note else "")
-
-
-def _section(section: Section, index: int) -> Markup:
-    parts = [tag("h2", section.title), tag("p", section.text)]
-    if section.table is not None:
-        parts.append(_table(section.table, section.title))
-    if section.figures:
-        is_dense = all(isinstance(figure, Plot) and figure.is_small for figure in section.figures)
-        figures = [_figure(figure, f"s{index}f{number}") for number, figure in enumerate(section.figures)]
-        parts.append(tag("div", *figures, class_="figures dense" if is_dense else "figures"))
-    return tag("section", *parts, id=f"s{index}")
-
-
-def _figure(figure: Figure, name: str) -> Markup:
-    caption = tag("figcaption", tag("h3", figure.title), tag("p", figure.note) if figure.note else "", _legend(figure))
-    numbers = tag("details", tag("summary", "Numbers"), _table(figure.table, f"{figure.title}, numbers"))
-    # a long picture scrolls in a frame of its own, which the keyboard reaches
-    drawn = tag("div", draw(figure, name), class_="picture", tabindex=0, role="group", aria_label=figure.title)
-    return tag("figure", caption, drawn, numbers)
-
-
-def _legend(figure: Figure) -> Markup:
-    entries: Mapping[str, tuple[Tone, str]] = {}
-    if isinstance(figure, Plot):
-        entries = {mark.name: (mark.tone, _shape(mark)) for mark in figure.marks if mark.name}
-    elif isinstance(figure, Bars) and len(figure.series) > 1:
-        tones = (Tone.QUIET, Tone.MAIN) if len(figure.series) == 2 else tuple(map(Tone, range(5)))
-        entries = {name: (tones[index % len(tones)], "block") for index, name in enumerate(figure.series)}
-    if isinstance(figure, HeatMap) or len(entries) < 2:
-        return Markup("")
-    items = (
-        tag("li", tag("span", class_=f"swatch {shape} t{tone.value}"), name) for name, (tone, shape) in entries.items()
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else cleaned(value),
     )
-    return tag("ul", *items, class_="legend", aria_hidden="true")
+    # a figure with its unit is not broken over lines as words are
+    environment.tests["quantity"] = re.compile(r"[−–+±]?\s?[\d∞].{0,24}").fullmatch
+    environment.filters["drawn"] = _drawn
+    template = environment.get_template("page.html")
+    return template.render(title=title, facts=facts, sections=sections, version=__version__)
 
 
-def _shape(mark: Mark) -> str:
-    if isinstance(mark, Dots):
-        return mark.shape
-    return (
-        "block"
-        if isinstance(mark, Columns)
-        else "stroke"
-        if isinstance(mark, Line) and not mark.is_dashed
-        else "stroke dashed"
-    )
+def _drawn(figure: Figure, name: str) -> Markup:
+    return Markup(ElementTree.tostring(draw(figure, name), encoding="unicode"))
 
 
-def _table(table: Table, title: str) -> Markup:
-    head = tag("tr", *(tag("th", cell, scope="col") for cell in table.head))
-    rows = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell, class_=_kind(cell)) for cell in row[1:]))
-        for row in table.rows
-    ]
-    content = tag("table", tag("thead", head), tag("tbody", *rows))
-    return tag("div", content, class_="table", tabindex=0, role="region", aria_label=title)
+def facts(history: History, known: Sequence[Variant], metric: str) -> Iterator[Fact]:
+    """Yield what to know first, of what is known.
 
-
-_FIGURE = re.compile(r"[−–+±]?\s?[\d∞].{0,24}")
-
-
-def _kind(cell: str) -> str | None:
-    """Return the class of a figure with its unit, which is not broken over lines as words are."""
-    return "number" if _FIGURE.fullmatch(cell) else None
+    Args:
+        history: of the fit.
+        known: the versions of the model, from which the first and the last are taken.
+        metric: what their quality is called.
+    """
+    if history.events:
+        last = history.events[-1]
+        yield "sparsity", share(last.sparsity), f"asked {share(last.asked)}, {len(history.events)} events"
+    if history.trials:
+        outcomes = [trial.outcome for trial in history.trials]
+        failed = f"{outcomes.count(Verdict.ROLL_BACK)} rolled back"
+        yield "judged by the guard", f"{outcomes.count(Verdict.COMMIT)} kept", failed
+    before, after = history.before, history.after
+    if before is not None and after is not None:
+        for name, whole, left in (
+            ("parameters that are not zero", before.parameters - before.zeros, after.parameters - after.zeros),
+            ("multiply-accumulates", before.effective_macs, after.effective_macs),
+        ):
+            if whole and left is not None:
+                yield name, brief(left), f"{share(left / whole)} of {brief(whole)}"
+    for name, points in list(history.metrics.items())[:2]:
+        yield name, brief(points[-1][1]), f"after step {points[-1][0]:,}"
+    if len(known) > 1:
+        first, final = known[0], known[-1]
+        if first.milliseconds and final.milliseconds:
+            note = f"{brief(first.milliseconds)} ms {first.name}"
+            yield f"latency, {final.name}", f"{brief(final.milliseconds)} ms", note
+        if first.file_bytes and final.file_bytes:
+            yield f"file, {final.name}", f"{brief(final.file_bytes)}B", f"{brief(first.file_bytes)}B {first.name}"
+        if first.quality is not None and final.quality is not None:
+            yield f"{metric}, {final.name}", brief(final.quality), f"{brief(first.quality)} {first.name}"

@@ -16,14 +16,20 @@ from lightning_prune.model.summary import Summary, summarize
 from lightning_prune.study.advise import Advice
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
-from lightning_prune.study.report.facts import facts
 from lightning_prune.study.report.figures import Section
-from lightning_prune.study.report.findings import of_advice, of_comparison, of_sensitivity, of_significance
 from lightning_prune.study.report.history import History
 from lightning_prune.study.report.loggers import to_loggers
-from lightning_prune.study.report.page import page
+from lightning_prune.study.report.page import facts, page
 from lightning_prune.study.report.recorder import Recorder
-from lightning_prune.study.report.sections import layers, over_steps, scores
+from lightning_prune.study.report.sections import (
+    layers,
+    of_advice,
+    of_comparison,
+    of_sensitivity,
+    of_significance,
+    over_steps,
+    scores,
+)
 from lightning_prune.study.report.variants import Variant, of_history, pareto, table, variants
 from lightning_prune.study.significance import Significance
 from lightning_prune.trainer.callback import pruning_callback_of
@@ -135,7 +141,7 @@ class Report:
     def to_html(self) -> str:
         """Return the page."""
         title = self.title or (f"Pruning of {self.history.model}" if self.history.model else "Pruning report")
-        return page(title, facts(self.history, self._variants(), self.metric), self.sections())
+        return page(title, [*facts(self.history, self._variants(), self.metric)], self.sections())
 
     def save(self, path: str | Path) -> Path:
         """Write the page: one file that loads nothing from anywhere. It appears whole or not at all.

@@ -1,10 +1,14 @@
 """From values to sections: what each figure of the report shows."""
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 
 from lightning_prune.guard import Trial, Verdict
-from lightning_prune.model.summary import LayerSummary, Summary
+from lightning_prune.model.summary import LayerSummary
+from lightning_prune.study.advise import Advice
+from lightning_prune.study.comparison import Comparison
+from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.report.figures import (
     SERIES,
     Axis,
@@ -13,6 +17,7 @@ from lightning_prune.study.report.figures import (
     Dot,
     Dots,
     Figure,
+    HeatMap,
     Line,
     Mark,
     Plot,
@@ -24,8 +29,7 @@ from lightning_prune.study.report.figures import (
 )
 from lightning_prune.study.report.history import History, Scores
 from lightning_prune.study.report.numbers import brief, share, whole
-
-_STEPS = Axis("completed optimizer steps")
+from lightning_prune.study.significance import Significance
 
 
 def fit_sections(history: History) -> list[Section]:
@@ -36,33 +40,24 @@ def fit_sections(history: History) -> list[Section]:
 def over_steps(history: History) -> Iterator[Section]:
     """Yield sparsity and metrics over the steps, with commits and rollbacks marked."""
     figures: list[Figure] = []
-    curve = _sparsity(history)
+    steps = Axis("completed optimizer steps", span=(0.0, float(max(history.last_step, 1))))
+    curve = history.sparsity or tuple((event.step, event.sparsity) for event in history.events)
     if curve:
+        start = () if curve[0][0] == 0 else ((0.0, 0.0),)
+        curve = (*start, *curve, (float(max(history.last_step, curve[-1][0])), curve[-1][1]))
         marks = (Line("sparsity", curve, Tone.MAIN, is_stepped=True), *_events(history))
         axis = Axis("sparsity", is_share=True, span=(0.0, 1.0))
-        figures.append(Plot("Sparsity over steps", _wide(history), axis, marks, _event_table(history)))
+        figures.append(Plot("Sparsity over steps", steps, axis, marks, _event_table(history)))
     for index, (name, points) in enumerate(history.metrics.items()):
         line = Line(name, points, SERIES[(index + 1) % len(SERIES)])
-        table = Table(("step", name), tuple((whole(step), _exact(value)) for step, value in points))
-        marks = (line, *_verdicts(history, name, points))
-        figures.append(Plot(f"{name} over steps", _wide(history), Axis(name), marks, table))
+        cells = ((whole(step), f"{v:.6g}" if math.isfinite(v) else brief(v)) for step, v in points)
+        marks = (line, *_verdicts(history, points))
+        figures.append(Plot(f"{name} over steps", steps, Axis(name), marks, Table(("step", name), tuple(cells))))
     if figures:
         text = "How much was pruned when, and what quality did meanwhile."
         if history.trials:
             text += " A ring is an event that the guard kept, a cross one that it rolled back."
         yield Section("Over the run", text, figures)
-
-
-def _wide(history: History) -> Axis:
-    return Axis(_STEPS.label, span=(0.0, float(max(history.last_step, 1))))
-
-
-def _sparsity(history: History) -> tuple[tuple[float, float], ...]:
-    found = history.sparsity or tuple((event.step, event.sparsity) for event in history.events)
-    if not found:
-        return ()
-    start = () if found[0][0] == 0 else ((0.0, 0.0),)
-    return (*start, *found, (float(max(history.last_step, found[-1][0])), found[-1][1]))
 
 
 def _events(history: History) -> Iterator[Mark]:
@@ -96,7 +91,7 @@ def _told(trial: Trial) -> str:
     return f"step {trial.step:,}: asked {asked}, {trial.outcome.value}: {trial.reason or 'no reason given'}"
 
 
-def _verdicts(history: History, name: str, points: Sequence[tuple[int, float]]) -> Iterator[Mark]:
+def _verdicts(history: History, points: Sequence[tuple[int, float]]) -> Iterator[Mark]:
     """Mark where a metric decided: the first validation at or after the trial's event that has its value."""
     for kind, verdict, tone, shape in _KINDS:
         dots = []
@@ -132,32 +127,22 @@ def _verdict(trial: Trial | None) -> str:
     return "–" if trial is None else f"{trial.outcome.value}: {trial.reason}"
 
 
-def _exact(value: float) -> str:
-    return f"{value:.6g}" if math.isfinite(value) else brief(value)
-
-
 def layers(history: History) -> Iterator[Section]:
     """Yield the channels and the weights of each layer before and after."""
     if history.before is None or history.after is None:
         return
-    pairs = list(_pairs(history.before, history.after))
+    held = {layer.name: layer for layer in history.after.layers}
+    pairs = [(b, held[b.name]) for b in history.before.layers if len(b.shape) > 1 and b.name in held]
     figures: list[Figure] = []
     if any(before.shape != after.shape for before, after in pairs):
         rows = tuple((b.name or "(root)", (_width(b), _width(a))) for b, a in pairs)
         figures.append(Bars("Output channels per layer", "channels", ("before", "after"), rows))
-    rows = tuple((b.name or "(root)", (_left(b, a),)) for b, a in pairs)
-    if rows:
+    shares = tuple((b.name or "(root)", ((a.parameters - a.zeros) / max(b.parameters - b.zeros, 1),)) for b, a in pairs)
+    if shares:
         note = "Weights that are not zero, in percent of those that the layer had before."
-        figures.append(Bars("Weights left per layer", "of the layer", ("left",), rows, note, is_share=True))
+        figures.append(Bars("Weights left per layer", "of the layer", ("left",), shares, note, is_share=True))
     if figures:
         yield Section("Layers before and after", "Which layers shrank, and by how much.", figures)
-
-
-def _pairs(before: Summary, after: Summary) -> Iterator[tuple[LayerSummary, LayerSummary]]:
-    held = {layer.name: layer for layer in after.layers}
-    for layer in before.layers:
-        if len(layer.shape) > 1 and layer.name in held:
-            yield layer, held[layer.name]
 
 
 def _width(layer: LayerSummary) -> float:
@@ -165,23 +150,19 @@ def _width(layer: LayerSummary) -> float:
     return float(layer.shape[axis])
 
 
-def _left(before: LayerSummary, after: LayerSummary) -> float:
-    return (after.parameters - after.zeros) / max(before.parameters - before.zeros, 1)
-
-
 def scores(history: History) -> Iterator[Section]:
     """Yield the scores of the last event as histograms, with the line below which units went."""
     latest = {one.name: one for one in history.scores}
     if latest:
         text = (
-            "The scores by which the last event that took something ranked what was there; what lies left of the cut"
+            "The scores by which the last event that took something ranked what was there; what lies below the cut"
             " went. A cut through a valley costs little; one through the crowd takes units that count as much as those"
             " that stay."
         )
-        yield Section("Scores and the cut", text, [_scores(one) for one in latest.values()])
+        yield Section("Scores and the cut", text, [_histogram(one) for one in latest.values()])
 
 
-def _scores(one: Scores) -> Plot:
+def _histogram(one: Scores) -> Plot:
     lost, kept = tuple(map(float, one.lost)), tuple(map(float, one.kept))
     marks: list[Mark] = [
         Columns("removed", one.edges, (0.0,) * len(lost), lost, Tone.SECOND),
@@ -202,3 +183,97 @@ def _scores(one: Scores) -> Plot:
         note,
         is_small=True,
     )
+
+
+def of_advice(advice: Advice) -> Iterator[Section]:
+    """Yield the verdict, what speaks for and against it, and what to try first."""
+    side = {True: "for pruning", False: "against it", None: "to know"}
+    rows = [(side[one.speaks_for], one.text) for one in advice.findings]
+    rows += [("to try first" if advice.prune else "instead", text) for text in advice.first]
+    yield Section("Advice", f"Prune: {'yes' if advice.prune else 'no'}.", table=Table(("", "finding"), tuple(rows)))
+
+
+def of_sensitivity(curve: Sensitivity) -> Iterator[Section]:
+    """Yield the metric of each layer or channel group at each level, as a heat map."""
+    figure = HeatMap(
+        title=f"{curve.metric} with one layer pruned",
+        rows=tuple(curve.metrics),
+        columns=tuple(map(share, curve.levels)),
+        column_label=f"removed, {curve.granularity.partition('(')[0].lower()}s of this one alone",
+        values=tuple(tuple(values) for values in curve.metrics.values()),
+        unit=curve.metric,
+        note=f"With nothing pruned: {brief(curve.base)}. The stronger the colour, the more is lost.",
+        is_low_strong=curve.higher_is_better,
+    )
+    text = "What each layer or channel group stands, alone and without training; the rest of the model is whole."
+    yield Section("Sensitivity", text, [figure])
+
+
+def of_significance(measured: Significance) -> Iterator[Section]:
+    """Yield, where units were removed to prove it, the true change of the loss against the score of each criterion."""
+    deletion = measured.deletion
+    if deletion is None:
+        return
+    figures = []
+    for criterion, table in measured.tables.items():
+        points = [
+            (f"{name}[{index}]", float(table[name].flatten()[index]), abs(change))
+            for (name, index), change in zip(deletion.units, deletion.changes, strict=True)
+        ]
+        notes = {name: f"{name}: score {brief(x)}, change {brief(y)}" for name, x, y in points}
+        plot = Plot(
+            title=criterion,
+            x=Axis("score", is_log=True),
+            y=Axis("size of the true change of the loss", is_log=True),
+            marks=(Dots("unit", tuple(Dot(x, y, "", notes[n]) for n, x, y in points if x > 0 < y), shape="ring"),),
+            table=Table(
+                ("unit", "score", "true change of the loss"), tuple((n, f"{x:.4g}", f"{y:.4g}") for n, x, y in points)
+            ),
+            note=f"rank correlation {brief(deletion.correlations.get(criterion, math.nan))} over {len(points):,} units",
+        )
+        figures.append(plot)
+    text = (
+        f"{len(deletion.units):,} units were removed one at a time and put back. A criterion that can be believed"
+        " gives low scores to those whose loss hardly changes."
+    )
+    yield Section("Can the scores be believed?", text, figures)
+
+
+_COSTS = {"macs": "MACs", "effective_macs": "MACs with a weight that is not zero", "bytes": "memory (bytes)"}
+
+
+def of_comparison(compared: Comparison) -> Iterator[Section]:
+    """Yield the metric of each recipe and of the dense networks against what was made equal, with spread over seeds."""
+    cost, metric = _COSTS[compared.equal], compared.metric
+    notes = {
+        row.name: f"{row.name}: {metric} {brief(row.mean)} ± {brief(row.spread)}, {cost} {brief(row.cost)}"
+        for row in compared
+    }
+    dots = {row.name: Dot(row.cost, row.mean, row.name, notes[row.name], row.spread) for row in compared}
+    marks = (
+        Dots("recipe", tuple(dots[row.name] for row in compared if not row.is_control)),
+        Dots("dense network", tuple(dots[row.name] for row in compared if row.is_control), Tone.SECOND, "ring"),
+    )
+    costs = [row.cost for row in compared if row.cost > 0]
+    axis = Axis(cost, is_log=bool(costs) and max(costs) > 4 * min(costs))
+    head = ("side", f"place at equal {cost}", f"{metric}, mean", "spread", cost, "parameters", "seconds per run")
+    cells = (
+        (
+            row.name,
+            whole(row.rank),
+            f"{row.mean:.4g}",
+            f"± {row.spread:.2g}",
+            whole(row.cost),
+            whole(statistics.fmean(run.parameters for run in row.outcomes)),
+            f"{statistics.fmean(run.seconds for run in row.outcomes):.1f}",
+        )
+        for row in compared
+    )
+    table = Table(head, tuple(cells))
+    text = (
+        f"Every side was trained for {compared.epochs:,} epochs with {len(compared.rows[0].outcomes):,} seeds; bars are"
+        f" the standard deviation over these. {'Higher' if compared.higher_is_better else 'Lower'} is better. A recipe"
+        " is worth its trouble where it beats the small dense network of the same cost."
+    )
+    plot = Plot(f"{metric} against {cost}", axis, Axis(metric), marks, table)
+    yield Section("Recipes beside each other", text, [plot], table)

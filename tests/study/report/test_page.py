@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from browser import EXECUTABLE, Page, running
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from report_cases import HOSTILE, NAMES, figures, fit, history, recipe, summary
 from support import MixedNet, Net, loader
 from torch import nn
@@ -23,6 +25,7 @@ from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity,
 from lightning_prune.study.report import History, Recorder, Report
 from lightning_prune.study.report.figures import HeatMap, Section, Table
 from lightning_prune.study.report.page import page
+from lightning_prune.study.report.texts import cleaned
 from lightning_prune.study.trials import Outcome
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome on the PATH")
@@ -108,6 +111,21 @@ class TestPage:
             plot = section.figures[0]
             front = next(mark for mark in plot.marks if mark.name == "none better and cheaper")  # type: ignore[union-attr]
             assert {dot.label for dot in front.dots} == best  # type: ignore[union-attr]
+
+    @given(st.text())
+    @settings(deadline=None, max_examples=30)
+    def test_no_text_leaves_its_place(self, text: str) -> None:
+        table = Table((text, text), ((text, text),))
+        written = page(text, [(text, text, f"a{text}")], [Section(text, text, table=table)] * 2)
+        plain = page("t", [("a", "b", "c")], [Section("s", "p", table=Table(("h", "i"), (("r", "c"),)))] * 2)
+        assert [tag for tag, _ in read(written).tags] == [tag for tag, _ in read(plain).tags]
+        assert html.unescape(written).count(cleaned(text)) >= 10
+
+    def test_markup_is_not_escaped_twice(self) -> None:
+        written = page("<b>", [], [Section("&lt;", "", list(figures().values()))])
+        assert "<h1>&lt;b&gt;</h1>" in written
+        assert "<h2>&amp;lt;</h2>" in written
+        assert written.count("<svg ") == len(figures())
 
     def test_the_same_values_make_the_same_page(self) -> None:
         assert full().to_html() == full().to_html()
