@@ -16,6 +16,7 @@ from lightning_prune.deploy.runtime.child_program import ChildProgram
 from lightning_prune.deploy.runtime.profiling import Profile
 from lightning_prune.deploy.runtime.profiling import profile as profiled
 from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
+from lightning_prune.tables import aligned
 from lightning_prune.values import check_bool, check_whole
 
 Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
@@ -74,14 +75,13 @@ class Latencies(Mapping[str, Latency]):
         return len(self.rows)
 
     def __str__(self) -> str:
-        width = max(len("program"), *(len(name) for name in self))
         threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
-        lines = [f"{'program':<{width}}  median ms  spread ms   ratio   ({threads}, {self.rows[0].rounds} rounds)"]
+        rows = [("program", "median ms", "spread ms", "ratio", f"({threads}, {self.rows[0].rounds} rounds)")]
         for row in self.rows:
-            spread = f"{'unknown':>9}" if math.isnan(row.spread_ms) else f"{row.spread_ms:9.3f}"
-            line = f"{row.name:<{width}}  {row.median_ms:9.3f}  {spread}  {row.ratio:5.2f}×"
-            lines.append(line if row.is_verified else f"{line}   unverified: no manifest beside it")
-        return "\n\n".join(["\n".join(lines), *map(str, self.profiles.values())])
+            spread = "unknown" if math.isnan(row.spread_ms) else f"{row.spread_ms:.3f}"
+            remark = "" if row.is_verified else "unverified: no manifest beside it"
+            rows.append((row.name, f"{row.median_ms:.3f}", spread, f"{row.ratio:.2f}×", remark))
+        return "\n\n".join([aligned(rows, remarks=1), *map(str, self.profiles.values())])
 
 
 def benchmark(
@@ -133,7 +133,11 @@ def benchmark(
     if not paths:
         raise ValueError("programs: got none, must be the path of a file, or several of them")
     models = {name: ChildProgram(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
-    inputs = {name: _inputs(model, example_inputs) for name, model in models.items()}
+    given = () if example_inputs is None else given_inputs(example_inputs)
+    inputs = {
+        name: model.random_inputs() if example_inputs is None else model.prepared(*given)
+        for name, model in models.items()
+    }
     try:
         times, runs = in_turns(
             {name: model.timed(inputs[name], statistics.median) for name, model in models.items()}, rounds
@@ -142,8 +146,19 @@ def benchmark(
     finally:
         CHILD.forget()
     first = next(iter(times.values()))
-    rows = (_row(name, times[name], first, runs[name], models[name].is_verified) for name in models)
-    return Latencies(tuple(rows), threads, profiles)
+    rows = tuple(
+        Latency(
+            name=name,
+            median_ms=1000 * statistics.median(taken),
+            spread_ms=1000 * interquartile_range(taken) if len(taken) > 1 else math.nan,
+            ratio=statistics.median(t / reference for t, reference in zip(taken, first, strict=True)),
+            rounds=len(taken),
+            runs=runs[name],
+            is_verified=models[name].is_verified,
+        )
+        for name, taken in times.items()
+    )
+    return Latencies(rows, threads, profiles)
 
 
 def _named(programs: Programs) -> dict[str, Path]:
@@ -159,19 +174,3 @@ def _named(programs: Programs) -> dict[str, Path]:
     if len(named) < len(paths):
         raise ValueError(f"programs: a file is named twice: {', '.join(map(str, paths))}; give names: {{name: path}}")
     return named
-
-
-def _inputs(model: ChildProgram, example_inputs: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-    return model.random_inputs() if example_inputs is None else model.prepared(*given_inputs(example_inputs))
-
-
-def _row(name: str, taken: list[float], first: list[float], runs: int, is_verified: bool) -> Latency:
-    return Latency(
-        name=name,
-        median_ms=1000 * statistics.median(taken),
-        spread_ms=1000 * interquartile_range(taken) if len(taken) > 1 else math.nan,
-        ratio=statistics.median(t / reference for t, reference in zip(taken, first, strict=True)),
-        rounds=len(taken),
-        runs=runs,
-        is_verified=is_verified,
-    )

@@ -78,7 +78,7 @@ class MethodContents:
     @property
     def delegated_share(self) -> float | None:
         """Share of the operators that are inside delegates; None where a delegate cannot be read or there is none."""
-        inside = [one.operators for one in self.delegates]
+        inside = [delegate.operators for delegate in self.delegates]
         if any(operators is None for operators in inside):
             return None
         within = sum(sum(operators.values()) for operators in inside if operators is not None)
@@ -86,19 +86,21 @@ class MethodContents:
         return within / total if total else None
 
     def __str__(self) -> str:
+        parts = []
+        for delegate in self.delegates:
+            within = f"{delegate.bytes:,} bytes that only it can read"
+            within = within if delegate.operators is None else _counted(delegate.operators)
+            parts.append(f"{delegate.backend}, {_calls(delegate.calls)} ({within})")
+        share = self.delegated_share if self.delegates else None
+        delegated = "; ".join(parts or (["none"] if self.outside else []))
         rows = {
             "inputs": ", ".join(map(str, self.inputs)),
             "outputs": ", ".join(map(str, self.outputs)),
-            "delegates": self._delegated(),
+            "delegates": delegated + (f" - {share:.0%} of the operators" if share is not None else ""),
             "outside": f"{_calls(sum(self.outside.values()))}: {_counted(self.outside)}" if self.outside else "",
             "memory": f"{self.planned_bytes:,} bytes planned" if self.planned_bytes else "",
         }
         return "\n".join([f"  {self.name}", *(f"    {name:<12}{text}" for name, text in rows.items() if text)])
-
-    def _delegated(self) -> str:
-        share = self.delegated_share
-        found = [_within(one) for one in self.delegates] or (["none"] if self.outside else [])
-        return "; ".join(found) + (f" - {share:.0%} of the operators" if share is not None and self.delegates else "")
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,10 @@ class Inspection:
         Raises:
             KeyError: there is none.
         """
-        found = {method.name: method for method in self.methods}
-        if name not in found:
-            raise KeyError(f"{self.path} has no method {name!r}: its methods are {', '.join(found)}")
-        return found[name]
+        methods = {method.name: method for method in self.methods}
+        if name not in methods:
+            raise KeyError(f"{self.path} has no method {name!r}: its methods are {', '.join(methods)}")
+        return methods[name]
 
     def __str__(self) -> str:
         beside = self.path.with_suffix(".json").name
@@ -177,60 +179,57 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
     path = program_path(path)
     check_seconds("timeout", timeout)
     manifest = checked_manifest(path)
-    found = read_contents(path, timeout)
+    contents = read_contents(path, timeout)
     data = path.read_bytes()
     try:
-        weights = found["constants"]
-        methods = tuple(_method(one, manifest or {}) for one in found["methods"])
+        weights = contents["constants"]
+        methods = []
+        for method in contents["methods"]:
+            known = (manifest or {}).get("methods", {}).get(method["name"], {})
+            delegates = (
+                Delegate(each["backend"], each["calls"], each["bytes"], each["operators"])
+                for each in method["delegates"]
+            )
+            methods.append(
+                MethodContents(
+                    name=method["name"],
+                    inputs=_values("input", method["inputs"], known.get("inputs", ())),
+                    outputs=_values("output", method["outputs"], known.get("outputs", ())),
+                    delegates=tuple(delegates),
+                    outside=method["outside"],
+                    planned_bytes=sum(method["planned_bytes"]),
+                )
+            )
         return Inspection(
             path=path,
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             is_verified=manifest is not None,
-            methods=methods,
+            methods=tuple(methods),
             constant_bytes=weights["bytes"],
             numbers=weights["elements"],
             zeros=weights["zeros"],
             unread_bytes=weights["unread_bytes"],
-            data={one["file"]: one["size_bytes"] for one in (manifest or {}).get("data", ())},
+            data={entry["file"]: entry["size_bytes"] for entry in (manifest or {}).get("data", ())},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path} holds what no .pte holds ({error}): it is damaged; export it again") from error
 
 
-def _method(found: Mapping[str, Any], manifest: Mapping[str, Any]) -> MethodContents:
-    known = manifest.get("methods", {}).get(found["name"], {})
-    delegates = (Delegate(one["backend"], one["calls"], one["bytes"], one["operators"]) for one in found["delegates"])
-    return MethodContents(
-        name=found["name"],
-        inputs=_values("input", found["inputs"], known.get("inputs", ())),
-        outputs=_values("output", found["outputs"], known.get("outputs", ())),
-        delegates=tuple(delegates),
-        outside=found["outside"],
-        planned_bytes=sum(found["planned_bytes"]),
-    )
-
-
-def _values(kind: str, found: Any, known: Any) -> tuple[Value, ...]:  # noqa: ANN401
-    names = [kind] if len(found) == 1 else [f"{kind}_{index}" for index in range(len(found))]
-    if len(known) == len(found):
-        names = [one["name"] for one in known]
-    return tuple(_value(name, one) for name, one in zip(names, found, strict=True))
-
-
-def _value(name: str, found: Mapping[str, Any]) -> Value:
-    if "shape" not in found:
-        return Value(name, None, found["kind"], constant=found["value"])
-    if math.prod(found["shape"]) < 0:
-        raise ValueError(f"{name} has the shape {found['shape']}")
-    return Value(name, tuple(found["shape"]), found["dtype"], found["is_dynamic"])
-
-
-def _within(delegate: Delegate) -> str:
-    times = f"{delegate.backend}, {_calls(delegate.calls)}"
-    if delegate.operators is None:
-        return f"{times} ({delegate.bytes:,} bytes that only it can read)"
-    return f"{times} ({_counted(delegate.operators)})"
+def _values(kind: str, described: Any, known: Any) -> tuple[Value, ...]:  # noqa: ANN401
+    """Return inputs or outputs of a method, by the names that its manifest knows."""
+    names = [kind] if len(described) == 1 else [f"{kind}_{index}" for index in range(len(described))]
+    if len(known) == len(described):
+        names = [value["name"] for value in known]
+    values = []
+    for name, value in zip(names, described, strict=True):
+        if "shape" not in value:
+            values.append(Value(name, None, value["kind"], constant=value["value"]))
+            continue
+        if math.prod(value["shape"]) < 0:
+            raise ValueError(f"{name} has the shape {value['shape']}")
+        values.append(Value(name, tuple(value["shape"]), value["dtype"], value["is_dynamic"]))
+    return tuple(values)
 
 
 def _calls(count: int) -> str:

@@ -25,6 +25,7 @@ from lightning_prune.documents import Form
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import dense_names
+from lightning_prune.tables import aligned
 from lightning_prune.values import check_bool, check_whole
 
 FORM = Form("lightning_prune.latency_table", 1, "table")
@@ -113,13 +114,12 @@ class LatencyTable(Mapping[str, float]):
         return len(self.curves)
 
     def __str__(self) -> str:
-        width = max(len("channel group"), *(len(name) for name in self), 0)
         threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
-        lines = [f"{'channel group':<{width}}  µs per channel   width: ms   ({self.backend}, {threads})"]
+        rows = [("channel group", "µs per channel", f"width: ms   ({self.backend}, {threads})")]
         for name, curve in self.curves.items():
             points = (f"{w}: {ms:.4f}" for w, ms in zip(curve.widths, curve.milliseconds, strict=True))
-            lines.append(f"{name:<{width}}  {1000 * curve.cost:14.3f}   {'  '.join(points)}")
-        return "\n".join(lines)
+            rows.append((name, f"{1000 * curve.cost:.3f}", "  ".join(points)))
+        return aligned(rows, remarks=1)
 
     def to_json(self) -> str:
         """Return the table as JSON text."""
@@ -199,23 +199,38 @@ def latency_table(
     check_whole("threads", threads, 1)
     check_backend(backend)
     check_bool("allow_inexact", allow_inexact)
-    _check_choices(groups, widths)
+    if groups is not None and (isinstance(groups, str) or not isinstance(groups, Collection)):
+        raise TypeError(f"groups: got {groups!r:.60}, must be a list of names of channel groups, as in groups=['conv']")
+    if not callable(widths):
+        raise TypeError(f"widths: got {widths!r:.60}, must be a function such as Channel(round_to=16).widths")
     check_whole("rounds", rounds, 3, why=": fewer have no spread to tell noise by")
     with isolated(), TemporaryDirectory() as folder, thread_count(threads):
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
         eager_outputs(EagerModel(whole), inputs)
         found = channel_groups(whole, inputs, allow_inexact=allow_inexact)
-        measured = {
-            name: (found[name].size, *_narrower(name, found[name].size, widths))
-            for name in _chosen(whole, found, groups, inputs)
-        }
+        measured = {}
+        for name in _chosen(whole, found, groups, inputs):
+            size, wanted = found[name].size, list(widths(found[name].size))
+            for width in wanted:
+                if isinstance(width, bool) or not isinstance(width, int):
+                    raise ValueError(f"widths: gives {width!r} for {name} of {size} channels; return whole numbers")
+            narrower = sorted({width for width in wanted if 0 < width < size}, reverse=True)
+            measured[name] = (size, *(narrower or half(size)))
         bench = _Bench(whole, found, inputs, backend)
         parts = [(name, width) for name, all_of_it in measured.items() for width in all_of_it]
         numbered = enumerate(tqdm(parts, desc="lowering", disable=None))
         programs = {part: bench.program(*part, Path(folder, f"{number}.pte")) for number, part in numbered}
         times = in_turns(programs, rounds)[0]
-    curves = {name: _curve_of(some, [times[name, width] for width in some]) for name, some in measured.items()}
+    curves = {}
+    for name, all_of_it in measured.items():
+        first, *narrower = ([1000 * second for second in times[name, width]] for width in all_of_it)
+        # What is saved is paired by the round, in which the machine's mood is the same for both.
+        saved = [[a - b for a, b in zip(first, taken, strict=True)] for taken in narrower]
+        median = statistics.median(first)
+        milliseconds = (median, *(median - statistics.median(one) for one in saved))
+        resolution = max(*map(standard_error, saved), _SMALLEST_SHARE * median)
+        curves[name] = WidthCurve(all_of_it, milliseconds, resolution)
     return LatencyTable(curves, threads, backend.name)
 
 
@@ -242,13 +257,6 @@ class _Bench:
         return turn_of(partial(loaded.run, loaded.prepared(*inputs)))
 
 
-def _check_choices(groups: object, widths: object) -> None:
-    if groups is not None and (isinstance(groups, str) or not isinstance(groups, Collection)):
-        raise TypeError(f"groups: got {groups!r:.60}, must be a list of names of channel groups, as in groups=['conv']")
-    if not callable(widths):
-        raise TypeError(f"widths: got {widths!r:.60}, must be a function such as Channel(round_to=16).widths")
-
-
 def _chosen(
     model: nn.Module, found: ChannelGroups, names: Collection[str] | None, inputs: tuple[Tensor, ...]
 ) -> list[str]:
@@ -265,21 +273,3 @@ def _chosen(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in stay.items()) or "it has no prunable channel group"
         raise ValueError(f"nothing to measure, or not all of it, on {type(model).__name__}: {reasons}")
     return left
-
-
-def _narrower(name: str, size: int, widths: Widths) -> list[int]:
-    given = list(widths(size))
-    for width in given:
-        if isinstance(width, bool) or not isinstance(width, int):
-            raise ValueError(f"widths: gives {width!r} for {name} of {size} channels; return whole numbers")
-    return sorted({width for width in given if 0 < width < size}, reverse=True) or [size // 2]
-
-
-def _curve_of(widths: tuple[int, ...], seconds: list[list[float]]) -> WidthCurve:
-    """Return the curve from seconds per width and round."""
-    times = [[1000 * second for second in taken] for taken in seconds]
-    whole = statistics.median(times[0])
-    saved = [[a - b for a, b in zip(times[0], taken, strict=True)] for taken in times[1:]]
-    errors = [standard_error(one) for one in saved]
-    milliseconds = (whole, *(whole - statistics.median(one) for one in saved))
-    return WidthCurve(widths, milliseconds, max(*errors, _SMALLEST_SHARE * whole))

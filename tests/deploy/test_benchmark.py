@@ -64,7 +64,7 @@ class TestBenchmark:
         assert all(row.median_ms > 0 and row.spread_ms >= 0 and row.rounds == 5 for row in measured.values())
 
     def test_table(self, measured: Latencies):
-        head, dense, pruned = str(measured).splitlines()
+        head, _, dense, pruned = str(measured).splitlines()
         assert head.endswith("(1 thread, 5 rounds)")
         assert dense.startswith("dense")
         assert dense.endswith("1.00×")

@@ -84,10 +84,10 @@ class TestTable:
         assert pickle.loads(pickle.dumps(TABLE)) == copy.deepcopy(TABLE) == TABLE
 
     def test_text(self):
-        head, first, second = str(TABLE).splitlines()
+        head, _, first, second = str(TABLE).splitlines()
         assert head.endswith("(xnnpack, 1 thread)")
         assert first.startswith("conv")
-        assert "250.000   8: 2.0000  4: 1.0000  2: 0.5000" in first
+        assert "250.000  8: 2.0000  4: 1.0000  2: 0.5000" in first
         assert second.split()[:2] == ["stem#2", "10.000"]
 
     @pytest.mark.parametrize(

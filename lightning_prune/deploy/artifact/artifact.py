@@ -144,9 +144,20 @@ class Artifact:
             rows[f"inputs{of}"] = ", ".join(map(str, spec.inputs))
             rows[f"outputs{of}"] = ", ".join(map(str, spec.outputs))
         rows |= {"quantized": "; ".join(map(str, self.quantized.values()))} if self.quantized else {}
-        rows["error"] = _accepted(self.verification)
+        bounds, ratio = self.verification.bounds, ""
+        accepted = [] if bounds.tolerance is None else [f"tolerance {bounds.tolerance:g}"]
+        if bounds.min_sqnr is not None:
+            accepted.append(f"lowest accepted {bounds.min_sqnr:g} dB")
+            ratio = f" and {self.sqnr_db:.1f} dB"
+        rows["error"] = (
+            f"at most {self.max_abs_error:.2g}{ratio} from the eager model ({', '.join(accepted)}), run on"
+            f" {self.executed}"
+        )
         if self.verified_samples:
-            rows["verified on"] = _verified(self)
+            changed = self.changed_predictions
+            rows["verified on"] = f"{self.verified_samples:,} samples" + (
+                "" if changed is None else f", {changed:,} changed predictions"
+            )
         if self.metrics:
             rows["metric"] = ", ".join(f"{where} {value:.4f}" for where, value in self.metrics.items())
         width = max(14, *(len(name) + 2 for name in rows))
@@ -157,6 +168,21 @@ class Artifact:
         """Return the manifest as plain values, always in the same order of keys; its digest is set as it is written."""
         labels = {} if self.labels is None else {"labels": list(self.labels)}
         preprocessing = {} if self.preprocessing is None else {"preprocessing": self.preprocessing.to_json()}
+        methods: dict[str, dict[str, Any]] = {}
+        for name, spec in self.methods.items():
+            source, errors = self.sources.get(name), self.verification.methods[name]
+            methods[name] = {} if source is None else {"function": source.function}
+            if source is not None and source.preprocess is not None:
+                methods[name]["preprocessing"] = source.preprocess.to_json()
+            methods[name]["inputs"] = [tensor.to_json() for tensor in spec.inputs]
+            methods[name]["outputs"] = [tensor.to_json() | errors[tensor.name].to_json() for tensor in spec.outputs]
+        quantization = None
+        if self.backend.quantization is not None:
+            quantization = {
+                "kind": type(self.backend.quantization).__name__,
+                "options": _options(self.backend.quantization),
+                "methods": {name: quantized.to_json() for name, quantized in self.quantized.items()},
+            }
         return {
             "format": FORMAT,
             "digest": "",
@@ -165,11 +191,11 @@ class Artifact:
             "size_bytes": self.size_bytes,
             "zipped_bytes": self.zipped_bytes,
             "data": [data.to_json() for data in self.data],
-            "methods": {name: self._method(name, spec) for name, spec in self.methods.items()},
+            "methods": methods,
             **labels,
             **preprocessing,
             "backend": {"name": self.backend.name, "options": _options(self.backend)},
-            "quantization": self._quantization(),
+            "quantization": quantization,
             "model": {
                 "class": self.model,
                 "parameters": self.parameters,
@@ -182,60 +208,23 @@ class Artifact:
             "versions": versions(),
         }
 
-    def _method(self, name: str, spec: MethodSpec) -> dict[str, Any]:
-        errors = self.verification.methods[name]
-        return self._source(name) | {
-            "inputs": [one.to_json() for one in spec.inputs],
-            "outputs": [one.to_json() | errors[one.name].to_json() for one in spec.outputs],
-        }
-
-    def _source(self, name: str) -> dict[str, Any]:
-        source = self.sources.get(name)
-        if source is None:
-            return {}
-        folded = {} if source.preprocess is None else {"preprocessing": source.preprocess.to_json()}
-        return {"function": source.function} | folded
-
-    def _quantization(self) -> dict[str, Any] | None:
-        if self.backend.quantization is None:
-            return None
-        methods = {name: quantized.to_json() for name, quantized in self.quantized.items()}
-        return {"kind": type(self.backend.quantization).__name__, "options": _options(self.backend.quantization)} | {
-            "methods": methods
-        }
-
-
-def _accepted(verification: Verification) -> str:
-    bounds = verification.bounds
-    accepted = [] if bounds.tolerance is None else [f"tolerance {bounds.tolerance:g}"]
-    accepted += [] if bounds.min_sqnr is None else [f"lowest accepted {bounds.min_sqnr:g} dB"]
-    ratio = f" and {verification.sqnr_db:.1f} dB" if bounds.min_sqnr is not None else ""
-    text = f"at most {verification.max_abs_error:.2g}{ratio} from the eager model ({', '.join(accepted)})"
-    return text + (f", run on {verification.executed}")
-
-
-def _verified(artifact: Artifact) -> str:
-    samples = f"{artifact.verified_samples:,} samples"
-    if artifact.changed_predictions is None:
-        return samples
-    return f"{samples}, {artifact.changed_predictions:,} changed predictions"
-
 
 def _options(value: object) -> dict[str, Any]:
+    """Return the fields of a backend or a quantization as plain values: a loader in words, a function by its name."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return {}
-    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, float) and not -1e300 < value < 1e300:
-        return repr(value)
-    if isinstance(value, str | int | float | bool | None):
-        return value
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    is_loader = isinstance(value, Iterable) and not isinstance(value, tuple | Mapping)
-    return described(value) if is_loader else repr(value)
+    options = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    for name, option in options.items():
+        if isinstance(option, float) and not -1e300 < option < 1e300:  # JSON has neither NaN nor infinities
+            options[name] = repr(option)
+        elif isinstance(option, str | int | float | bool | None):
+            continue
+        elif callable(option) and hasattr(option, "__qualname__"):
+            options[name] = f"{option.__module__}.{option.__qualname__}"
+        else:
+            is_loader = isinstance(option, Iterable) and not isinstance(option, tuple | Mapping)
+            options[name] = described(option) if is_loader else repr(option)
+    return options
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -89,7 +89,38 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
     if not path.name:
         raise ValueError(f"path: got {str(path)!r}, must be that of a .pte or of the .json beside it")
     manifest_path, program = path.with_suffix(".json"), path.with_suffix(".pte")
-    manifest = _parsed(manifest_path)
+    if not manifest_path.is_file():
+        raise FileNotFoundError(f"no manifest at {manifest_path}: export writes it beside the .pte")
+    data = _bytes(manifest_path)
+    try:
+        manifest = json.loads(data.decode("utf-8"), parse_constant=_no_such_number)
+    except (ValueError, RecursionError) as error:
+        raise ExportError(
+            f"{manifest_path} is not a manifest of lightning_prune (not JSON): export the model again"
+        ) from error
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
+        raise ExportError(f"{manifest_path} is not a manifest of lightning_prune: export the model again")
+    if manifest["format"] > FORMAT:
+        raise ExportError(
+            f"{manifest_path} is of manifest format {manifest['format']}, and lightning_prune {__version__} reads up to"
+            f" {FORMAT}: pip install --upgrade lightning-prune"
+        )
+    digest = manifest.get("digest")
+    if not isinstance(digest, str) or len(digest) != 64 or not digest.isascii():
+        raise ExportError(
+            f"{manifest_path} is not a complete manifest of lightning_prune (no digest): export the model again"
+        )
+    # The first place where the digest stands is its own: it is written right after the format.
+    if hashlib.sha256(data.replace(digest.encode(), _ZEROS.encode(), 1)).hexdigest() != digest:
+        raise ExportError(
+            f"{manifest_path} was changed after it was written (its digest differs): copy it again, or export again"
+        )
+    try:
+        _check_keys(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(
+            f"{manifest_path} is not a complete manifest of lightning_prune ({error}): export the model again"
+        ) from error
     if program.is_file():
         _check_file(program, manifest, manifest_path)
         for entry in manifest["data"]:
@@ -108,7 +139,13 @@ def is_manifest(path: Path) -> bool:
 
 def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
     """Return what each method takes and gives, from a manifest that :func:`load_manifest` returned."""
-    return {name: _method(described) for name, described in manifest["methods"].items()}
+    methods = {}
+    for name, described in manifest["methods"].items():
+        if not isinstance(described.get("function", ""), str):
+            raise TypeError(f"function {described['function']!r:.60} is no name")
+        inputs, outputs = (tuple(map(_spec, _list(described[side]))) for side in ("inputs", "outputs"))
+        methods[name] = MethodSpec(inputs, outputs)
+    return methods
 
 
 def data_paths(manifest: Mapping[str, Any], program: Path) -> tuple[Path, ...]:
@@ -130,31 +167,6 @@ def _check_file(path: Path, described: Mapping[str, Any], manifest: Path) -> Non
         )
 
 
-def _parsed(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no manifest at {path}: export writes it beside the .pte")
-    data = _bytes(path)
-    try:
-        manifest = json.loads(data.decode("utf-8"), parse_constant=_no_such_number)
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path} is not a manifest of lightning_prune (not JSON): export the model again") from error
-    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
-        raise ExportError(f"{path} is not a manifest of lightning_prune: export the model again")
-    if manifest["format"] > FORMAT:
-        raise ExportError(
-            f"{path} is of manifest format {manifest['format']}, and lightning_prune {__version__} reads up to"
-            f" {FORMAT}: pip install --upgrade lightning-prune"
-        )
-    _check_digest(path, data, manifest.get("digest"))
-    try:
-        _check_keys(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ExportError(
-            f"{path} is not a complete manifest of lightning_prune ({error}): export the model again"
-        ) from error
-    return manifest
-
-
 def _bytes(path: Path) -> bytes:
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
@@ -167,15 +179,6 @@ def _bytes(path: Path) -> bytes:
 
 def _no_such_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
-
-
-def _check_digest(path: Path, data: bytes, digest: object) -> None:
-    if not isinstance(digest, str) or len(digest) != 64 or not digest.isascii():
-        raise ExportError(f"{path} is not a complete manifest of lightning_prune (no digest): export the model again")
-    if hashlib.sha256(data.replace(digest.encode(), _ZEROS.encode(), 1)).hexdigest() != digest:
-        raise ExportError(
-            f"{path} was changed after it was written (its digest differs): copy it again, or export again"
-        )
 
 
 def _check_keys(manifest: Mapping[str, Any]) -> None:
@@ -195,12 +198,6 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
     if not manifest["methods"]:
         raise ValueError("no methods")
     methods_of(manifest)
-
-
-def _method(described: Mapping[str, Any]) -> MethodSpec:
-    if not isinstance(described.get("function", ""), str):
-        raise TypeError(f"function {described['function']!r:.60} is no name")
-    return MethodSpec(tuple(map(_spec, _list(described["inputs"]))), tuple(map(_spec, _list(described["outputs"]))))
 
 
 def _list(value: object) -> list[Any]:

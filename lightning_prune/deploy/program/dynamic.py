@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,9 +48,10 @@ def checked_shapes(dynamic_shapes: Any, names: Sequence[str], inputs: Sequence[T
         for dim, wanted in sizes.items():
             low, high = _limits(wanted)
             if not low <= x.shape[dim] <= high:
+                by = "Dim.AUTO or Dim.DYNAMIC" if isinstance(wanted, _HINT) else repr(wanted)
                 raise ValueError(
                     f"dynamic_shapes: dimension {dim} of {name!r} is {x.shape[dim]} in the example, out of the range"
-                    f" {low} to {high} that {_named(wanted)} gives it: change the example or the range"
+                    f" {low} to {high} that {by} gives it: change the example or the range"
                 )
     return found if any(found) else None
 
@@ -97,20 +98,16 @@ def _by_dimension(entry: Any, name: str, x: Tensor) -> Sizes:  # noqa: ANN401
             raise ValueError(
                 f"dynamic_shapes: dimension {dim} of {name!r} is {x.shape[dim]} in the example, not {wanted}"
             )
-    return {dim: wanted for dim, wanted in entry.items() if isinstance(wanted, Dim | _HINT) and not _is_fixed(wanted)}
-
-
-def _is_fixed(wanted: Any) -> bool:  # noqa: ANN401
-    return isinstance(wanted, _HINT) and wanted.type == Dim.STATIC.type
+    return {
+        dim: wanted
+        for dim, wanted in entry.items()
+        if isinstance(wanted, Dim) or (isinstance(wanted, _HINT) and wanted.type != Dim.STATIC.type)
+    }
 
 
 def _limits(wanted: Any) -> tuple[float, float]:  # noqa: ANN401
     low, high = wanted.min, wanted.max
     return 0 if low is None else int(low), math.inf if high is None or high == int_oo else int(high)
-
-
-def _named(wanted: Any) -> str:  # noqa: ANN401
-    return "Dim.AUTO or Dim.DYNAMIC" if isinstance(wanted, _HINT) else repr(wanted)
 
 
 def traceable(inputs: Sequence[Tensor], shapes: tuple[Sizes, ...] | None) -> tuple[Tensor, ...]:
@@ -119,15 +116,16 @@ def traceable(inputs: Sequence[Tensor], shapes: tuple[Sizes, ...] | None) -> tup
         return tuple(inputs)
     pairs = list(zip(shapes, inputs, strict=True))
     small = [w for sizes, x in pairs for dim, w in sizes.items() if x.shape[dim] < 2 <= _limits(w)[1]]
-    return tuple(
-        resized(x, [_grown(sizes.get(dim), size, small) for dim, size in enumerate(x.shape)]) for sizes, x in pairs
-    )
-
-
-def _grown(wanted: Any, size: int, small: Sequence[Any]) -> int:  # noqa: ANN401
-    if isinstance(wanted, _DERIVED) and any(wanted.root is one for one in small):  # pyright: ignore[reportAttributeAccessIssue]
-        return wanted.fn(2)  # pyright: ignore[reportAttributeAccessIssue]
-    return 2 if size < 2 and any(wanted is one for one in small) else size
+    grown = []
+    for sizes, x in pairs:
+        shape = list(x.shape)
+        for dim, wanted in sizes.items():
+            if isinstance(wanted, _DERIVED) and any(wanted.root is each for each in small):  # pyright: ignore[reportAttributeAccessIssue]
+                shape[dim] = wanted.fn(2)  # pyright: ignore[reportAttributeAccessIssue]
+            elif shape[dim] < 2 and any(wanted is each for each in small):
+                shape[dim] = 2
+        grown.append(resized(x, shape))
+    return tuple(grown)
 
 
 def resized(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -225,18 +223,14 @@ def restore_ranges(lowered: torch.export.ExportedProgram, program: torch.export.
     On the way PyTorch chooses kernels of this machine for convolutions, by conditions such as a batch below 16, and
     keeps the condition as if it were one of the program.
     """
-    sizes = (size for node in lowered.graph.nodes for size in _sizes_of(node.meta.get("val")))
-    environments = {id(size.node.shape_env): size.node.shape_env for size in sizes}
+    values = (node.meta.get("val") for node in lowered.graph.nodes)
+    tensors = (x for value in values for x in (value if isinstance(value, tuple | list) else (value,)))
+    sizes = (size for x in tensors if isinstance(x, torch.Tensor) for size in x.shape)
+    environments = {id(s.node.shape_env): s.node.shape_env for s in sizes if isinstance(s, torch.SymInt)}
     for environment in environments.values():
         for symbol, limits in program.range_constraints.items():
             if symbol in environment.var_to_range:
                 environment.var_to_range[symbol] = limits
-
-
-def _sizes_of(value: object) -> Iterator[torch.SymInt]:
-    for one in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(one, torch.Tensor):
-            yield from (size for size in one.shape if isinstance(size, torch.SymInt))
 
 
 def trace_refusal(message: str, names: Sequence[str], shapes: tuple[Sizes, ...] | None) -> str | None:

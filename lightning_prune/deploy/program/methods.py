@@ -100,67 +100,53 @@ def entry_points(model: nn.Module, copied: nn.Module, methods: Mapping[str, Meth
             )
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"methods: got the name {name!r}, must be an identifier such as 'embed'")
-    return tuple(_entry(model, copied, name, method) for name, method in methods.items())
-
-
-def _entry(model: nn.Module, copied: nn.Module, name: str, method: Method) -> EntryPoint:
-    path = _path(model, name, method.function)
-    check_loader(f"methods[{name!r}].calibration", method.calibration)
-    eager = EagerModel(copied, path, None if method.preprocess is None else method.preprocess.module())
-    inputs = example_tensors(model, method.example_inputs, name)
-    if method.preprocess is not None:
-        inputs = (method.preprocess.image_like(inputs[0]), *inputs[1:])
-    names = input_names(eager.function, len(inputs))
-    shapes = checked_shapes(method.dynamic_shapes, names, inputs)
-    outputs = eager_outputs(eager, inputs)
-    spec = MethodSpec(specs(names, inputs), specs(list(outputs), list(outputs.values())))
-    return EntryPoint(name, eager, _grown(eager, inputs, shapes), shapes, spec, method.preprocess, method.calibration)
-
-
-def _grown(eager: EagerModel, inputs: tuple[Tensor, ...], shapes: tuple[Sizes, ...] | None) -> tuple[Tensor, ...]:
-    grown = traceable(inputs, shapes)
-    if describe(grown) != describe(inputs):
-        try:
-            eager.run(*grown)
-        except Exception as error:
-            raise ExportError(
-                f"dynamic_shapes: {eager} takes {describe(inputs)} and rejects {describe(grown)} ({error}): leave the"
-                " dimension that cannot vary out of dynamic_shapes"
-            ) from error
-    return grown
+    entries = []
+    for name, method in methods.items():
+        path = _path(model, name, method.function)
+        check_loader(f"methods[{name!r}].calibration", method.calibration)
+        eager = EagerModel(copied, path, None if method.preprocess is None else method.preprocess.module())
+        inputs = example_tensors(model, method.example_inputs, name)
+        if method.preprocess is not None:
+            inputs = (method.preprocess.image_like(inputs[0]), *inputs[1:])
+        names = input_names(eager.function, len(inputs))
+        shapes = checked_shapes(method.dynamic_shapes, names, inputs)
+        outputs = eager_outputs(eager, inputs)
+        spec = MethodSpec(specs(names, inputs), specs(list(outputs), list(outputs.values())))
+        grown = traceable(inputs, shapes)
+        if describe(grown) != describe(inputs):
+            try:
+                eager.run(*grown)
+            except Exception as error:
+                raise ExportError(
+                    f"dynamic_shapes: {eager} takes {describe(inputs)} and rejects {describe(grown)} ({error}): leave"
+                    " the dimension that cannot vary out of dynamic_shapes"
+                ) from error
+        entries.append(EntryPoint(name, eager, grown, shapes, spec, method.preprocess, method.calibration))
+    return tuple(entries)
 
 
 def _path(model: nn.Module, name: str, function: object) -> str:
     """Return where the function is in the model: ``embed``, ``encoder.embed``, ``encoder.forward``."""
     if isinstance(function, str):
-        return _existing(model, name, function)
+        if not has_method(model, function):
+            raise ValueError(f"methods[{name!r}]: {type(model).__name__} has no method {function!r}")
+        is_module = function in dict(model.named_modules())
+        return f"{function}.forward" if is_module else function
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     attribute = "forward" if isinstance(function, nn.Module) else getattr(function, "__name__", "")
     for path, module in model.named_modules():
         if module is owner:
             return f"{path}.{attribute}" if path else attribute
+    shown = getattr(function, "__name__", f"a {type(function).__name__}")
+    if isinstance(owner, nn.Module) and hasattr(function, "__name__"):
+        shown = f"{type(owner).__name__}.{shown}"
     raise TypeError(
-        f"methods[{name!r}]: {_named(function)} is no method of the model or of a module in it: pass a bound method"
+        f"methods[{name!r}]: {shown} is no method of the model or of a module in it: pass a bound method"
         " such as model.embed, or its name"
     )
-
-
-def _named(function: object) -> str:
-    """Return what names a function in one line: ``Network.embed``; a module or anything else by its class."""
-    named, owner = getattr(function, "__name__", None), getattr(function, "__self__", None)
-    if named is None:
-        return f"a {type(function).__name__}"
-    return f"{type(owner).__name__}.{named}" if isinstance(owner, nn.Module) else named
 
 
 def has_method(model: nn.Module, function: str) -> bool:
     """Whether a name such as ``embed`` or ``encoder.embed`` is that of a method or a module in the model."""
     path, _, attribute = function.rpartition(".")
     return callable(getattr(dict(model.named_modules()).get(path), attribute, None))
-
-
-def _existing(model: nn.Module, name: str, function: str) -> str:
-    if not has_method(model, function):
-        raise ValueError(f"methods[{name!r}]: {type(model).__name__} has no method {function!r}")
-    is_module = function in dict(model.named_modules())
-    return f"{function}.forward" if is_module else function

@@ -1,7 +1,7 @@
 """The part of a network that reads some of its tensors, as a module that runs by itself."""
 
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,9 +32,15 @@ def part_reading(
     Raises:
         ExportError: the network cannot be traced.
     """
-    network = _traced(model, inputs)
+    try:
+        with quiet_lowering():
+            network = torch.export.export(EagerModel(model), inputs).module(check_guards=False)
+    except Exception as error:
+        raise ExportError(f"{type(model).__name__} cannot be traced by torch.export: {error}") from error
+    network = cast(fx.GraphModule, network)
     inside = _closed(_between(network, {_storage(tensor) for tensor in tensors}))
-    outside = dict.fromkeys(p for node in inside for p in node.all_input_nodes if p not in inside and _is_value(p))
+    makers = (maker for node in inside for maker in node.all_input_nodes)
+    outside = dict.fromkeys(maker for maker in makers if maker not in inside and maker.op != "get_attr")
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in outside:
         copies[node] = graph.placeholder(node.name)
@@ -43,20 +49,11 @@ def part_reading(
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in inside if any(user not in inside for user in node.users)))
     graph.eliminate_dead_code()
-    values = _Recorder(network, outside).recorded(inputs)
+    values = _Border(network, outside).recorded(inputs)
     return fx.GraphModule(network, graph), values
 
 
-def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
-    try:
-        with quiet_lowering():
-            network = torch.export.export(EagerModel(model), inputs).module(check_guards=False)
-    except Exception as error:
-        raise ExportError(f"{type(model).__name__} cannot be traced by torch.export: {error}") from error
-    return cast(fx.GraphModule, network)
-
-
-class _Recorder(fx.Interpreter):
+class _Border(fx.Interpreter):
     """Runs a graph and keeps copies of the values of some of its nodes."""
 
     def __init__(self, network: fx.GraphModule, wanted: Collection[fx.Node]) -> None:
@@ -82,10 +79,6 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _is_value(node: fx.Node) -> bool:
-    return node.op not in ("get_attr", "output")
-
-
 def _between(network: fx.GraphModule, storages: Collection[int]) -> set[fx.Node]:
     """Return the operator calls from the first to the last that reads a tensor with one of these storages."""
     calls = [node for node in network.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
@@ -103,19 +96,14 @@ def _closed(inside: set[fx.Node]) -> dict[fx.Node, None]:
     new = list(inside)
     while new:
         node = new.pop()
-        for other in _bound_to(node):
+        bound = [] if isinstance(node.meta.get("val"), Tensor) else list(node.users)
+        is_alias = isinstance(node.target, torch._ops.OpOverload) and any(
+            argument.alias_info is not None for argument in node.target._schema.arguments
+        )
+        makers = node.all_input_nodes
+        bound += makers if is_alias else [maker for maker in makers if not isinstance(maker.meta.get("val"), Tensor)]
+        for other in bound:
             if other not in inside and other.op not in ("placeholder", "get_attr", "output"):
                 inside.add(other)
                 new.append(other)
     return {node: None for node in next(iter(inside)).graph.nodes if node in inside}
-
-
-def _bound_to(node: fx.Node) -> Iterator[fx.Node]:
-    if not isinstance(node.meta.get("val"), Tensor):
-        yield from node.users
-    is_alias = isinstance(node.target, torch._ops.OpOverload) and any(
-        argument.alias_info is not None for argument in node.target._schema.arguments
-    )
-    for maker in node.all_input_nodes:
-        if is_alias or not isinstance(maker.meta.get("val"), Tensor):
-            yield maker

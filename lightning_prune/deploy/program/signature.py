@@ -148,21 +148,20 @@ def flatten_outputs(outputs: object) -> dict[str, Tensor]:
 
 
 def _name(path: Sequence[object]) -> str:
-    parts = [_part(key) for key in path]
+    parts = []
+    for key in path:
+        match key:
+            case pytree.SequenceKey(idx=index):
+                parts.append(str(index))
+            case pytree.MappingKey(key=name):
+                parts.append(str(name))
+            case pytree.GetAttrKey(name=name):
+                parts.append(name)
+            case _:
+                parts.append(str(key))
     if not parts or isinstance(path[0], pytree.SequenceKey):
         parts[:1] = ["_".join(["output", *parts[:1]])]
     return ".".join(parts)
-
-
-def _part(key: object) -> str:
-    match key:
-        case pytree.SequenceKey(idx=index):
-            return str(index)
-        case pytree.MappingKey(key=name):
-            return str(name)
-        case pytree.GetAttrKey(name=name):
-            return name
-    return str(key)
 
 
 def check_labels(labels: Sequence[str] | None, outputs: Sequence[TensorSpec]) -> None:

@@ -1,7 +1,6 @@
 """Which samples each method of a program is quantized on, and which patterns of ``skip`` concern it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,8 +41,12 @@ class Quantizers:
         quantization = self._quantization.calibrated_on(self._samples[name])
 
         def quantize(program: ExportedProgram, inputs: Sequence[Tensor]) -> Quantized | None:
-            with _named(name):
+            try:
                 return self._quantized(quantization, program, inputs)
+            except (ValueError, PruningError) as error:
+                if name == "forward" or isinstance(error, UnmatchedError):
+                    raise
+                raise type(error)(f"methods[{name!r}]: {error}") from error
 
         return quantize
 
@@ -96,14 +99,3 @@ def _inputs(entry: EntryPoint) -> list[tuple[object, ...]]:
 
 def _listed(spec: MethodSpec) -> str:
     return ", ".join(map(str, spec.inputs))
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Name the method in errors of the block, where it is another than ``forward``."""
-    try:
-        yield
-    except (ValueError, PruningError) as error:
-        if name == "forward" or isinstance(error, UnmatchedError):
-            raise
-        raise type(error)(f"methods[{name!r}]: {error}") from error
