@@ -9,13 +9,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all lint format types doctest docs wheel clean
+.PHONY: help demo test test-all projects lint format types doctest docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, prune, export and run the digits example"
 	@echo "make test      the tests without the slow ones"
 	@echo "make test-all  every test"
+	@echo "make projects  real projects with pruning, an environment each; writes docs/projects.md (PROJECTS=darts for one)"
 	@echo "make lint      ruff check and the formatter's check"
 	@echo "make format    ruff's fixes and formatting"
 	@echo "make types     pyright"
@@ -39,6 +40,23 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST)
 
+# Each project lies over the environment of the tests: its own packages, at its own versions, come first on the path,
+# and torch is installed once. --no-deps: the files name every package, and some pin an older torch or want torchvision's
+# operators. darts and deeptab need Python 3.11.
+PROJECTS ?= $(notdir $(patsubst %/requirements.txt,%,$(wildcard projects/*/requirements.txt)))
+ENVS := projects/.envs
+
+projects: $(PROJECTS:%=$(ENVS)/%/.ready)
+	@for name in $(PROJECTS); do \
+		PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 $(ENVS)/$$name/bin/python -m projects.$$name.fit || failed="$$failed $$name"; \
+	done; $(BIN)/python -m projects.table; test -z "$$failed" || { echo "did not run:$$failed" >&2; exit 1; }
+
+$(ENVS)/%/.ready: projects/%/requirements.txt $(READY)
+	$(BIN)/python -m venv --clear $(@D)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,4 +78,4 @@ wheel: $(READY)
 	.ci/wheel $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from lightning_prune.errors import GraphError
 from lightning_prune.graph._sizes import Recorder, Sizes
+from lightning_prune.graph.recordable import recordable
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import fold
 
@@ -115,7 +116,7 @@ def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, An
     for recorder in (Recorder(), None):
         try:
             inner = fold(plain_copy(model)).eval()
-            with _quietly(inner):
+            with _quietly(inner), recordable():
                 exported = torch.export.export(_Forward(inner, recorder), args, kwargs, strict=False)
             return _record(exported, inner, recorder.sizes if recorder else {})
         except Exception as error:

@@ -24,6 +24,7 @@ from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.rewriting import apart, rewritten
 from lightning_prune.errors import ExportError, PruningError
+from lightning_prune.graph.recordable import recordable
 
 _TAG = "weights"
 _LINES = 3
@@ -90,7 +91,7 @@ def graph_of(
     """
     backend.check(inputs, shapes)
     try:
-        with quiet_lowering():
+        with quiet_lowering(), recordable():
             program = torch.export.export(eager, tuple(inputs), dynamic_shapes=None if shapes is None else (shapes,))
     except Exception as error:
         if (refusal := trace_refusal(str(error), names, shapes)) is not None:

@@ -1,0 +1,1 @@
+"""GluonTS: estimators that train a predictor and restore its best weights themselves."""

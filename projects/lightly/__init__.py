@@ -1,0 +1,1 @@
+"""lightly: BYOL, whose momentum encoder is a frozen copy of the backbone."""

@@ -1,0 +1,1 @@
+"""neuralforecast: models that are LightningModules and make their own Trainer."""

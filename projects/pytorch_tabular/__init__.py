@@ -1,0 +1,1 @@
+"""PyTorch Tabular: a TabularModel makes module, data module and Trainer from configurations."""

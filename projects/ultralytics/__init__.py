@@ -1,0 +1,1 @@
+"""ultralytics: the modules of YOLOv8 in a LightningModule; ultralytics brings a trainer of its own."""
