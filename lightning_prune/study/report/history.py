@@ -1,16 +1,18 @@
 """What a fit was like, as values: metrics, sparsity, events, verdicts, scores and layers."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lightning_prune.documents import Form
 from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model.summary import LayerSummary, Summary
 from lightning_prune.run.pruner import Event
 
-FORMAT = "lightning_prune.history"
-VERSION = 1
+_FORM = Form("lightning_prune.history", 1, "history of a fit")
+_SHARES = ("before", "after")
+"""Fields of a trial that map a recipe's index to its sparsity; JSON writes the index as text."""
+_BINS = ("edges", "kept", "lost")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class History:
 
     def to_json(self) -> str:
         """Return it as JSON text, for :meth:`from_json`."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **self.document()})
+        return _FORM.write(self.document())
 
     @classmethod
     def from_json(cls, text: str) -> "History":
@@ -96,18 +98,7 @@ class History:
         Raises:
             ValueError: the text is no history, or of a newer version.
         """
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the text is no history of a fit: {error}; pass what to_json() returned") from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f'the text is no history, "format" is not "{FORMAT}"; pass what to_json() returned')
-        if document.get("version") != VERSION:
-            raise ValueError(
-                f"the history is of version {document.get('version')!r}, this package reads {VERSION}; upgrade"
-                " lightning_prune"
-            )
-        return cls.from_document(document)
+        return cls.from_document(_FORM.read(text))
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain values, which JSON and ``torch.load(weights_only=True)`` take."""
@@ -115,8 +106,13 @@ class History:
             "metrics": {name: [list(point) for point in points] for name, points in self.metrics.items()},
             "sparsity": [list(point) for point in self.sparsity],
             "events": [asdict(event) for event in self.events],
-            "trials": [_plain_trial(trial) for trial in self.trials],
-            "scores": [{key: _listed(value) for key, value in asdict(scores).items()} for scores in self.scores],
+            "trials": [
+                asdict(trial)
+                | {key: {str(index): share for index, share in getattr(trial, key).items()} for key in _SHARES}
+                | {"outcome": trial.outcome.value}
+                for trial in self.trials
+            ],
+            "scores": [asdict(one) | {key: list(getattr(one, key)) for key in _BINS} for one in self.scores],
             "before": _plain_summary(self.before),
             "after": _plain_summary(self.after),
             "model": self.model,
@@ -129,43 +125,26 @@ class History:
         Raises:
             ValueError: it describes something else.
         """
-        try:
+        with _FORM.parsing():
+            trials = [
+                {**trial, **{key: {int(index): share for index, share in trial[key].items()} for key in _SHARES}}
+                for trial in document["trials"]
+            ]
             return cls(
                 metrics={name: tuple(map(_point, points)) for name, points in document["metrics"].items()},
                 sparsity=tuple(map(_point, document["sparsity"])),
                 events=tuple(Event(**event) for event in document["events"]),
-                trials=tuple(map(_trial, document["trials"])),
-                scores=tuple(map(_scores, document["scores"])),
+                trials=tuple(Trial(**{**trial, "outcome": Verdict(trial["outcome"])}) for trial in trials),
+                scores=tuple(Scores(**{**one, **{k: tuple(one[k]) for k in _BINS}}) for one in document["scores"]),
                 before=_summary(document["before"]),
                 after=_summary(document["after"]),
                 model=document["model"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no history of a fit as History.document gives it: {error!r}") from error
 
 
 def _point(values: Any) -> tuple[int, float]:  # noqa: ANN401
     step, value = values
     return int(step), float(value)
-
-
-def _plain_trial(trial: Trial) -> dict[str, Any]:
-    spans = {key: {str(index): share for index, share in getattr(trial, key).items()} for key in ("before", "after")}
-    return asdict(trial) | spans | {"outcome": trial.outcome.value}
-
-
-def _trial(values: Mapping[str, Any]) -> Trial:
-    spans = {key: {int(index): share for index, share in values[key].items()} for key in ("before", "after")}
-    return Trial(**{**values, **spans, "outcome": Verdict(values["outcome"])})
-
-
-def _scores(values: Mapping[str, Any]) -> Scores:
-    many = {key: tuple(values[key]) for key in ("edges", "kept", "lost")}
-    return Scores(**{**values, **many})
-
-
-def _listed(value: Any) -> Any:  # noqa: ANN401
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _plain_summary(summary: Summary | None) -> dict[str, Any] | None:

@@ -25,27 +25,20 @@ def to_loggers(figures: Sequence[Figure], loggers: Sequence[Logger], step: int) 
     taking = [one for one in loggers if isinstance(one, TensorBoardLogger | WandbLogger | MLFlowLogger | CometLogger)]
     if not taking or not figures:
         return 0
+    titles = [re.sub(r"[^\w.\-]+", "_", figure.title.lower()).strip("_") for figure in figures]
     try:
-        drawn = {f"pruning/{_key(figure.title)}": picture(figure) for figure in figures}
+        drawn: dict[str, Any] = {f"pruning/{t}": picture(f) for t, f in zip(titles, figures, strict=True)}
     except ImportError as error:
         warnings.warn(f"no figures are logged: {error}", stacklevel=2)
         return 0
     for logger in taking:
-        for name, one in drawn.items():
-            _write(logger, name, one, step)
+        for name, figure in drawn.items():
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(name, figure, global_step=step, close=False)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(name, [figure])
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_figure(logger.run_id, figure, f"{name}.png")
+            else:
+                logger.experiment.log_figure(figure_name=name, figure=figure, step=step)
     return len(taking)
-
-
-def _key(title: str) -> str:
-    return re.sub(r"[^\w.\-]+", "_", title.lower()).strip("_")
-
-
-def _write(logger: Logger, name: str, drawn: Any, step: int) -> None:  # noqa: ANN401
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(name, drawn, global_step=step, close=False)
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(name, [drawn])
-    elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_figure(logger.run_id, drawn, f"{name}.png")
-    elif isinstance(logger, CometLogger):
-        logger.experiment.log_figure(figure_name=name, figure=drawn, step=step)

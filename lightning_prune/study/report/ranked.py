@@ -1,7 +1,7 @@
 """Sees the scores that a run ranks by: an allocation that decides as the recipe's own does, and remembers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,14 +59,11 @@ class Watched:
 
 def _sampled(candidates: Candidates, name: str) -> np.ndarray:
     stride = max(1, math.ceil(candidates.sizes[name] / SAMPLE))
-    return np.sort(np.concatenate([*_every(stride, candidates, name), np.empty(0)]))
-
-
-def _every(stride: int, candidates: Candidates, name: str) -> Iterator[np.ndarray]:
-    start = 0
+    start, taken = 0, [np.empty(0)]
     for piece in candidates.pieces(name):
-        yield piece[start::stride].detach().to("cpu", torch.float64).numpy()
+        taken.append(piece[start::stride].detach().to("cpu", torch.float64).numpy())
         start = (start - len(piece)) % stride
+    return np.sort(np.concatenate(taken))
 
 
 def _histogram(candidates: Candidates, name: str, sample: np.ndarray, removed: int, step: int) -> Scores:
@@ -76,7 +73,9 @@ def _histogram(candidates: Candidates, name: str, sample: np.ndarray, removed: i
     is_log = bool(len(ranked) and ranked[0] >= 0 and ranked[-1] > 0)
     cut = float(sample[place]) if 0 < removed < size and place < len(sample) else None
     edges = _edges(ranked, is_log, cut)
-    lost, kept = (_counts(part, edges, size / max(len(sample), 1)) for part in (sample[:place], sample[place:]))
+    each = size / max(len(sample), 1)
+    parts = (part[np.isfinite(part)].clip(edges[0], edges[-1]) for part in (sample[:place], sample[place:]))
+    lost, kept = (tuple((np.histogram(p, edges)[0] * each).round().astype(int).tolist()) for p in parts)
     return Scores(
         name=name,
         step=step,
@@ -88,11 +87,6 @@ def _histogram(candidates: Candidates, name: str, sample: np.ndarray, removed: i
         removed=removed - gone,
         gone=gone,
     )
-
-
-def _counts(part: np.ndarray, edges: np.ndarray, each: float) -> tuple[int, ...]:
-    counts, _ = np.histogram(np.clip(part[np.isfinite(part)], edges[0], edges[-1]), edges)
-    return tuple((counts * each).round().astype(int).tolist())
 
 
 def _edges(ranked: np.ndarray, is_log: bool, cut: float | None) -> np.ndarray:

@@ -1,15 +1,13 @@
 """Writes down, during a Lightning fit, what a report draws."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from lightning_prune.errors import PruningError
-from lightning_prune.guard import Trial, Verdict
+from lightning_prune.guard import Verdict
 from lightning_prune.model.summary import summarize
 from lightning_prune.run.pruner import Event, Pruner
 from lightning_prune.study.report.history import History, Scores
@@ -80,8 +78,7 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the metrics."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            values = _chosen(trainer.callback_metrics, self._followed(trainer))
-            self.history = self.history.with_metrics(self._step(trainer), values)
+            self.history = self.history.with_metrics(self._step(trainer), self._metrics(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See what the last step has left."""
@@ -95,13 +92,25 @@ class Recorder(Callback):
             pruner.recipe = replace(pruner.recipe, allocation=watched.inner)
         if not is_sharding(trainer):
             self.history = replace(self.history, after=summarize(pl_module))
-        if self.figures:
-            _send(trainer, self.history)
+        if self.figures and trainer.is_global_zero:
+            figures = [figure for section in fit_sections(self.history) for figure in section.figures]
+            to_loggers(figures, trainer.loggers, self.history.last_step)
 
-    def _followed(self, trainer: Trainer) -> tuple[str, ...] | None:
-        callback = pruning_callback_of(trainer)
+    def _metrics(self, trainer: Trainer) -> dict[str, float]:
+        """Return the metrics that are followed, as the last validation logged them."""
+        callback, logged = pruning_callback_of(trainer), trainer.callback_metrics
         guard = None if callback is None else callback.guard
-        return (guard.monitor,) if self.monitor is None and guard is not None else self.monitor
+        keys = (guard.monitor,) if self.monitor is None and guard is not None else self.monitor
+        if keys is None:
+            return {name: float(value) for name, value in logged.items() if name != "sparsity"}
+        for key in keys:
+            if key not in logged:
+                raise PruningError(
+                    f"Recorder(monitor={key!r}) finds no such metric after validation; logged:"
+                    f" {', '.join(sorted(logged)) or 'nothing'}. Name one of these, or call self.log({key!r}, …) in"
+                    " validation_step"
+                )
+        return {key: float(logged[key]) for key in keys}
 
     def _step(self, trainer: Trainer) -> int:
         callback = pruning_callback_of(trainer)
@@ -118,7 +127,10 @@ class Recorder(Callback):
         if callback is None or callback.run is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         step, trials = self._step(trainer), tuple(callback.trials)
-        events = _all(self._past, callback.events, trials)
+        # events before a resume, less what has been rolled back since, and those after it
+        replaced = {trial.step for trial in trials if trial.outcome is Verdict.ROLL_BACK}
+        replaced |= {event.step for event in callback.events}
+        events = (*(event for event in self._past if event.step not in replaced), *callback.events)
         fresh = [scores for pruner, watched in _watched(trainer) for scores in watched.take(step, pruner.units.removed)]
         self.history = replace(
             self.history.with_sparsity(step, callback.sparsity),
@@ -135,13 +147,6 @@ class Recorder(Callback):
         """Go on with the history of a checkpoint."""
         self.history = History.from_document(state_dict)
         self._past = self.history.events
-
-
-def _all(past: Sequence[Event], now: Sequence[Event], trials: Sequence[Trial]) -> tuple[Event, ...]:
-    """Return the events from before a resume, less what has been rolled back since, and those after it."""
-    failed = {trial.step for trial in trials if trial.outcome is Verdict.ROLL_BACK}
-    known = {event.step for event in now}
-    return (*(event for event in past if event.step not in failed | known), *now)
 
 
 def _standing(scores: Sequence[Scores], events: Sequence[Event]) -> tuple[Scores, ...]:
@@ -165,22 +170,3 @@ def _watched(trainer: Trainer) -> Iterator[tuple[Pruner, Watched]]:
     for pruner in _pruners(trainer):
         if isinstance(pruner.recipe.allocation, Watched):
             yield pruner, pruner.recipe.allocation
-
-
-def _chosen(metrics: Mapping[str, Tensor], keys: Sequence[str] | None) -> dict[str, float]:
-    if keys is None:
-        return {name: float(value) for name, value in metrics.items() if name != "sparsity"}
-    for key in keys:
-        if key not in metrics:
-            logged = ", ".join(sorted(metrics)) or "nothing"
-            raise PruningError(
-                f"Recorder(monitor={key!r}) finds no such metric after validation; logged: {logged}. Name one of these,"
-                f" or call self.log({key!r}, …) in validation_step"
-            )
-    return {key: float(metrics[key]) for key in keys}
-
-
-@rank_zero_only
-def _send(trainer: Trainer, history: History) -> None:
-    sections = fit_sections(history)
-    to_loggers([figure for section in sections for figure in section.figures], trainer.loggers, history.last_step)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is known of a pruned model; :meth:`save` writes it as one page, with a section for what was given.
+    """What is known of a pruned model; :meth:`save` writes it as one page, with a section for each thing that is known.
 
     Args:
         history: of the fit, from a :class:`Recorder`; :meth:`of` takes it from a Trainer.
         models: name -> model or its summary, such as "dense", "masked", "compact"; the order is that of the table. A
             model is summarised here and not kept. Without any variants the table has those of the history.
-        artifacts: name -> what :func:`lightning_prune.deploy.export` gave; the same names mean the same rows.
-        latencies: what :func:`lightning_prune.deploy.benchmark` gave, or name -> Latency.
+        artifacts: name -> what :func:`lightning_prune.deploy.export` returned; the same names mean the same rows.
+        latencies: what :func:`lightning_prune.deploy.benchmark` returned, or name -> Latency.
         quality: name -> the metric of that model; without one the metric that an artifact was verified with.
         advice: what :func:`lightning_prune.study.advise` said.
         comparison: what :func:`lightning_prune.study.compare` came to.
@@ -83,11 +83,27 @@ class Report:
                 f"Report.history takes the history of a Recorder, as in Report(history=recorder.history), got"
                 f" {type(self.history).__name__}"
             )
-        _check(self)
-        object.__setattr__(self, "models", {name: _summary(name, one) for name, one in self.models.items()})
+        for key in ("models", "artifacts", "latencies", "quality"):
+            if not isinstance(getattr(self, key), Mapping):
+                got = f"{getattr(self, key)!r:.80}"
+                raise TypeError(f"Report.{key} takes a mapping of names, as in {{'dense': …}}, got {got}")
+        if self.artifacts or self.latencies:
+            from lightning_prune.deploy import Artifact, Latency
+
+            for key, kind in (("artifacts", Artifact), ("latencies", Latency)):
+                for name, value in getattr(self, key).items():
+                    if not isinstance(value, kind):
+                        got = type(value).__name__
+                        raise TypeError(f"Report.{key}[{name!r}] takes an {kind.__name__}, got {got}")
+        models = {n: summarize(model) if isinstance(model, nn.Module) else model for n, model in self.models.items()}
+        for name, model in models.items():
+            if not isinstance(model, Summary):
+                got = type(model).__name__
+                raise TypeError(f"Report.models[{name!r}] takes a model or summarize(model), got {got}")
+        object.__setattr__(self, "models", models)
 
     @classmethod
-    def of(cls, trainer: Trainer, **given: Any) -> "Report":
+    def of(cls, trainer: Trainer, **more: Any) -> "Report":
         """Return the report on the fit of a Trainer.
 
         With a :class:`Recorder` among its callbacks it has everything; with a PruningCallback alone the events and
@@ -95,7 +111,7 @@ class Report:
 
         Args:
             trainer: after its fit.
-            **given: more of the arguments of Report.
+            **more: of the arguments of Report.
 
         Raises:
             PruningError: the Trainer has neither.
@@ -115,17 +131,17 @@ class Report:
             known |= {"metric": callback.guard.monitor, "mode": callback.guard.mode}
         elif len(known["history"].metrics) == 1:
             known["metric"] = next(iter(known["history"].metrics))
-        return cls(**(known | given))
+        return cls(**(known | more))
 
     def sections(self) -> list[Section]:
         """Return what the page shows, in order."""
-        found = self._variants()
+        known = self._variants()
         return [
             *(of_advice(self.advice) if self.advice is not None else ()),
             *over_steps(self.history),
             *layers(self.history),
-            *table(found, self.metric),
-            *pareto(found, self.metric, self.mode == "max"),
+            *table(known, self.metric),
+            *pareto(known, self.metric, self.mode == "max"),
             *(of_comparison(self.comparison) if self.comparison is not None else ()),
             *(of_sensitivity(self.sensitivity) if self.sensitivity is not None else ()),
             *scores(self.history),
@@ -165,7 +181,21 @@ class Report:
                 "there is nothing to report on: give the history of a fit (Report.of(trainer) after it), models,"
                 " artifacts or latencies"
             )
-        _write(path, self.to_html())
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+        # written beside the final file and renamed, so that no reader meets half of it
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(self.to_html())
+            # mkstemp's file is for its owner alone; the page is for whom the umask, which is read by setting it, says
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
         return path
 
     def to_loggers(self, loggers: Sequence[Logger], step: int | None = None) -> int:
@@ -180,47 +210,3 @@ class Report:
         """
         figures = [figure for section in self.sections() for figure in section.figures]
         return to_loggers(figures, loggers, self.history.last_step if step is None else step)
-
-
-def _summary(name: str, model: Any) -> Summary:  # noqa: ANN401
-    if isinstance(model, nn.Module):
-        return summarize(model)
-    if not isinstance(model, Summary):
-        raise TypeError(f"Report.models[{name!r}] takes a model or summarize(model), got {type(model).__name__}")
-    return model
-
-
-def _check(report: Report) -> None:
-    for one in fields(report):
-        value = getattr(report, one.name)
-        if one.name in ("models", "artifacts", "latencies", "quality") and not isinstance(value, Mapping):
-            raise TypeError(f"Report.{one.name} takes a mapping of names, as in {{'dense': …}}, got {value!r:.80}")
-    if not (report.artifacts or report.latencies):
-        return
-    from lightning_prune.deploy import Artifact, Latency
-
-    for key, kind in (("artifacts", Artifact), ("latencies", Latency)):
-        for name, value in getattr(report, key).items():
-            if not isinstance(value, kind):
-                raise TypeError(f"Report.{key}[{name!r}] takes an {kind.__name__}, got {type(value).__name__}")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file beside the final one and rename it, so that no reader meets half of it."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -92,47 +92,42 @@ def _whole(name: str, model: Summary) -> Variant:
     return Variant(name, None, model.parameters, left, model.macs, model.effective_macs, model.bytes)
 
 
-def table(found: Sequence[Variant], metric: str) -> Iterator[Section]:
+def table(known: Sequence[Variant], metric: str) -> Iterator[Section]:
     """Yield the table of the variants, with the columns of which something is known."""
-    columns = [
-        (metric, [_quality(one.quality) for one in found]),
-        ("parameters", [whole(one.parameters) for one in found]),
-        ("not zero", [whole(one.nonzero) for one in found]),
-        ("MACs", [whole(one.macs) for one in found]),
-        ("MACs not zero", [whole(one.effective_macs) for one in found]),
-        ("memory (bytes)", [whole(one.memory_bytes) for one in found]),
-        (".pte (bytes)", [whole(one.file_bytes) for one in found]),
-        ("zipped (bytes)", [whole(one.zipped_bytes) for one in found]),
-        ("latency (ms)", [_time(one) for one in found]),
+    times = [
+        "–"
+        if one.milliseconds is None
+        else f"{one.milliseconds:.3g}" + ("" if one.spread_ms is None else f" ± {one.spread_ms / 2:.2g}")
+        for one in known
     ]
-    known = [(head, cells) for head, cells in columns if any(cell != "–" for cell in cells)]
-    if not known:
+    columns = [
+        (metric, [_quality(one.quality) for one in known]),
+        ("parameters", [whole(one.parameters) for one in known]),
+        ("not zero", [whole(one.nonzero) for one in known]),
+        ("MACs", [whole(one.macs) for one in known]),
+        ("MACs not zero", [whole(one.effective_macs) for one in known]),
+        ("memory (bytes)", [whole(one.memory_bytes) for one in known]),
+        (".pte (bytes)", [whole(one.file_bytes) for one in known]),
+        ("zipped (bytes)", [whole(one.zipped_bytes) for one in known]),
+        ("latency (ms)", times),
+    ]
+    columns = [(head, cells) for head, cells in columns if any(cell != "–" for cell in cells)]
+    if not columns:
         return
-    head = ("model", *(name for name, _ in known))
-    rows = tuple((one.name, *(cells[index] for _, cells in known)) for index, one in enumerate(found))
-    yield Section("The models beside each other", _said(found), table=Table(head, rows))
-
-
-def _said(found: Sequence[Variant]) -> str:
     text = "What each version holds, costs and reaches. MACs are the multiply-accumulates of one run."
-    if any(one.spread_ms is not None for one in found):
+    if any(one.spread_ms is not None for one in known):
         text += " Latency is the median ± half the interquartile range."
-    first, last = found[0], found[-1]
+    first, last = known[0], known[-1]
     for key, word in (("macs", "MACs"), ("file_bytes", "bytes of the file"), ("milliseconds", "time")):
         before, after = getattr(first, key), getattr(last, key)
-        if len(found) > 1 and before and after is not None:
+        if len(known) > 1 and before and after is not None:
             text += f" {last.name} has {share(after / before)} of the {word} of {first.name}."
-    return text
+    rows = tuple((one.name, *(cells[index] for _, cells in columns)) for index, one in enumerate(known))
+    yield Section("The models beside each other", text, table=Table(("model", *(head for head, _ in columns)), rows))
 
 
 def _quality(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else brief(value)
-
-
-def _time(one: Variant) -> str:
-    if one.milliseconds is None:
-        return "–"
-    return f"{one.milliseconds:.3g}" + ("" if one.spread_ms is None else f" ± {one.spread_ms / 2:.2g}")
 
 
 @dataclass(frozen=True)
@@ -159,16 +154,13 @@ def pareto(found: Iterable[Variant], metric: str, is_higher_better: bool) -> Ite
         points = [(one, float(getattr(one, cost.field))) for one in judged if getattr(one, cost.field)]
         points = [(one, spent) for one, spent in points if 0 < spent < math.inf]
         is_choice = len({spent for _, spent in points}) > 1 < len({one.quality for one, _ in points})
-        if is_choice and not (cost.field == "memory_bytes" and _has_files(judged)):
+        is_told_by_files = cost.field == "memory_bytes" and any(one.file_bytes for one in judged)
+        if is_choice and not is_told_by_files:
             figures.append(_trade(points, cost, metric, is_higher_better))
     if figures:
         better = "up" if is_higher_better else "down"
         text = f"Better is to the left and {better}. No other model is both cheaper and better than one on the line."
         yield Section("Quality against cost", text, figures)
-
-
-def _has_files(judged: Sequence[Variant]) -> bool:
-    return any(one.file_bytes for one in judged)
 
 
 def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_higher_better: bool) -> Plot:
