@@ -16,7 +16,7 @@ from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.losses import loss_of, trainless_copy
 from lightning_prune.study.metrics import MetricLike, check_metric
 from lightning_prune.study.passes import own_random_state
-from lightning_prune.study.programs import Empty, Program, narrower, programs, sparser
+from lightning_prune.study.programs import Empty, ProgramCost, narrower, programs, sparser
 from lightning_prune.study.sensitivity import sensitivity
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Advice:
     prune: bool
     findings: tuple[Finding, ...]
     first: tuple[str, ...]
-    programs: Mapping[str, Program]
+    programs: Mapping[str, ProgramCost]
 
     def __str__(self) -> str:
         signs = {True: "+", False: "-", None: " "}
@@ -110,14 +110,21 @@ def advise(
     with own_random_state(), torch.inference_mode(False):
         inputs = sample(model, loader, example_inputs)
         macs = measure_macs(model, inputs).total
-        models, stuck = _variants(model, inputs)
+        models: dict[str, nn.Module] = {"whole": model, "empty": Empty(), "zeros": sparser(model, 0.9)}
+        stuck = ""
+        try:
+            models |= {"half": narrower(model, 0.5, inputs), "least": narrower(model, None, inputs)}
+        except (ValueError, GraphError) as error:
+            stuck = str(error).partition("\n")[0]
         curve = None if stuck else _curve(model, loader, metric, inputs)
         found = programs(models, inputs, backend, rounds)
     prune, findings = judged(found, stuck, comparison)
     return Advice(prune, findings, tuple(_first(macs, curve)) if prune else (), found)
 
 
-def judged(found: Mapping[str, Program], stuck: str, comparison: Comparison | None) -> tuple[bool, tuple[Finding, ...]]:
+def judged(
+    found: Mapping[str, ProgramCost], stuck: str, comparison: Comparison | None
+) -> tuple[bool, tuple[Finding, ...]]:
     """Return yes or no and the findings: yes where something speaks for it and nothing against.
 
     Args:
@@ -147,15 +154,6 @@ def sample(model: nn.Module, loader: Iterable[Any], given: Inputs | None) -> tup
     return (first[:1],)
 
 
-def _variants(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[str, nn.Module], str]:
-    """Return the models to export, and why no channel can go ("" where some can)."""
-    models: dict[str, nn.Module] = {"whole": model, "empty": Empty(), "zeros": sparser(model, 0.9)}
-    try:
-        return models | {"half": narrower(model, 0.5, inputs), "least": narrower(model, None, inputs)}, ""
-    except (ValueError, GraphError) as error:
-        return models, str(error).partition("\n")[0]
-
-
 def _curve(
     model: nn.Module, loader: Iterable[Any], metric: MetricLike | None, inputs: tuple[Tensor, ...]
 ) -> Sensitivity | None:
@@ -171,7 +169,7 @@ def _curve(
     return sensitivity(copied, loader, metric=loss, levels=(0.5,), higher_is_better=False, example_inputs=inputs)
 
 
-def _of_channels(found: Mapping[str, Program], stuck: str) -> Iterator[Finding]:
+def _of_channels(found: Mapping[str, ProgramCost], stuck: str) -> Iterator[Finding]:
     if stuck:
         yield Finding(False, f"no channel can be removed: {stuck}")
         return
@@ -199,12 +197,12 @@ def _of_channels(found: Mapping[str, Program], stuck: str) -> Iterator[Finding]:
     yield Finding(None, _of_size(whole, half, f"the file has {whole.bytes:,} bytes").text)
 
 
-def _of_size(whole: Program, half: Program, text: str) -> Finding:
+def _of_size(whole: ProgramCost, half: ProgramCost, text: str) -> Finding:
     share = half.bytes / whole.bytes
     return Finding(share <= 1 - WORTHWHILE, f"{text}, {share:.2f}× with half of the channels gone")
 
 
-def _of_zeros(found: Mapping[str, Program]) -> Iterator[Finding]:
+def _of_zeros(found: Mapping[str, ProgramCost]) -> Iterator[Finding]:
     whole, zeros = found["whole"], found["zeros"]
     size, zipped = zeros.bytes / whole.bytes, zeros.zipped / whole.zipped
     ignores = size > 1 - WORTHWHILE and (zeros.ratio is None or zeros.ratio > 1 - WORTHWHILE)

@@ -18,7 +18,8 @@ from lightning_prune.study.losses import check_loss
 from lightning_prune.study.metrics import MetricLike, check_metric, is_higher_better, named
 from lightning_prune.study.passes import own_random_state
 from lightning_prune.study.runners import InTurn, Runner
-from lightning_prune.study.trials import Contest, Outcome, Recipes, Trial, check_example, loaders_of, measured
+from lightning_prune.study.training import Contest, Outcome, Recipes, Training, check_example, loaders_of, measured
+from lightning_prune.values import check_whole
 
 DENSE = "dense"
 _ANY = 1_000_000
@@ -74,31 +75,28 @@ def compare(
         Blalock et al. 2020, "What is the State of Neural Network Pruning?", on equal budgets and spread.
     """
     which = _checked_seeds(seeds)
-    _check(recipes, budget_epochs, equal, metric)
-    _check_runs(make_model, runner, trainer)
+    _check(recipes, equal, make_model, runner, trainer)
+    check_whole("budget_epochs", budget_epochs, 1)
+    if metric is not None:
+        check_metric(metric)
     contest = Contest(make_model, data, budget_epochs, metric, dict(trainer or {}))
-    val = loaders_of(data)[1]
-    _check_fresh(make_model)
-    _check_fit(make_model, recipes, metric)
-    if metric is not None and val is not None:
-        _check_scalar(make_model, val, metric)
+    _check_models(contest, recipes, loaders_of(data)[1])
     sides: dict[str, Recipes] = {DENSE: None, **recipes}
-    done = by_side(
-        _run(runner, contest, [Trial(n, seed, side) for seed in which for n, side in sides.items()], "compare")
-    )
+    trainings = [Training(name, seed, side) for seed in which for name, side in sides.items()]
+    done = by_side(_run(runner, contest, trainings, "compare"))
     costs = {name: mean_cost(outcomes, equal) for name, outcomes in done.items()}
     same = levels({name: costs[name] for name in recipes})
     controls = _controls(same, costs, equal) if small_dense else {}
-    shrunk = [Trial(name, seed, shrunk=how) for seed in which for name, (how, _) in controls.items()]
-    done |= by_side(_run(runner, contest, shrunk, "small dense"))
+    trainings = [Training(name, seed, shrunk=how) for seed in which for name, (how, _) in controls.items()]
+    done |= by_side(_run(runner, contest, trainings, "small dense"))
     is_higher = is_higher_better(metric, higher_is_better) if metric is not None else False
     rows = ranked(done, _with_controls(same, costs, controls), {DENSE, *controls}, equal, is_higher)
     return Comparison(tuple(rows), equal, "loss" if metric is None else named(metric), is_higher, budget_epochs)
 
 
-def _run(runner: Runner, contest: Contest, trials: Sequence[Trial], what: str) -> list[Outcome]:
-    outcomes = runner(contest, trials) if trials else iter(())
-    return list(tqdm(outcomes, total=len(trials), desc=what, disable=None, leave=False))
+def _run(runner: Runner, contest: Contest, trainings: Sequence[Training], what: str) -> list[Outcome]:
+    outcomes = runner(contest, trainings) if trainings else iter(())
+    return list(tqdm(outcomes, total=len(trainings), desc=what, disable=None, leave=False))
 
 
 Controls = Mapping[str, tuple[tuple[str, float], Sequence[str]]]
@@ -123,8 +121,7 @@ def _with_controls(same: Sequence[Sequence[str]], costs: Mapping[str, float], co
 
 def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, or a sequence of seeds, got {seeds}")
+        check_whole("seeds", seeds, 1)
         return tuple(range(seeds))
     if isinstance(seeds, bool) or not seeds or not all(isinstance(seed, int) for seed in seeds):
         raise TypeError(f"seeds must be a number of runs or a sequence of whole numbers, got {seeds!r}")
@@ -133,21 +130,16 @@ def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _check(recipes: Mapping[str, Any], budget_epochs: int, equal: str, metric: MetricLike | None) -> None:
+def _check(
+    recipes: Mapping[str, Any], equal: str, make_model: object, runner: object, trainer: Mapping[str, Any] | None
+) -> None:
     if not isinstance(recipes, Mapping) or not recipes:
         raise ValueError(f"recipes must map names to recipes, at least one; got {recipes!r:.80}")
     taken = [name for name in recipes if name == DENSE or name.startswith("small dense")]
     if taken:
         raise ValueError(f"recipes calls one {taken[0]!r}, which is the name of a control; choose another")
-    if isinstance(budget_epochs, bool) or not isinstance(budget_epochs, int) or budget_epochs < 1:
-        raise ValueError(f"budget_epochs must be a whole number of at least 1, got {budget_epochs!r}")
     if equal not in ("macs", "effective_macs", "bytes"):
         raise ValueError(f'equal must be "macs", "effective_macs" or "bytes", got {equal!r}')
-    if metric is not None:
-        check_metric(metric)
-
-
-def _check_runs(make_model: object, runner: object, trainer: Mapping[str, Any] | None) -> None:
     if isinstance(make_model, nn.Module) or not callable(make_model):
         raise TypeError(
             "make_model must be a function that returns a fresh LightningModule each time, got a value of"
@@ -161,39 +153,29 @@ def _check_runs(make_model: object, runner: object, trainer: Mapping[str, Any] |
         raise ValueError("trainer sets max_epochs; the epochs of every run are budget_epochs=…")
 
 
-def _check_fresh(make_model: Callable[[], nn.Module]) -> None:
-    with own_random_state():
-        one, other = make_model(), make_model()
-    if isinstance(one, nn.Module) and isinstance(other, nn.Module):
-        tensors = {id(tensor) for tensor in (*one.parameters(), *one.buffers())}
-        if one is other or any(id(tensor) in tensors for tensor in (*other.parameters(), *other.buffers())):
-            raise ValueError(
-                f"make_model returned the same {type(one).__name__}, or its weights, twice: every run would go on where"
-                " the last one ended. Build a new one at each call, as in make_model=Net or lambda: Net(width=16)"
-            )
-
-
-def _check_scalar(make_model: Callable[[], LightningModule], loader: Iterable[Any], metric: MetricLike) -> None:
-    """Refuse before the first run a metric that gives no scalar for the first batch."""
-    with own_random_state():
-        model = make_model()
-        measured(model, list(itertools.islice(loader, 1)), metric)
-
-
-def _check_fit(make_model: Callable[[], nn.Module], recipes: Mapping[str, Any], metric: MetricLike | None) -> None:
+@own_random_state()
+def _check_models(contest: Contest, recipes: Mapping[str, Any], loader: Iterable[Any] | None) -> None:
     """Refuse before the first run what would end a later one."""
-    with own_random_state():
-        model = make_model()
-        if not isinstance(model, LightningModule):
-            raise TypeError(f"make_model must return a fresh LightningModule, got {type(model).__name__}")
-        check_example(model)
-        if metric is None:
-            check_loss(model, None)
-        for name, recipe in recipes.items():
-            for one in recipe if isinstance(recipe, list | tuple) else (recipe,):
-                if not isinstance(one, Recipe):
-                    raise TypeError(f"recipes[{name!r}] must be a Recipe or a list of them, got {one!r:.80}")
-                try:
-                    bind(one, plain_copy(model), example_of(model), total_steps=_ANY)
-                except ValueError as error:
-                    raise ValueError(f"recipe {name!r} does not fit {type(model).__name__}: {error}") from error
+    model, other = contest.make_model(), contest.make_model()
+    if isinstance(model, nn.Module) and isinstance(other, nn.Module):
+        tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        if model is other or any(id(tensor) in tensors for tensor in (*other.parameters(), *other.buffers())):
+            raise ValueError(
+                f"make_model returned the same {type(model).__name__}, or its weights, twice: every run would go on"
+                " where the last one ended. Build a new one at each call, as in make_model=Net or lambda: Net(width=16)"
+            )
+    if not isinstance(model, LightningModule):
+        raise TypeError(f"make_model must return a fresh LightningModule, got {type(model).__name__}")
+    check_example(model)
+    if contest.metric is None:
+        check_loss(model, None)
+    for name, recipe in recipes.items():
+        for one in recipe if isinstance(recipe, list | tuple) else (recipe,):
+            if not isinstance(one, Recipe):
+                raise TypeError(f"recipes[{name!r}] must be a Recipe or a list of them, got {one!r:.80}")
+            try:
+                bind(one, plain_copy(model), example_of(model), total_steps=_ANY)
+            except ValueError as error:
+                raise ValueError(f"recipe {name!r} does not fit {type(model).__name__}: {error}") from error
+    if contest.metric is not None and loader is not None:
+        measured(model, list(itertools.islice(loader, 1)), contest.metric)

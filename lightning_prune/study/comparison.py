@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, overload
 
-from lightning_prune.study.trials import Outcome
+from lightning_prune.study.training import Outcome
 from lightning_prune.tables import aligned
 
 Cost = Literal["macs", "effective_macs", "bytes"]
@@ -82,9 +82,22 @@ class Comparison(Sequence[Row]):
 
     def __str__(self) -> str:
         header = ("", "rank", self.metric, "spread", "MACs", "effective", "parameters", "bytes", "s per run")
-        rows = [header, *(_cells(row) for row in self.rows)]
+        rows = [
+            (
+                row.name,
+                str(row.rank),
+                f"{row.mean:.4f}",
+                f"± {row.spread:.4f}",
+                _mean(one.macs for one in row.outcomes),
+                _mean(one.effective_macs for one in row.outcomes),
+                _mean(one.parameters for one in row.outcomes),
+                _mean(one.bytes for one in row.outcomes),
+                f"{statistics.fmean(one.seconds for one in row.outcomes):.1f}",
+            )
+            for row in self.rows
+        ]
         seeds = len(self.rows[0].outcomes)
-        return f"{aligned(rows)}\nranked at equal {self.equal}; {self.epochs} epochs, {seeds} seeds each"
+        return f"{aligned([header, *rows])}\nranked at equal {self.equal}; {self.epochs} epochs, {seeds} seeds each"
 
     def control_of(self, name: str) -> Row | None:
         """Return the best dense network that costs as much as this side; None where there is none."""
@@ -94,20 +107,6 @@ class Comparison(Sequence[Row]):
     def to_json(self) -> str:
         """Return the rows and their outcomes as JSON text."""
         return json.dumps(asdict(self), indent=1)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.name,
-        str(row.rank),
-        f"{row.mean:.4f}",
-        f"± {row.spread:.4f}",
-        _mean(one.macs for one in row.outcomes),
-        _mean(one.effective_macs for one in row.outcomes),
-        _mean(one.parameters for one in row.outcomes),
-        _mean(one.bytes for one in row.outcomes),
-        f"{statistics.fmean(one.seconds for one in row.outcomes):.1f}",
-    )
 
 
 def _mean(values: Iterable[int | None]) -> str:

@@ -1,18 +1,18 @@
 """A sensitivity curve as a value: metric against sparsity of each layer or channel group."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lightning_prune.documents import Form
 from lightning_prune.tables import aligned
+from lightning_prune.values import check_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = "lightning_prune.sensitivity"
-VERSION = 1
+FORM = Form("lightning_prune.sensitivity", 1, "sensitivity curve")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Sensitivity:
         Raises:
             ValueError: it is negative or not finite.
         """
-        if not 0 <= max_drop < math.inf:
-            raise ValueError(f"max_drop must be a finite number of at least 0, got {max_drop!r}")
+        check_number("max_drop", max_drop, 0)
         return {name: _limit(self.levels, self.drops(name), max_drop) for name in self.metrics}
 
     def __str__(self) -> str:
@@ -75,7 +74,7 @@ class Sensitivity:
 
     def to_json(self) -> str:
         """Return it as JSON text, for :meth:`from_json`."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1)
+        return FORM.write(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Sensitivity":
@@ -84,7 +83,8 @@ class Sensitivity:
         Raises:
             ValueError: the text is no curve, of a newer version, or of a run that was stopped.
         """
-        document = read(text)
+        document = FORM.read(text)
+        # a file of a stopped run has every name, with fewer points than levels
         missing = sum(len(document["levels"]) - len(values) for values in document["metrics"].values())
         if missing:
             raise ValueError(f"the curve lacks {missing} points; run sensitivity(…, path=…) again to complete it")
@@ -111,25 +111,6 @@ class Sensitivity:
         axes.set(xlabel=f"removed from this one alone, {self.granularity.partition('(')[0].lower()}s")
         figure.colorbar(image, label=f"drop of {self.metric} (from {self.base:.4g})")
         return figure
-
-
-def read(text: str) -> dict[str, Any]:
-    """Return the document in a curve's text, which may be incomplete.
-
-    Raises:
-        ValueError: the text is no curve or of a newer version.
-    """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the text is no sensitivity curve: {error}; pass what to_json() returned") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f'the text is no sensitivity curve, "format" is not "{FORMAT}"; pass what to_json() returned')
-    if document.get("version") != VERSION:
-        raise ValueError(
-            f"the curve is of version {document.get('version')!r}, this package reads {VERSION}; upgrade it"
-        )
-    return document
 
 
 def _limit(levels: tuple[float, ...], drops: tuple[float, ...], max_drop: float) -> float:

@@ -88,7 +88,7 @@ def measure(
         tables: criterion -> target or channel group -> score of each unit.
 
     Source:
-        Molchanov et al. 2019, equation 1: the importance of a parameter is the squared change of the error without it.
+        Molchanov et al. 2019, equation 1: what a parameter is worth is the squared change of the error without it.
     """
     model, before, dtype = _widened(model, passes, loss)
     changes = []
@@ -117,12 +117,11 @@ def _widened(model: nn.Module, passes: Passes, loss: Loss | None) -> tuple[nn.Mo
 
 @torch.no_grad()
 def _mean_loss(model: nn.Module, passes: Passes, loss: Loss | None, dtype: torch.dtype) -> float:
-    values = [float(loss_of(model, _as(batch, dtype), index, loss)) for index, batch in enumerate(passes)]
+    values = []
+    for index, batch in enumerate(passes):
+        wide = tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
+        values.append(float(loss_of(model, wide, index, loss)))
     return math.fsum(values) / len(values)
-
-
-def _as(batch: object, dtype: torch.dtype) -> object:
-    return tree_map(lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, batch)
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -66,27 +66,26 @@ def loss_of(model: nn.Module, batch: Any, index: int, loss: Loss | None) -> Tens
         ValueError: no scalar came back, or ``training_step`` asks for its Trainer.
         NonFiniteError: it is NaN or infinite.
     """
-    value = loss(model, batch) if loss is not None else _own_loss(model, batch, index)
-    source = "training_step" if loss is None else "loss(model, batch)"
+    source = "loss(model, batch)" if loss is not None else "training_step"
+    if loss is not None:
+        value = loss(model, batch)
+    elif isinstance(model, LightningModule):
+        takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+        try:
+            value = model.training_step(batch, index) if takes_index else model.training_step(batch)
+        except RuntimeError as error:
+            if "not attached to a `Trainer`" not in str(error):
+                raise
+            raise ValueError(
+                f"training_step of {type(model).__name__} asks for its Trainer, and there is none here: pass"
+                " loss=lambda model, batch: …"
+            ) from error
+        value = value.get("loss") if isinstance(value, Mapping) else value
+    else:
+        raise TypeError(f"{type(model).__name__} is no LightningModule: pass loss=lambda model, batch: …")
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(f"{source} returned {got:.120} for batch {index}; it must return a scalar tensor")
     if not bool(torch.isfinite(value.detach())):
         raise NonFiniteError(f"{source} returned {float(value.detach())} for batch {index}; look at weights and data")
     return value.squeeze()
-
-
-def _own_loss(model: nn.Module, batch: Any, index: int) -> object:  # noqa: ANN401
-    if not isinstance(model, LightningModule):
-        raise TypeError(f"{type(model).__name__} is no LightningModule: pass loss=lambda model, batch: …")
-    takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
-    try:
-        found = model.training_step(batch, index) if takes_index else model.training_step(batch)
-    except RuntimeError as error:
-        if "not attached to a `Trainer`" not in str(error):
-            raise
-        raise ValueError(
-            f"training_step of {type(model).__name__} asks for its Trainer, and there is none here: pass"
-            " loss=lambda model, batch: …"
-        ) from error
-    return found.get("loss") if isinstance(found, Mapping) else found

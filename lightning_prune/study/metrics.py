@@ -53,33 +53,24 @@ def evaluate(model: nn.Module, passes: Passes, metric: MetricLike) -> float:
     Raises:
         ValueError: the metric gave no scalar, or a batch is no pair of inputs and targets where it takes them.
     """
-    return _of_metric(model, passes, metric) if isinstance(metric, Metric) else _of_function(model, passes, metric)
-
-
-def _of_metric(model: nn.Module, passes: Passes, metric: Metric) -> float:
-    own = copy.deepcopy(metric).to(passes.device)
-    own.reset()
-    for batch in passes:
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise ValueError(
-                f"{named(metric)} needs batches (inputs, targets), the loader gave {type(batch).__name__}; pass"
-                " metric=lambda model, batch: … instead"
-            )
-        own.update(model(batch[0]), batch[1])
-    return _scalar(own.compute(), metric)
-
-
-def _of_function(model: nn.Module, passes: Passes, metric: Callable[[nn.Module, Any], Any]) -> float:
+    if isinstance(metric, Metric):
+        own = copy.deepcopy(metric).to(passes.device)
+        own.reset()
+        for batch in passes:
+            if not isinstance(batch, tuple | list) or len(batch) < 2:
+                raise ValueError(
+                    f"{named(metric)} needs batches (inputs, targets), the loader gave {type(batch).__name__}; pass"
+                    " metric=lambda model, batch: … instead"
+                )
+            own.update(model(batch[0]), batch[1])
+        return _scalar(own.compute(), metric)
     values, sizes = [], []
     for batch in passes:
         values.append(_scalar(metric(model, batch), metric))
-        sizes.append(_size(batch))
+        # the samples of a batch, so that a smaller last one does not weigh as a full one
+        first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), None)
+        sizes.append(1 if first is None else max(1, len(first)))
     return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-
-
-def _size(batch: object) -> int:
-    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), None)
-    return 1 if first is None else max(1, len(first))
 
 
 def _scalar(value: object, metric: MetricLike) -> float:

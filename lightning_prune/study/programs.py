@@ -26,8 +26,8 @@ Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Program:
-    """One variant as a program.
+class ProgramCost:
+    """What one variant costs as a program.
 
     Args:
         bytes: of the file.
@@ -50,7 +50,9 @@ class Empty(nn.Module):
         return torch.relu(inputs[0].flatten()[:1].float())
 
 
-def programs(models: Mapping[str, nn.Module], inputs: Inputs, backend: "Backend", rounds: int) -> dict[str, Program]:
+def programs(
+    models: Mapping[str, nn.Module], inputs: Inputs, backend: "Backend", rounds: int
+) -> dict[str, ProgramCost]:
     """Export models, each verified, and measure them in turns.
 
     Args:
@@ -69,10 +71,10 @@ def programs(models: Mapping[str, nn.Module], inputs: Inputs, backend: "Backend"
         paths = {name: Path(folder) / f"{index}.pte" for index, name in enumerate(models)}
         files = {n: export(m, paths[n], example_inputs=inputs, backend=backend) for n, m in models.items()}
         if not backend.runs_here:
-            return {name: Program(file.size_bytes, file.zipped_bytes, None, None) for name, file in files.items()}
+            return {name: ProgramCost(file.size_bytes, file.zipped_bytes, None, None) for name, file in files.items()}
         times = benchmark(paths, inputs, rounds=rounds)
         return {
-            name: Program(file.size_bytes, file.zipped_bytes, times[name].median_ms, times[name].ratio)
+            name: ProgramCost(file.size_bytes, file.zipped_bytes, times[name].median_ms, times[name].ratio)
             for name, file in files.items()
         }
 

@@ -7,10 +7,44 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.model import masks
+from lightning_prune.model.summary import Inputs, as_tuple, example_of
+from lightning_prune.run.binding import units_of
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.selection.granularity import Channel, Granularity
+from lightning_prune.selection.targets import Targets
 
 Gone = Mapping[str, Tensor]
 """Dense name -> bool mask of the parameter's shape, True = zeroed."""
+
+
+def units_for(
+    model: nn.Module, granularity: Granularity | Channel, targets: Targets, example_inputs: Inputs | None
+) -> Units:
+    """Return what a study removes from a model.
+
+    Args:
+        model: dense or masked.
+        granularity: the units.
+        targets: whose.
+        example_inputs: of ``forward``, for channels; None: the model's own example.
+
+    Raises:
+        TypeError: granularity or targets are of another type.
+        ValueError: there is no example input, and channels need it.
+    """
+    if not isinstance(granularity, Granularity | Channel):
+        raise TypeError(
+            f"granularity must be Element(), NOfM(n, m), Block(shape) or Channel(), got {granularity!r:.80}"
+        )
+    if not isinstance(targets, Targets):
+        raise TypeError(f"targets must be Targets(include=…, exclude=…), got {targets!r:.80}")
+    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+    if inputs is None and isinstance(granularity, Channel):
+        raise ValueError(
+            f"{granularity} needs an example input of {type(model).__name__}: pass example_inputs=torch.zeros(1, …), or"
+            " set its example_input_array"
+        )
+    return units_of(granularity, targets, model, inputs)
 
 
 def live_masks(model: nn.Module, units: Units) -> dict[str, Tensor]:

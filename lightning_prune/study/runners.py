@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 
-from lightning_prune.study.trials import Contest, Outcome, Trial, run
+from lightning_prune.study.training import Contest, Outcome, Training, run
+from lightning_prune.values import check_whole
 
-Runner = Callable[[Contest, Sequence[Trial]], Iterator[Outcome]]
-"""``runner(contest, trials) -> outcomes``, in any order, each as soon as it is there."""
+Runner = Callable[[Contest, Sequence[Training]], Iterator[Outcome]]
+"""``runner(contest, trainings) -> outcomes``, in any order, each as soon as it is there."""
 
 
 @dataclass(frozen=True)
 class InTurn:
     """One run after the other in this process."""
 
-    def __call__(self, contest: Contest, trials: Sequence[Trial]) -> Iterator[Outcome]:
+    def __call__(self, contest: Contest, trainings: Sequence[Training]) -> Iterator[Outcome]:
         """Yield the outcomes in order."""
-        return (run(contest, trial) for trial in trials)
+        return (run(contest, training) for training in trainings)
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ class Processes:
     count: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count is not None and (isinstance(self.count, bool) or self.count < 1):
-            raise ValueError(f"Processes.count must be at least 1, or None, got {self.count!r}")
+        if self.count is not None:
+            check_whole("Processes.count", self.count, 1)
 
-    def __call__(self, contest: Contest, trials: Sequence[Trial]) -> Iterator[Outcome]:
+    def __call__(self, contest: Contest, trainings: Sequence[Training]) -> Iterator[Outcome]:
         """Yield the outcomes as they come."""
-        count = min(self.count or torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // 2), len(trials))
+        count = min(self.count or torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // 2), len(trainings))
         context = multiprocessing.get_context("spawn")
         slots: Queue[Any] = context.Queue()
         for slot in range(count):
             slots.put((slot, count))
         with ProcessPoolExecutor(count, context, initializer=_take_slot, initargs=(slots,)) as pool:
-            futures = [pool.submit(run, contest, trial) for trial in trials]
+            futures = [pool.submit(run, contest, training) for training in trainings]
             try:
                 for future in as_completed(futures):
                     yield future.result()
@@ -83,7 +84,7 @@ class RayTune:
     gpus: float = 0
     address: str | None = None
 
-    def __call__(self, contest: Contest, trials: Sequence[Trial]) -> Iterator[Outcome]:
+    def __call__(self, contest: Contest, trainings: Sequence[Training]) -> Iterator[Outcome]:
         """Yield the outcomes when all are there.
 
         Raises:
@@ -97,9 +98,9 @@ class RayTune:
             raise ImportError("RayTune needs Ray: pip install 'lightning-prune[ray]'") from error
         if not ray.is_initialized():
             ray.init(address=self.address, log_to_driver=False)
-        held = ray.put((contest, tuple(trials)))
-        trainable = tune.with_resources(partial(_ray_trial, held), {"cpu": self.cpus, "gpu": self.gpus})
-        space = {"index": tune.grid_search(list(range(len(trials))))}
+        held = ray.put((contest, tuple(trainings)))
+        trainable = tune.with_resources(partial(_run_on_ray, held), {"cpu": self.cpus, "gpu": self.gpus})
+        space = {"index": tune.grid_search(list(range(len(trainings))))}
         quiet = tune.RunConfig(verbose=0)
         for result in tune.Tuner(trainable, param_space=space, run_config=quiet).fit():
             if result.error is not None or result.metrics is None:
@@ -107,8 +108,8 @@ class RayTune:
             yield Outcome(**result.metrics["outcome"])
 
 
-def _ray_trial(held: Any, config: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+def _run_on_ray(held: Any, config: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
     import ray  # pyright: ignore[reportMissingImports]
 
-    contest, trials = ray.get(held)
-    return {"outcome": vars(run(contest, trials[config["index"]]))}
+    contest, trainings = ray.get(held)
+    return {"outcome": vars(run(contest, trainings[config["index"]]))}

@@ -1,12 +1,10 @@
 """How much each layer or channel group stands: the metric with one after the other pruned, nothing trained."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,14 @@ from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Inputs, as_evaluated
-from lightning_prune.run.binding import units_of
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Targets
-from lightning_prune.study.arguments import check_units, inputs_for
-from lightning_prune.study.curve import FORMAT, VERSION, Sensitivity, read
+from lightning_prune.study.curve import FORM, Sensitivity
 from lightning_prune.study.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.study.passes import Passes, own_random_state
-from lightning_prune.study.removal import held, live_masks
+from lightning_prune.study.removal import held, live_masks, units_for
+from lightning_prune.values import check_number
 
 
 def sensitivity(
@@ -83,36 +80,41 @@ def sensitivity(
     """
     chosen = _checked_levels(levels)
     check_metric(metric)
-    _check_criterion(criterion)
-    check_units(granularity, targets)
-    inputs = inputs_for(model, granularity, example_inputs)
-    units = units_of(granularity, targets, model, inputs)
+    if isinstance(criterion, ObservingCriterion):
+        raise TypeError(
+            f"{criterion} watches {criterion.watches}s, and this makes forward passes only: measure it first and pass"
+            f" criterion=significance(model, loader, criteria={criterion})"
+        )
+    if isinstance(criterion, type) or not callable(criterion):
+        raise TypeError(f"criterion must be a function or a value such as Magnitude(), got {criterion!r:.80}")
+    value: object = criterion
+    plain = type(value).__name__ if isinstance(value, Mapping) else str(value)  # a significance prints as its table
+    units = units_for(model, granularity, targets, example_inputs)
     with _undisturbed(model):
         points = _Points(model, Passes(loader, model, seed), metric, units, criterion, chosen)
         about = Sensitivity(
             base=0.0, levels=chosen, metrics={}, sizes={name: units.sizes[name] for name in _named(units, layers)},
             higher_is_better=is_higher_better(metric, higher_is_better), granularity=str(granularity),
-            criterion=_text(criterion), metric=named(metric),
+            criterion=getattr(value, "__qualname__", plain), metric=named(metric),
         )  # fmt: skip
-        return _measured(points, about, None if path is None else _File(Path(path), model, seed))
-
-
-def _measured(points: "_Points", about: Sensitivity, file: "_File | None") -> Sensitivity:
-    known = None if file is None else file.load(about)
-    base = points.base() if known is None else known[0]
-    if not math.isfinite(base):
-        raise NonFiniteError(f"{spoken(about.metric)} is {base} with nothing pruned; look at the weights and the data")
-    found: dict[str, list[float]] = {} if known is None else {name: list(v) for name, v in known[1].items()}
-    curve = replace(about, base=base)
-    with tqdm(total=len(about.sizes) * len(about.levels), desc="sensitivity", disable=None, leave=False) as bar:
-        bar.update(sum(map(len, found.values())))
-        for name in about.sizes:
-            for value in points.of(name, base, found.setdefault(name, [])):
-                found[name].append(value)
-                bar.update()
-                if file is not None:
-                    file.save(curve, found)
-    return replace(curve, metrics={name: tuple(values) for name, values in found.items()})
+        file = None if path is None else _File(Path(path), model, seed)
+        known = None if file is None else file.load(about)
+        base = points.base() if known is None else known[0]
+        if not math.isfinite(base):
+            raise NonFiniteError(
+                f"{spoken(about.metric)} is {base} with nothing pruned; look at the weights and the data"
+            )
+        measured: dict[str, list[float]] = {} if known is None else {name: list(v) for name, v in known[1].items()}
+        curve = replace(about, base=base)
+        with tqdm(total=len(about.sizes) * len(chosen), desc="sensitivity", disable=None, leave=False) as bar:
+            bar.update(sum(map(len, measured.values())))
+            for name in about.sizes:
+                for value in points.of(name, base, measured.setdefault(name, [])):
+                    measured[name].append(value)
+                    bar.update()
+                    if file is not None:
+                        file.save(curve, measured)
+        return replace(curve, metrics={name: tuple(values) for name, values in measured.items()})
 
 
 @dataclass
@@ -138,7 +140,12 @@ class _Points:
 
     def of(self, name: str, base: float, known: Sequence[float]) -> Iterator[float]:
         """Yield the metric at each level of one layer or group behind those known already."""
-        units = _alone(self.units, name, self.model)
+        if isinstance(self.units, ChannelUnits):
+            units = self.units.only([name], masks.dense_parameters(self.model))
+        elif isinstance(self.units, ElementUnits):
+            units = replace(self.units, targets=tuple(target for target in self.units.targets if target.name == name))
+        else:
+            raise TypeError(f"units of another kind: {self.units!r:.80}")
         live = live_masks(self.model, units)
         candidates = units.candidates(self.scores, live)
         removed = [units.removed({name: level}, candidates) for level in self.levels]
@@ -150,15 +157,6 @@ class _Points:
                     zero({n: ~mask.to(live[n].device) for n, mask in units.masks(candidates, counts, self.scores)})
                     measured[counts[name]] = evaluate(self.model, self.passes, self.metric)
                 yield measured[counts[name]]
-
-
-def _alone(units: Units, name: str, model: nn.Module) -> Units:
-    """Return the units of one target or channel group."""
-    if isinstance(units, ChannelUnits):
-        return units.only([name], masks.dense_parameters(model))
-    if not isinstance(units, ElementUnits):
-        raise TypeError(f"units of another kind: {units!r:.80}")
-    return replace(units, targets=tuple(target for target in units.targets if target.name == name))
 
 
 @contextmanager
@@ -196,7 +194,7 @@ class _File:
         if not self.path.exists():
             return None
         try:
-            document = read(self.path.read_text(encoding="utf-8"))
+            document = FORM.read(self.path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{self.path} cannot be gone on with: {error}; pass another path or delete it") from error
         expected = self._document(about, {})
@@ -208,16 +206,17 @@ class _File:
             )
         return document["base"], document["metrics"]
 
-    def save(self, curve: Sensitivity, found: Mapping[str, Sequence[float]]) -> None:
+    def save(self, curve: Sensitivity, measured: Mapping[str, Sequence[float]]) -> None:
         """Replace the file by one with these points."""
+        # a process that is killed while it writes leaves the file of before
         written = self.path.with_name(f"{self.path.name}.part")
-        written.write_text(json.dumps(self._document(curve, found), indent=1), encoding="utf-8")
+        written.write_text(FORM.write(self._document(curve, measured), indent=1), encoding="utf-8")
         os.replace(written, self.path)
 
-    def _document(self, curve: Sensitivity, found: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        metrics = {name: list(found.get(name, ())) for name in curve.sizes}
-        own = {"format": FORMAT, "version": VERSION, "weights": self.weights, "seed": self.seed}
-        return own | json.loads(replace(curve, metrics={}).to_json()) | {"metrics": metrics}
+    def _document(self, curve: Sensitivity, measured: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        metrics = {name: list(measured.get(name, ())) for name in curve.sizes}
+        plain = FORM.read(replace(curve, metrics={}).to_json())
+        return {"weights": self.weights, "seed": self.seed, **plain, "metrics": metrics}
 
 
 def _checked_levels(levels: Iterable[float]) -> tuple[float, ...]:
@@ -227,21 +226,10 @@ def _checked_levels(levels: Iterable[float]) -> tuple[float, ...]:
     if not chosen:
         raise ValueError("levels is empty; pass at least one share such as 0.5")
     for level in chosen:
-        if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
-            raise ValueError(f"levels must lie in (0, 1), got {level!r}: they are shares of one layer's units")
+        check_number("levels", level, above=0, below=1, why=": they are shares of one layer's units")
     if list(chosen) != sorted(set(chosen)):
         raise ValueError(f"levels must rise and name each share once, got {chosen}")
     return tuple(map(float, chosen))
-
-
-def _check_criterion(criterion: object) -> None:
-    if isinstance(criterion, ObservingCriterion):
-        raise TypeError(
-            f"{criterion} watches {criterion.watches}s, and this makes forward passes only: measure it first and pass"
-            f" criterion=significance(model, loader, criteria={criterion})"
-        )
-    if isinstance(criterion, type) or not callable(criterion):
-        raise TypeError(f"criterion must be a function or a value such as Magnitude(), got {criterion!r:.80}")
 
 
 def _named(units: Units, layers: Sequence[str] | None) -> tuple[str, ...]:
@@ -257,9 +245,3 @@ def _named(units: Units, layers: Sequence[str] | None) -> tuple[str, ...]:
             else "layers is empty; leave it out to measure all"
         )
     return tuple(dict.fromkeys(layers))
-
-
-def _text(criterion: object) -> str:
-    return getattr(
-        criterion, "__qualname__", type(criterion).__name__ if isinstance(criterion, Mapping) else str(criterion)
-    )

@@ -1,7 +1,7 @@
 """What each weight or channel does to the loss, and whether that can be believed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,16 +23,16 @@ from lightning_prune.criteria import (
 )
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Inputs
-from lightning_prune.run.binding import check_seen, units_of
+from lightning_prune.run.binding import check_seen
 from lightning_prune.selection import Units
 from lightning_prune.selection.granularity import Channel, Element, Granularity
 from lightning_prune.selection.targets import Targets
-from lightning_prune.study.arguments import check_units, inputs_for
 from lightning_prune.study.deletion import Deletion, drawn, measure
 from lightning_prune.study.losses import Loss, check_loss, loss_of, trainless_copy
 from lightning_prune.study.passes import Passes, own_random_state
-from lightning_prune.study.removal import live_masks
+from lightning_prune.study.removal import live_masks, units_for
 from lightning_prune.tables import aligned
+from lightning_prune.values import check_whole
 
 AnyCriterion = Callable[[str, Tensor], Tensor] | ObservingCriterion
 
@@ -146,31 +146,22 @@ def significance(
     """
     chosen = _checked(criteria, validate)
     check_loss(model, loss)
-    check_units(granularity, targets)
-    inputs = inputs_for(model, granularity, example_inputs)
     with own_random_state(), torch.inference_mode(False):
         copied = trainless_copy(model)
-        units = units_of(granularity, targets, copied, inputs)
+        units = units_for(copied, granularity, targets, example_inputs)
         chosen, left_out = _able(chosen, units, copied, asked=criteria is not None)
         passes = Passes(loader, copied, seed)
-        found = replace(_measured(copied, passes, loss, units, chosen), left_out=left_out)
+        observed = _observe(copied, passes, loss, units, chosen)
+        scores = [_scores(criterion, copied, units, seen) for criterion, seen in zip(chosen, observed, strict=True)]
+        tables = {str(criterion): _by_unit(units, one, copied) for criterion, one in zip(chosen, scores, strict=True)}
+        elements = {name: scores[0][name].clone() for name in scores[0]}
         if validate is None:
-            return found
+            return Significance(tables, elements, left_out=left_out)
         rivals = {str(Magnitude()): _by_unit(units, _scores(Magnitude(), copied, units, Observations()), copied)}
         gone = {name: table == -torch.inf for name, table in rivals[str(Magnitude())].items()}
         sample = drawn(units.sizes, gone, validate, seed)
-        return replace(
-            found, deletion=measure(copied, passes, loss, units, sample, found.elements, {**found.tables, **rivals})
-        )
-
-
-def _measured(
-    model: nn.Module, passes: Passes, loss: Loss | None, units: Units, criteria: Sequence[AnyCriterion]
-) -> Significance:
-    observed = _observe(model, passes, loss, units, criteria)
-    scores = [_scores(criterion, model, units, seen) for criterion, seen in zip(criteria, observed, strict=True)]
-    tables = {str(criterion): _by_unit(units, one, model) for criterion, one in zip(criteria, scores, strict=True)}
-    return Significance(tables, {name: scores[0][name].clone() for name in scores[0]})
+        deletion = measure(copied, passes, loss, units, sample, elements, {**tables, **rivals})
+        return Significance(tables, elements, deletion, left_out)
 
 
 def _able(
@@ -200,8 +191,8 @@ def _checked(criteria: AnyCriterion | Sequence[AnyCriterion] | None, validate: i
             raise TypeError(f"criteria must be values such as Taylor() or functions, got {one!r}")
     if len({str(one) for one in several}) < len(several):
         raise ValueError(f"criteria names one twice: {', '.join(map(str, several))}")
-    if validate is not None and (isinstance(validate, bool) or not isinstance(validate, int) or validate < 3):
-        raise ValueError(f"validate must be a whole number of at least 3 units to remove, or None, got {validate!r}")
+    if validate is not None:
+        check_whole("validate", validate, 3, "units to remove", ": a rank correlation needs as many")
     return several
 
 

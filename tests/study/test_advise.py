@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune.study import Advice, Comparison, Row, advise
 from lightning_prune.study.advise import judged
-from lightning_prune.study.programs import Program, narrower, sparser
-from lightning_prune.study.trials import Outcome
+from lightning_prune.study.programs import ProgramCost, narrower, sparser
+from lightning_prune.study.training import Outcome
 
 
-def timed(whole: float, empty: float, half: float, least: float, zeros: float = 1.0) -> dict[str, Program]:
+def timed(whole: float, empty: float, half: float, least: float, zeros: float = 1.0) -> dict[str, ProgramCost]:
     times = {"whole": whole, "empty": empty, "half": half, "least": least, "zeros": zeros * whole}
-    return {name: Program(1000, 900, ms, ms / whole) for name, ms in times.items()}
+    return {name: ProgramCost(1000, 900, ms, ms / whole) for name, ms in times.items()}
 
 
 def control(pruned: float, small: float, spread: float = 0.0) -> Comparison:
@@ -45,7 +45,7 @@ def control(pruned: float, small: float, spread: float = 0.0) -> Comparison:
     ],
 )
 def test_what_speaks_for_and_against(
-    found: dict[str, Program], comparison: Comparison | None, is_yes: bool, reason: str
+    found: dict[str, ProgramCost], comparison: Comparison | None, is_yes: bool, reason: str
 ) -> None:
     is_prune, findings = judged(found, "", comparison)
     assert is_prune is is_yes
@@ -64,7 +64,7 @@ def test_a_backend_that_uses_zeros_and_one_that_ignores_them() -> None:
 def test_a_backend_that_runs_elsewhere_is_judged_by_size() -> None:
     found = {name: replace(one, ms=None, ratio=None) for name, one in timed(1.0, 0.01, 0.4, 0.1).items()}
     assert judged(found, "", None)[0] is False
-    assert judged(found | {"half": Program(300, 200, None, None)}, "", None)[0] is True
+    assert judged(found | {"half": ProgramCost(300, 200, None, None)}, "", None)[0] is True
 
 
 def test_nothing_to_remove() -> None:

@@ -17,7 +17,7 @@ from lightning_prune.schedules import Linear, OneShot
 from lightning_prune.study import Comparison, InTurn, Processes, RayTune, compare
 from lightning_prune.study.comparison import by_side, levels, ranked
 from lightning_prune.study.control import small_dense
-from lightning_prune.study.trials import Contest, Outcome, Trial, run
+from lightning_prune.study.training import Contest, Outcome, Training, run
 
 CPU = {"accelerator": "cpu"}
 SCHEDULE = Linear(0.5, begin_step=2, end_step=0.6, frequency=2)
@@ -80,11 +80,11 @@ def test_the_modules_own_loss_is_the_metric_where_none_is_given() -> None:
 
 def test_a_run_is_the_same_run_again() -> None:
     contest = Contest(Net, data, 1, accuracy, CPU)
-    trial = Trial("channels", 5, CHANNELS)
+    trial = Training("channels", 5, CHANNELS)
     first, second = run(contest, trial), run(contest, trial)
     assert first.metric == second.metric
     assert first.macs == second.macs
-    assert run(contest, Trial("channels", 6, CHANNELS)) != first
+    assert run(contest, Training("channels", 6, CHANNELS)) != first
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ class TestBadInput:
         self.refused(ValueError, r"recipe 'a' does not fit Net: Taylor\(\) watches", recipes={"a": early})
 
     def test_numbers(self) -> None:
-        self.refused(ValueError, "budget_epochs must be a whole number of at least 1", budget_epochs=0)
+        self.refused(ValueError, "budget_epochs must be at least 1", budget_epochs=0)
         self.refused(ValueError, "seeds must be at least 1", seeds=0)
         self.refused(ValueError, "seeds names one twice", seeds=(1, 1))
         self.refused(TypeError, "seeds must be a number of runs", seeds="ab")

@@ -143,12 +143,16 @@ def test_a_file_of_another_measurement(tmp_path: Path) -> None:
         model.conv1.weight[0] += 1
     with pytest.raises(ValueError, match="holds another measurement: its weights differ"):
         sensitivity(model, batches(), metric=accuracy, levels=LEVELS, path=file)
-    for text, message in (("{", "no sensitivity curve"), ("{}", '"format" is not'), ("[]", '"format" is not')):
+    for text, message in (
+        ("{", "is no JSON text"),
+        ("{}", '"format" is not'),
+        ("[]", '"format" is not'),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             sensitivity(model, batches(), metric=accuracy, levels=LEVELS, path=file)
     document = json.loads(curve(a=(1, 1, 1)).to_json()) | {"version": 9}
-    with pytest.raises(ValueError, match="the curve is of version 9"):
+    with pytest.raises(ValueError, match="the sensitivity curve is of version 9"):
         Sensitivity.from_json(json.dumps(document))
 
 
@@ -157,7 +161,7 @@ def test_limits_lie_between_the_points() -> None:
     limits = found.limits(0.04)
     assert limits == pytest.approx({"flat": 0.75, "steep": 0.02, "late": 0.5 + 0.25 * 0.25, "broken": 0.25})
     assert found.limits(0.0)["late"] == 0.25
-    with pytest.raises(ValueError, match="max_drop must be a finite number of at least 0"):
+    with pytest.raises(ValueError, match="max_drop must be a number at least 0"):
         found.limits(-1)
 
 
@@ -212,7 +216,8 @@ class TestBadInput:
 
     @pytest.mark.parametrize("level", [0, 1, -0.5, 1.5, math.nan, True, "0.5"])
     def test_levels(self, level: Any) -> None:
-        self.refused(ValueError, r"levels must lie in \(0, 1\), got", levels=(level,))
+        kind = TypeError if isinstance(level, bool | str) else ValueError
+        self.refused(kind, "levels must be a number above 0 and below 1, got", levels=(level,))
 
     def test_more_levels(self) -> None:
         self.refused(TypeError, "levels must be several shares", levels=0.5)

@@ -238,8 +238,8 @@ class TestBadInput:
             significance(model, batches(), loss=stopped, validate=8, granularity=Channel())
 
     def test_arguments(self) -> None:
-        self.refused(ValueError, "validate must be a whole number of at least 3", validate=2)
-        self.refused(ValueError, "validate must be a whole number", validate=True)
+        self.refused(ValueError, "validate must be at least 3", validate=2)
+        self.refused(TypeError, "validate must be an int", validate=True)
         self.refused(ValueError, "criteria is empty", criteria=())
         self.refused(TypeError, r"criteria must be values such as Taylor\(\)", criteria=Taylor)
         self.refused(ValueError, "criteria names one twice", criteria=(Wanda(), Wanda()))

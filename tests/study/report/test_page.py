@@ -26,7 +26,7 @@ from lightning_prune.study.report import History, Recorder, Report
 from lightning_prune.study.report.figures import HeatMap, Section, Table
 from lightning_prune.study.report.page import page
 from lightning_prune.study.report.texts import cleaned
-from lightning_prune.study.trials import Outcome
+from lightning_prune.study.training import Outcome
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome on the PATH")
 VOID = {"meta", "link", "line", "rect", "path", "circle"}

@@ -46,8 +46,8 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run.
+class Training:
+    """One run of one side.
 
     Args:
         name: of the side.
@@ -87,58 +87,48 @@ class Outcome:
     seconds: float
 
 
-def run(contest: Contest, trial: Trial) -> Outcome:
+def run(contest: Contest, training: Training) -> Outcome:
     """Train one side with one seed and measure it.
 
     Changes:
         the global random state is put back; ``make_model`` and the data may change what is theirs.
     """
     with own_random_state(), _quiet():
-        seed_all(trial.seed)
+        seed_all(training.seed)
         model = contest.make_model()
-        if trial.shrunk is not None:
-            small_dense(model, *trial.shrunk)
-        callbacks = [] if trial.recipes is None else [PruningCallback(trial.recipes)]
-        trainer = _trainer(contest, callbacks)
+        if training.shrunk is not None:
+            small_dense(model, *training.shrunk)
+        options: dict[str, Any] = {
+            "accelerator": "auto",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        } | dict(contest.trainer)
+        pruning = () if training.recipes is None else (PruningCallback(training.recipes),)
+        callbacks = [*pruning, *options.pop("callbacks", ())]
+        trainer = Trainer(max_epochs=contest.epochs, callbacks=callbacks, **options)
         train, val, module = loaders_of(contest.data)
-        seed_all(trial.seed)
+        # the model may have drawn any number of times: data and dropout begin alike on all sides
+        seed_all(training.seed)
         started = time.perf_counter()
         trainer.fit(model, train_dataloaders=train, val_dataloaders=val, datamodule=module)
         seconds = time.perf_counter() - started
         if masks.is_masked(model):
             finalize(model)
-        loader = val if module is None else module.val_dataloader()
-        return _outcome(model, trial, loader, contest.metric, seconds)
-
-
-def _trainer(contest: Contest, callbacks: list[Any]) -> Trainer:
-    options: dict[str, Any] = {
-        "accelerator": "auto",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-    } | dict(contest.trainer)
-    callbacks = [*callbacks, *options.pop("callbacks", ())]
-    return Trainer(max_epochs=contest.epochs, callbacks=callbacks, **options)
-
-
-def _outcome(
-    model: LightningModule, trial: Trial, loader: Iterable[Any], metric: MetricLike | None, seconds: float
-) -> Outcome:
-    summary = summarize(model)
-    return Outcome(
-        name=trial.name,
-        seed=trial.seed,
-        metric=measured(model, loader, metric),
-        macs=summary.macs,
-        effective_macs=summary.effective_macs,
-        parameters=summary.parameters,
-        bytes=summary.bytes,
-        seconds=seconds,
-    )
+        summary = summarize(model)
+        return Outcome(
+            name=training.name,
+            seed=training.seed,
+            metric=measured(model, val if module is None else module.val_dataloader(), contest.metric),
+            macs=summary.macs,
+            effective_macs=summary.effective_macs,
+            parameters=summary.parameters,
+            bytes=summary.bytes,
+            seconds=seconds,
+        )
 
 
 def measured(model: nn.Module, loader: Iterable[Any], metric: MetricLike | None) -> float:
