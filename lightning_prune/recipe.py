@@ -12,7 +12,7 @@ from lightning_prune.criteria import ActivationCriterion, GradientCriterion, Mag
 from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
 from lightning_prune.selection.allocation import Allocation, Global
-from lightning_prune.selection.granularity import Channel, Element, Granularity, NOfM
+from lightning_prune.selection.granularity import Channel, Element, Granularity
 from lightning_prune.selection.targets import Targets
 
 Count = Literal["channels", "params", "macs"]
@@ -73,7 +73,7 @@ class Recipe:
             raise ValueError(f"Recipe.schedule ends at sparsity {final!r}; it must lie in (0, 1), or nothing is pruned")
         if isinstance(self.granularity, Granularity) and self.count is None:
             full = self.granularity.full_sparsity
-            if final > full + 1e-9 or (isinstance(self.granularity, NOfM) and final < full - 1e-9):
+            if final > full + 1e-9 or (self.granularity.must_be_full and final < full - 1e-9):
                 raise ValueError(
                     f"{self.granularity} ends at sparsity {full!r}, and the schedule at {final!r}; set"
                     f" final_sparsity={full!r}"

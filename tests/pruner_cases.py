@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.criteria import Observations, Scores
+from lightning_prune.criteria import Scores
 from lightning_prune.model import masks
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
-from lightning_prune.run.pruner import Pruner
+from lightning_prune.run.pruner import Progress, Pruner
 from lightning_prune.selection import ChannelUnits
 
 X = (torch.zeros(1, 1, 8, 8),)
@@ -60,7 +60,7 @@ def bound(recipe: Recipe) -> Pruner:
 
 def ready(recipe: Recipe, model: nn.Module) -> Pruner:
     """Bind to a network of these shapes, which traces it only once for each recipe, and attach the masks."""
-    pruner = replace(bound(recipe), observed=Observations())
+    pruner = replace(bound(recipe), progress=Progress())
     pruner.attach(model)
     return pruner
 

@@ -1,5 +1,6 @@
 """What a criterion has seen since the last event."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -77,6 +78,10 @@ class Observations:
         """
         check_same(self.steps, "number of observed gradients")
         average({name: total for name, total in self.sums.items() if not is_sharded(total)})
+
+    def cut(self, cut: Callable[[str, Tensor], Tensor]) -> None:
+        """Follow a removal of channels: ``cut`` takes a dense name and a sum, and returns what is left of it."""
+        self.sums = {name: cut(name, total) for name, total in self.sums.items()}
 
     def clear(self) -> None:
         """Forget everything."""

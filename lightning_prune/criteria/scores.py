@@ -1,16 +1,15 @@
 """Scores as a mapping that computes them when they are read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_prune.criteria.observations import Observations
 from lightning_prune.criteria.watching import ObservingCriterion
-from lightning_prune.criteria.weights import CHUNK, Criterion, Magnitude, Random, wide
+from lightning_prune.criteria.weights import CHUNK, Criterion, weighing, wide
 from lightning_prune.distributed.shards import ALONE, Spread, is_sharded, lies_like, mixing
 from lightning_prune.errors import NonFiniteError
-from lightning_prune.model.frame import Frame
 
 
 class Scores(Mapping[str, Tensor]):
@@ -21,7 +20,6 @@ class Scores(Mapping[str, Tensor]):
         weights: dense name -> parameter.
         observed: what such a criterion has seen; unused otherwise.
         pruned: dense name -> bool mask (True = kept); pruned positions score -inf, so that they stay pruned.
-        frame: scores have the shapes of the beginning; what has been removed since scores -inf too.
         spread: which rows of each parameter this rank scores; those of a criterion that is a function of the user's
             are averaged over the ranks, in case it looks at data.
     """
@@ -32,11 +30,9 @@ class Scores(Mapping[str, Tensor]):
         weights: Mapping[str, Tensor],
         observed: Observations,
         pruned: Mapping[str, Tensor],
-        frame: Frame | None = None,
         spread: Spread = ALONE,
     ) -> None:
-        self._frame = frame or Frame()
-        self._criterion = criterion
+        self._criterion = criterion if isinstance(criterion, ObservingCriterion) else weighing(criterion)
         self._weights = weights
         self._observed = observed
         self._pruned = pruned
@@ -56,55 +52,45 @@ class Scores(Mapping[str, Tensor]):
         return len(self._weights)
 
     def __getitem__(self, name: str) -> Tensor:
-        scores = self._raw(name)
+        scores = next(self._pieces(name, lambda values: (values,)))
         if name in self._touched:
-            scores = scores.masked_fill(~self.spread.own(name, self._pruned[name]), -torch.inf)
-        return self._frame.widen(name, scores, -torch.inf)
+            return scores.masked_fill(~self.spread.own(name, self._pruned[name]), -torch.inf)
+        return scores
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """Yield the scores of one parameter as flat pieces in row-major order."""
-        if name in self._frame.keep:
-            yield from self[name].flatten().split(CHUNK)
-            return
+        """Yield the scores of one parameter as flat pieces in row-major order.
+
+        Of element-wise criteria no more than a piece is there at a time.
+        """
+        yield from self._flat(name, -torch.inf)
+
+    def _flat(self, name: str, pruned: float) -> Iterator[Tensor]:
         mask = self.spread.own(name, self._pruned[name]).flatten() if name in self._touched else None
-        for index, scores in enumerate(self._pieces(name)):
+        for index, scores in enumerate(self._pieces(name, lambda values: values.flatten().split(CHUNK))):
             start = index * CHUNK
-            yield scores if mask is None else torch.where(mask[start : start + CHUNK], scores, -torch.inf)
+            yield scores if mask is None else torch.where(mask[start : start + CHUNK], scores, pruned)
 
-    def _pieces(self, name: str) -> Iterator[Tensor]:
-        """Yield the scores of this rank's rows, flat; of built-in criteria without having all of them at once."""
-        if type(self._criterion) is Magnitude:
-            for weight in self._own(name).flatten().split(CHUNK):
-                yield self._checked(name, self._criterion(name, weight), weight.shape)
-        elif isinstance(self._criterion, ObservingCriterion):
-            total, steps = self._observed.total(name, self._criterion.watches)
-            total = self.spread.own(name, self._checked(name, total, self._weights[name].shape)).flatten()
-            for weight, piece in zip(self._own(name).flatten().split(CHUNK), total.split(CHUNK), strict=True):
-                yield self._checked(name, self._criterion.score(weight.to(wide(weight)), piece / steps), piece.shape)
-        else:
-            yield from self._raw(name).flatten().split(CHUNK)
-
-    def _own(self, name: str) -> Tensor:
-        return self.spread.own(name, self._weights[name].detach())
-
-    def _raw(self, name: str) -> Tensor:
-        weight, rows = self._weights[name].detach(), self.spread.rows.get(name)
+    def _pieces(self, name: str, cut: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[Tensor]:
+        """Yield the scores of this rank's rows, cut into pieces that an element-wise criterion sees one by one."""
+        weight = self._weights[name].detach()
+        own = self.spread.own(name, weight)
         if isinstance(self._criterion, ObservingCriterion):
-            return self._scored(self._criterion, name, weight.shape)
-        if type(self._criterion) is Magnitude:
-            return self._checked(name, self._criterion(name, own := self._own(name)), own.shape)
-        if isinstance(self._criterion, Random) and rows:
-            return self._criterion.rows(name, self._own(name), rows[0])
-        with mixing(weight):
-            scores = lies_like(self._criterion(name, weight), weight)
-        if type(self._criterion) is not Random and not is_sharded(scores):
-            scores = self.spread.mean(self._checked(name, scores, weight.shape))
-        return self.spread.own(name, self._checked(name, scores, weight.shape))
-
-    def _scored(self, criterion: ObservingCriterion, name: str, shape: torch.Size) -> Tensor:
-        mean = self._checked(name, self._observed.mean(name, criterion.watches), shape)
-        own = self._own(name)
-        return self._checked(name, criterion.score(own.to(wide(own)), self.spread.own(name, mean)), own.shape)
+            total, steps = self._observed.total(name, self._criterion.watches)
+            total = self.spread.own(name, self._checked(name, total, weight.shape))
+            for piece, term in zip(cut(own), cut(total), strict=True):
+                yield self._checked(name, self._criterion.score(piece.to(wide(piece)), term / steps), piece.shape)
+        elif self._criterion.is_elementwise:
+            for piece in cut(own):
+                yield self._checked(name, self._criterion(name, piece), piece.shape)
+        elif self._criterion.knows_rows:
+            first, _ = self.spread.rows.get(name, (0, 0))
+            yield from cut(self._checked(name, self._criterion.rows(name, own, first), own.shape))
+        else:
+            with mixing(weight):
+                scores = lies_like(self._criterion(name, weight), weight)
+            if not is_sharded(scores):
+                scores = self.spread.mean(self._checked(name, scores, weight.shape))
+            yield from cut(self.spread.own(name, self._checked(name, scores, weight.shape)))
 
     def _checked(self, name: str, scores: object, shape: torch.Size) -> Tensor:
         if not isinstance(scores, Tensor) or scores.shape != shape:
@@ -122,15 +108,12 @@ class Scores(Mapping[str, Tensor]):
             NonFiniteError: one is NaN or infinite; it names the parameter.
             PruningError: the criterion has observed nothing of a parameter.
         """
-        for name in self._weights:
-            for piece in self._own(name).flatten().split(CHUNK):
+        for name, weight in self._weights.items():
+            for piece in self.spread.own(name, weight.detach()).flatten().split(CHUNK):
                 _check_finite(name, "weights", piece)
-            if self._criterion != Magnitude(norm=1):
-                mask = self.spread.own(name, self._pruned[name]).flatten() if name in self._touched else None
-                for index, scores in enumerate(self._pieces(name)):
-                    start = index * CHUNK
-                    kept = scores if mask is None else torch.where(mask[start : start + CHUNK], scores, 0)
-                    _check_finite(name, "scores", kept)
+            if not self._criterion.stays_finite:
+                for scores in self._flat(name, 0.0):
+                    _check_finite(name, "scores", scores)
 
 
 def _check_finite(name: str, what: str, values: Tensor) -> None:

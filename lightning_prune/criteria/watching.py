@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class ObservingCriterion(ABC):
 
     watches: str
     """What it watches, in words, for messages."""
+    stays_finite: ClassVar[bool] = False
+    """Whether finite weights have finite scores, so that nobody need look."""
 
     def score(self, weight: Tensor, mean: Tensor) -> Tensor:
         """Return the scores from the weights as they are now and the mean of what was observed.

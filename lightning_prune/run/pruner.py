@@ -20,15 +20,14 @@ from lightning_prune.criteria import (
     watched,
 )
 from lightning_prune.distributed import ranks, shards
-from lightning_prune.distributed.shards import Spread
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Macs
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.removal import frame_of
+from lightning_prune.run.bound import BoundModel
 from lightning_prune.schedules import TimedSchedule
-from lightning_prune.selection import ChannelUnits, ElementUnits, Masks, Units
+from lightning_prune.selection import ChannelUnits, Masks, Units
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.budget import Budget, smallest_share
 from lightning_prune.selection.granularity import Granularity
@@ -56,8 +55,28 @@ class Event:
 
 
 @dataclass
+class Progress:
+    """How far a recipe has come in a run.
+
+    Args:
+        asked: the sparsity of the last event.
+        observed: what an observing criterion has seen since then.
+    """
+
+    asked: float = 0.0
+    observed: Observations = field(default_factory=Observations)
+
+    def start_over(self) -> None:
+        """Forget everything: the masks are new."""
+        self.asked = 0.0
+        self.observed.clear()
+
+
+@dataclass(frozen=True, eq=False)
 class Pruner:
     """A recipe bound to a model by :func:`lightning_prune.run.binding.bind`; it holds names and numbers, not modules.
+
+    It stays as it is through a run, but for its progress.
 
     Args:
         recipe: the recipe.
@@ -65,8 +84,7 @@ class Pruner:
         units: what may be removed.
         parameters: number of parameters of the dense network.
         macs: multiply-accumulates of the dense network; None without an example input.
-        observed: what an observing criterion has seen since the last event.
-        asked: the sparsity of the last event.
+        progress: how far it has come.
         others: channels that other recipes remove in the same run.
         base: the removals that had shaped the model when it was bound; names, shapes and costs are of that model.
     """
@@ -76,10 +94,19 @@ class Pruner:
     units: Units
     parameters: int
     macs: Macs | None
-    observed: Observations = field(default_factory=Observations)
-    asked: float = 0.0
+    progress: Progress = field(default_factory=Progress)
     others: tuple[ChannelUnits, ...] = ()
     base: Compaction | None = None
+
+    @property
+    def asked(self) -> float:
+        """The sparsity of the last event."""
+        return self.progress.asked
+
+    @property
+    def observed(self) -> Observations:
+        """What an observing criterion has seen since then."""
+        return self.progress.observed
 
     @property
     def is_finished(self) -> bool:
@@ -95,8 +122,8 @@ class Pruner:
     def budgets(self) -> dict[str, Budget]:
         """What "params" and, with an example input, "macs" count."""
         sizes = {name: float(torch.Size(shape).numel()) for name, shape in self.units.shapes.items()}
-        found = {"params": Budget(self.parameters, sizes)}
-        return found if self.macs is None else found | {"macs": Budget(self.macs.total, self.macs.per_weight)}
+        params = {"params": Budget(self.parameters, sizes)}
+        return params if self.macs is None else params | {"macs": Budget(self.macs.total, self.macs.per_weight)}
 
     @property
     def budget(self) -> Budget | None:
@@ -113,44 +140,52 @@ class Pruner:
             for kind, budget in self.budgets.items()
         }
 
+    def candidates(self, scores: Scores, live: Masks) -> Candidates:
+        """Return the units that may be removed, with what each costs; masks in the shapes of the bound model."""
+        return replace(self.units.candidates(scores, live, self.in_play(live)), costs=self.unit_costs)
+
     def in_play(self, live: Masks) -> dict[str, Tensor]:
         """Return the weights that have not left with another recipe's channels, where some could: True = in play."""
-        found: dict[str, Tensor] = {}
+        inside: dict[str, Tensor] = {}
         for units in self.others:
             for name, left in units.left(live).items():
                 if name in self.units.shapes:
                     left = left.to(live[name].device)
-                    found[name] = found[name] & left if name in found else left
-        return found
+                    inside[name] = inside[name] & left if name in inside else left
+        return inside
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was asked and observed, the steps of the schedule, and the names of the units' channel groups."""
-        groups = [group.name for group in self.units.groups] if isinstance(self.units, ChannelUnits) else None
         return {
             "asked": self.asked,
             "sums": {name: shards.whole(total) for name, total in self.observed.sums.items()},
             "steps": self.observed.steps,
             "past": sorted(self.observed.past),
-            "groups": groups,
+            "groups": self.units.chosen(),
             "schedule": self.schedule.steps,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Restore what :meth:`state_dict` returned: the same channel groups are in play, events fall where they did.
+    def restored(self, state: Mapping[str, Any], model: nn.Module) -> "Pruner":
+        """Return the pruner of which :meth:`state_dict` was taken: of the same channel groups, with the same events.
 
         Raises:
             CheckpointError: the model has no such channel groups.
+
+        Changes:
+            the progress, which both share.
         """
         parameters = masks.dense_parameters(model)
-        self.asked = state["asked"]
-        self.schedule = self.schedule.with_steps(state["schedule"])
         sums = dict(state["sums"])
         if not isinstance(self.recipe.criterion, ActivationCriterion):  # inputs are whole on every rank
             sums = {name: shards.sharded_like(total, parameters[name]) for name, total in sums.items()}
-        self.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
-        if isinstance(self.units, ChannelUnits):
-            self.units = self.units.only(state["groups"] or (), parameters)
-            self.__dict__.pop("unit_costs", None)
+        # in place: hooks on the layers of an activation criterion hold it, and a guard restores while they are there
+        self.progress.asked = state["asked"]
+        self.progress.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
+        return replace(
+            self,
+            schedule=self.schedule.with_steps(state["schedule"]),
+            units=self.units.only(state["groups"], parameters),
+        )
 
     def attach(self, model: nn.Module) -> None:
         """Put all-True masks on the parameters that this pruner masks; see :func:`masks.attach`."""
@@ -208,20 +243,18 @@ def prune_step(
     with ranks.together(f"the pruning event of step {step}"):
         shards.reshard(model)
         check_masked(pruner, model)
-        live, frame, current = masks.read(model), frame_of(model, pruner.base), wide_masks(pruner, model)
-        weights = _scored(pruner, model)
+        bound, weights = BoundModel(model, pruner.base), _scored(pruner, model)
         pruner.observed.agree()
-        scores = Scores(pruner.recipe.criterion, weights, pruner.observed, live, frame, shards.spread_of(weights))
+        scores = bound.scores(pruner.recipe.criterion, weights, pruner.observed)
         scores.check()
-        candidates = replace(pruner.units.candidates(scores, current, pruner.in_play(current)), costs=pruner.unit_costs)
+        candidates = pruner.candidates(scores, bound.masks())
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
-        chosen = pruner.units.masks(candidates, removed, scores)
-        masks.write(model, ((name, frame.narrow(name, mask)) for name, mask in chosen))
+        bound.write(pruner.units.masks(candidates, removed, scores))
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)
-    pruner.asked = sparsity
+    pruner.progress.asked = sparsity
     if pruner.is_finished:
         pruner.observed.clear()
     else:
@@ -234,27 +267,22 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
 
     The same where it is sharded over the ranks in a way that this recipe cannot work on.
     """
-    live, frame = masks.read(model), frame_of(model, pruner.base)
+    live, bound = masks.read(model), BoundModel(model, pruner.base)
     for name, first in pruner.units.shapes.items():
-        found, shape = tuple(live[name].shape) if name in live else None, frame.shape_now(name, first)
-        if found != shape:
+        shape_now, shape = tuple(live[name].shape) if name in live else None, bound.shape_now(name, first)
+        if shape_now != shape:
             raise PruningError(
                 f"{name} had a mask of shape {shape} when pruning was set up and now has"
-                f" {f'one of shape {found}' if found else 'none'}: its module was replaced. Replace modules before, in"
-                " __init__ or configure_model"
+                f" {f'one of shape {shape_now}' if shape_now else 'none'}: its module was replaced. Replace modules"
+                " before, in __init__ or configure_model"
             )
-    _check_spread(pruner, shards.spread_of(_scored(pruner, model)))
-
-
-def _check_spread(pruner: Pruner, spread: Spread) -> None:
-    if not spread.is_sharded:
-        return
-    if any(policy.keeps_weights for policy in as_policies(pruner.recipe.optimizer_policy)):
-        raise PruningError(
-            f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
-            " several ranks: leave it out, or train with DDP"
-        )
-    if isinstance(pruner.units, ElementUnits):
+    spread = shards.spread_of(_scored(pruner, model))
+    if spread.is_sharded:
+        if any(policy.keeps_weights for policy in as_policies(pruner.recipe.optimizer_policy)):
+            raise PruningError(
+                f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
+                " several ranks: leave it out, or train with DDP"
+            )
         pruner.units.check_spread(spread)
 
 
@@ -294,30 +322,21 @@ def cost_left(pruner: Pruner, removed: Mapping[str, int]) -> float:
     """Return what is left, in what the recipe counts, when so many units go."""
     if pruner.budget is not None:
         return pruner.budget.remaining(pruner.units.densities(removed))
-    return _total(pruner) - sum(removed.values())
+    return sum(pruner.units.sizes.values()) - sum(removed.values())
 
 
 def cost_limit(pruner: Pruner, sparsity: float) -> float:
     """Return what may be left at this sparsity, in what the recipe counts."""
     if pruner.budget is not None:
         return pruner.budget.total * (1 - sparsity)
-    return _total(pruner) - round(_total(pruner) * sparsity)
-
-
-def _total(pruner: Pruner) -> int:
-    return sum(pruner.units.sizes.values())
-
-
-def wide_masks(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
-    """Return the masks in the shapes that the model had when it was bound: False where a channel has left since."""
-    frame = frame_of(model, pruner.base)
-    return {name: frame.widen(name, mask, False) for name, mask in masks.read(model).items()}
+    total = sum(pruner.units.sizes.values())
+    return total - round(total * sparsity)
 
 
 def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     """Return the state of a masked model as the record of an event."""
     first = masks.first_names(model)
-    live = {name: mask for name, mask in wide_masks(pruner, model).items() if first[name] == name}
+    live = {name: mask for name, mask in BoundModel(model, pruner.base).masks().items() if first[name] == name}
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None

@@ -1,4 +1,4 @@
-"""Channels that leave while training goes on: what goes next, and where the rest lay at the beginning."""
+"""Channels that leave while training goes on: what has left, and what goes next."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from lightning_prune.compaction import Compaction, applied_plan
-from lightning_prune.model.frame import Frame
 from lightning_prune.selection import ChannelUnits, Masks
 
 
@@ -14,12 +13,6 @@ def removed_since(model: nn.Module, base: Compaction | None) -> Compaction | Non
     """Return what the model has lost since it had the shape of ``base`` (None: that it was built with)."""
     applied = applied_plan(model)
     return applied if applied is None or base is None else applied.beyond(base)
-
-
-def frame_of(model: nn.Module, base: Compaction | None) -> Frame:
-    """Return the frame of a pruner that was set up when the model had the shape of ``base``."""
-    plan = removed_since(model, base)
-    return Frame() if plan is None else Frame({name: plan.shapes[name] for name in plan.keep}, plan.keep)
 
 
 def next_removal(

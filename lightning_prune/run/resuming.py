@@ -69,17 +69,18 @@ def paired(saved: Sequence[Described], recipes: Sequence[Recipe]) -> list[int | 
 
 def take_up(
     pruners: Sequence[Pruner], state: Mapping[str, Any], model: nn.Module
-) -> tuple[list[Mapping[str, Any]], bool]:
+) -> tuple[list[Pruner], list[Mapping[str, Any]], bool]:
     """Let pruners go on from the state of a run, as far as it fits their recipes.
 
     Returns:
-        The states that their policies go on with, and whether any recipe is another one than in the state.
+        The pruners that go on, the states that their policies go on with, and whether any recipe is another one than
+        in the state.
 
     Raises:
         CheckpointError: the model lacks a channel group, or policies go back to a step of which the state has nothing.
 
     Changes:
-        the pruners.
+        the progress of the pruners.
     """
     recipes = [pruner.recipe for pruner in pruners]
     indices = paired(state["recipes"], recipes)
@@ -91,19 +92,19 @@ def take_up(
         _policy_state(recipe, policies.get(-1 if index is None else index), differing, state["step"])
         for recipe, index, differing in zip(recipes, indices, told, strict=True)
     ]
+    going_on = []
     for pruner, index, differing in zip(pruners, indices, told, strict=True):
         if index is None or differing & _UNITS:
-            pruner.asked = describe(pruner, model, state["step"]).sparsity
-        else:
-            _go_on(pruner, state["pruners"][index], differing, model)
-    return kept, any(told)
-
-
-def _go_on(pruner: Pruner, saved: Mapping[str, Any], differing: set[str], model: nn.Module) -> None:
-    """Restore a pruner that removes the same units: by the schedule and the criterion of its own recipe."""
-    pruner.load_state_dict({**saved, "schedule": {}} if "schedule" in differing else saved, model)
-    if "criterion" in differing:
-        pruner.observed.clear()
+            # what is pruned by now stays, and counts as asked for
+            pruner.progress.asked = describe(pruner, model, state["step"]).sparsity
+            going_on.append(pruner)
+            continue
+        saved = state["pruners"][index]
+        restored = pruner.restored({**saved, "schedule": {}} if "schedule" in differing else saved, model)
+        if "criterion" in differing:
+            restored.observed.clear()
+        going_on.append(restored)
+    return going_on, kept, any(told)
 
 
 def _policy_state(recipe: Recipe, saved: Mapping[str, Any] | None, differing: set[str], step: int) -> Mapping[str, Any]:

@@ -23,11 +23,11 @@ from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.optimizer.training import Scheduler
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
-from lightning_prune.run.pruner import Event, Pruner, check_masked, describe, prune_step, wide_masks
-from lightning_prune.run.removal import frame_of, next_removal, removed_since
+from lightning_prune.run.bound import BoundModel
+from lightning_prune.run.pruner import Event, Pruner, check_masked, describe, prune_step
+from lightning_prune.run.removal import next_removal
 from lightning_prune.run.resuming import check_same, take_up
 from lightning_prune.selection import ChannelUnits
-from lightning_prune.selection.granularity import Element
 
 
 class PruningRun:
@@ -52,8 +52,7 @@ class PruningRun:
     ) -> None:
         _check_disjoint(recipes, model)
         self._total_steps = total_steps
-        self.pruners: list[Pruner] = [bind(recipe, model, example_inputs, total_steps) for recipe in recipes]
-        _introduce(self.pruners)
+        self.pruners = _introduced([bind(recipe, model, example_inputs, total_steps) for recipe in recipes])
         self.step = 0
         self.sparsity = 0.0
         self._looked_at = self._waits_at = -1
@@ -99,15 +98,15 @@ class PruningRun:
         """Look at the model anew when its shapes have changed, other than by the removals of this run."""
         parameters = masks.dense_parameters(model)
         for index, pruner in enumerate(self.pruners):
-            frame = frame_of(model, pruner.base)
+            bound = BoundModel(model, pruner.base)
             held = {name: shape for name, shape in pruner.units.shapes.items() if name in parameters}
-            expected = {name: frame.shape_now(name, shape) for name, shape in held.items()}
+            expected = {name: bound.shape_now(name, shape) for name, shape in held.items()}
             if {name: tuple(parameters[name].shape) for name in held} != expected or len(held) < len(
                 pruner.units.shapes
             ):
                 fresh = bind(pruner.recipe, model, example_inputs, self._total_steps)
-                self.pruners[index] = replace(fresh, observed=pruner.observed, asked=pruner.asked)
-        _introduce(self.pruners)
+                self.pruners[index] = replace(fresh, progress=pruner.progress)
+        self.pruners = _introduced(self.pruners)
 
     def start(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Scheduler], model: nn.Module) -> None:
         """Take hold of the optimizers: count their steps, keep pruned weights at zero, start the policies.
@@ -221,7 +220,8 @@ class PruningRun:
         units = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
         if not units:
             return None
-        return next_removal(units, wide_masks(self.pruners[0], model), removed_since(model, self.base), self._stay)
+        bound = BoundModel(model, self.base)
+        return next_removal(units, bound.masks(), bound.removed, self._stay)
 
     def follow(self, plan: Compaction, stay: Iterable[str] = ()) -> None:
         """Let observations and snapshots follow a removal of channels from the model.
@@ -233,8 +233,7 @@ class PruningRun:
         self._stay |= set(stay)
         frame = Frame(plan.shapes, plan.keep)
         for pruner in self.pruners:
-            sums = pruner.observed.sums
-            pruner.observed.sums = {name: frame.narrow(name, total) for name, total in sums.items()}
+            pruner.observed.cut(frame.narrow)
         for runtime in self._runtimes:
             runtime.after_removal(frame.narrow)
 
@@ -250,7 +249,7 @@ class PruningRun:
         if len(self.pruners) == 1:
             return describe(self.pruners[0], model, self.step).sparsity
         first = masks.first_names(model)
-        live = [mask for name, mask in wide_masks(self.pruners[0], model).items() if first[name] == name]
+        live = [mask for name, mask in BoundModel(model, self.base).masks().items() if first[name] == name]
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,7 +282,7 @@ class PruningRun:
         """
         if not other_recipes:
             check_same(state["recipes"], [pruner.recipe for pruner in self.pruners])
-        kept, is_other = take_up(self.pruners, state, model)
+        self.pruners, kept, is_other = take_up(self.pruners, state, model)
         self.step, self._stay = state["step"], set(state["stay"])
         self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]
         self._policy_state = list(kept)
@@ -300,8 +299,7 @@ class PruningRun:
     def start_over(self) -> None:
         """Take all masks for new: somebody has loaded other ones; what the schedules ask for by now is due anew."""
         for pruner in self.pruners:
-            pruner.asked = 0.0
-            pruner.observed.clear()
+            pruner.progress.start_over()
         self.ask_again()
 
 
@@ -324,22 +322,24 @@ def _check_disjoint(recipes: Iterable[Recipe], model: nn.Module) -> None:
             owner[target.name] = index
 
 
-def _introduce(pruners: Sequence[Pruner]) -> None:
-    """Tell each pruner of single weights which channels leave its targets; refuse where units could be cut apart.
+def _introduced(pruners: Sequence[Pruner]) -> list[Pruner]:
+    """Return the pruners, those of single weights with the channels that leave their targets.
 
     Raises:
         ValueError: one recipe removes channels out of n:m blocks, blocks or channels of another one.
     """
-    for one in pruners:
-        others = [p.units for p in pruners if p is not one and isinstance(p.units, ChannelUnits)]
-        reaching = tuple(units for units in others if set(units.shapes) & set(one.units.shapes))
-        if reaching and not isinstance(one.recipe.granularity, Element):
-            shared = min(set(reaching[0].shapes) & set(one.units.shapes))
+    introduced = []
+    for pruner in pruners:
+        others = [p.units for p in pruners if p is not pruner and isinstance(p.units, ChannelUnits)]
+        reaching = tuple(units for units in others if set(units.shapes) & set(pruner.units.shapes))
+        if reaching and not pruner.recipe.granularity.is_single:
+            shared = min(set(reaching[0].shapes) & set(pruner.units.shapes))
             raise ValueError(
                 f"another recipe of this run removes channels out of {shared}, which would cut the units of"
-                f" {one.recipe.granularity} apart; exclude it from one of them, or prune in two fits, channels first"
+                f" {pruner.recipe.granularity} apart; exclude it from one of them, or prune in two fits, channels first"
             )
-        one.others = reaching
+        introduced.append(replace(pruner, others=reaching) if reaching or pruner.others else pruner)
+    return introduced
 
 
 def _check_finite(model: nn.Module) -> None:

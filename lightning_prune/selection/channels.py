@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria import Scores
+from lightning_prune.distributed.shards import Spread
 from lightning_prune.errors import CheckpointError
 from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.selection.allocation import Candidates
@@ -32,16 +33,24 @@ class ChannelUnits:
     shapes: Mapping[str, tuple[int, ...]]
     found: ChannelGroups
 
-    def only(self, names: Sequence[str], parameters: Collection[str]) -> "ChannelUnits":
+    def chosen(self) -> list[str]:
+        """Return the names of the channel groups."""
+        return [group.name for group in self.groups]
+
+    def check_spread(self, spread: Spread) -> None:
+        """Take any rows: the parts of a channel's score are added up over the ranks."""
+
+    def only(self, names: Sequence[str] | None, parameters: Collection[str]) -> "ChannelUnits":
         """Return the units of these channel groups alone.
 
         Args:
-            names: of channel groups.
+            names: of channel groups; None: none.
             parameters: dense names of the model's parameters, which carry masks where buffers do not.
 
         Raises:
             CheckpointError: there is no such group.
         """
+        names = names or ()
         lacking = set(names) - {group.name for group in self.found if group.prunable}
         if lacking:
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Units inside single targets: weights, n:m blocks, blocks."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from lightning_prune.distributed.shards import Spread
 from lightning_prune.errors import PruningError
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.counts import apportion, candidates_of, finite, keep_highest
-from lightning_prune.selection.granularity import Block, Element, Granularity, NOfM
+from lightning_prune.selection.granularity import Granularity
 from lightning_prune.selection.targets import Target
 from lightning_prune.selection.units import ALL, Masks
 
@@ -44,6 +44,13 @@ class ElementUnits:
         """Target -> number of its units."""
         return {t.name: self.granularity.units(torch.empty(t.shape, device="meta"), t).numel() for t in self.targets}
 
+    def chosen(self) -> None:
+        """Return None: the targets stay what they are."""
+
+    def only(self, names: Sequence[str] | None, parameters: Collection[str]) -> "ElementUnits":
+        """Return the same units."""
+        return self
+
     def check_spread(self, spread: Spread) -> None:
         """Refuse rows of targets that cut units apart.
 
@@ -51,7 +58,7 @@ class ElementUnits:
             PruningError: a unit lies on several ranks, or may.
         """
         for target in self.targets:
-            if not _holds_units(self.granularity, spread.rows[target.name], target):
+            if not self.granularity.is_whole_in(spread.rows[target.name], target):
                 first, stop = spread.rows[target.name]
                 raise PruningError(
                     f"{target.name} is sharded by rows, of which this rank holds {first} to {stop}, and units of"
@@ -75,11 +82,11 @@ class ElementUnits:
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit; for single weights the scores are computed only when they are read."""
         spread = scores.spread
-        if isinstance(self.granularity, Element) and in_play:
+        if self.granularity.is_single and in_play:
             mine = {t.name: in_play.get(t.name, torch.ones_like(masks[t.name])) for t in self.targets}
             units = {name: scores[name][spread.own(name, inside)] for name, inside in mine.items()}
             return replace(candidates_of(units, self.shapes, scores.dtype, spread), in_play=mine)
-        if isinstance(self.granularity, Element):
+        if self.granularity.is_single:
             sizes = self.sizes
             before = {name: size - int(torch.count_nonzero(masks[name])) for name, size in sizes.items()}
             return Candidates(scores, self.shapes, sizes, before, scores.dtype, spread=spread)
@@ -110,16 +117,7 @@ class ElementUnits:
         if target.name in candidates.in_play:
             inside = candidates.spread.own(target.name, candidates.in_play[target.name])
             return torch.ones_like(inside).masked_scatter_(inside, keep)
-        if isinstance(self.granularity, Element):
+        if self.granularity.is_single:
             return keep.view(candidates.spread.own_shape(target.name, target.shape))
         keep = keep.view(candidates.scores[target.name].shape)
         return self.granularity.elements(keep, scores[target.name], target)
-
-
-def _holds_units(granularity: Granularity, rows: tuple[int, int], target: Target) -> bool:
-    """Say whether these rows of a target hold whole units only; of an unknown granularity nobody can tell."""
-    if isinstance(granularity, NOfM):
-        return target.input_axis != 0
-    if isinstance(granularity, Block):
-        return all(row % granularity.shape[0] == 0 for row in rows)
-    return isinstance(granularity, Element)

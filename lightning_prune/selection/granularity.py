@@ -4,12 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_prune.selection.targets import Target
-from lightning_prune.values import Choice
+from lightning_prune.values import Choice, check_bool, check_whole
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Granularity(ABC):
     A granularity of your own implements the abstract methods and ``zeros``; they are pure. (Channel is different: its
     units span layers, so selection reads them off the channel groups.)
     """
+
+    is_single: ClassVar[bool] = False
+    """Whether each unit is one weight."""
+    must_be_full: ClassVar[bool] = False
+    """Whether a schedule must end at :attr:`full_sparsity`: with less, the pattern is none that hardware knows."""
 
     @abstractmethod
     def units(self, scores: Tensor, target: Target) -> Tensor:
@@ -45,6 +51,13 @@ class Granularity(ABC):
         """Return how many elements of the target are zero when so many of its units are removed."""
         return removed
 
+    def is_whole_in(self, rows: tuple[int, int], target: Target) -> bool:
+        """Say whether these rows of a target, from the first to before the second, cut no unit apart.
+
+        Of a granularity that does not tell nobody knows.
+        """
+        return False
+
     @property
     def full_sparsity(self) -> float:
         """The sparsity of the elements when every unit is removed."""
@@ -54,6 +67,12 @@ class Granularity(ABC):
 @dataclass(frozen=True)
 class Element(Granularity):
     """Single weights: unstructured pruning."""
+
+    is_single: ClassVar[bool] = True
+
+    def is_whole_in(self, rows: tuple[int, int], target: Target) -> bool:
+        """Return True: a row holds whole weights."""
+        return True
 
     def units(self, scores: Tensor, target: Target) -> Tensor:
         """Return the scores themselves."""
@@ -83,6 +102,8 @@ class NOfM(Granularity):
     Source:
         Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks" (2:4).
     """
+
+    must_be_full: ClassVar[bool] = True
 
     n: int
     m: int
@@ -128,6 +149,10 @@ class NOfM(Granularity):
     def removed(self, mask: Tensor, target: Target) -> Tensor:
         """Return the blocks that hold at most n True."""
         return self._blocks(mask, target).sum(dim=-1) <= self.n
+
+    def is_whole_in(self, rows: tuple[int, int], target: Target) -> bool:
+        """Say whether blocks lie along another axis than the rows."""
+        return target.input_axis != 0
 
     def zeros(self, removed: int, target: Target) -> int:
         """Return m - n for each removed block."""
@@ -190,6 +215,10 @@ class Block(Granularity):
         """Return the blocks without any True."""
         return ~self._split(mask).any(dim=-1)
 
+    def is_whole_in(self, rows: tuple[int, int], target: Target) -> bool:
+        """Say whether the rows begin and end between blocks."""
+        return all(row % self.shape[0] == 0 for row in rows)
+
     def zeros(self, removed: int, target: Target) -> int:
         """Return the size of a block for each removed one."""
         return removed * math.prod(self.shape)
@@ -206,17 +235,16 @@ class Channel(Choice):
             transformer. The compact network then computes something else than the masked one; by how much is reported.
     """
 
+    is_single: ClassVar[bool] = False
+
     min_channels: int = 1
     round_to: int = 1
     allow_inexact: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.allow_inexact, bool):
-            raise TypeError(f"Channel.allow_inexact must be True or False, got {self.allow_inexact!r}")
-        for name in ("min_channels", "round_to"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Channel.{name} must be a whole number of at least 1, got {value!r}")
+        check_bool("Channel.allow_inexact", self.allow_inexact)
+        check_whole("Channel.min_channels", self.min_channels, 1, "channels")
+        check_whole("Channel.round_to", self.round_to, 1, "channels")
 
     def widths(self, size: int) -> tuple[int, ...]:
         """Return the widths that a group of ``size`` channels may have, widest first.

@@ -1,12 +1,13 @@
 """The four questions that every kind of units answers, and the masks that come out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
 from torch import Tensor
 
 from lightning_prune.criteria import Scores
+from lightning_prune.distributed.shards import Spread
 from lightning_prune.selection.allocation import Candidates
 
 Masks = Mapping[str, Tensor]
@@ -32,6 +33,26 @@ class Units(Protocol):
     @property
     def sizes(self) -> Mapping[str, int]:
         """Target or channel group -> number of its units."""
+        ...
+
+    def chosen(self) -> list[str] | None:
+        """Return the names of the channel groups that the units belong to; None where units are no channels."""
+        ...
+
+    def only(self, names: Sequence[str] | None, parameters: Collection[str]) -> "Units":
+        """Return the units that :meth:`chosen` named, of a model with these parameters.
+
+        Raises:
+            CheckpointError: the model has no such channel group.
+        """
+        ...
+
+    def check_spread(self, spread: Spread) -> None:
+        """Refuse rows of targets, of which each rank holds some, that cut units apart.
+
+        Raises:
+            PruningError: a unit lies on several ranks, or may.
+        """
         ...
 
     def most_removable(self) -> dict[str, int]:

@@ -121,7 +121,7 @@ def test_observing_is_over_when_the_final_sparsity_was_asked_for() -> None:
     model = network()
     pruner = ready(Recipe(schedule=OneShot(0.5, begin_step=1), criterion=Taylor()), model)
     assert pruner.is_watching
-    pruner.asked = 0.5
+    pruner.progress.asked = 0.5
     assert pruner.is_finished
     assert not pruner.is_watching
     assert not ready(Recipe(schedule=OneShot(0.5)), network()).is_watching

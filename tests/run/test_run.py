@@ -146,7 +146,7 @@ def test_a_broken_weight_stops_the_event_with_nothing_changed() -> None:
 def test_rebind_takes_the_shapes_of_a_smaller_model() -> None:
     recipe = Recipe(schedule=RISE, granularity=Channel())
     loop = Loop(recipe)
-    loop.run.pruners[0].asked = 0.3
+    loop.run.pruners[0].progress.asked = 0.3
     masks.fold(loop.model)
     small = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 12), nn.ReLU(), nn.Linear(12, 3))
     same = loop.run.pruners[0]

@@ -192,14 +192,14 @@ def test_a_granularity_of_ones_own() -> None:
         (
             lambda: Channel(min_channels=0),
             ValueError,
-            "Channel.min_channels must be a whole number of at least 1, got 0",
+            "Channel.min_channels must be at least 1, got 0",
         ),
         (
             lambda: Channel(round_to=bad(8.0)),
-            ValueError,
-            "Channel.round_to must be a whole number of at least 1, got 8.0",
+            TypeError,
+            "Channel.round_to must be an int, a number of channels, got 8.0",
         ),
-        (lambda: Channel(min_channels=True), ValueError, "Channel.min_channels must be a whole number"),
+        (lambda: Channel(min_channels=True), TypeError, "Channel.min_channels must be an int"),
     ],
 )
 def test_bad_arguments(build: Callable[[], object], error: type[Exception], text: str) -> None:

@@ -88,8 +88,10 @@ class Recorder(Callback):
         """Look at the model that came out, and send the figures while the loggers are open."""
         if stage != "fit" or trainer.interrupted:
             return
-        for pruner, watched in _watched(trainer):
-            pruner.recipe = replace(pruner.recipe, allocation=watched.inner)
+        pruners = _pruners(trainer)
+        for index, pruner in enumerate(pruners):
+            if isinstance(watched := pruner.recipe.allocation, Watched):
+                pruners[index] = replace(pruner, recipe=replace(pruner.recipe, allocation=watched.inner))
         if not is_sharding(trainer):
             self.history = replace(self.history, after=summarize(pl_module))
         if self.figures and trainer.is_global_zero:
@@ -118,9 +120,10 @@ class Recorder(Callback):
         return run.step if self._offset is None and run is not None else trainer.global_step + (self._offset or 0)
 
     def _watch(self, trainer: Trainer) -> None:
-        for pruner in _pruners(trainer):
-            if not isinstance(pruner.recipe.allocation, Watched):
-                pruner.recipe = replace(pruner.recipe, allocation=Watched(pruner.recipe.allocation))
+        pruners = _pruners(trainer)
+        for index, pruner in enumerate(pruners):
+            if not isinstance(inner := pruner.recipe.allocation, Watched):
+                pruners[index] = replace(pruner, recipe=replace(pruner.recipe, allocation=Watched(inner)))
 
     def _look(self, trainer: Trainer) -> None:
         callback = pruning_callback_of(trainer)
