@@ -51,7 +51,7 @@ def verify_file(arguments: argparse.Namespace) -> None:
     """Compare a .pte with a model and print the differences."""
     from lightning_prune.cli.models import example, loaded_model
     from lightning_prune.deploy import verify
-    from lightning_prune.deploy.runtime.child_program import checked_manifest
+    from lightning_prune.deploy.runtime.model import checked_manifest
 
     checked_manifest(arguments.program)
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)

@@ -27,8 +27,8 @@ from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
+from lightning_prune.deploy.runtime.model import RuntimeModel, thread_count
 from lightning_prune.deploy.runtime.profiling import Profile
-from lightning_prune.deploy.runtime.runtime import RuntimeModel, thread_count
 from lightning_prune.deploy.verify import verify
 
 __all__ = [

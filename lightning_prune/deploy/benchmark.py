@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_prune.deploy.program.arguments import program_path
 from lightning_prune.deploy.program.eager import given_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
-from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.profiling import Profile
 from lightning_prune.deploy.runtime.profiling import profile as profiled
 from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
@@ -132,19 +132,17 @@ def benchmark(
     )
     if not paths:
         raise ValueError("programs: got none, must be the path of a file, or several of them")
-    models = {name: ChildProgram(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
     given = () if example_inputs is None else given_inputs(example_inputs)
-    inputs = {
-        name: model.random_inputs() if example_inputs is None else model.prepared(*given)
-        for name, model in models.items()
-    }
-    try:
+    with CHILD.releasing():
+        models = {name: RuntimeModel(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
+        inputs = {
+            name: model.random_inputs() if example_inputs is None else model.prepared(*given)
+            for name, model in models.items()
+        }
         times, runs = in_turns(
             {name: model.timed(inputs[name], statistics.median) for name, model in models.items()}, rounds
         )
         profiles = {name: profiled(name, models[name], inputs[name], rounds) for name in (models if profile else ())}
-    finally:
-        CHILD.forget()
     first = next(iter(times.values()))
     rows = tuple(
         Latency(

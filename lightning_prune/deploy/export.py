@@ -1,7 +1,8 @@
 """From a module to a verified .pte: check, run the methods once, lower, write and run the file, say what it is."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from lightning_prune.deploy.backends import XNNPACK, Backend, Portable
 from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.checking.comparison import TOLERANCE, Bounds
 from lightning_prune.deploy.checking.verification import Candidate, Verification, check_metric, judged
-from lightning_prune.deploy.executorch.installation import require_executorch
 from lightning_prune.deploy.executorch.lowering import (
     Graph,
     graph_of,
@@ -27,6 +27,7 @@ from lightning_prune.deploy.executorch.lowering import (
     with_external_weights,
 )
 from lightning_prune.deploy.executorch.origins import origin
+from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.program.arguments import check_model, checked_labels, program_path
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
@@ -37,7 +38,7 @@ from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, check_labels
 from lightning_prune.deploy.quantization.quantizers import Quantizers
 from lightning_prune.deploy.runtime.child import CHILD, EndedError
-from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import summarize
@@ -214,12 +215,12 @@ def _verified(
         if not backend.runs_here:
             path, data, executed = reference, None, Portable()
             save(lower(_programs(traced), executed, constants), path)
-        candidates = [_candidate(method, path, data, executed) for method in traced.values()]
-        verification, notes = judged(candidates, bounds, executed.name, batches, metric)
+        with CHILD.releasing():
+            candidates = [_candidate(method, path, data, executed) for method in traced.values()]
+            verification, notes = judged(candidates, bounds, executed.name, batches, metric)
     except VerificationError as error:
         raise VerificationError(f"{files.path.name} was not written: {error}") from error
     finally:
-        CHILD.forget()
         reference.unlink(missing_ok=True)
     if executed.name != backend.name:
         notes += (
@@ -231,11 +232,11 @@ def _verified(
 
 def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend) -> Candidate:
     """Return a method of a written file beside the model; its errors say where in the model they come from."""
-    program = ChildProgram.written(path, method.entry.name, method.spec, data, _PATIENCE)
 
-    def run(*inputs: Tensor) -> Sequence[Tensor]:
+    @contextmanager
+    def explained() -> Iterator[None]:
         try:
-            return program(*inputs)
+            yield
         except EndedError as error:
             raise ExportError(
                 f"the ExecuTorch runtime cannot run what {executed} makes of {method.entry.eager} ({error.how}); your"
@@ -246,6 +247,13 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
             if where := origin(error, method.graph.program):
                 told = f"the ExecuTorch runtime has no kernel for an operator of the model{where}: {told}"
             raise ExportError(told) from error
+
+    with explained():
+        program = RuntimeModel(path, method.entry.name, signature=method.spec, data_path=data, timeout=_PATIENCE)
+
+    def run(*inputs: Tensor) -> Sequence[Tensor]:
+        with explained():
+            return program(*inputs)
 
     entry, quantized = method.entry, method.graph.quantized
     samples, of_graph = ((), ()) if quantized is None else (quantized.samples, quantized.outputs)

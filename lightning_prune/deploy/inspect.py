@@ -10,7 +10,7 @@ from typing import Any
 from lightning_prune.deploy.program.arguments import check_seconds, program_path
 from lightning_prune.deploy.program.signature import describe_shape
 from lightning_prune.deploy.runtime.child import TIMEOUT
-from lightning_prune.deploy.runtime.child_program import checked_manifest, read_contents
+from lightning_prune.deploy.runtime.model import checked_manifest, read_contents
 from lightning_prune.errors import ExportError
 
 

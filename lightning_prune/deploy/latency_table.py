@@ -4,7 +4,6 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,13 +13,14 @@ from tqdm.auto import tqdm
 from lightning_prune.compaction import Compaction, compact, inexact
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.backends.base import check_backend
-from lightning_prune.deploy.executorch.installation import require_executorch
 from lightning_prune.deploy.executorch.lowering import graph_of, lower, save
+from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
 from lightning_prune.deploy.program.network_part import part_reading
-from lightning_prune.deploy.runtime.runtime import RuntimeModel, thread_count
-from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error, turn_of
+from lightning_prune.deploy.runtime.child import CHILD
+from lightning_prune.deploy.runtime.model import RuntimeModel
+from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error
 from lightning_prune.documents import Form
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model.copies import plain_copy
@@ -204,7 +204,7 @@ def latency_table(
     if not callable(widths):
         raise TypeError(f"widths: got {widths!r:.60}, must be a function such as Channel(round_to=16).widths")
     check_whole("rounds", rounds, 3, why=": fewer have no spread to tell noise by")
-    with isolated(), TemporaryDirectory() as folder, thread_count(threads):
+    with isolated(), TemporaryDirectory() as folder, CHILD.releasing():
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
         eager_outputs(EagerModel(whole), inputs)
@@ -217,7 +217,7 @@ def latency_table(
                     raise ValueError(f"widths: gives {width!r} for {name} of {size} channels; return whole numbers")
             narrower = sorted({width for width in wanted if 0 < width < size}, reverse=True)
             measured[name] = (size, *(narrower or half(size)))
-        bench = _Bench(whole, found, inputs, backend)
+        bench = _Bench(whole, found, inputs, backend, threads)
         parts = [(name, width) for name, all_of_it in measured.items() for width in all_of_it]
         numbered = enumerate(tqdm(parts, desc="lowering", disable=None))
         programs = {part: bench.program(*part, Path(folder, f"{number}.pte")) for number, part in numbered}
@@ -242,6 +242,7 @@ class _Bench:
     groups: ChannelGroups
     inputs: tuple[Tensor, ...]
     backend: Backend
+    threads: int
 
     def program(self, name: str, width: int, path: Path) -> Turn:
         """Return the part that has a channel group, with the group at this width, loaded and ready to be timed."""
@@ -253,8 +254,8 @@ class _Bench:
         part, inputs = part_reading(model, members, self.inputs)
         graph = graph_of(EagerModel(part), inputs, self.backend)
         save(lower({"forward": graph.program}, self.backend), path)
-        loaded = RuntimeModel(path)
-        return turn_of(partial(loaded.run, loaded.prepared(*inputs)))
+        loaded = RuntimeModel(path, threads=self.threads)
+        return loaded.timed(loaded.prepared(*inputs), statistics.fmean)
 
 
 def _chosen(

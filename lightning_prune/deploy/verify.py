@@ -18,7 +18,7 @@ from lightning_prune.deploy.program.methods import EntryPoint, Method, check_met
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
-from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import VerificationError
 from lightning_prune.model.summary import example_of
 
@@ -79,13 +79,13 @@ def verify(
     check_methods(methods)
     check_metric(metric, verify_on)
     bounds = Bounds(tolerance, min_sqnr)
-    program = ChildProgram(path, timeout=timeout)
-    executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
-    if tolerance is None and min_sqnr is None:
-        accepted = {"tolerance": TOLERANCE} if program.manifest is None else program.manifest["verification"]
-        bounds = Bounds(accepted.get("tolerance"), accepted.get("min_sqnr_db"))
     try:
-        with isolated():
+        with isolated(), CHILD.releasing():
+            program = RuntimeModel(path, threads=1, timeout=timeout)
+            executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
+            if tolerance is None and min_sqnr is None:
+                accepted = {"tolerance": TOLERANCE} if program.manifest is None else program.manifest["verification"]
+                bounds = Bounds(accepted.get("tolerance"), accepted.get("min_sqnr_db"))
             batches = None
             if verify_on is not None:
                 spec, preprocess = MethodSpec(program.inputs, program.outputs), _preprocessing(program.manifest)
@@ -103,12 +103,10 @@ def verify(
             return judged(candidates, bounds, executed, batches, metric, FOR_A_FILE)[0]
     except VerificationError as error:
         raise VerificationError(f"{path}: {error}") from error
-    finally:
-        CHILD.forget()
 
 
 def _examples(
-    program: ChildProgram,
+    program: RuntimeModel,
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | None,
     batches: Iterator[Any] | None,
@@ -130,7 +128,7 @@ def _examples(
 
 
 def _entries(
-    program: ChildProgram, model: nn.Module, examples: Sequence[Tensor], methods: Mapping[str, Method]
+    program: RuntimeModel, model: nn.Module, examples: Sequence[Tensor], methods: Mapping[str, Method]
 ) -> tuple[EntryPoint, ...]:
     """Return the methods of the file on the model's side, ``forward`` first."""
     if unknown := [name for name in methods if name not in program.methods]:
@@ -146,7 +144,7 @@ def _entries(
     return forward, *entry_points(model, copied, further)
 
 
-def _further(program: ChildProgram, model: nn.Module, given: Method | None, forward: EntryPoint) -> Method:
+def _further(program: RuntimeModel, model: nn.Module, given: Method | None, forward: EntryPoint) -> Method:
     """Return a further method of the file as it is in the model, with example inputs."""
     if given is not None and (not isinstance(given, Method) or given.example_inputs is not None):
         return given  # anything but a Method is refused by its name in entry_points
@@ -166,7 +164,7 @@ def _further(program: ChildProgram, model: nn.Module, given: Method | None, forw
     return Method(function, inputs, preprocess=_preprocessing(described))
 
 
-def _candidate(program: ChildProgram, entry: EntryPoint) -> Candidate:
+def _candidate(program: RuntimeModel, entry: EntryPoint) -> Candidate:
     """Return a method of the file beside the model."""
     program.prepared(*entry.inputs)
     spec = MethodSpec(program.inputs, program.outputs)
@@ -176,7 +174,7 @@ def _candidate(program: ChildProgram, entry: EntryPoint) -> Candidate:
     return Candidate(entry.name, program, entry.eager, spec, entry.inputs, sizes, samples)
 
 
-def _is_quantized(program: ChildProgram) -> bool:
+def _is_quantized(program: RuntimeModel) -> bool:
     """Whether the manifest says that a method is quantized."""
     quantization = None if program.manifest is None else program.manifest["quantization"]
     return quantization is not None and program.method in quantization.get("methods", program.methods)

@@ -8,7 +8,7 @@ from deploy_models import EXAMPLE, exported
 from torch import Tensor, nn
 
 from lightning_prune.deploy import Artifact, Latencies, benchmark, export
-from lightning_prune.deploy.runtime.turns import in_turns, standard_error, turn_of
+from lightning_prune.deploy.runtime.turns import in_turns, standard_error
 from lightning_prune.errors import ExportError
 
 needs_executorch = pytest.mark.usefixtures("_executorch")
@@ -31,11 +31,6 @@ class TestTurns:
         assert order[9:] == [*"abc", *"bca", *"cab", *"abc"]
         assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys("abc", 4)
         assert runs == dict.fromkeys("abc", 3)
-
-    def test_a_turn_runs_as_often_as_asked(self):
-        calls: list[int] = []
-        assert turn_of(lambda: calls.append(1))(7) > 0
-        assert len(calls) == 7
 
     def test_standard_error(self):
         generator = torch.Generator().manual_seed(0)

@@ -14,9 +14,8 @@ from torch.fx import Node
 
 from lightning_prune.deploy.artifact.files import writing
 from lightning_prune.deploy.backends import Backend, Portable
-from lightning_prune.deploy.executorch.installation import imported
 from lightning_prune.deploy.executorch.origins import first_line, origin, place
-from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.executorch.quiet import imported, quiet_import, quiet_lowering
 from lightning_prune.deploy.program.dynamic import Sizes, restore_ranges, trace_refusal
 from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.signature import describe

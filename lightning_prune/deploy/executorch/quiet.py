@@ -1,5 +1,7 @@
-"""ExecuTorch's noise, silenced line by line: what is not on the lists here comes through."""
+"""ExecuTorch, if it is there, without its noise: known lines are silenced, what is not on the lists comes through."""
 
+import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -10,7 +12,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import ModuleType
 from typing import IO
+
+import torch
 
 _DEPRECATING_MODULES = r"executorch\.|torchao\.|torch\.jit\.|importlib\.resources|copyreg$"
 _COREML = "executorch.backends.apple.coreml"
@@ -59,6 +64,36 @@ def quiet_import() -> Iterator[None]:
     """Import ExecuTorch without its warnings and log lines."""
     with quiet_lowering():
         yield
+
+
+def require_executorch() -> None:
+    """Check that ExecuTorch is installed, without importing it.
+
+    Raises:
+        ImportError: it is not.
+    """
+    try:
+        found = importlib.util.find_spec("executorch") is not None
+    except ValueError:
+        found = False
+    if not found:
+        raise ImportError("ExecuTorch is not installed: pip install 'lightning-prune[mobile]'")
+
+
+def imported(module: str) -> ModuleType:
+    """Import a module of ExecuTorch without its noise.
+
+    Raises:
+        ImportError: not installed, or it does not load beside this torch.
+    """
+    require_executorch()
+    try:
+        with quiet_import():
+            return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module} does not load beside torch {torch.__version__} ({error}): pip install 'lightning-prune[mobile]'"
+        ) from error
 
 
 @contextmanager

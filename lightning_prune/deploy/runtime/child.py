@@ -1,18 +1,22 @@
 """A process of its own for .pte files: what takes the ExecuTorch runtime down there does not take the caller down."""
 
 import atexit
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from lightning_prune.deploy.executorch.installation import require_executorch
-from lightning_prune.deploy.executorch.quiet import unknown
+from torch import Tensor
+
+from lightning_prune.deploy.executorch.quiet import require_executorch, unknown
 from lightning_prune.deploy.runtime.wire import BrokenMessageError, receive, send
 from lightning_prune.errors import ExportError
 
@@ -20,6 +24,8 @@ TIMEOUT = 300.0
 """Seconds after which a process that does not answer is ended."""
 
 _PACKAGE = Path(__file__).parents[2]
+# The packages on the way to the worker are hollow, so that neither Lightning nor the export side is imported; the path
+# is the caller's before anything else is imported, so that a json.py in the working folder is not taken.
 _START = """
 import sys
 sys.path[:] = sys.argv[2].split("\\n")
@@ -27,8 +33,10 @@ from types import ModuleType
 for name, folder in (("lightning_prune", sys.argv[1]), ("lightning_prune.deploy", sys.argv[1] + "/deploy")):
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__path__ = [folder]
+from multiprocessing import connection
+kind = connection.PipeConnection if sys.platform == "win32" else connection.Connection
 from lightning_prune.deploy.runtime.worker.serving import serve
-serve()
+serve(kind(int(sys.argv[3])))
 """
 _LINES = 6
 
@@ -47,13 +55,21 @@ class EndedError(ExportError):
 
 
 class Child:
-    """The process: started at the first request, started again after a crash, ended with this one."""
+    """The process: started at the first request, started again after a crash, ended with this one.
 
-    def __init__(self) -> None:
+    Args:
+        threads: on which programs run there that name no number of their own; None: as many as the runtime takes.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
         self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
         self._stderr: IO[bytes] | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._unreferenced: list[int] = []
 
     def start(self) -> None:
         """Start the process, if it does not run, and do not wait for it: a request that comes later is served sooner.
@@ -64,15 +80,21 @@ class Child:
         with self._lock:
             self._started()
 
-    def ask(self, task: str, subject: Path, timeout: float = TIMEOUT, **arguments: object) -> Any:  # noqa: ANN401
+    def ask(
+        self, task: str, subject: Path, timeout: float = TIMEOUT, inputs: Sequence[Tensor] = (), **arguments: object
+    ) -> Any:  # noqa: ANN401
         """Let the process do something with a file.
 
         Args:
             task: one of those in ``worker/serving.py``.
             subject: the file, for the errors.
             timeout: seconds after which the process is ended.
-            **arguments: of the task: plain values and tensors; paths are absolute, as the process stays in the folder
-                in which it was started.
+            inputs: tensors on the CPU that the task takes.
+            **arguments: of the task: plain values; paths are absolute, as the process stays in the folder in which it
+                was started.
+
+        Returns:
+            plain values, or a list of tensors.
 
         Raises:
             ExportError: the file cannot be read, loaded or run; it took the process down, or no answer came in time.
@@ -80,80 +102,108 @@ class Child:
         """
         require_executorch()
         with self._lock:
-            reply = self._exchange({"task": task, "arguments": arguments}, subject, timeout)
+            released, self._unreferenced = self._unreferenced, []
+            request = {"task": task, "arguments": arguments, "released": released}
+            reply, tensors = self._exchange(request, inputs, subject, timeout)
         if "value" not in reply:
             raise ExportError(f"{subject} cannot be used: {reply.get('error')}{self._told()}")
-        return reply["value"]
+        return tensors or reply["value"]
 
-    def forget(self) -> None:
-        """Let the process, if there is one, release what it has loaded; one that cannot is ended."""
+    def number(self) -> int:
+        """Return a number for a program that will be loaded."""
+        return next(self._numbers)
+
+    def drop(self, number: int) -> None:
+        """Let the process release a program with the next request; for finalizers, which may interrupt one."""
+        self._unreferenced.append(number)
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """Let the process, if there is one, release programs; one that cannot is ended."""
         if self._process is not None and self._process.poll() is None:
             with suppress(ExportError):
-                self.ask("forget", Path())
+                self.ask("release", Path(), numbers=list(numbers))
+
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        """Release what is loaded in the block when it ends."""
+        first = self.number()
+        try:
+            yield
+        finally:
+            self.release(range(first, self.number()))
 
     def close(self) -> None:
         """End the process."""
         atexit.unregister(self.close)
         process, self._process = self._process, None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
         if process is None or self._owner != os.getpid():
             return
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                _close(stream)
-        try:
-            process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
+        if not _ends(process):
             process.kill()
             process.wait()
         if self._stderr is not None:
             self._stderr.close()
 
-    def _exchange(self, request: dict[str, object], subject: Path, timeout: float) -> dict[str, Any]:
-        process, stdin, stdout = self._started()
+    def _exchange(
+        self, request: dict[str, object], inputs: Sequence[Tensor], subject: Path, timeout: float
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        process, connection = self._started()
         late = threading.Event()
+        # a timer and no poll(): the process may also stop within a message, or read no more of a long one
         timer = threading.Timer(timeout, lambda: (late.set(), process.kill()))
         timer.start()
         try:
-            send(stdin, request)
-            reply = receive(stdout)
-        except (OSError, BrokenMessageError):
-            reply = None
+            send(connection, request, inputs)
+            return receive(connection)
+        except (EOFError, OSError, BrokenMessageError):
+            pass
         except BaseException:  # the reply to come would be taken for that of the next request
             process.kill()
             self.close()
             raise
         finally:
             timer.cancel()
-        if reply is None:
-            raise self._obituary(process, subject, timeout if late.is_set() else None)
-        return reply
+        raise self._obituary(process, subject, timeout if late.is_set() else None)
 
-    def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
-        if self._owner != os.getpid():
-            self._process, self._owner, self._lock = None, os.getpid(), threading.Lock()
-        if self._process is None or self._process.poll() is not None:
+    def _started(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        if self._owner != os.getpid():  # a fork has the caller's process and lock, and may use neither
+            self._process, self._connection = None, None
+            self._owner, self._lock = os.getpid(), threading.Lock()
+        process, connection = self._process, self._connection
+        if process is None or connection is None or process.poll() is not None:
             self.close()
             atexit.register(self.close)
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
+            connection, other = Pipe()
             command = [sys.executable, "-W", "ignore", "-c", _START, str(_PACKAGE), "\n".join(sys.path)]
-            pipe = subprocess.PIPE
+            handles, startup = _handing_over(other)
             try:
-                self._process = subprocess.Popen(
-                    command, stdin=pipe, stdout=pipe, stderr=self._stderr, start_new_session=True
+                process = subprocess.Popen(
+                    [*command, str(other.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._stderr,
+                    stderr=self._stderr,
+                    start_new_session=True,
+                    pass_fds=handles,
+                    startupinfo=startup,
                 )
             except OSError as error:
                 raise ExportError(
                     f"no process for .pte files can be started ({error}): free memory, or allow more processes"
                 ) from error
-        process = self._process
-        if process.stdin is None or process.stdout is None or self._stderr is None:
-            raise ExportError("the process for .pte files has no pipes")
-        self._stderr.seek(0)
-        self._stderr.truncate()
-        return process, process.stdin, process.stdout
+            finally:
+                other.close()  # as long as it is open here too, the end of the process would not be noticed
+            self._process, self._connection = process, connection
+        if self._stderr is not None:
+            self._stderr.seek(0)
+            self._stderr.truncate()
+        return process, connection
 
     def _obituary(self, process: subprocess.Popen[bytes], subject: Path, timeout: float | None) -> EndedError:
-        if timeout is None and _outlives(process):
+        if timeout is None and not _ends(process):
             process.kill()
         told = self._told()
         code = process.wait()
@@ -161,10 +211,13 @@ class Child:
         if timeout is not None:
             message = f"{subject} gave no answer within {timeout:g} s: it is damaged, or needs a longer timeout{told}"
             return EndedError(message, f"no answer within {timeout:g} s")
+        how = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        with suppress(ValueError):  # not every signal has a name
+            how = signal.Signals(-code).name
         return EndedError(
-            f"{subject} took the process that runs it down ({_name(code)}), yours goes on: the file is damaged or not"
+            f"{subject} took the process that runs it down ({how}), yours goes on: the file is damaged or not"
             f" made for this runtime; export it again, and copy it together with its manifest{told}",
-            _name(code),
+            how,
         )
 
     def _told(self) -> str:
@@ -180,25 +233,19 @@ CHILD = Child()
 """The one process that all callers share."""
 
 
-def _outlives(process: subprocess.Popen[bytes]) -> bool:
+def _handing_over(connection: Connection) -> tuple[tuple[int, ...], Any]:
+    """Return what makes Popen hand over one end of a connection, and nothing else of ours: pass_fds, startupinfo."""
+    handle = connection.fileno()
+    if sys.platform != "win32":
+        return (handle,), None
+    os.set_handle_inheritable(handle, True)
+    return (), subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})
+
+
+def _ends(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process ends by itself within two seconds."""
     try:
         process.wait(timeout=2)
     except subprocess.TimeoutExpired:
-        return True
-    return False
-
-
-def _name(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _close(stream: IO[bytes]) -> None:
-    try:
-        stream.close()
-    except OSError:  # what was not sent cannot be sent any more
-        return
+        return False
+    return True

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from lightning_prune.deploy.runtime.child import CHILD
-from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.turns import in_turns
 
 
@@ -64,7 +64,7 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile(name: str, program: ChildProgram, inputs: Sequence[Tensor], rounds: int) -> Profile:
+def profile(name: str, program: RuntimeModel, inputs: Sequence[Tensor], rounds: int) -> Profile:
     """Measure what each operator and each delegate of a program takes.
 
     For each of them the file is written anew with all of its calls standing twice, and all these files take turns with
@@ -79,14 +79,13 @@ def profile(name: str, program: ChildProgram, inputs: Sequence[Tensor], rounds: 
     Raises:
         ExportError: a file cannot be run.
     """
-    with TemporaryDirectory() as folder:
-        found = [one for one in program.doubled(Path(folder)) if one["calls"] or not one["name"]]
-        turns = {one["name"]: program.variant(one["file"]).timed(inputs, min) for one in found}
+    with TemporaryDirectory() as folder, CHILD.releasing():
+        variants = [one for one in program.doubled(Path(folder)) if one["calls"] or not one["name"]]
+        turns = {one["name"]: program.variant(one["file"]).timed(inputs, min) for one in variants}
         times = in_turns(turns, rounds)[0]
-        CHILD.forget()
     whole, noise = _fastest(times[""])
     rows = []
-    for one in found[1:]:
+    for one in variants[1:]:
         doubled, spread = _fastest(times[one["name"]])
         spent = max(0.0, doubled - whole)
         error = 1000 * (spread + noise)

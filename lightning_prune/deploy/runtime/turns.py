@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
@@ -29,18 +28,6 @@ def in_turns(turns: Mapping[Key, Turn], rounds: int) -> tuple[dict[Key, list[flo
         for key in (*keys[first:], *keys[:first]):
             times[key].append(turns[key](runs[key]))
     return times, runs
-
-
-def turn_of(run: Callable[[], object]) -> Turn:
-    """Return the turn of something that this process runs."""
-
-    def turn(runs: int) -> float:
-        start = time.perf_counter()
-        for _ in range(runs):
-            run()
-        return (time.perf_counter() - start) / runs
-
-    return turn
 
 
 def _calibrated(turn: Turn) -> int:

@@ -1,57 +1,53 @@
-"""Messages between this process and the one that runs .pte files: plain values and tensors, length first."""
+"""Messages between this process and the one that runs .pte files: plain values as JSON, then the bytes of each tensor.
 
-import io
-import struct
-from collections.abc import Mapping
-from typing import IO, Any
+``multiprocessing.connection`` frames them. Its own ``send`` and ``recv`` pickle, and are not used: what a hostile .pte
+makes of the other process may answer anything, and unpickling would run it here. JSON and numbers run nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
+from torch import Tensor
 
-_HEADER = struct.Struct("!4sQ")
-_MARK = b"lpm1"
-_CHUNK = 1 << 24
+from lightning_prune.deploy.program.signature import DTYPES, dtype_name
 
 
 class BrokenMessageError(Exception):
     """What came is no message."""
 
 
-def send(stream: IO[bytes], message: Mapping[str, Any]) -> None:
-    """Write a mapping of tensors, numbers, strings, and lists and dicts of them."""
-    buffer = io.BytesIO()
-    torch.save(dict(message), buffer)
-    stream.write(_HEADER.pack(_MARK, buffer.tell()))
-    stream.write(buffer.getbuffer())
-    stream.flush()
+def send(connection: Connection, message: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> None:
+    """Send a mapping of plain values, and tensors on the CPU."""
+    heads = [[dtype_name(x.dtype), list(x.shape)] for x in tensors]
+    connection.send_bytes(json.dumps({"message": message, "tensors": heads}).encode())
+    for x in tensors:
+        connection.send_bytes(_bytes(x.contiguous()))
 
 
-def receive(stream: IO[bytes]) -> dict[str, Any] | None:
-    """Read what :func:`send` wrote; None at the end of the stream.
+def receive(connection: Connection) -> tuple[dict[str, Any], list[Tensor]]:
+    """Return what :func:`send` was given.
 
     Raises:
-        BrokenMessageError: it is cut off, or something else.
+        EOFError: the other end is closed.
+        OSError: as the connection raises it.
+        BrokenMessageError: something else came.
     """
-    head = _read(stream, _HEADER.size)
-    if not head:
-        return None
-    if len(head) < _HEADER.size or not head.startswith(_MARK):
-        raise BrokenMessageError(f"{len(head)} bytes that begin no message")
-    length = _HEADER.unpack(head)[1]
-    body = _read(stream, length)
-    if len(body) < length:
-        raise BrokenMessageError(f"{len(body)} of {length} bytes")
     try:
-        message = torch.load(io.BytesIO(body), weights_only=True)
-    except Exception as error:
-        raise BrokenMessageError(f"{length} bytes that cannot be read: {error}") from error
-    if not isinstance(message, dict):
-        raise BrokenMessageError(f"a {type(message).__name__}")
-    return message
+        parsed = json.loads(connection.recv_bytes())
+        tensors = [torch.empty(shape, dtype=DTYPES[name]) for name, shape in parsed["tensors"]]
+        for x in tensors:
+            if connection.recv_bytes_into(_bytes(x)) != x.nbytes:
+                raise BrokenMessageError(f"fewer bytes than {x.nbytes} for {tuple(x.shape)} {x.dtype}")
+        return dict(parsed["message"]), tensors
+    except (EOFError, OSError):
+        raise
+    except Exception as error:  # whatever JSON, torch and the connection say of what they cannot take
+        raise BrokenMessageError(f"{type(error).__name__}: {error}") from error
 
 
-def _read(stream: IO[bytes], length: int) -> bytes:
-    parts: list[bytes] = []
-    while length > 0 and (part := stream.read(min(length, _CHUNK))):
-        parts.append(part)
-        length -= len(part)
-    return b"".join(parts)
+def _bytes(tensor: Tensor) -> Any:  # noqa: ANN401
+    """Return the memory of a contiguous tensor; as bytes already in torch, since NumPy has no bfloat16."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()

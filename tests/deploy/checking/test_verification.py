@@ -19,7 +19,7 @@ from lightning_prune.deploy.checking.comparison import Bounds, Differences, max_
 from lightning_prune.deploy.checking.verification import changed_predictions, compare_with
 from lightning_prune.deploy.program.loaders import check_batched, run_in_chunks, split_batch
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, flatten_outputs, input_names
-from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -278,13 +278,13 @@ class TestOneVerdict:
     def test_of_a_file_that_is_wrong_at_one_size(
         self, artifact: Artifact, options: dict[str, Any], kind: str, size: int, monkeypatch: pytest.MonkeyPatch
     ):
-        run = ChildProgram.__call__
+        run = RuntimeModel.__call__
 
-        def wrong(self: ChildProgram, *inputs: Tensor) -> tuple[Tensor, ...]:
+        def wrong(self: RuntimeModel, *inputs: Tensor) -> tuple[Tensor, ...]:
             outputs = run(self, *inputs)
             return tuple(y + y.abs().mean() for y in outputs) if len(inputs[0]) == size else outputs
 
-        monkeypatch.setattr(ChildProgram, "__call__", wrong)
+        monkeypatch.setattr(RuntimeModel, "__call__", wrong)
 
         def of_export() -> object:
             return export(network(), artifact.path.with_name("again.pte"), **options)

@@ -6,16 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from lightning_prune.deploy.executorch.pte_file import SCALAR_TYPES, PteFile, read
 from lightning_prune.deploy.runtime.worker import xnnpack_graph
-from lightning_prune.deploy.runtime.worker.pte_file import PteFile, read
 
 _XNNPACK = "XnnpackBackend"
 _INLINE, _STATIC, _EXTERNAL = 0, 0, 1
 _INT4_ZERO = 8
-_DTYPES = {
-    **{0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64"},
-    **{11: "bool", 15: "bfloat16", 27: "uint16", 28: "uint32", 29: "uint64"},
-}
 
 
 def contents(path: str, constants: bool = True) -> dict[str, object]:
@@ -56,7 +52,7 @@ def _method(plan: Any, file: PteFile, segments: Sequence[bytes]) -> dict[str, ob
 def _value(value: Any) -> dict[str, object]:  # noqa: ANN401
     kind = type(value).__name__
     if kind == "Tensor":
-        dtype = _DTYPES.get(int(value.scalar_type), f"scalar type {int(value.scalar_type)}")
+        dtype = SCALAR_TYPES.get(int(value.scalar_type), f"scalar type {int(value.scalar_type)}")
         is_dynamic = int(value.shape_dynamism) != _STATIC
         return {"shape": list(value.sizes), "dtype": dtype, "is_dynamic": is_dynamic}
     fields = list(vars(value).values()) if value is not None else []
@@ -129,7 +125,7 @@ def _portable(tensor: Any, buffers: Sequence[bytes]) -> xnnpack_graph.Constant: 
     index, elements = tensor.data_buffer_idx, 1
     for size in tensor.sizes:
         elements *= size
-    dtype = _DTYPES.get(int(tensor.scalar_type))
+    dtype = SCALAR_TYPES.get(int(tensor.scalar_type))
     data = buffers[index] if index < len(buffers) else b""
     width = 0 if dtype is None else _width(dtype)
     return xnnpack_graph.Constant(("buffer", index), dtype, elements, data[: elements * width] if width else data)

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_prune.deploy.runtime.worker.pte_file import PteFile, module, read
-
-_ALIGNMENT = 4096
-_PAYLOAD_ALIGNMENT = 16
+from lightning_prune.deploy.executorch.pte_file import read
 
 
 def write_doubled(path: str, method: str, folder: str) -> list[dict[str, object]]:
@@ -35,7 +32,7 @@ def write_doubled(path: str, method: str, folder: str) -> list[dict[str, object]
         program = copy.deepcopy(file.program)
         calls = sum(_double(chain, chosen) for chain in program.execution_plan[index].chains)
         target = Path(folder, f"{number}.pte")
-        target.write_bytes(with_program(file, program))
+        target.write_bytes(file.with_program(program))
         written.append({"file": str(target), "name": name, "is_delegate": is_delegate, "calls": calls})
     return written
 
@@ -74,23 +71,3 @@ def _double(chain: Any, chosen: _Calls) -> int:  # noqa: ANN401
     doubled = len(instructions) - len(chain.instructions)
     chain.instructions = instructions
     return doubled
-
-
-def with_program(file: PteFile, program: Any) -> bytes:  # noqa: ANN401
-    """Return the bytes of a .pte with another program before the same segments.
-
-    Args:
-        file: that the segments come from.
-        program: that refers to them.
-    """
-    serialize = module("_program")
-    tables = module("_flatbuffer_program")._program_to_flatbuffer(program, delegate_alignment=_PAYLOAD_ALIGNMENT)
-    if not file.base:
-        return tables.data
-    room = serialize.aligned_size(serialize._ExtendedHeader.EXPECTED_LENGTH, tables.max_alignment)
-    size = room + len(tables.data)
-    base = serialize.aligned_size(size, _ALIGNMENT)
-    segments = file.data[file.base :]
-    header = serialize._ExtendedHeader(size, base, len(segments)).to_bytes()
-    head = serialize._insert_flatbuffer_header(tables.data, r"ET[0-9a-zA-Z][0-9a-zA-Z]", header.ljust(room, b"\0"))
-    return head.ljust(base, b"\0") + segments

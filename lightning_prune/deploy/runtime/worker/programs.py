@@ -1,50 +1,44 @@
-"""Loaded programs: run, timed, kept until they are forgotten."""
+"""Loaded programs: run, timed, kept until they are released."""
 
-import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from lightning_prune.deploy.runtime.worker.pte_file import RefusedError, read, without_export_side
+from lightning_prune.deploy.executorch import native
+from lightning_prune.deploy.executorch.pte_file import RefusedError, read
 
-Run = Callable[[Sequence[Tensor]], Sequence[object]]
-Key = tuple[str, str, str | None, int | None, int, int]
+Place = Mapping[str, Any]
+"""What the caller wants run: its ``number`` for it, ``path``, ``method``, ``data`` (path of external weights, or None),
+``threads`` (None: as many as the runtime takes by itself)."""
 
 
 class Programs:
-    """Programs by file, method and thread count; a file that changed is loaded again."""
+    """Programs by their number; one whose file changed is loaded again."""
 
     def __init__(self) -> None:
-        self._loaded: dict[Key, Run] = {}
+        self._loaded: dict[int, tuple[object, native.Loaded]] = {}
         self._threads = self._usual = 0
 
-    def run(
-        self, path: str, method: str, data: str | None, threads: int | None, inputs: Sequence[Tensor]
-    ) -> list[object]:
-        """Return what a method gives.
+    def load(self, place: Place) -> dict[str, object]:
+        """Load a method, where it is not, and return what it takes, and the number of its outputs."""
+        loaded = self._program(**place)
+        return {"inputs": loaded.inputs, "outputs": loaded.outputs}
 
-        Args:
-            path: of the .pte.
-            method: name of the method in it.
-            data: path of its external weights, if any.
-            threads: of the ExecuTorch runtime; None: as many as it takes by itself.
-            inputs: contiguous tensors that it takes.
-        """
-        run = self._program(path, method, data, threads)
+    def run(self, place: Place, inputs: Sequence[Tensor] = ()) -> list[object]:
+        """Return what a method gives for contiguous tensors that it takes."""
+        loaded = self._program(**place)
         try:
-            return list(run(inputs))
+            return list(loaded.run(inputs))
         except RuntimeError as error:
             raise RefusedError(f"it fails in the ExecuTorch runtime: {error}") from error
 
-    def turn(
-        self, path: str, method: str, data: str | None, threads: int | None, inputs: Sequence[Tensor], runs: int
-    ) -> list[float]:
+    def turn(self, place: Place, runs: int, inputs: Sequence[Tensor] = ()) -> list[float]:
         """Return the seconds of each of some runs, after one that is not counted."""
-        run = self._program(path, method, data, threads)
-        self.run(path, method, data, threads, inputs)
+        self.run(place, inputs)
+        run = self._program(**place).run
         seconds = []
         for _ in range(runs):
             start = time.perf_counter()
@@ -52,56 +46,37 @@ class Programs:
             seconds.append(time.perf_counter() - start)
         return seconds
 
-    def forget(self) -> None:
-        """Let go of all programs."""
-        self._loaded.clear()
+    def release(self, numbers: Collection[int]) -> None:
+        """Let go of programs."""
+        for number in numbers:
+            self._loaded.pop(number, None)
 
-    def _program(self, path: str, method: str, data: str | None, threads: int | None) -> Run:
-        native = _native()
-        self._use(native, threads)
+    def _program(self, number: int, path: str, method: str, data: str | None, threads: int | None) -> native.Loaded:
+        self._use(threads)
         about = os.stat(path)
-        key = (path, method, data, threads, about.st_size, about.st_mtime_ns)
-        if key not in self._loaded:
+        version = (path, method, data, about.st_size, about.st_mtime_ns)
+        if number not in self._loaded or self._loaded[number][0] != version:
             try:
-                self._loaded[key] = _load(native, path, method, data)
+                self._loaded[number] = version, native.load(path, method, data)
             except RuntimeError as error:
-                raise RefusedError(_reason(native, path, str(error))) from error
-        return self._loaded[key]
+                raise RefusedError(_reason(path, str(error))) from error
+        return self._loaded[number][1]
 
-    def _use(self, native: ModuleType, threads: int | None) -> None:
-        self._usual = self._usual or native._threadpool_get_thread_count()
+    def _use(self, threads: int | None) -> None:
+        self._usual = self._usual or native.threads()
         threads = self._usual if threads is None else threads
         if threads == self._threads:
             return
-        self.forget()  # a loaded method keeps a pointer into the old pool
-        if native._threadpool_get_thread_count() != threads:
-            native._unsafe_reset_threadpool(threads)
-        got = native._threadpool_get_thread_count()
-        if got != threads:
+        self._loaded.clear()  # a loaded method keeps a pointer into the old pool: calling it again crashes or hangs
+        if native.threads() != threads:
+            native.set_threads(threads)
+        if (got := native.threads()) != threads:
             raise RefusedError(f"ExecuTorch runs on {got} threads where {threads} were asked for: pass threads={got}")
         self._threads = threads
 
 
-def _native() -> ModuleType:
-    without_export_side()
-    from executorch.extension.pybindings import portable_lib
-
-    importlib.import_module("executorch.kernels.quantized")  # registers the kernels of integers that no delegate takes
-    return portable_lib
-
-
-def _reason(native: ModuleType, path: str, error: str) -> str:
+def _reason(path: str, error: str) -> str:
     needed = {delegate.id for plan in read(path).program.execution_plan for delegate in plan.delegates}
-    if missing := sorted(needed.difference(native._get_registered_backend_names())):
+    if missing := sorted(needed.difference(native.backends())):
         return f"it is made for {', '.join(missing)}, which the runtime on this machine has not: run it on its device"
     return f"the ExecuTorch runtime refuses it ({error}): it is damaged, or made for another version"
-
-
-def _load(native: ModuleType, path: str, method: str, data: str | None) -> Run:
-    check = native.Verification.InternalConsistency
-    if data is not None:
-        module = native._load_for_executorch(path, data, program_verification=check)
-        return lambda inputs: module.run_method(method, inputs)
-    program = native._load_program(path, program_verification=check)
-    loaded = program.load_method(method)
-    return lambda inputs, _program=program: loaded(inputs)

@@ -2,46 +2,45 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from lightning_prune.deploy.executorch.pte_file import RefusedError
 from lightning_prune.deploy.runtime.wire import receive, send
 from lightning_prune.deploy.runtime.worker.contents import contents
 from lightning_prune.deploy.runtime.worker.doubling import write_doubled
 from lightning_prune.deploy.runtime.worker.programs import Programs
-from lightning_prune.deploy.runtime.worker.pte_file import RefusedError
 
 Task = Callable[..., object]
 
 
-def serve() -> None:
-    """Answer requests ``{"task", "arguments"}`` with ``{"value"}`` or ``{"error"}`` from standard input to output."""
-    requests, replies = _own_streams()
+def serve(connection: Connection) -> None:
+    """Answer requests ``{"task", "arguments", "released"}`` with ``{"value"}`` or ``{"error"}``.
+
+    Tensors that come with a request are the task's ``inputs``; where it returns tensors, they go with the reply.
+    """
     _limit_resources()
     torch.set_num_threads(1)
     programs = Programs()
     tasks: dict[str, Task] = {
         "contents": contents,
         "write_doubled": write_doubled,
+        "load": programs.load,
         "run": programs.run,
         "turn": programs.turn,
-        "forget": programs.forget,
+        "release": programs.release,
     }
-    while (request := receive(requests)) is not None:
-        send(replies, _answer(tasks, request))
-    os._exit(0)  # nothing is left to be put in order, and ending torch takes long
-
-
-def _own_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Take standard input and output for messages; what C++ prints to them goes to stderr."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    os.dup2(2, 1)
-    return requests, replies
+    while True:
+        try:
+            request, inputs = receive(connection)
+        except (EOFError, OSError):
+            os._exit(0)  # nothing is left to be put in order, and ending torch takes long
+        programs.release(request["released"])
+        send(connection, *_answer(tasks, request, inputs))
 
 
 def _limit_resources() -> None:
@@ -56,14 +55,22 @@ def _limit_resources() -> None:
         resource.setrlimit(limit, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
-def _answer(tasks: Mapping[str, Task], request: Mapping[str, Any]) -> dict[str, object]:
+def _answer(
+    tasks: Mapping[str, Task], request: Mapping[str, Any], inputs: Sequence[Tensor]
+) -> tuple[dict[str, object], list[Tensor]]:
+    given = {"inputs": inputs} if inputs else {}
     try:
-        return {"value": tasks[request["task"]](**request["arguments"])}
+        value = tasks[request["task"]](**request["arguments"], **given)
+        tensors = [x for x in value if isinstance(x, Tensor)] if isinstance(value, list) else []
+        if tensors and len(tensors) < len(value):  # type: ignore[arg-type]
+            raise RefusedError("it gives tensors and other values at once: call it through executorch.runtime")
+        return {"value": None if tensors else value}, tensors
     except RefusedError as error:
-        return {"error": str(error)}
+        return {"error": str(error)}, []
     except FileNotFoundError as error:
-        return {"error": f"{error.filename} is not there any more: put it back, or name the place where it is now"}
+        return {"error": f"{error.filename} is not there any more: put it back, or name the place where it is now"}, []
     except PermissionError as error:
-        return {"error": f"{error.filename} cannot be read ({error.strerror}): allow reading it"}
+        return {"error": f"{error.filename} cannot be read ({error.strerror}): allow reading it"}, []
     except Exception as error:  # a damaged file may raise anything
-        return {"error": f"it is damaged ({type(error).__name__}: {error}): copy it again, or export the model again"}
+        told = f"it is damaged ({type(error).__name__}: {error}): copy it again, or export the model again"
+        return {"error": told}, []

@@ -1,13 +1,17 @@
 """What stands in a delegate's payload for XNNPACK: its operators and its constants."""
 
+import math
 import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lightning_prune.deploy.runtime.worker.flatbuffer import Table
+from flatbuffers import number_types
+from flatbuffers.table import Table
 
-# in the order of XNodeUnion in ExecuTorch's backends/xnnpack/serialization/schema.fbs, which is only appended to
+# Fields are counted as in the schema of ExecuTorch 1.4.1, nodes in the order of its XNodeUnion; both are only appended
+# to: https://github.com/pytorch/executorch/blob/v1.4.1/backends/xnnpack/serialization/runtime_schema.fbs#L114
 _NODES = (
     *("none", "add", "linear", "softmax", "sigmoid", "transpose", "clamp", "conv2d", "div", "resize_bilinear2d"),
     *("pad", "avg_pool2d", "minimum", "depthwise_conv2d", "max_pool2d", "mul", "sub", "floor", "convert"),
@@ -29,6 +33,7 @@ _DTYPES = {
 }
 _QUANTIZED_TENSOR = 2
 _MAGIC = slice(4, 8)
+# XNNHeader: https://github.com/pytorch/executorch/blob/v1.4.1/backends/xnnpack/serialization/xnnpack_graph_serialize.py#L86
 _HEADER = struct.Struct("<IIIQ")
 _HEADER_AT = 10
 _NO_OFFSET = (1 << 64) - 1
@@ -56,7 +61,7 @@ def operators(payload: bytes) -> dict[str, int] | None:
     graph = _graph(payload)
     if graph is None:
         return None
-    kinds = [node.number(0, "<B") for node in graph.tables(1)]
+    kinds = [_number(node, 0, number_types.Uint8Flags) for node in _tables(graph, 1)]
     return dict(Counter(_NODES[kind] if kind < len(_NODES) else f"operator {kind}" for kind in kinds).most_common())
 
 
@@ -66,37 +71,60 @@ def constants(payload: bytes, named: Mapping[str, bytes]) -> list[Constant]:
     if graph is None:
         return []
     _, _, base, _ = _HEADER.unpack_from(payload, _HEADER_AT)
-    stored = graph.tables(8)
-    found = []
-    for value in graph.tables(2):
-        tensor = _tensor(value)
-        index = 0 if tensor is None else tensor.number(3, "<I")
+    stored = _tables(graph, 8)
+    read = []
+    for value in _tables(graph, 2):
+        tensor = _table(value, 1)
+        if tensor is not None and _number(value, 0, number_types.Uint8Flags) == _QUANTIZED_TENSOR:
+            tensor = _table(tensor, 0)
+        index = 0 if tensor is None else _number(tensor, 3, number_types.Uint32Flags)
         if tensor is not None and 0 < index < len(stored):
-            found.append(_constant(tensor, stored[index], payload, base, named))
-    return found
+            read.append(_constant(tensor, stored[index], payload, base, named))
+    return read
 
 
 def _constant(tensor: Table, place: Table, payload: bytes, base: int, named: Mapping[str, bytes]) -> Constant:
-    offset, size, key = place.number(0, "<Q"), place.number(1, "<Q"), place.text(2)
-    elements = 1
-    for length in tensor.numbers(2, "<I"):
-        elements *= length
-    if key:
-        return Constant(key, _DTYPES.get(tensor.number(0, "<h")), elements, named.get(key, b"")[:size])
+    offset, size = (_number(place, field, number_types.Uint64Flags) for field in (0, 1))
+    dtype = _DTYPES.get(_number(tensor, 0, number_types.Int16Flags))
+    elements = math.prod(tensor.Get(number_types.Uint32Flags, place) for place in _places(tensor, 2))
+    if at := place.Offset(_slot(2)):
+        key = place.String(place.Pos + at).decode("utf-8", errors="replace")
+        return Constant(key, dtype, elements, named.get(key, b"")[:size])
     start = base + (0 if offset == _NO_OFFSET else offset)
-    identity = (hash(payload), start)
-    return Constant(identity, _DTYPES.get(tensor.number(0, "<h")), elements, payload[start : start + size])
-
-
-def _tensor(value: Table) -> Table | None:
-    tensor = value.table(1)
-    if tensor is not None and value.number(0, "<B") == _QUANTIZED_TENSOR:
-        return tensor.table(0)
-    return tensor
+    return Constant((hash(payload), start), dtype, elements, payload[start : start + size])
 
 
 def _graph(payload: bytes) -> Table | None:
     if payload[_MAGIC] != b"XH00":
         return None
     start, size, _, _ = _HEADER.unpack_from(payload, _HEADER_AT)
-    return Table.root(payload[start : start + size])
+    data = payload[start : start + size]
+    return Table(data, struct.unpack_from("<I", data)[0])
+
+
+def _slot(field: int) -> int:
+    """Return where a table's own table of offsets has a field; fields count from 0, a union takes two."""
+    return 4 + 2 * field
+
+
+def _number(table: Table, field: int, kind: Any) -> int:  # noqa: ANN401
+    return table.GetSlot(_slot(field), 0, kind)
+
+
+def _table(table: Table, field: int) -> Table | None:
+    at = table.Offset(_slot(field))
+    return Table(table.Bytes, table.Indirect(table.Pos + at)) if at else None
+
+
+def _tables(table: Table, field: int) -> list[Table]:
+    return [Table(table.Bytes, table.Indirect(place)) for place in _places(table, field)]
+
+
+def _places(table: Table, field: int) -> list[int]:
+    """Return where the entries of a vector lie, of four bytes each."""
+    if not (at := table.Offset(_slot(field))):
+        return []
+    first, end = table.Vector(at), table.Vector(at) + 4 * table.VectorLen(at)
+    if end > len(table.Bytes):  # a damaged length would fill the memory with places
+        raise ValueError(f"a vector ends at {end}, beyond the {len(table.Bytes)} bytes that there are")
+    return list(range(first, end, 4))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.deploy import XNNPACK, export
 from lightning_prune.deploy.backends import Portable
-from lightning_prune.deploy.runtime.child_program import ChildProgram
+from lightning_prune.deploy.runtime.model import RuntimeModel
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
 
@@ -32,7 +32,7 @@ class Branching(nn.Module):
 def test_every_variant_gives_the_same_outputs(tmp_path: Path, model: nn.Module, backend: XNNPACK | Portable):
     path = export(model, tmp_path / "a.pte", example_inputs=EXAMPLE, backend=backend).path
     (tmp_path / "variants").mkdir()
-    program = ChildProgram(path)
+    program = RuntimeModel(path)
     expected = program(images(4))
     variants = program.doubled(tmp_path / "variants")
     assert variants[0]["name"] == ""
@@ -45,7 +45,7 @@ def test_every_variant_gives_the_same_outputs(tmp_path: Path, model: nn.Module, 
 def test_whole_numbers_in_and_out(tmp_path: Path):
     inputs = (torch.arange(5), torch.randn(5, 4))
     path = export(TwoInputs(), tmp_path / "a.pte", example_inputs=inputs).path
-    program = ChildProgram(path)
+    program = RuntimeModel(path)
     for one in program.doubled(tmp_path):
         outputs = program.variant(one["file"])(*inputs)
         assert all(torch.equal(a, b) for a, b in zip(outputs, program(*inputs), strict=True)), one

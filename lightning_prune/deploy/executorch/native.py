@@ -1,0 +1,86 @@
+"""ExecuTorch's runtime from inside: files loaded, methods called, threads counted; for the process of its own alone.
+
+As ExecuTorch 1.4.1 has it. The public ``executorch.runtime`` loads no weights that stand outside of the .pte and says
+nothing of threads, so its bindings are used themselves, all of whose names begin with an underscore:
+https://github.com/pytorch/executorch/blob/v1.4.1/extension/pybindings/pybindings.pyi#L211
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from lightning_prune.deploy.executorch.pte_file import SCALAR_TYPES, without_export_side
+
+Run = Callable[[Sequence[Tensor]], Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A method, ready to be run.
+
+    Args:
+        run: calls it with contiguous tensors.
+        inputs: shape, the largest where sizes may vary, and element type of each.
+        outputs: their number.
+    """
+
+    run: Run
+    inputs: list[tuple[list[int], str]]
+    outputs: int
+
+
+def bindings() -> ModuleType:
+    """Return the runtime's Python bindings, with the kernels of integers that no delegate takes."""
+    without_export_side()
+    from executorch.extension.pybindings import portable_lib
+
+    importlib.import_module("executorch.kernels.quantized")  # registers them
+    return portable_lib
+
+
+def load(path: str, method: str, data: str | None) -> Loaded:
+    """Load a method of a file.
+
+    Args:
+        path: of the .pte.
+        method: name of the method in it.
+        data: path of its external weights, if any.
+
+    Raises:
+        RuntimeError: the runtime refuses it.
+    """
+    native = bindings()
+    # Minimal, which is quicker, crashed on 11 of 80 damaged files, and InternalConsistency on one
+    check = native.Verification.InternalConsistency
+    if data is not None:
+        module = native._load_for_executorch(path, data, program_verification=check)
+        return _loaded(lambda inputs: module.run_method(method, inputs), module.method_meta(method))
+    program = native._load_program(path, program_verification=check)
+    loaded = program.load_method(method)
+    # the method points into its program, which would go at the end of this function
+    return _loaded(lambda inputs, _program=program: loaded(inputs), loaded.method_meta())
+
+
+def _loaded(run: Run, meta: Any) -> Loaded:  # noqa: ANN401
+    takes = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
+    inputs = [(list(x.sizes()), SCALAR_TYPES.get(x.dtype(), f"scalar type {x.dtype()}")) for x in takes]
+    return Loaded(run, inputs, meta.num_outputs())
+
+
+def backends() -> list[str]:
+    """Return the names of the backends that this runtime has."""
+    return bindings()._get_registered_backend_names()
+
+
+def threads() -> int:
+    """Return on how many threads the runtime runs."""
+    return bindings()._threadpool_get_thread_count()
+
+
+def set_threads(count: int) -> None:
+    """Replace the pool of threads; every loaded method keeps a pointer into the old one and must be let go before."""
+    bindings()._unsafe_reset_threadpool(count)
