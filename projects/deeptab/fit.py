@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from deeptab.configs import FTTransformerConfig, MambularConfig
 from deeptab.models import FTTransformerClassifier, MambularClassifier, MLPClassifier, ResNetClassifier
 from sklearn.datasets import make_classification
 from torch import nn
@@ -18,12 +19,12 @@ TABLE = pd.DataFrame(FEATURES, columns=[f"number_{i}" for i in range(6)])
 class Tabular(Case):
     """A classifier: callbacks are keyword arguments of ``fit``, handed on to the Trainer."""
 
-    def __init__(self, name: str, kind: Any) -> None:
-        self.name, self.kind = name, kind
+    def __init__(self, name: str, kind: Any, config: Any = None) -> None:
+        self.name, self.kind, self.config = name, kind, config
 
     def fit(self, callbacks: list[Any], folder: Path) -> Any:
         """Fit, with a share of the rows held out."""
-        model = self.kind()
+        model = self.kind(model_config=self.config)
         model.fit(TABLE, TARGET, max_epochs=3, batch_size=64, callbacks=callbacks, accelerator="cpu", logger=False)
         return model
 
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     cases = [
         Tabular("MLP", MLPClassifier),
         Tabular("ResNet", ResNetClassifier),
-        Tabular("FTTransformer", FTTransformerClassifier),
-        Tabular("Mambular", MambularClassifier),
+        Tabular("FTTransformer", FTTransformerClassifier, FTTransformerConfig(d_model=32, n_layers=2, n_heads=4)),
+        Tabular("Mambular", MambularClassifier, MambularConfig(d_model=32, n_layers=1, d_state=16)),
     ]
     run("deeptab", version("deeptab"), cases)

@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-_PACKAGES = Path(torch.__file__).parents[2]
+_PACKAGES = Path(torch.__file__).parents[1]
 _OURS = (
     *(f"{_PACKAGES / name}{os.sep}" for name in ("torch", "torchao", "executorch", "coremltools")),
     str(Path(__file__).parents[2]),
