@@ -123,7 +123,7 @@ def masked_out(group: ChannelGroup, masks: Mapping[str, Tensor], parameters: Col
     """Return which channels of the group are masked out in every parameter; shape (size,)."""
     dead = np.ones(group.size, dtype=bool)
     for member in group.members:
-        if member.parameter in parameters:
+        if member.parameter in parameters and member.role != "unmasked":
             if member.parameter not in masks:
                 return np.zeros(group.size, dtype=bool)
             mask = masks[member.parameter]

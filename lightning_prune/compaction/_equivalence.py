@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
+from lightning_prune.model.caches import empty, refilled, tensors_beside
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import fold
 
@@ -47,6 +48,7 @@ def largest_errors(
             the name of the first differing module.
     """
     masked = fold(plain_copy(model)).eval()
+    caches = refilled(masked, lambda: _run(masked, inputs))
     plan.mask(masked)
     compact = (plan if cut is None else cut).rebuild(plain_copy(masked))
     errors: dict[str, float] = {}
@@ -59,6 +61,7 @@ def largest_errors(
     for dtype in dtypes:
         for one in (masked, compact):
             one.double() if dtype is torch.float64 else one.float()
+            empty(one, caches)
         try:
             references = list(_references(masked, _cast(inputs, dtype)))
         except Exception as error:
@@ -179,9 +182,12 @@ class _Check:
             error = relative_error(reference, _run(self.compact, batch))
         except Exception as cause:
             where = next((path for path, outputs in _recorded(self.compact, batch) if outputs is None), "")
+            kept = tensors_beside(self.compact.get_submodule(where))
+            held = f", or what it keeps beside its parameters ({', '.join(kept)}) was computed before" if kept else ""
             raise CompactionError(
                 f"the compact model does not run: {self._name(where)} raises {type(cause).__name__}: {cause}. Its code"
-                " seems to hold a size that the removal changes; leave the channel groups that reach it out of the plan"
+                f" seems to hold a size that the removal changes{held}; leave the channel groups that reach it out of"
+                " the plan"
             ) from cause
         if error <= self.allowed:
             return error

@@ -16,7 +16,10 @@ from lightning_prune.compaction._equivalence import Inputs
 from lightning_prune.compaction.plan import Compaction, remember
 from lightning_prune.compaction.trial import Proof, prove
 from lightning_prune.errors import CompactionError
+from lightning_prune.model.caches import dicts_of_tensors, empty, refilled
+from lightning_prune.model.caches import put_back as put_dicts_back
 from lightning_prune.model.masks import dense_parameters
+from lightning_prune.model.summary import as_evaluated
 from lightning_prune.optimizer.surgery import copy_state, put_back, references, slice_state, zero_state
 
 
@@ -100,18 +103,44 @@ def compact(
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
     plan.check_fits(model)
     _check_device(model)
-    proof = Proof(plan, {}, {}, {})
+    proof, inputs = Proof(plan, {}, {}, {}), None
     if example_inputs is not None or example_kwargs:
-        proof = prove(model, plan, _inputs(model, example_inputs, example_kwargs), tolerance)
+        inputs = _inputs(model, example_inputs, example_kwargs)
+        proof = prove(model, plan, inputs, tolerance)
     before = sum(parameter.numel() for parameter in model.parameters())
     with resize.all_or_nothing() as undo:
         if proof.stay:
-            _zero(model, plan.only(proof.stay).removed, optimizers, undo)
+            _zero(model, plan.only(proof.stay).masked, optimizers, undo)
         _cut(model, proof.cut, optimizers, undo)
         remember(model, proof.cut, undo)
+        if inputs is not None:
+            _empty_caches(model, inputs, undo)
         removed = {name: (removal.removed, removal.size) for name, removal in proof.cut.removals.items()}
         after = sum(parameter.numel() for parameter in model.parameters())
         return CompactionReport(before, after, removed, proof.errors, proof.stay, proof.changes)
+
+
+def _empty_caches(model: nn.Module, inputs: Inputs, undo: resize.Undo) -> None:
+    """Empty what the model has cached of its larger self, and see it run: the proof was made on copies."""
+    held = dicts_of_tensors(model)
+
+    @torch.no_grad()
+    def run() -> None:
+        with as_evaluated(model):
+            model(*inputs[0], **inputs[1])
+
+    undo.append(partial(put_dicts_back, model, held))
+    if held.keys() == set(caches := refilled(model, run)):
+        return
+    try:
+        run()
+    except Exception as error:
+        others = ", ".join(sorted(held.keys() - set(caches)))
+        raise CompactionError(
+            f"the compact model does not run: {type(error).__name__}: {error}. {others} holds tensors that seem to have"
+            " been computed before the removal; empty it first, or make it a buffer"
+        ) from error
+    empty(model, caches)
 
 
 def _zero(model: nn.Module, entries: Entries, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:

@@ -1,7 +1,7 @@
 """The plan of a removal: which channels go, as a plain value that JSON holds."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -41,24 +41,39 @@ class Removal:
         removed: number of channels that go.
         entries: the removed entries of every parameter and buffer: dense name -> axis -> sorted indices.
         is_inexact: whether a normalisation runs over the channels, so that their removal changes what is computed.
+        unmasked: dense name -> axes of entries that go without having been zero before.
     """
 
     size: int
     removed: int
     entries: Entries
     is_inexact: bool = False
+    unmasked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def masked(self) -> Entries:
+        """The entries that are zero before they go."""
+        left = {
+            name: {axis: gone for axis, gone in axes.items() if axis not in self.unmasked.get(name, ())}
+            for name, axes in self.entries.items()
+        }
+        return {name: axes for name, axes in left.items() if axes}
 
     def under(self, path: str) -> "Removal":
         """Return the same removal for a model that holds this one as its submodule ``path``."""
-        return replace(self, entries={f"{path}.{name}": axes for name, axes in self.entries.items()})
+        entries = {f"{path}.{name}": axes for name, axes in self.entries.items()}
+        return replace(self, entries=entries, unmasked={f"{path}.{name}": axes for name, axes in self.unmasked.items()})
 
     def as_document(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
-        return {"size": self.size, "removed": self.removed, "entries": self.entries, "inexact": self.is_inexact}
+        document = {"size": self.size, "removed": self.removed, "entries": self.entries, "inexact": self.is_inexact}
+        return {**document, "unmasked": self.unmasked} if self.unmasked else document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Removal":
-        """Read what :meth:`as_document` returned, by way of JSON or not; without "inexact" it is exact.
+        """Read what :meth:`as_document` returned, by way of JSON or not.
+
+        Without "inexact" it is exact, without "unmasked" all of it is masked.
 
         Raises:
             KeyError, TypeError, AttributeError, ValueError: it is something else.
@@ -68,7 +83,8 @@ class Removal:
             name: {int(axis): ints(indices) for axis, indices in axes.items()}
             for name, axes in document["entries"].items()
         }
-        return cls(size, removed, entries, bool(document.get("inexact", False)))
+        unmasked = {str(name): ints(axes) for name, axes in document.get("unmasked", {}).items()}
+        return cls(size, removed, entries, bool(document.get("inexact", False)), unmasked)
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,11 @@ class Compaction:
         """Dense name -> axis -> removed indices, of all channel groups together."""
         return merge(removal.entries for removal in self.removals.values())
 
+    @property
+    def masked(self) -> Entries:
+        """The removed entries that are zero before they go: all but those of :attr:`Removal.unmasked`."""
+        return merge(removal.masked for removal in self.removals.values())
+
     @cached_property
     def keep(self) -> Entries:
         """Dense name -> axis -> kept indices, of every axis that shrinks; empty for a plan that removes nothing."""
@@ -137,7 +158,12 @@ class Compaction:
             kept = checked(group, indices)
             if len(kept) < group.size:
                 entries = entries_without(group, kept)
-                removals[name] = Removal(group.size, group.size - len(kept), entries, bool(group.inexact))
+                unmasked: dict[str, tuple[int, ...]] = {}
+                for member in group.members:
+                    if member.role == "unmasked":
+                        unmasked[member.parameter] = (*unmasked.get(member.parameter, ()), member.axis)
+                gone = group.size - len(kept)
+                removals[name] = Removal(group.size, gone, entries, bool(group.inexact), unmasked)
         gone = merge(removal.entries for removal in removals.values())
         whole = {
             weight: weight.rpartition(".")[0] for weight in sorted(groups.conv_groups) if 0 in gone.get(weight, {})
@@ -191,8 +217,9 @@ class Compaction:
         self.check_fits(model)
         parameters = dense_parameters(model)
         with torch.no_grad():
-            for name in self.removed.keys() & parameters.keys():
-                for axis, gone in self.removed[name].items():
+            masked = self.masked
+            for name in masked.keys() & parameters.keys():
+                for axis, gone in masked[name].items():
                     parameters[name].index_fill_(axis, torch.tensor(gone, device=parameters[name].device), 0)
         refresh(model)
 
@@ -253,7 +280,8 @@ class Compaction:
             if earlier is not None and earlier.size - earlier.removed == removal.size:
                 both = merge([earlier.entries, moved.entries])
                 is_inexact = earlier.is_inexact or removal.is_inexact
-                removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both, is_inexact)
+                unmasked = {**earlier.unmasked, **removal.unmasked}
+                removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both, is_inexact, unmasked)
             else:
                 # A group of the same name that is not the earlier one's rest: the model's code names modules anew.
                 unused, number = name, 2

@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_prune.compaction._entries import Entries
 from lightning_prune.errors import CompactionError
+from lightning_prune.model.computed import recompute
 from lightning_prune.model.masks import (
     dense_names,
     dense_parameters,
@@ -132,6 +133,8 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
         if (inner := module._modules.get("parametrizations")) is not None:
             own += [*inner.named_parameters(), *inner.named_buffers()]
         if any(id(tensor) in changes for _, tensor in own):
+            for name, tensor in recompute(module).items():
+                _set_attributes(module, {name: tensor}, undo)
             plain = {name: size for name, size in sizes_of(module).items() if name in module.__dict__}
             _set_attributes(module, plain, undo)
 

@@ -85,12 +85,18 @@ class RemovedValue:
         if name in SAME_ENTRIES or name in ("cat", "stack"):
             values = {value for _, value in inputs}
             return values.pop() if len(values) == 1 else None
+        if name in ("mv", "_weight_norm"):
+            # A row of zeros gives zero. Weight norm's direction keeps its rows, but their length is zero then.
+            return 0.0 if inputs[0][1] == 0.0 else None
         if not is_pointwise(call):
             return None
         # An operand that is broadcast holds other entries as well as the removed one, so that its value is unknown.
         shape = call.output.shape
         whole = {argument: value for argument, value in inputs if argument.meta["val"].shape == shape}
         if name == "mul" and 0.0 in whole.values():
+            return 0.0
+        # Spectral norm: one number, over all entries, divides each of them.
+        if name == "div" and list(whole.values()) == [0.0] and all(n.meta["val"].numel() == 1 for n, _ in inputs[1:]):
             return 0.0
         if len(whole) < len(inputs) or None in whole.values():
             return None

@@ -88,6 +88,7 @@ class Axes:
         self._reason_ids: dict[str, int] = {}
         self.consumed = np.zeros(self.count, dtype=bool)
         self.produced = np.zeros(self.count, dtype=bool)
+        self.unmasked = np.zeros(self.count, dtype=bool)
         self.restart()
 
     def restart(self) -> None:
@@ -212,6 +213,11 @@ class Axes:
         """Note that this axis of a weight makes channels, whatever else it is used for."""
         if isinstance(dim, np.ndarray):
             self.produced[dim[dim < self.count]] = True
+
+    def unmask(self, dim: Dim) -> None:
+        """Note that these entries of a weight go along without a mask, because zeros would not be finite."""
+        if isinstance(dim, np.ndarray):
+            self.unmasked[dim[dim < self.count]] = True
 
     def _reason_id(self, reason: str) -> int:
         if reason not in self._reason_ids:

@@ -15,6 +15,7 @@ from lightning_prune.graph.axes import NOT_A_CHANNEL
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
+from lightning_prune.model.computed import shown_as
 from lightning_prune.tables import aligned
 
 
@@ -27,13 +28,14 @@ class Member:
         axis: the axis along which entries belong to channels.
         indices: entries of each channel along the axis, ascending; shape (size, entries per channel), int64.
         role: "output" for what is made with the channel (weight rows, bias, batch-norm entries), "input" for the slice
-            of a consumer that reads it.
+            of a consumer that reads it; "unmasked" for what goes along and may not be zero before, such as the
+            direction of a weight-normalised weight, which is divided by its norm.
     """
 
     parameter: str
     axis: int
     indices: np.ndarray
-    role: Literal["output", "input"]
+    role: Literal["output", "input", "unmasked"]
 
     @property
     def offset(self) -> int:
@@ -179,10 +181,11 @@ def _groups(flow: Flow) -> list[ChannelGroup]:
         for slot, atoms in zip(signature.slots, signature.atoms, strict=True):
             parameter, axis = flow.slots[slot]
             is_input = bool(flow.consumed[atoms].all()) and not bool(flow.produced[atoms].any())
-            members.append(Member(parameter, axis, atoms - flow.starts[slot], "input" if is_input else "output"))
+            role = "unmasked" if flow.unmasked[atoms].all() else "input" if is_input else "output"
+            members.append(Member(parameter, axis, atoms - flow.starts[slot], role))
         # A group is called after the module that makes its channels; where nothing does, after the first that reads.
         producers = [member for member in members if member.role == "output"]
-        parameter = (producers or members)[0].parameter
+        parameter = shown_as((producers or members)[0].parameter)
         path = parameter.rpartition(".")[0] or parameter
         name = path if producers else f"{path} (input)"
         is_prunable = signature.reason == ""

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from lightning_prune.errors import GraphError
 from lightning_prune.graph._sizes import Recorder, Sizes
 from lightning_prune.graph.recordable import recordable
+from lightning_prune.model.caches import refilled
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import fold
 
@@ -117,6 +119,8 @@ def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, An
         try:
             inner = fold(plain_copy(model)).eval()
             with _quietly(inner), recordable():
+                # What an earlier run has cached would stand in the graph as a constant, without its parameter.
+                refilled(inner, partial(inner, *args, **kwargs))
                 exported = torch.export.export(_Forward(inner, recorder), args, kwargs, strict=False)
             return _record(exported, inner, recorder.sizes if recorder else {})
         except Exception as error:

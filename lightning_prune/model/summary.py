@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_prune.model.computed import sources
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 
@@ -205,7 +206,10 @@ def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
     handles = []
     for path, module in model.named_modules():
         if isinstance(module, _ConvNd | nn.Linear):
-            name = first[f"{path}.weight" if path else "weight"]
+            # A computed weight is counted under the parameter that has its shape; a property's under its own name.
+            own = next(reversed(sources(module)), "weight")
+            name = f"{path}.{own}" if path else own
+            name = first.get(name, name)
             counts[name] = 0
             handles.append(module.register_forward_hook(partial(_count, counts, name), with_kwargs=True))
     try:

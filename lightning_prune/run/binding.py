@@ -1,5 +1,6 @@
 """Binds a recipe to a model and refuses what cannot work, before the first step."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +14,15 @@ from lightning_prune.compaction import applied_plan, inexact
 from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, watched
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.model import masks
+from lightning_prune.model.computed import sources
 from lightning_prune.model.summary import measure_macs
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.granularity import Channel, Granularity
-from lightning_prune.selection.targets import Target, Targets
+from lightning_prune.selection.targets import Target, Targets, recurrent_weights
+
+log = logging.getLogger(__name__)
 
 
 def bind(
@@ -60,7 +64,9 @@ def units_of(
     granularity: Granularity | Channel, chosen: Targets, model: nn.Module, example_inputs: tuple[Any, ...] | None
 ) -> Units:
     """Return the units of a model that may be removed; arguments and errors are those of :func:`bind`."""
-    targets = chosen.resolve(model)
+    targets = chosen.resolve(model, with_computed=isinstance(granularity, Channel))
+    if chosen == Targets():
+        _tell_what_is_left_out(model, targets)
     if isinstance(granularity, Granularity):
         for target in targets:
             granularity.check(target)
@@ -76,6 +82,30 @@ def units_of(
     return ChannelUnits(granularity, groups, shapes, found)
 
 
+def _tell_what_is_left_out(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Warn where the default targets hold less than half of the weights: the sparsity is that of the targets."""
+    names, first = {target.name for target in targets}, masks.first_names(model)
+    weights = {
+        n: p for n, p in masks.dense_parameters(model).items() if first[n] == n and not is_lazy(p) and p.dim() > 1
+    }
+    others = sorted((p.numel(), name) for name, p in weights.items() if name not in names)
+    held = sum(weights[name].numel() for name in names & weights.keys())
+    whole = held + sum(size for size, _ in others)
+    if held < whole / 2:
+        largest = others[-1][1]
+        if not weights[largest].requires_grad:
+            why, advice = "it is frozen", "Unfreeze it"
+        elif isinstance(masks.locate(model, largest)[0], nn.Embedding):
+            why, advice = "embeddings are chosen by name", f"Write Targets(include=('*', {largest!r}))"
+        else:
+            why, advice = "it is no weight of a layer of torch's", f"Write Targets(include=('*', {largest!r}))"
+        warnings.warn(
+            f"the targets hold {held / whole:.0%} of the weights of {type(model).__name__}, and the sparsity is that of"
+            f" the targets: {largest} is none, since {why}. {advice}, or name the targets that you mean",
+            stacklevel=2,
+        )
+
+
 def _removable(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -87,18 +117,29 @@ def _removable(
     A parameter that is only added or multiplied, such as a layer scale or a class token, produces nothing.
     """
     names = {target.name for target in targets}
+    for own in recurrent_weights(model):
+        # The hidden units of a recurrent layer are made by all of its weights at once: one of them stands for all.
+        names |= set(own) if names.intersection(own) else set()
     reading = {m.parameter for group in groups for m in group.members if m.role == "input"}
-    layers = {n for n in parameters if isinstance(masks.locate(model, n)[0], nn.Embedding | nn.Linear | _ConvNd)}
-
-    def is_chosen(group: ChannelGroup) -> bool:
+    layers = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Embedding | nn.Linear | _ConvNd)
+        for name in (*module._parameters, *sources(module))
+    }
+    chosen: list[ChannelGroup] = []
+    for group in groups:
         made_by = {m.parameter for m in group.members if m.role == "output" and m.parameter in parameters}
-        weights = {name for name in made_by & (reading | layers) if parameters[name].dim() > 1}
-        return group.prunable and group.size > 1 and bool(weights) and weights <= names
-
-    chosen = tuple(group for group in groups if is_chosen(group))
+        weights = {name for name in made_by & (reading | layers | names) if parameters[name].dim() > 1}
+        if not (group.prunable and group.size > 1 and weights & names):
+            continue
+        if lacking := sorted(weights - names):
+            log.warning("channel group %s stays: %s makes its channels too and is no target", group.name, lacking[0])
+        else:
+            chosen.append(group)
     if not chosen:
         raise ValueError(f"no channel of the chosen targets can be removed; the channel groups are\n{groups}")
-    return chosen
+    return tuple(chosen)
 
 
 def _tried(

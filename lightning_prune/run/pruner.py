@@ -336,7 +336,8 @@ def cost_limit(pruner: Pruner, sparsity: float) -> float:
 def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     """Return the state of a masked model as the record of an event."""
     first = masks.first_names(model)
-    live = {name: mask for name, mask in BoundModel(model, pruner.base).masks().items() if first[name] == name}
+    live = BoundModel(model, pruner.base).masks()
+    live = pruner.units.leaving({name: mask for name, mask in live.items() if first[name] == name})
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None

@@ -80,14 +80,28 @@ class ChannelUnits:
         """Return the share of the channels that are masked out everywhere."""
         return sum(int(gone.sum()) for gone in self.gone(masks).values()) / sum(self.sizes.values())
 
-    def _members(self) -> dict[str, list[tuple[ChannelGroup, int, Tensor]]]:
-        """Return the (group, axis, indices (size, per channel)) that lie in each masked parameter."""
+    def _members(
+        self, roles: Collection[str] = ("output", "input")
+    ) -> dict[str, list[tuple[ChannelGroup, int, Tensor]]]:
+        """Return the (group, axis, indices (size, per channel)) of these roles that lie in each parameter."""
         members: dict[str, list[tuple[ChannelGroup, int, Tensor]]] = defaultdict(list)
         for group in self.groups:
             for member in group.members:
-                if member.parameter in self.shapes:
+                if member.parameter in self.shapes and member.role in roles:
                     members[member.parameter].append((group, member.axis, torch.from_numpy(member.indices)))
         return members
+
+    def leaving(self, masks: Masks) -> Masks:
+        """Return the masks, False as well at what goes along unmasked, such as the direction in weight norm."""
+        gone, found = self.gone(masks), dict(masks)
+        for parameter, members in self._members(("unmasked",)).items():
+            mask = (
+                found[parameter].clone() if parameter in found else torch.ones(self.shapes[parameter], dtype=torch.bool)
+            )
+            for group, axis, indices in members:
+                mask.index_fill_(axis, indices[gone[group.name]].flatten().to(mask.device), False)
+            found[parameter] = mask
+        return found
 
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every channel; its score is the sum over all weights that go with it."""
@@ -135,7 +149,7 @@ class ChannelUnits:
     def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
         """Return the share of each member parameter that is left."""
         lost: dict[tuple[str, int], int] = defaultdict(int)
-        for parameter, members in self._members().items():
+        for parameter, members in self._members(("output", "input", "unmasked")).items():
             for group, axis, indices in members:
                 lost[parameter, axis] += removed[group.name] * indices.shape[1]
         left: dict[str, float] = {}

@@ -79,6 +79,10 @@ class ElementUnits:
             whole += mask.numel() if target.name in in_play else self.granularity.within(target)
         return gone / max(whole, 1)
 
+    def leaving(self, masks: Masks) -> Masks:
+        """Return the masks: nothing goes along."""
+        return masks
+
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit; for single weights the scores are computed only when they are read."""
         spread = scores.spread

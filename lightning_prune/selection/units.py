@@ -63,6 +63,10 @@ class Units(Protocol):
         """Return what share of the units' own measure (weights of the targets; channels) is gone."""
         ...
 
+    def leaving(self, masks: Masks) -> Masks:
+        """Return the masks with what goes along without being masked: False there as well."""
+        ...
+
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit with its score: -inf where the masks removed it already."""
         ...

@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import weight_norm as older_weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_prune.model import masks
 from lightning_prune.selection.targets import Target, Targets
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 
 
 def bad(value: Any) -> Any:
@@ -176,3 +180,37 @@ def test_bad_arguments(build: Callable[[], object], error: type[Exception], text
 def test_targets_are_values_and_take_lists() -> None:
     assert Targets(include=["a"], exclude=["b"]) == Targets(("a",), ("b",))
     assert len({Targets(include=["a"]), Targets(("a",))}) == 1
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.lstm, self.cell = nn.Embedding(9, 4), nn.LSTM(4, 5, proj_size=3), nn.GRUCell(5, 6)
+        self.attention, self.pair = nn.MultiheadAttention(6, 2, add_bias_kv=True), nn.Bilinear(6, 6, 2)
+
+
+def test_recurrent_layers_attention_and_bilinear_are_targets_and_embeddings_by_name() -> None:
+    lstm = ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_hr_l0"]
+    cell, attention = ["cell.weight_ih", "cell.weight_hh"], ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert names(Sequences()) == [*lstm, *cell, *attention, "pair.weight"]
+    assert names(Sequences(), "lstm") == names(Sequences(), "lstm.*") == lstm
+    assert names(Sequences(), "cell", "words") == ["words.weight", *cell]
+    assert names(Sequences(), exclude=("lstm", "attention*", "pair")) == cell
+    assert names(Sequences(), "lstm.weight_hh_l0") == lstm[1:2]
+
+
+def test_computed_weights_are_chosen_by_the_name_of_the_weight_where_that_is_asked() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), weight_norm(nn.Linear(4, 5)), older_weight_norm(nn.Linear(5, 6)))
+    made_of = ["1.parametrizations.weight.original0", "1.parametrizations.weight.original1", "2.weight_g", "2.weight_v"]
+
+    def computed(*include: str, exclude: tuple[str, ...] = ()) -> list[str]:
+        targets = Targets(include=include or ("*",), exclude=exclude).resolve(model, with_computed=True)
+        return sorted(target.name for target in targets)
+
+    assert names(model) == ["0.weight"]
+    assert computed() == ["0.weight", *made_of]
+    assert computed("1") == computed("1.weight") == made_of[:2]
+    assert computed("*.weight", exclude=("1", "0")) == made_of[2:]
+    assert names(model, "2.weight_v") == ["2.weight_v"]
+    with pytest.raises(ValueError, match=r"target 2\.weight is computed from 2\.weight_g, 2\.weight_v: name one of"):
+        names(model, "2")

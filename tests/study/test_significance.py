@@ -87,7 +87,7 @@ def test_without_a_choice_the_criteria_are_those_that_can_score_every_target() -
     assert list(table.left_out) == ["Wanda()"]
     assert "left out: Wanda() watches" in str(table)
     assert significance(Net(), batches()).left_out == {}
-    with pytest.raises(ValueError, match=r"attention\.out_proj\.weight belongs to none"):
+    with pytest.raises(ValueError, match=r"attention\.in_proj_weight belongs to none"):
         significance(Attending(), batches(), criteria=Wanda())
 
 

@@ -144,6 +144,25 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     return (*out, a[-2], b[-1])
 
 
+def matrix_vector(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """(n, k) times (k): a weight by a vector, as in spectral norm."""
+    rows, _ = flow.of(call["self"])
+    (channel,) = flow.of(call["vec"])
+    contract(call, flow, channel, call["self"], 1)
+    return (rows,)
+
+
+def dot(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """A sum of products over (k): exact where one of the two is zero, such as a masked weight by a vector."""
+    left, right = call["self"], call.get("other", call.get("tensor"))
+    (a,), (b,) = flow.of(left), flow.of(right)
+    if flow.removed_value.is_zero(left) or flow.removed_value.is_zero(right):
+        flow.join(a, b)
+    else:
+        flow.freeze((a, b), f"{call.place} sums over it")
+    return ()
+
+
 def baddbmm(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """A tensor that is added to the product of batches of matrices."""
     left, right = call["batch1"], call["batch2"]

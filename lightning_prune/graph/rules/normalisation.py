@@ -58,6 +58,25 @@ def _join_affine(call: Call, flow: Flow, normalised: Dims) -> None:
                 flow.join(entry, dim)
 
 
+def weight_norm(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Direction v and length g: g·v/‖v‖, the norm over all axes of v but ``dim``.
+
+    A channel that is made goes with its length, which a mask makes zero; its row of v goes along unmasked, since a row
+    of zeros would be 0/0. A channel that is read is zero in v, and a norm does not mind zeros.
+    """
+    direction, length, axis = call["v"], call["g"], call["dim"]
+    names, parameters = flow.trace.names, flow.trace.parameters
+    is_plain = all(names.get(node) in parameters for node in (direction, length))
+    if not is_plain or len(direction.users) > 1:
+        return flow.give_up(call, f"{call.place} keeps its sizes")
+    dims = flow.of(direction)
+    if axis != -1:  # torch's way to say: one length for all of v
+        flow.unmask(dims[axis])
+        flow.join(dims[axis], flow.of(length)[axis])
+        flow.produce(flow.of(length)[axis])
+    return dims
+
+
 def keep_whole(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """Operators that are known to need every channel."""
     return flow.give_up(call, f"{call.place} keeps its sizes")
