@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
+from packages import L
 from support import MixedNet, Resumable, loader, trainer
 from torch import Tensor
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from packages import Callback, L, ModelCheckpoint, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 from torch.optim import Optimizer
@@ -123,13 +122,13 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> L.Trainer:
         "logger": False,
         "max_epochs": 2,
     }
-    return L.Trainer(callbacks=list(callbacks), **(quiet | options))
+    return Trainer(callbacks=list(callbacks), **(quiet | options))
 
 
 class AfterStep(Callback):
     """Calls a function after each training batch; stands after the pruning callback in the list."""
 
-    def __init__(self, look: Callable[[L.Trainer, Any], object]) -> None:
+    def __init__(self, look: Callable[[Any, Any], object]) -> None:
         self.look = look
 
     def on_train_batch_end(

@@ -4,10 +4,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import L, ModelCheckpoint
 from support import trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu

@@ -25,8 +25,8 @@ ORDER = (
     *("deploy", "trainer", "study", "cli", "__init__"),
 )
 ONLY_IN = {
-    "lightning": ("trainer", "study", "cli"),
-    "pytorch_lightning": (),
+    "lightning": ("trainer",),
+    "pytorch_lightning": ("trainer",),
     "jsonargparse": ("cli",),
     "executorch": ("deploy",),
     "torchao": ("deploy",),

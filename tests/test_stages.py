@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import ModelCheckpoint
 from support import MixedNet, Net, loader, outputs, trainer
 from torch import Tensor
 

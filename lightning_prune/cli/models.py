@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.checkpoints.summary import read_checkpoint
 from lightning_prune.cli.references import load, made
 from lightning_prune.errors import CheckpointError
+from lightning_prune.trainer.internals import load_module
 from lightning_prune.trainer.mixin import PruningMixin
+from lightning_prune.trainer.packages import LightningModule, kinds
 
 
 def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = False) -> nn.Module:
@@ -28,7 +29,7 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
         CheckpointError: the checkpoint cannot be read or does not fit the model.
     """
     found = load(reference)
-    if isinstance(found, type) and issubclass(found, LightningModule) and checkpoint is not None:
+    if isinstance(found, type) and issubclass(found, kinds("LightningModule")) and checkpoint is not None:
         read_checkpoint(checkpoint, is_trusted=is_trusted)
         return _from_lightning(found, checkpoint, is_trusted)
     model = made(reference, nn.Module)
@@ -61,7 +62,7 @@ def _from_lightning(kind: type[LightningModule], checkpoint: Path, is_trusted: b
         name, module = kind.__name__, kind.__module__
         kind = type(name, (PruningMixin, kind), {"__module__": module, "__qualname__": name})  # pyright: ignore
     try:
-        model = kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=not is_trusted)
+        model = load_module(kind, checkpoint, is_trusted=is_trusted)
     except (RuntimeError, TypeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint} does not fit {kind.__name__}: {error}") from error
     return model.eval()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_prune.errors import GraphError
@@ -18,6 +17,7 @@ from lightning_prune.study.metrics import MetricLike, check_metric
 from lightning_prune.study.passes import own_random_state
 from lightning_prune.study.programs import Empty, ProgramCost, narrower, programs, sparser
 from lightning_prune.study.sensitivity import sensitivity
+from lightning_prune.trainer.packages import is_lightning_module
 
 if TYPE_CHECKING:
     from lightning_prune.deploy import Backend
@@ -159,7 +159,7 @@ def _curve(
 ) -> Sensitivity | None:
     if metric is not None:
         return sensitivity(model, loader, metric=metric, levels=(0.5,), example_inputs=inputs)
-    if not isinstance(model, LightningModule) or not model.automatic_optimization:
+    if not is_lightning_module(model) or not model.automatic_optimization:
         return None
 
     def loss(one: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401

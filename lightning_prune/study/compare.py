@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
 from torch import nn
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from lightning_prune.study.metrics import MetricLike, check_metric, is_higher_be
 from lightning_prune.study.passes import own_random_state
 from lightning_prune.study.runners import InTurn, Runner
 from lightning_prune.study.training import Contest, Outcome, Recipes, Training, check_example, loaders_of, measured
+from lightning_prune.trainer.packages import LightningModule, is_lightning_module
 from lightning_prune.values import check_whole
 
 DENSE = "dense"
@@ -164,7 +164,7 @@ def _check_models(contest: Contest, recipes: Mapping[str, Any], loader: Iterable
                 f"make_model returned the same {type(model).__name__}, or its weights, twice: every run would go on"
                 " where the last one ended. Build a new one at each call, as in make_model=Net or lambda: Net(width=16)"
             )
-    if not isinstance(model, LightningModule):
+    if not is_lightning_module(model):
         raise TypeError(f"make_model must return a fresh LightningModule, got {type(model).__name__}")
     check_example(model)
     if contest.metric is None:

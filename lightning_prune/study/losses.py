@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model.copies import plain_copy
+from lightning_prune.trainer.internals import is_param_in_hook_signature
+from lightning_prune.trainer.packages import is_lightning_module
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """``loss(model, batch) -> scalar``."""
@@ -27,7 +27,7 @@ def check_loss(model: nn.Module, loss: Loss | None) -> None:
         if not callable(loss):
             raise TypeError(f"loss must be a function loss(model, batch) -> scalar, got {loss!r:.80}")
         return
-    if not isinstance(model, LightningModule):
+    if not is_lightning_module(model):
         raise ValueError(f"{name} is no LightningModule, so its loss is not known: pass loss=lambda model, batch: …")
     if not model.automatic_optimization:
         raise ValueError(
@@ -44,7 +44,7 @@ def trainless_copy(model: nn.Module) -> nn.Module:
     """
     copied = plain_copy(model).eval()
     for module in copied.modules():
-        if isinstance(module, LightningModule):
+        if is_lightning_module(module):
             module.__dict__["log"] = module.__dict__["log_dict"] = _log_nothing
     return copied
 
@@ -69,7 +69,7 @@ def loss_of(model: nn.Module, batch: Any, index: int, loss: Loss | None) -> Tens
     source = "loss(model, batch)" if loss is not None else "training_step"
     if loss is not None:
         value = loss(model, batch)
-    elif isinstance(model, LightningModule):
+    elif is_lightning_module(model):
         takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
         try:
             value = model.training_step(batch, index) if takes_index else model.training_step(batch)

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch.utilities import move_data_to_device
 from torch import nn
 
 from lightning_prune.errors import PruningError
 from lightning_prune.model.masks import dense_names
+from lightning_prune.trainer.internals import move_data_to_device, sized_len
 
 
 class Passes:

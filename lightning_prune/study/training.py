@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
 from lightning_prune.compaction.finalization import finalize
@@ -21,6 +19,8 @@ from lightning_prune.study.losses import check_loss, loss_of, trainless_copy
 from lightning_prune.study.metrics import MetricLike, evaluate
 from lightning_prune.study.passes import Passes, own_random_state, seed_all
 from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.internals import sized_len
+from lightning_prune.trainer.packages import NAMES, LightningDataModule, LightningModule, kinds, trainer_class_for
 
 Recipes = Recipe | Sequence[Recipe] | None
 """What one side of a comparison prunes by; None: nothing is pruned."""
@@ -109,7 +109,7 @@ def run(contest: Contest, training: Training) -> Outcome:
         } | dict(contest.trainer)
         pruning = () if training.recipes is None else (PruningCallback(training.recipes),)
         callbacks = [*pruning, *options.pop("callbacks", ())]
-        trainer = Trainer(max_epochs=contest.epochs, callbacks=callbacks, **options)
+        trainer = trainer_class_for(model)(max_epochs=contest.epochs, callbacks=callbacks, **options)
         train, val, module = loaders_of(contest.data)
         # the model may have drawn any number of times: data and dropout begin alike on all sides
         seed_all(training.seed)
@@ -149,8 +149,8 @@ def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noq
         ValueError: a loader is empty or can be gone through only once.
     """
     given = data
-    data = data() if callable(data) and not isinstance(data, LightningDataModule) else data
-    if isinstance(data, LightningDataModule):
+    data = data() if callable(data) and not isinstance(data, kinds("LightningDataModule")) else data
+    if isinstance(data, kinds("LightningDataModule")):
         return None, None, data
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise TypeError(
@@ -180,9 +180,9 @@ def check_example(model: nn.Module) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what Lightning says about each of many small runs."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in NAMES}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for text in (
@@ -195,4 +195,5 @@ def _quiet() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=f".*{text}")
             yield
     finally:
-        log.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

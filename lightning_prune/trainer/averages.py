@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import Compaction, applied_plan
 from lightning_prune.model import masks
 from lightning_prune.run.removal import removed_since
+from lightning_prune.trainer.internals import averages_of, copy_average
+from lightning_prune.trainer.packages import LightningModule, Trainer
 
 
 class Loaded:
@@ -30,37 +29,20 @@ class Loaded:
 
     def __call__(self, model: LightningModule, incompatible_keys: object) -> None:
         """Give the averages the model's shapes and masks; what changes its shape is zero until it loads."""
-        for average in averaged(self._trainer) if self._trainer else ():
+        for average in averages_of(self._trainer) if self._trainer else ():
             checkpoints.take_base(average, applied_plan(model))
             _mask(average, model)
 
 
-def averaged(trainer: Trainer) -> list[nn.Module]:
-    """Return the averaged copies of the model that the Trainer's callbacks hold."""
-    kinds = (WeightAveraging, StochasticWeightAveraging)
-    held = [callback._average_model for callback in trainer.callbacks if isinstance(callback, kinds)]  # type: ignore[attr-defined]
-    return [
-        average.module if isinstance(average, AveragedModel) else average for average in held if average is not None
-    ]
-
-
-def counts_of_averages(trainer: Trainer) -> list[Tensor]:
-    """Return how many models each average holds, as the tensors that count."""
-    held = [callback._average_model for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
-    counts = [average.n_averaged for average in held if average is not None]
-    others = [c.n_averaged for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
-    return counts + [count for count in others if count is not None]
-
-
 def take_masks(trainer: Trainer, model: LightningModule) -> None:
     """Give the averages the model's masks; what is pruned becomes zero in them and stays so."""
-    for average in averaged(trainer):
+    for average in averages_of(trainer):
         _mask(average, model)
 
 
 def lose(trainer: Trainer, plan: Compaction) -> None:
     """Remove the channels of a plan from the averages too."""
-    for average in averaged(trainer):
+    for average in averages_of(trainer):
         plan.rebuild(average)
 
 
@@ -75,13 +57,12 @@ def copy_again(trainer: Trainer, model: LightningModule, pruning: object) -> Non
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback is pruning:
             return
-        if isinstance(callback, WeightAveraging):
-            callback._copy_average_to_current(model)
+        copy_average(callback, model)
 
 
 def settle(trainer: Trainer, model: LightningModule) -> None:
     """Bring the averages into the form of the finalized model: without masks, without the removed channels."""
-    for average in averaged(trainer):
+    for average in averages_of(trainer):
         plan = removed_since(model, applied_plan(average))
         if plan is not None:
             plan.rebuild(average)

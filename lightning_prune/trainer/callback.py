@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoints import state as checkpoints
@@ -18,12 +17,13 @@ from lightning_prune.trainer import averages
 from lightning_prune.trainer.files import CheckpointFiles
 from lightning_prune.trainer.fit import Course, Fit, Record
 from lightning_prune.trainer.internals import count_epoch
+from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
 from lightning_prune.trainer.resume import Loading
 from lightning_prune.trainer.strategy import check_can_shrink, check_strategy
 from lightning_prune.trainer.teaching import check_can_distil
 
 
-class PruningCallback(Callback):
+class PruningCallback(AnyCallback):
     """Prunes a LightningModule while it trains, and leaves plain, smaller modules at the end of the fit.
 
     A copy of it, deep or pickled, has its arguments and results, and begins anew with whatever model it meets.

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
-from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from lightning_prune.errors import CheckpointError
+from lightning_prune.trainer.internals import exists, is_plain_writer
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class CheckpointFiles(CheckpointIO):
         needed = self.companion(checkpoint)
         if needed is not None:
             target = self.beside(path, needed[0])
-            if not get_filesystem(target).exists(target):
+            if not exists(target):
                 self._write(needed[1], target, None)
 
     def beside(self, path: Any, name: str) -> str:  # noqa: ANN401
@@ -92,7 +92,7 @@ class CheckpointFiles(CheckpointIO):
         return os.path.join(os.path.dirname(str(path)), name)
 
     def _write(self, checkpoint: dict[str, Any], path: Any, storage_options: Any) -> None:  # noqa: ANN401
-        if type(self.inner) is not TorchCheckpointIO or "://" in str(path):
+        if not is_plain_writer(self.inner) or "://" in str(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
         part = Path(f"{path}.part")

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoints import state as checkpoints
@@ -26,7 +23,8 @@ from lightning_prune.run.run import PruningRun, rehearsal
 from lightning_prune.trainer import averages
 from lightning_prune.trainer.files import CheckpointFiles
 from lightning_prune.trainer.guard import Guarding
-from lightning_prune.trainer.internals import finish_epoch, forget_data
+from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
+from lightning_prune.trainer.packages import LightningModule, Trainer, overrides, rank_zero_only, rank_zero_warn
 from lightning_prune.trainer.preconditions import (
     check_completes,
     example_inputs_of,
@@ -138,7 +136,7 @@ class Fit:
 
     def bind_early(self) -> None:
         """Attach the masks before the strategy wraps the model, unless its layers may be made after that."""
-        is_late = any(is_overridden(hook, self.model) for hook in ("setup", "configure_model"))
+        is_late = any(overrides(self.model, hook) for hook in ("setup", "configure_model"))
         if not self.record.is_done and (is_sharding(self.trainer) or not is_late):
             self.bind()
 
@@ -316,7 +314,7 @@ class Fit:
     def finish_untrained(self) -> None:
         """Finish where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""
         trainer, run, guarding = self.trainer, self.course.active, self.course.guarding
-        if not self._has_trained and trainer.fit_loop.done and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
+        if not self._has_trained and is_over(trainer) and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
             if run is not None and guarding is not None:
                 guarding.catch_up(trainer)
             self.finish()

@@ -1,21 +1,26 @@
 """The quality guard in a Lightning run: validates, takes snapshots, and puts back what a failed event changed."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, StochasticWeightAveraging
 from torch import Tensor
 
 from lightning_prune.errors import PruningError, SnapshotError
 from lightning_prune.guard import Guard, Trial, Verdict, Watch
 from lightning_prune.guard.snapshots import Snapshot
 from lightning_prune.run.run import PruningRun
-from lightning_prune.trainer.averages import averaged, counts_of_averages
-from lightning_prune.trainer.strategy import is_sharding, unwrapped
+from lightning_prune.trainer.internals import (
+    averages_of,
+    batches_done,
+    counts_of_averages,
+    is_validation_next,
+    unwrapped,
+    validate_now,
+)
+from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
+from lightning_prune.trainer.strategy import is_sharding
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,7 @@ class Guarding:
 
     def check(self, trainer: Trainer) -> None:
         """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(callback, kinds("callbacks.StochasticWeightAveraging")) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise PruningError(
                 "Guard does not work beside StochasticWeightAveraging, which takes schedulers away in the middle of the"
                 " fit, so that an event from before could not be rolled back: use EMAWeightAveraging, or leave one out"
@@ -129,7 +134,7 @@ class Guarding:
 
     def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
         """Look at the metric after a validation; return the event that was rolled back, or None."""
-        self._judged_at = trainer.fit_loop.epoch_loop.total_batch_idx
+        self._judged_at = batches_done(trainer)
         value = torch.tensor(self.guard.read(trainer.callback_metrics), dtype=torch.float64)
         on_trial = self.watch.trial
         verdict = self.watch.judge(float(trainer.strategy.reduce(value, reduce_op="mean")))
@@ -159,12 +164,11 @@ class Guarding:
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
         """Return the score, the snapshot of an event on trial, and whether a validation is about to come."""
-        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-        is_training = trainer.training and fetcher is not None and self._judged_at != loop.total_batch_idx
+        is_unjudged = trainer.training and self._judged_at != batches_done(trainer)
         return {
             "watch": self.watch.state_dict(),
             "judged_at": self._judged_at,
-            "is_overdue": is_training and fetcher is not None and loop._should_check_val_fx(fetcher),
+            "is_overdue": is_unjudged and is_validation_next(trainer),
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
         }
 
@@ -181,32 +185,7 @@ def _parts(run: PruningRun, trainer: Trainer, model: LightningModule) -> tuple[A
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     others: dict[str, Any] = {"run": _RunState(run, model)}
     others["counts of averages"] = _Counts(counts_of_averages(trainer))
-    others |= {f"average {index}": average for index, average in enumerate(averaged(trainer))}
+    others |= {f"average {index}": average for index, average in enumerate(averages_of(trainer))}
     if trainer.scaler is not None:
         others["scaler"] = trainer.scaler
     return model, trainer.optimizers, schedulers, others
-
-
-def validate_now(trainer: Trainer) -> None:
-    """Run the validation loop between two training steps, as Lightning does at ``val_check_interval``."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    with _validating(trainer):
-        loop.setup_data()
-        loop.restarting = False  # a whole validation, wherever the checkpoint was written
-        loop.run()
-
-
-@contextmanager
-def _validating(trainer: Trainer) -> Iterator[None]:
-    """Let the validation loop run for the guard alone: no checkpoint is written and nothing stops the fit by it."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    watching = [callback for callback in callbacks if not isinstance(callback, Checkpoint | EarlyStopping)]
-    first_loop_iter = trainer._logger_connector._first_loop_iter
-    trainer.validating = True
-    trainer.callbacks = watching  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        trainer.callbacks = callbacks  # type: ignore[attr-defined]
-        trainer.training = True
-        trainer._logger_connector._first_loop_iter = first_loop_iter

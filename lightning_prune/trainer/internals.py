@@ -1,25 +1,48 @@
-"""What is used of Lightning's insides, each with the version it was read in and what would let it go."""
+"""What is used of Lightning's insides, undocumented as they are; read in 2.4.0 and in 2.6.6, to whose lines links lead.
 
+Nothing else in the package touches them. Each says what of Lightning's would let it go.
+"""
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_prune.trainer.packages import AnyModelCheckpoint, LightningModule, Trainer, kinds
+
+__all__ = ["is_param_in_hook_signature", "move_data_to_device", "sized_len"]
 
 _FINISHED = "_iterator_finished"
-"""The field of a torchdata StatefulDataLoader's state that says whether its epoch is over."""
+"""The field of a torchdata StatefulDataLoader's state that says whether its epoch is over (torchdata 0.11)."""
 
 
 def restored(trainer: Trainer) -> dict[str, Any]:
-    """Return the checkpoint that is being restored, empty outside of that: Lightning hands it to no earlier hook."""
+    """Return the checkpoint that is being restored, empty outside of that.
+
+    Goes with a hook that gets the checkpoint before the weights load:
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/trainer/connectors/checkpoint_connector.py#L84
+    """
     return trainer._checkpoint_connector._loaded_checkpoint
 
 
 def forget_data(trainer: Trainer) -> None:
     """Let Lightning ask for the training data again when it resumes.
 
-    Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then Lightning 2.6
-    leaves out putting them back to the position that they had when the checkpoint was written.
+    Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then it leaves out
+    putting them back to the position that they had when the checkpoint was written. Goes when that is done anyway:
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L227
     """
     if trainer.ckpt_path is not None:
         trainer.fit_loop._combined_loader = None
@@ -28,8 +51,9 @@ def forget_data(trainer: Trainer) -> None:
 def finish_epoch(checkpoint: dict[str, Any]) -> None:
     """Let torchdata's loader begin the next epoch where a checkpoint was written after the last batch of one.
 
-    Lightning 2.6 asks for no batch after the last one, so the loader does not know that its epoch is over, and after a
-    resume the next epoch would be empty.
+    Lightning asks for no batch after the last one, so the loader does not know that its epoch is over, and after a
+    resume the next epoch would be empty. Goes when the state of the loaders is taken after the epoch:
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L523
 
     Changes:
         the states of the loaders in the checkpoint.
@@ -44,8 +68,9 @@ def finish_epoch(checkpoint: dict[str, Any]) -> None:
 def count_epoch(checkpoint: dict[str, Any], is_validating: bool) -> None:
     """Let a checkpoint count the epoch in which it is written.
 
-    A run that was resumed after the last batch of an epoch leaves that out (Lightning 2.6), so that a resume from its
-    own checkpoints would take the epoch for finished.
+    A run that was resumed after the last batch of an epoch leaves that out, so that a resume from its own checkpoints
+    would take the epoch for finished. Goes when a resumed run counts each epoch that it begins:
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L447
 
     Args:
         checkpoint: of a fit that is under way.
@@ -66,8 +91,139 @@ def count_epoch(checkpoint: dict[str, Any], is_validating: bool) -> None:
             progress["ready"] = progress["started"] = progress["processed"] + 1
 
 
-class SelectingCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that leaves to its subclass which states are kept."""
+def load_module(kind: type[LightningModule], path: Path, *, is_trusted: bool) -> LightningModule:
+    """Return a module of a checkpoint, on the CPU.
+
+    Args:
+        kind: class of the module.
+        path: of the checkpoint.
+        is_trusted: read pickled objects too; the caller has looked at what is in the file.
+    """
+    # 2.4 and 2.5 know no weights_only and would hand it to the module
+    knows = "weights_only" in inspect.signature(kind.load_from_checkpoint).parameters
+    options: dict[str, Any] = {"weights_only": not is_trusted} if knows else {}
+    return kind.load_from_checkpoint(path, map_location="cpu", **options)
+
+
+def exists(path: str) -> bool:
+    """Say whether there is a file, on any file system that Lightning writes checkpoints to."""
+    return get_filesystem(path).exists(path)
+
+
+def is_plain_writer(files: object) -> bool:
+    """Say whether this is Lightning's own reading and writing of checkpoints, of either package, and no subclass."""
+    return type(files) in kinds("plugins.TorchCheckpointIO", is_fabric=True)
+
+
+def averages_of(trainer: Trainer) -> list[nn.Module]:
+    """Return the averaged copies of the model that the Trainer's callbacks hold.
+
+    Goes when the callbacks show them: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/callbacks/weight_averaging.py#L104
+    """
+    wanted = kinds("callbacks.WeightAveraging") + kinds("callbacks.StochasticWeightAveraging")
+    held = [callback._average_model for callback in trainer.callbacks if isinstance(callback, wanted)]  # type: ignore[attr-defined]
+    return [
+        average.module if isinstance(average, AveragedModel) else average for average in held if average is not None
+    ]
+
+
+def counts_of_averages(trainer: Trainer) -> list[Tensor]:
+    """Return how many models each average holds, as the tensors that count."""
+    kept, stochastic = kinds("callbacks.WeightAveraging"), kinds("callbacks.StochasticWeightAveraging")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [callback._average_model for callback in callbacks if isinstance(callback, kept)]
+    counts = [average.n_averaged for average in averages if average is not None]
+    others = [callback.n_averaged for callback in callbacks if isinstance(callback, stochastic)]
+    return counts + [count for count in others if count is not None]
+
+
+def copy_average(callback: Any, model: LightningModule) -> None:  # noqa: ANN401
+    """Give the model the average that a callback keeps, where it keeps one that it copies at the end of the fit.
+
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/callbacks/weight_averaging.py#L352
+    """
+    if isinstance(callback, kinds("callbacks.WeightAveraging")):
+        callback._copy_average_to_current(model)
+
+
+@contextmanager
+def unwrapped(trainer: Trainer) -> Iterator[None]:
+    """Take the model out of its DDP wrapper, whose reducer holds the old shapes, and wrap it anew afterwards.
+
+    Goes when a strategy can be told that parameters have changed: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/strategies/ddp.py#L284
+    """
+    strategy: Any = trainer.strategy
+    if not (
+        isinstance(strategy, kinds("strategies.DDPStrategy")) and isinstance(strategy.model, DistributedDataParallel)
+    ):
+        yield
+        return
+    strategy.model = strategy.lightning_module
+    gc.collect()  # the old reducer's hooks go with it; while they live, backward meets the old shapes
+    try:
+        yield
+    finally:
+        strategy.configure_ddp()
+
+
+def intercept(strategy: Strategy, name: str, ours: Callable[..., Any]) -> Callable[[], None]:
+    """Let a call of the strategy go to us, with the original as first argument; return what ends that.
+
+    Goes when a callback can change the loss before the backward pass:
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/strategies/strategy.py#L192
+
+    Args:
+        strategy: of the fit.
+        name: of the method, "training_step" or "backward".
+        ours: takes the original and its arguments.
+    """
+    setattr(strategy, name, partial(ours, getattr(strategy, name)))
+    return partial(delattr, strategy, name)
+
+
+def is_over(trainer: Trainer) -> bool:
+    """Say whether the fit has nothing left to train: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L173."""
+    return trainer.fit_loop.done
+
+
+def batches_done(trainer: Trainer) -> int:
+    """Return the training batches of the whole fit: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/training_epoch_loop.py#L99."""
+    return trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+def is_validation_next(trainer: Trainer) -> bool:
+    """Say whether a validation follows the batch that is done: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/training_epoch_loop.py#L529."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Run the validation loop between two training steps, as Lightning does at ``val_check_interval``.
+
+    Only the guard looks at it: no checkpoint is written and nothing stops the fit by it. Goes when a callback can ask
+    for a validation; this repeats what stands at https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/training_epoch_loop.py#L395
+    """
+    run: Any = trainer
+    loop, callbacks, connector = run.fit_loop.epoch_loop.val_loop, run.callbacks, run._logger_connector
+    selecting = kinds("callbacks.Checkpoint") + kinds("callbacks.EarlyStopping")
+    first_loop_iter = connector._first_loop_iter
+    run.validating = True
+    run.callbacks = [callback for callback in callbacks if not isinstance(callback, selecting)]
+    try:
+        loop.setup_data()
+        loop.restarting = False  # a whole validation, wherever the checkpoint was written
+        loop.run()
+    finally:
+        run.callbacks = callbacks
+        run.training = True
+        connector._first_loop_iter = first_loop_iter
+
+
+class SelectingCheckpoint(AnyModelCheckpoint):
+    """A ModelCheckpoint that leaves to its subclass which states are kept.
+
+    Goes when ModelCheckpoint takes a rule: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/callbacks/model_checkpoint.py#L927
+    """
 
     def sizes(self, trainer: Trainer) -> dict[str, Tensor]:
         """Return values that stand beside the logged metrics."""

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule
-
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import PruningError
 from lightning_prune.recipe import Recipe
 from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.packages import Callback, LightningModule, kinds
 
 _Callbacks = Sequence[Callback] | Callback
 
@@ -34,7 +33,7 @@ class PruningMixin(_Base):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
-        if LightningModule in order and order.index(LightningModule) < order.index(PruningMixin):
+        if any(kind in order[: order.index(PruningMixin)] for kind in kinds("LightningModule")):
             raise TypeError(f"PruningMixin must stand first: class {cls.__name__}(PruningMixin, LightningModule)")
         if cls.configure_callbacks is not PruningMixin.configure_callbacks:
             cls.configure_callbacks = _checked(cls.configure_callbacks)

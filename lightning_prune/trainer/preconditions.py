@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -12,6 +10,7 @@ from lightning_prune.model.summary import example_of, on_device_of
 from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.internals import SelectingCheckpoint
+from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
 
 
 def example_inputs_of(model: LightningModule) -> tuple[Any, ...] | None:
@@ -36,7 +35,8 @@ def total_steps(trainer: Trainer) -> int | None:
 def check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule) -> None:
     """Refuse a schedule whose last event lies behind the end of the run, where that end is known."""
     total, last = total_steps(trainer), run.last_step
-    is_tuning = any(isinstance(c, BatchSizeFinder | LearningRateFinder) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    finders = kinds("callbacks.BatchSizeFinder") + kinds("callbacks.LearningRateFinder")
+    is_tuning = any(isinstance(callback, finders) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if total is None or last is None or is_tuning or not pl_module.automatic_optimization:
         return
     total += run.step - trainer.global_step
@@ -64,13 +64,15 @@ def selection_warnings(trainer: Trainer, last: int | None) -> list[str]:
     """
     texts = []
     for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(other, ModelCheckpoint) and not isinstance(other, SelectingCheckpoint) and other.monitor:
+        is_plain = isinstance(other, kinds("callbacks.ModelCheckpoint")) and not isinstance(other, SelectingCheckpoint)
+        if is_plain and other.monitor:
             texts.append(
                 f"ModelCheckpoint(monitor={other.monitor!r}) keeps the best of the whole run, most likely from before"
                 ' the target sparsity, and ckpt_path="best" would hand that out: write'
                 f" SparsityCheckpoint(monitor={other.monitor!r}, mode={other.mode!r}) instead"
             )
-        if isinstance(other, EarlyStopping) and last is not None and (trainer.fit_loop.min_steps or 0) <= last:
+        is_stopping = isinstance(other, kinds("callbacks.EarlyStopping"))
+        if is_stopping and last is not None and (trainer.min_steps or 0) <= last:
             texts.append(
                 f"EarlyStopping(monitor={other.monitor!r}) may end the fit before step {last}, where the schedule"
                 f" reaches the target sparsity: write Trainer(min_steps=N) with N above {last}, so that the model can"

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.fake_quantization import FakeQuantization, follow, quantizable
+from lightning_prune.trainer.packages import AnyCallback, Callback, LightningModule, Trainer
 
 
-class QuantizationAware(Callback):
+class QuantizationAware(AnyCallback):
     """Trains the last epochs with weights and inputs rounded to 8 bits, so that the int8 export loses less.
 
     From ``begin_epoch`` on, every Linear and convolution computes, in training and validation, with its weight rounded

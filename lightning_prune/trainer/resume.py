@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import Compaction
@@ -13,6 +12,7 @@ from lightning_prune.run.resuming import check_same
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.fit import Fit
 from lightning_prune.trainer.internals import restored
+from lightning_prune.trainer.packages import LightningModule, Trainer
 
 
 class Loading:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_prune import schedules
@@ -16,6 +14,7 @@ from lightning_prune.model.summary import example_of, measure_macs
 from lightning_prune.selection.budget import Budget
 from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
 from lightning_prune.trainer.internals import SelectingCheckpoint
+from lightning_prune.trainer.packages import LightningModule, Trainer, rank_zero_warn
 
 Against = Literal["sparsity", "params", "macs", "bytes"]
 
@@ -102,6 +101,11 @@ class SparsityCheckpoint(SelectingCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a target that is never asked for, and MACs that cannot be measured."""
+        if self not in trainer.checkpoint_callbacks:
+            raise PruningError(
+                f"{type(self).__name__} was made before pytorch_lightning was imported, so this Trainer takes it for no"
+                " checkpoint: make it after the import"
+            )
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return

@@ -1,20 +1,8 @@
 """Removes channels in the middle of a fit: below the strategy's wrapper, which is built anew."""
 
-import gc
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
-from torch.nn.parallel import DistributedDataParallel
+from collections.abc import Sequence
 
 from lightning_prune.compaction import compact, refused
 from lightning_prune.distributed import ranks
@@ -22,6 +10,8 @@ from lightning_prune.errors import PruningError
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer import averages
+from lightning_prune.trainer.internals import unwrapped
+from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
 from lightning_prune.trainer.preconditions import example_inputs_of
 
 log = logging.getLogger(__name__)
@@ -31,7 +21,7 @@ INEXACT = "step %d: channels under a normalisation are gone: the outputs changed
 
 def is_sharding(trainer: Trainer) -> bool:
     """Say whether the strategy leaves a part of each weight on each rank, in configure_model."""
-    return isinstance(trainer.strategy, ModelParallelStrategy)
+    return isinstance(trainer.strategy, kinds("strategies.ModelParallelStrategy"))
 
 
 def check_strategy(trainer: Trainer, model: LightningModule) -> None:
@@ -40,7 +30,7 @@ def check_strategy(trainer: Trainer, model: LightningModule) -> None:
     Raises:
         PruningError: the strategy flattens or partitions parameters, or layers are built only when they are sharded.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+    if isinstance(trainer.strategy, kinds("strategies.FSDPStrategy") + kinds("strategies.DeepSpeedStrategy")):
         raise PruningError(
             f"{type(trainer.strategy).__name__} flattens or partitions parameters, so masks have no place on them: use"
             " DDPStrategy, or ModelParallelStrategy with fully_shard in configure_model"
@@ -74,7 +64,8 @@ def check_can_shrink(recipes: Sequence[Recipe], trainer: Trainer) -> None:
     """
     if not any(recipe.is_structured for recipe in recipes):
         raise ValueError("compact_every_event removes channels, and no recipe has granularity=Channel(); leave it out")
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    taken = kinds("strategies.SingleDeviceStrategy") + kinds("strategies.DDPStrategy")
+    if not isinstance(trainer.strategy, taken):
         raise PruningError(
             f"compact_every_event works on a single device and under DDP, not with {type(trainer.strategy).__name__}:"
             " leave it out, and the channels go at the end of the fit"
@@ -106,18 +97,3 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     averages.lose(trainer, cut)
     run.follow(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))
-
-
-@contextmanager
-def unwrapped(trainer: Trainer) -> Iterator[None]:
-    """Take the model out of its DDP wrapper, whose reducer holds the old shapes, and wrap it anew afterwards."""
-    strategy = trainer.strategy
-    if not (isinstance(strategy, DDPStrategy) and isinstance(strategy.model, DistributedDataParallel)):
-        yield
-        return
-    strategy.model = strategy.lightning_module
-    gc.collect()
-    try:
-        yield
-    finally:
-        strategy.configure_ddp()

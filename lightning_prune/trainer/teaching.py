@@ -5,8 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from lightning_prune.checkpoints import state as checkpoints
@@ -15,6 +13,8 @@ from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.selection import Units
 from lightning_prune.trainer.files import CheckpointFiles
+from lightning_prune.trainer.internals import intercept
+from lightning_prune.trainer.packages import LightningModule, Trainer
 from lightning_prune.trainer.preconditions import example_inputs_of
 from lightning_prune.trainer.strategy import is_sharding
 
@@ -77,9 +77,9 @@ class Distilling:
         except Exception:
             self.stop()
             raise
-        strategy = trainer.strategy
-        self._replace(strategy, "training_step", partial(self._training_step, strategy.training_step, trainer, model))
-        self._replace(strategy, "backward", partial(self._backward, strategy.backward, trainer, model))
+        watched, taught = partial(self._training_step, trainer, model), partial(self._backward, trainer, model)
+        self._undo.append(intercept(trainer.strategy, "training_step", watched))
+        self._undo.append(intercept(trainer.strategy, "backward", taught))
 
     def _found(self, trainer: Trainer, model: LightningModule, saved: Saved | None, files: CheckpointFiles) -> Teacher:
         """Return the teacher: the given one, that of the file beside the checkpoint, or the model as it is."""
@@ -99,12 +99,8 @@ class Distilling:
             with torch.no_grad(), as_evaluated(model):
                 lessons.check(inputs, model(*inputs))
 
-    def _replace(self, strategy: Strategy, name: str, ours: Callable[..., Any]) -> None:
-        setattr(strategy, name, ours)
-        self._undo.append(partial(delattr, strategy, name))
-
     def _training_step(
-        self, original: Callable[..., Any], trainer: Trainer, model: LightningModule, *args: Any, **kwargs: Any
+        self, trainer: Trainer, model: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:  # noqa: ANN401
         """Run the step while the model is watched; under DDP its first call is the wrapper's way to the step."""
         lessons, strategy = self._lessons, trainer.strategy
@@ -122,9 +118,9 @@ class Distilling:
 
     def _backward(
         self,
-        original: Callable[..., Any],
         trainer: Trainer,
         model: LightningModule,
+        original: Callable[..., Any],
         closure_loss: Tensor,
         *args: Any,
         **kwargs: Any,

@@ -6,11 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from compaction_cases import RESIDUAL_INPUT, Residual, half_of, trained
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import SAFELY, L, ModelCheckpoint
 from support import trainer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -187,7 +186,7 @@ times = pytest.mark.parametrize("times", [1, 2])
 def test_load_from_checkpoint(tmp_path: Path, case: str, times: int, save_weights_only: bool) -> None:
     model = compacted(case, times)
     path = saved(model, tmp_path, weights_only=save_weights_only)
-    assert same(Lit.load_from_checkpoint(path, weights_only=True), model, case)
+    assert same(Lit.load_from_checkpoint(path, **SAFELY), model, case)
 
 
 @cases

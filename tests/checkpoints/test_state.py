@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import L, ModelCheckpoint
 from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, momentum_sgd, outputs, trainer, zeros
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from packages import Trainer
 from support import AfterStep, Net, loader, trainer
 
 from lightning_prune import Channel, Element, Linear, OneShot, PruningCallback, Recipe, summarize

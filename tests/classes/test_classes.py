@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from packages import SAFELY
 from support import Net, trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -181,7 +182,7 @@ class TestAfterwards:
         fit = trainer(tmp_path, PruningCallback(recipe))
         fit.fit(subset.model, loader)
         fit.save_checkpoint(tmp_path / "small.ckpt")
-        again = Mixed.load_from_checkpoint(tmp_path / "small.ckpt", weights_only=True)
+        again = Mixed.load_from_checkpoint(tmp_path / "small.ckpt", **SAFELY)
         assert again.head.out_features == 2
         with torch.no_grad():
             assert torch.equal(again.eval()(x), subset.model.eval()(x))

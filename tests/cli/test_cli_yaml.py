@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.cli import LightningCLI
+from packages import LightningCLI
 from support import MixedNet, Net, loader, outputs
 from torch import nn
 from torch.utils.data import DataLoader

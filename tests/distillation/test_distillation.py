@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from distillation_cases import (
     seeded,
     weights,
 )
+from packages import L
 from support import AfterStep, Net, loader, trainer
 from torch import Tensor, nn
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from distillation_cases import SPARSE, TAUGHT, THIN, WEIGHT, T, assert_close, fitted, seeded, weights
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import ModelCheckpoint
 from support import Net, Resumable, loader, trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, relu

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import ModelCheckpoint
 from run_cases import RISE, Loop, weights
 from support import LinearNet, MixedNet, Net, Resumable, trainer, zeros
 from torch import Tensor

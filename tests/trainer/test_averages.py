@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from packages import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from support import AfterStep, Net, Resumable, trainer
 
 from lightning_prune import Channel, Linear, PruningCallback, Recipe
 from lightning_prune.model import masks
-from lightning_prune.trainer.averages import averaged
+from lightning_prune.trainer.internals import averages_of
 
 RISE = Linear(final_sparsity=0.5, begin_step=2, end_step=8, frequency=2)
 RECIPES = {"element": Recipe(schedule=RISE), "channel": Recipe(schedule=RISE, granularity=Channel())}
@@ -43,7 +43,7 @@ def test_averages_have_the_zeros_of_the_model(kind: str, recipe: str, first: boo
     compared = []
 
     def look(run: Any, model: Any) -> None:
-        for average in averaged(run):
+        for average in averages_of(run):
             expected = masks.read(model)
             found = masks.read(average)
             assert found.keys() == expected.keys()

@@ -4,17 +4,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
+from packages import (
     BatchSizeFinder,
     Callback,
+    CSVLogger,
+    L,
     LearningRateFinder,
     ModelCheckpoint,
     TQDMProgressBar,
 )
-from lightning.pytorch.loggers import CSVLogger
 from support import AfterStep, LinearNet, Net, loader, trainer, zeros
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import L, ModelCheckpoint
 from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer, zeros
 from torch import nn
 

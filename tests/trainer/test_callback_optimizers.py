@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from packages import L
 from support import AfterStep, LinearNet, Net, loader, trainer
 from torch import nn, optim
 

@@ -9,12 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from packages import DDPStrategy, L, ModelCheckpoint
 from processes import on_ranks
 from ranks_cases import by_data, read
 from support import AfterStep, LinearNet, Net, Resumable, loader, momentum_sgd, trainer

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
+from packages import L
 from support import AfterStep, Net, Resumable, loader, outputs, trainer, zeros
 
 from lightning_prune import Channel, Distillation, Guard, Linear, OneShot, PruningCallback, Recipe

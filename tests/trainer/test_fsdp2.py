@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from packages import L, ModelCheckpoint, ModelParallelStrategy
 from processes import on_ranks
 from ranks_cases import by_shape, process_group, read, show_gradients
 from support import AfterStep, Resumable, trainer

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from guard_cases import Brittle, gone
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from packages import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from processes import alone, on_ranks
 from support import Net, Resumable, loader, trainer
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from lightning_prune import Channel, Guard, Linear, OneShot, PruningCallback, Recipe, Taylor
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
-from lightning_prune.trainer.averages import averaged
+from lightning_prune.trainer.internals import averages_of
 
 RISE = Linear(final_sparsity=0.9, begin_step=2, end_step=20, frequency=3)
 RECIPES = {
@@ -280,7 +279,7 @@ def test_a_rollback_at_the_end_leaves_the_averaged_weights(first: bool, tmp_path
     callbacks = [average, callback] if first else [callback, average]
     run = trainer(tmp_path, *callbacks, num_sanity_val_steps=0)
     run.fit(model, Resumable(), loader(1))
-    (averages,) = averaged(run)
+    (averages,) = averages_of(run)
     assert callback.trials[-1].outcome.value == "roll back"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), averages.parameters(), strict=True))
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from guard_cases import Brittle
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from packages import Callback, L, ModelCheckpoint
 from processes import alone
 from support import LinearNet, MixedNet, Net, Resumable, loader, trainer
 from torch import Tensor, optim

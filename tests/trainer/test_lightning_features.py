@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder
+from packages import BackboneFinetuning, BatchSizeFinder, LearningRateFinder
 from support import AfterStep, LinearNet, Net, loader, momentum_sgd, outputs, trainer, zeros
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy

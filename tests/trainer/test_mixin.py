@@ -1,10 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from packages import Callback, EarlyStopping, L, ModelCheckpoint, Timer
 from support import AfterStep, MixedNet, Net, loader, outputs, trainer, zeros
 from torch import nn
 

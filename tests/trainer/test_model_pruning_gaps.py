@@ -6,10 +6,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
+from packages import L, ModelCheckpoint, ModelPruning
 from processes import on_ranks
 from support import AfterStep, LinearNet, Net, Resumable, loader, trainer
 from torch import nn

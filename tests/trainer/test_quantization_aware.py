@@ -5,11 +5,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy
+from packages import Callback, DDPStrategy, L
 from processes import on_ranks
 from support import AfterStep, Net, Resumable, loader, trainer
 

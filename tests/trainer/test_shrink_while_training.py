@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import ModelCheckpoint
 from processes import on_ranks
 from support import AfterStep, MixedNet, Net, Resumable, loader, outputs, trainer
 from torch import Tensor

@@ -4,11 +4,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from packages import Callback, EarlyStopping, L, ModelCheckpoint
 from processes import file_limit
 from support import LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer
 from torch import Tensor

@@ -19,8 +19,7 @@ from distillation_cases import (
     seeded,
     weights,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from packages import DDPStrategy, ModelCheckpoint
 from processes import on_ranks
 from support import Net, Resumable, loader, trainer
 

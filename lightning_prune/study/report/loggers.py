@@ -5,10 +5,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-
 from lightning_prune.study.report.canvas import picture
 from lightning_prune.study.report.figures import Figure
+from lightning_prune.trainer.packages import Logger, kinds
 
 
 def to_loggers(figures: Sequence[Figure], loggers: Sequence[Logger], step: int) -> int:
@@ -22,7 +21,9 @@ def to_loggers(figures: Sequence[Figure], loggers: Sequence[Logger], step: int) 
     Returns:
         how many loggers took the figures.
     """
-    taking = [one for one in loggers if isinstance(one, TensorBoardLogger | WandbLogger | MLFlowLogger | CometLogger)]
+    names = ("TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")
+    board, wandb, mlflow, comet = (kinds(f"loggers.{name}") for name in names)
+    taking: list[Any] = [logger for logger in loggers if isinstance(logger, board + wandb + mlflow + comet)]
     if not taking or not figures:
         return 0
     titles = [re.sub(r"[^\w.\-]+", "_", figure.title.lower()).strip("_") for figure in figures]
@@ -33,11 +34,11 @@ def to_loggers(figures: Sequence[Figure], loggers: Sequence[Logger], step: int) 
         return 0
     for logger in taking:
         for name, figure in drawn.items():
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, board):
                 logger.experiment.add_figure(name, figure, global_step=step, close=False)
-            elif isinstance(logger, WandbLogger):
+            elif isinstance(logger, wandb):
                 logger.log_image(name, [figure])
-            elif isinstance(logger, MLFlowLogger):
+            elif isinstance(logger, mlflow):
                 logger.experiment.log_figure(logger.run_id, figure, f"{name}.png")
             else:
                 logger.experiment.log_figure(figure_name=name, figure=figure, step=step)

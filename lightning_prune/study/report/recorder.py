@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Verdict
 from lightning_prune.model.summary import summarize
@@ -15,10 +13,11 @@ from lightning_prune.study.report.loggers import to_loggers
 from lightning_prune.study.report.ranked import Watched
 from lightning_prune.study.report.sections import fit_sections
 from lightning_prune.trainer.callback import pruning_callback_of
+from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
 from lightning_prune.trainer.strategy import is_sharding
 
 
-class Recorder(Callback):
+class Recorder(AnyCallback):
     """Writes down what a :class:`Report` draws of a fit: metrics, sparsity, scores, layers before and after.
 
     It reads what is there anyway: the logged metrics after each validation, the scores when an event ranks them, and

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lightning_prune.errors import PruningError
@@ -33,6 +31,7 @@ from lightning_prune.study.report.sections import (
 from lightning_prune.study.report.variants import Variant, of_history, pareto, table, variants
 from lightning_prune.study.significance import Significance
 from lightning_prune.trainer.callback import pruning_callback_of
+from lightning_prune.trainer.packages import Logger, Trainer
 
 if TYPE_CHECKING:
     from lightning_prune.deploy import Artifact, Latency

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, Logger
+from packages import CSVLogger, Logger
 from report_cases import fit, recipe
 
 from lightning_prune import PruningCallback
@@ -28,7 +28,7 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 @needs("tensorboard", "matplotlib")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard(tmp_path: Path) -> None:
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from packages import TensorBoardLogger
     from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-not-found]
         EventAccumulator,
     )
@@ -47,7 +47,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb  # type: ignore[import-not-found]
-    from lightning.pytorch.loggers import WandbLogger
+    from packages import WandbLogger
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(save_dir=tmp_path, offline=True)
@@ -82,7 +82,7 @@ def test_a_logger_of_another_kind_is_left_alone() -> None:
 
 def test_without_matplotlib_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from lightning.pytorch.loggers import WandbLogger
+    from packages import WandbLogger
 
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.warns(UserWarning, match=r"no figures are logged: .*pip install 'lightning-prune\[plots\]'"):

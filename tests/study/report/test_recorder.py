@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import ModelCheckpoint
 from report_cases import Judged, fit, history, recipe, recorded
 from support import AfterStep, outputs
 
