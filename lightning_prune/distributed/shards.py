@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,11 +28,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds, sharing its memory; a plain tensor is its own."""
-    return _local(tensor.detach()) if is_sharded(tensor) else tensor
-
-
-def _local(tensor: Any) -> Tensor:  # noqa: ANN401
-    return tensor.to_local()
+    return cast(Any, tensor.detach()).to_local() if is_sharded(tensor) else tensor
 
 
 def part(whole: Tensor, of: Tensor) -> Tensor:
@@ -47,20 +43,14 @@ def part(whole: Tensor, of: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor as a plain one; a sharded one is gathered, which every rank must ask for."""
-    return _full(tensor) if is_sharded(tensor) else tensor
-
-
-def _full(tensor: Any) -> Tensor:  # noqa: ANN401
-    return tensor.full_tensor()
+    return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def lies_like(tensor: Tensor, of: Tensor) -> Tensor:
     """Return a sharded tensor laid over the ranks as ``of`` is; a plain one as it is."""
-    return _redistributed(tensor, of) if is_sharded(tensor) and is_sharded(of) else tensor
-
-
-def _redistributed(tensor: Any, of: Any) -> Tensor:  # noqa: ANN401
-    return tensor.redistribute(placements=of.placements)
+    if not (is_sharded(tensor) and is_sharded(of)):
+        return tensor
+    return cast(Any, tensor).redistribute(placements=cast(Any, of).placements)
 
 
 def mixing(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -75,11 +65,11 @@ def mixing(tensor: Tensor) -> AbstractContextManager[Any]:
 def sharded_like(whole: Tensor, of: Tensor) -> Tensor:
     """Return a copy of a whole tensor that lies over the ranks as ``of`` does, on its device."""
     own = part(whole, of).to(of.device, copy=True)
-    return _from_local(own, of, whole.shape, whole.stride()) if is_sharded(of) else own
-
-
-def _from_local(own: Tensor, of: Any, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:  # noqa: ANN401
-    return type(of.data).from_local(own, of.device_mesh, of.placements, run_check=False, shape=shape, stride=stride)
+    if not is_sharded(of):
+        return own
+    like, form = cast(Any, of), {"shape": whole.shape, "stride": whole.stride()}
+    # a Parameter is no DTensor by its type, its data is
+    return type(like.data).from_local(own, like.device_mesh, like.placements, run_check=False, **form)
 
 
 def _rows(tensor: Any) -> tuple[int, int]:  # noqa: ANN401

@@ -105,9 +105,10 @@ def reset_state(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
     for parameter in held:
         state = optimizer.state.pop(parameter, {})
         if state and isinstance(optimizer, torch.optim.Adagrad):
+            group = next(g for g in optimizer.param_groups if any(held is parameter for held in g["params"]))
             optimizer.state[parameter] = {
                 "step": torch.zeros_like(state["step"]),
-                "sum": torch.full_like(state["sum"], _group_of(optimizer, parameter)["initial_accumulator_value"]),
+                "sum": torch.full_like(state["sum"], group["initial_accumulator_value"]),
             }
 
 
@@ -239,10 +240,6 @@ def _forget_history(optimizer: LBFGS, touched: list[Parameter]) -> None:
     if touched:
         optimizer.state.clear()
         optimizer._numel_cache = None
-
-
-def _group_of(optimizer: Optimizer, parameter: Parameter) -> dict[str, Any]:
-    return next(group for group in optimizer.param_groups if any(held is parameter for held in group["params"]))
 
 
 def _followers(optimizer: Optimizer, parameter: Parameter, shape: torch.Size) -> Iterator[tuple[str, Tensor, _Layout]]:

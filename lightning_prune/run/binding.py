@@ -55,8 +55,24 @@ def bind(
         macs=None if example_inputs is None else measure_macs(model, example_inputs),
         base=applied_plan(model),
     )
-    _check_reachable(pruner)
-    _check_watched(pruner, model)
+    final = pruner.schedule.final_sparsity
+    if recipe.count is not None or recipe.is_structured:
+        most_removed = pruner.units.most_removable()
+        left = cost_left(pruner, most_removed)
+        if left > cost_limit(pruner, final) + 1e-6:
+            most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
+            raise ValueError(
+                f"{pruner.schedule} asks for sparsity {final:g} of {recipe.count or 'channels'}, but the chosen"
+                f" targets can give {most:.4f} at most; lower final_sparsity, min_channels or round_to, or widen the"
+                " targets"
+            )
+    criterion = recipe.criterion
+    if isinstance(criterion, ObservingCriterion) and pruner.is_watching and pruner.schedule.due(-1, 0):
+        raise ValueError(
+            f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
+            " prunes before the first step; let begin_step be at least 1"
+        )
+    check_seen(criterion, pruner.units, model)
     return pruner
 
 
@@ -159,33 +175,6 @@ def _tried(
             f"the channels of {len(stay)} groups stay, because removing them is not exact:\n{reasons}", stacklevel=2
         )
     return tuple(group for group in chosen if group.name in left)
-
-
-def _check_reachable(pruner: Pruner) -> None:
-    """Refuse a final sparsity that is not met even when everything goes that may go."""
-    final = pruner.schedule.final_sparsity
-    if pruner.recipe.count is None and not pruner.recipe.is_structured:
-        return
-    most_removed = pruner.units.most_removable()
-    left = cost_left(pruner, most_removed)
-    if left > cost_limit(pruner, final) + 1e-6:
-        most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
-        raise ValueError(
-            f"{pruner.schedule} asks for sparsity {final:g} of {pruner.recipe.count or 'channels'}, but the chosen"
-            f" targets can give {most:.4f} at most; lower final_sparsity, min_channels or round_to, or widen the"
-            " targets"
-        )
-
-
-def _check_watched(pruner: Pruner, model: nn.Module) -> None:
-    """Refuse an event before the first step where the criterion observes steps, and targets that it cannot observe."""
-    criterion = pruner.recipe.criterion
-    if isinstance(criterion, ObservingCriterion) and pruner.is_watching and pruner.schedule.due(-1, 0):
-        raise ValueError(
-            f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
-            " prunes before the first step; let begin_step be at least 1"
-        )
-    check_seen(criterion, pruner.units, model)
 
 
 def check_seen(criterion: object, units: Units, model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -207,13 +207,15 @@ class Pruner:
 
         Any other criterion looks at nothing. Removing the handles ends it.
         """
-        if not isinstance(self.recipe.criterion, ActivationCriterion):
+        criterion = self.recipe.criterion
+        if not isinstance(criterion, ActivationCriterion):
             return []
-        return watch(model, self.units.shapes, partial(self._see, self.recipe.criterion))
 
-    def _see(self, criterion: ActivationCriterion, name: str, layer: nn.Module, inputs: Tensor) -> None:
-        if self.is_watching:
-            self.observed.see(criterion, name, layer, inputs)
+        def see(name: str, layer: nn.Module, inputs: Tensor) -> None:
+            if self.is_watching:
+                self.observed.see(criterion, name, layer, inputs)
+
+        return watch(model, self.units.shapes, see)
 
 
 def prune_step(

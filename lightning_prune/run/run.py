@@ -195,7 +195,7 @@ class PruningRun:
         events = []
         # channels first: weights that leave with them count for no other recipe
         for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
-            carry = partial(self._carry, self._runtimes[index], model)
+            carry = partial(self._runtimes[index].after_event, self.step, model=model)
             events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step))
         self.sparsity = self.measure(model)
         return events
@@ -236,9 +236,6 @@ class PruningRun:
             pruner.observed.cut(frame.narrow)
         for runtime in self._runtimes:
             runtime.after_removal(frame.narrow)
-
-    def _carry(self, runtime: PolicyRuntime, model: nn.Module, live: Mapping[nn.Parameter, Any]) -> None:
-        runtime.after_event(self.step, live, model)
 
     def reached(self, model: nn.Module) -> list[float]:
         """Return the sparsity of each recipe, in what it counts."""

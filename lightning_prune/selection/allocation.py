@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_prune.criteria import Scores
 from lightning_prune.distributed.shards import ALONE, Spread
 from lightning_prune.selection.ranking import Cut, count, lowest
-from lightning_prune.values import Choice
+from lightning_prune.values import Choice, check_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,24 +165,26 @@ class Global(Choice):
 
     def __post_init__(self) -> None:
         if isinstance(self.cost, Mapping):
+            if not self.cost:
+                raise ValueError(
+                    "Global.cost is an empty table; give each target or channel group a cost, or leave cost out"
+                )
+            for name, cost in self.cost.items():
+                _check_cost(name, cost)
             # numbers under names, so that YAML and torch.load(weights_only=True) take any table
-            object.__setattr__(self, "cost", _checked(self.cost))
+            object.__setattr__(self, "cost", {name: float(cost) for name, cost in self.cost.items()})
         elif self.cost not in (None, "params", "macs"):
             raise ValueError(f'Global.cost must be "params", "macs", a table or None, got {self.cost!r}')
 
     def __call__(self, share: float, candidates: Candidates) -> dict[str, float]:
         """Return the share of each name."""
         if self.cost is not None:
-            candidates = candidates.per_cost(self._table(candidates))
+            costs = self.cost if isinstance(self.cost, Mapping) else candidates.costs.get(self.cost)
+            if costs is None:
+                raise ValueError(f"Global(cost={self.cost!r}) needs an example input: set example_input_array")
+            candidates = candidates.per_cost(costs)
         removed = candidates.removed_by(candidates.cut(round(share * candidates.total)))
         return {name: removed[name] / max(size, 1) for name, size in candidates.sizes.items()}
-
-    def _table(self, candidates: Candidates) -> Mapping[str, float]:
-        if isinstance(self.cost, Mapping):
-            return self.cost
-        if self.cost is None or self.cost not in candidates.costs:
-            raise ValueError(f"Global(cost={self.cost!r}) needs an example input: set example_input_array")
-        return candidates.costs[self.cost]
 
 
 class SensitivityCurve(Protocol):
@@ -217,8 +219,7 @@ class FromSensitivity(Choice):
     max_drop: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_drop < math.inf:
-            raise ValueError(f"FromSensitivity.max_drop must be a finite number above 0, got {self.max_drop!r}")
+        check_number("FromSensitivity.max_drop", self.max_drop, above=0)
         limits = self.curve if isinstance(self.curve, Mapping) else self.curve.limits(self.max_drop)
         for name, limit in limits.items():
             if not 0 <= limit <= 1:
@@ -232,31 +233,20 @@ class FromSensitivity(Choice):
         Raises:
             ValueError: the curve lacks a target or channel group.
         """
-        limits = self._limits(candidates)
+        curve = self.curve if isinstance(self.curve, Mapping) else self.curve.limits(self.max_drop)
+        missing = next((name for name in candidates.sizes if name not in curve), None)
+        if missing is not None:
+            raise ValueError(
+                f"the sensitivity curve has no entry for {missing}; it has {list(curve)[:8]}. Measure it with the"
+                " granularity and the targets of the recipe"
+            )
+        limits = {name: curve[name] for name in candidates.sizes}
         wanted = share * candidates.total
         within = sum(limits[name] * size for name, size in candidates.sizes.items())
         if wanted <= within:
             return {name: limit * (wanted / within if within else 0.0) for name, limit in limits.items()}
         rest = min(1.0, (wanted - within) / (candidates.total - within))
         return {name: limit + rest * (1 - limit) for name, limit in limits.items()}
-
-    def _limits(self, candidates: Candidates) -> dict[str, float]:
-        limits = self.curve if isinstance(self.curve, Mapping) else self.curve.limits(self.max_drop)
-        missing = next((name for name in candidates.sizes if name not in limits), None)
-        if missing is not None:
-            raise ValueError(
-                f"the sensitivity curve has no entry for {missing}; it has {list(limits)[:8]}. Measure it with the"
-                " granularity and the targets of the recipe"
-            )
-        return {name: limits[name] for name in candidates.sizes}
-
-
-def _checked(costs: Mapping[str, float]) -> dict[str, float]:
-    if not costs:
-        raise ValueError("Global.cost is an empty table; give each target or channel group a cost, or leave cost out")
-    for name, cost in costs.items():
-        _check_cost(name, cost)
-    return {name: float(cost) for name, cost in costs.items()}
 
 
 def _check_cost(name: str, cost: float) -> None:

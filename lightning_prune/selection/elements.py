@@ -113,15 +113,12 @@ class ElementUnits:
         """Yield the mask of each target."""
         for target in self.targets:
             keep = keep_highest(candidates, target.name, removed[target.name])
-            own = self._own_mask(target, keep, candidates, scores)
+            if target.name in candidates.in_play:
+                inside = candidates.spread.own(target.name, candidates.in_play[target.name])
+                own = torch.ones_like(inside).masked_scatter_(inside, keep)
+            elif self.granularity.is_single:
+                own = keep.view(candidates.spread.own_shape(target.name, target.shape))
+            else:
+                keep = keep.view(candidates.scores[target.name].shape)
+                own = self.granularity.elements(keep, scores[target.name], target)
             yield target.name, candidates.spread.gather(target.name, own, target.shape)
-
-    def _own_mask(self, target: Target, keep: Tensor, candidates: Candidates, scores: Scores) -> Tensor:
-        """Return the mask of the rows that this rank looks at, from the units in them that stay (bool, flat)."""
-        if target.name in candidates.in_play:
-            inside = candidates.spread.own(target.name, candidates.in_play[target.name])
-            return torch.ones_like(inside).masked_scatter_(inside, keep)
-        if self.granularity.is_single:
-            return keep.view(candidates.spread.own_shape(target.name, target.shape))
-        keep = keep.view(candidates.scores[target.name].shape)
-        return self.granularity.elements(keep, scores[target.name], target)

@@ -109,8 +109,8 @@ class NOfM(Granularity):
     m: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or not isinstance(self.m, int):
-            raise TypeError(f"NOfM takes two whole numbers, got n = {self.n!r}, m = {self.m!r}")
+        check_whole("NOfM.n", self.n)
+        check_whole("NOfM.m", self.m)
         if not 1 <= self.n < self.m:
             raise ValueError(f"NOfM keeps n of m with 1 <= n < m, got n = {self.n}, m = {self.m}; e.g. NOfM(2, 4)")
 

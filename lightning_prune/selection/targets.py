@@ -90,7 +90,11 @@ class Targets:
             chosen -= {first[name] for name in _matches(pattern, tuple(parameters), parameters, _computed(model))}
         if not chosen:
             raise ValueError(f"{self} chooses no parameter of {type(model).__name__}; it has {_listed(default)}")
-        return tuple(_target(model, name, parameters) for name in parameters if name in chosen)
+        return tuple(
+            Target(name, tuple(p.shape), 0 if isinstance(locate(model, name)[0], _ConvTransposeNd) else 1)
+            for name, p in parameters.items()
+            if name in chosen
+        )
 
 
 def _is_pattern(pattern: str) -> bool:
@@ -184,11 +188,6 @@ def _resolve_exact(
             raise ValueError(f"targets {first} and {name} are {same}; name it once")
         owner[id(parameter)] = name
     return list(owner.values())
-
-
-def _target(model: nn.Module, name: str, parameters: dict[str, nn.Parameter]) -> Target:
-    input_axis = 0 if isinstance(locate(model, name)[0], _ConvTransposeNd) else 1
-    return Target(name, tuple(parameters[name].shape), input_axis)
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
