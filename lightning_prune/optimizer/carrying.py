@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_prune.optimizer.context import PolicyContext, Scheduler
 from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.optimizer.surgery import keeps_zeros, parameters_of
-from lightning_prune.optimizer.training import Scheduler, Training
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,13 @@ class PolicyRuntime:
         self._schedulers = [s for s in schedulers if any(s.optimizer is o for o in self._optimizers)]
         try:
             for policy in self._policies:
-                policy.start(self._training(model, step, first_event=first_event))
+                policy.start(self._context(model, step, first_event=first_event))
         except Exception:
             self.stop()
             raise
 
-    def _training(self, model: nn.Module, step: int, **more: Any) -> Training:
-        return Training(
+    def _context(self, model: nn.Module, step: int, **more: Any) -> PolicyContext:
+        return PolicyContext(
             *(model, self._optimizers, self._schedulers, self._parameters, step, self._kept),
             at_stop=self._at_stop,
             **more,
@@ -103,7 +103,7 @@ class PolicyRuntime:
         """
         self._highest_rate = max(self._highest_rate, self._rate())
         for policy in self._policies:
-            policy.after_step(self._training(model, step))
+            policy.after_step(self._context(model, step))
 
     def before_event(self, step: int, model: nn.Module) -> None:
         """Refuse an event that could not be carried, before anything is pruned.
@@ -113,7 +113,7 @@ class PolicyRuntime:
             OptimizerStateError: an optimizer whose state cannot be carried.
         """
         for policy in self._policies:
-            policy.before_event(self._training(model, step))
+            policy.before_event(self._context(model, step))
 
     def after_event(self, step: int, masks: Mapping[Parameter, Tensor], model: nn.Module) -> None:
         """Carry the policies out after an event.
@@ -142,7 +142,7 @@ class PolicyRuntime:
                 *(rate, self._highest_rate, step),
             )
         for policy in self._policies:
-            policy.after_event(self._training(model, step, masks=masks))
+            policy.after_event(self._context(model, step, masks=masks))
 
     def after_removal(self, cut: Callable[[str, Tensor], Tensor]) -> None:
         """Let what the policies keep follow a removal of channels; see :meth:`OptimizerPolicy.after_removal`."""

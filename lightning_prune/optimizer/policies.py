@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.model.masks import dense_names, refresh
 from lightning_prune.optimizer import surgery
-from lightning_prune.optimizer.training import Training
+from lightning_prune.optimizer.context import PolicyContext
 from lightning_prune.values import Choice, check_whole
 
 
@@ -44,8 +44,8 @@ class OptimizerPolicy(Choice):
         """Return the policy for a run of one step, which ``fast_dev_run`` is."""
         return self
 
-    def start(self, training: Training) -> None:
-        """Refuse a run in which it cannot work; take hold of its optimizers until ``training.at_stop`` is called.
+    def start(self, context: PolicyContext) -> None:
+        """Refuse a run in which it cannot work; take hold of its optimizers until ``context.at_stop`` is called.
 
         Raises:
             ValueError: another recipe is needed.
@@ -53,24 +53,24 @@ class OptimizerPolicy(Choice):
             OptimizerStateError: an optimizer cannot be carried.
         """
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, context: PolicyContext) -> None:
         """Follow a completed optimizer step."""
 
-    def before_event(self, training: Training) -> None:
+    def before_event(self, context: PolicyContext) -> None:
         """Refuse an event after which it could not do its work.
 
         Raises:
             PruningError: nothing has been pruned yet.
         """
 
-    def after_event(self, training: Training) -> None:
+    def after_event(self, context: PolicyContext) -> None:
         """Do what it is for: the masks are written, the pruned weights are zero."""
 
     def after_removal(self, kept: dict[str, Any], cut: Callable[[str, Tensor], Tensor]) -> None:
         """Let what it keeps follow a removal of channels.
 
         Args:
-            kept: as in :class:`Training`.
+            kept: as in :class:`~lightning_prune.optimizer.context.PolicyContext`.
             cut: dense name, tensor of the former shape -> what is left of it.
         """
 
@@ -84,24 +84,24 @@ class Mask(OptimizerPolicy):
 
     rules_state: ClassVar[bool] = True
 
-    def start(self, training: Training) -> None:
+    def start(self, context: PolicyContext) -> None:
         """Refuse an optimizer whose state cannot be carried."""
-        for optimizer in training.optimizers:
-            surgery.check_supported(optimizer, training.parameters)
+        for optimizer in context.optimizers:
+            surgery.check_supported(optimizer, context.parameters)
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, context: PolicyContext) -> None:
         """Look again after the first step, from which on the state exists."""
-        if training.step == 1:
-            self.start(training)
+        if context.step == 1:
+            self.start(context)
 
-    def before_event(self, training: Training) -> None:
+    def before_event(self, context: PolicyContext) -> None:
         """Refuse an optimizer whose state cannot be carried."""
-        self.start(training)
+        self.start(context)
 
-    def after_event(self, training: Training) -> None:
+    def after_event(self, context: PolicyContext) -> None:
         """Zero the state."""
-        for optimizer in training.optimizers:
-            surgery.zero_state(optimizer, training.masks)
+        for optimizer in context.optimizers:
+            surgery.zero_state(optimizer, context.masks)
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ class Reset(OptimizerPolicy):
 
     rules_state: ClassVar[bool] = True
 
-    def after_event(self, training: Training) -> None:
+    def after_event(self, context: PolicyContext) -> None:
         """Forget the state."""
-        for optimizer in training.optimizers:
-            surgery.reset_state(optimizer, training.masks)
+        for optimizer in context.optimizers:
+            surgery.reset_state(optimizer, context.masks)
 
 
 @dataclass(frozen=True)
@@ -145,30 +145,30 @@ class Rewarm(OptimizerPolicy):
     def __post_init__(self) -> None:
         check_whole("Rewarm.steps", self.steps, 1, "optimizer steps")
 
-    def start(self, training: Training) -> None:
+    def start(self, context: PolicyContext) -> None:
         """Hook into the steps of each optimizer."""
         # "ramps": optimizer -> steps done of its ramp, None outside of one
-        ramps = training.kept["ramps"] = training.kept.get("ramps") or [None] * len(training.optimizers)
-        _check_optimizers(training, len(ramps))
-        for index, optimizer in enumerate(training.optimizers):
-            ramp = _Ramp(self.steps, training.kept, index)
+        ramps = context.kept["ramps"] = context.kept.get("ramps") or [None] * len(context.optimizers)
+        _check_optimizers(context, len(ramps))
+        for index, optimizer in enumerate(context.optimizers):
+            ramp = _Ramp(self.steps, context.kept, index)
             hooks = (
                 optimizer.register_step_pre_hook(ramp.warm),
                 optimizer.register_step_post_hook(ramp.cool),
             )
-            training.at_stop.extend(hook.remove for hook in hooks)
-            training.at_stop.append(lambda ramp=ramp, optimizer=optimizer: ramp.put_back(optimizer))
+            context.at_stop.extend(hook.remove for hook in hooks)
+            context.at_stop.append(lambda ramp=ramp, optimizer=optimizer: ramp.put_back(optimizer))
 
-    def after_event(self, training: Training) -> None:
+    def after_event(self, context: PolicyContext) -> None:
         """Begin a ramp on each optimizer."""
-        training.kept["ramps"] = [0] * len(training.optimizers)
+        context.kept["ramps"] = [0] * len(context.optimizers)
 
 
-def _check_optimizers(training: Training, number: int) -> None:
-    if number != len(training.optimizers):
+def _check_optimizers(context: PolicyContext, number: int) -> None:
+    if number != len(context.optimizers):
         raise CheckpointError(
             f"the restored state of optimizer_policy is of {number} optimizers with pruned parameters,"
-            f" this run has {len(training.optimizers)}; resume with the same configure_optimizers"
+            f" this run has {len(context.optimizers)}; resume with the same configure_optimizers"
         )
 
 
@@ -228,38 +228,38 @@ class _Rewinding(OptimizerPolicy, ABC):
         return replace(self, step=0)  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
-    def snapshot(self, training: Training) -> dict[str, Any]:
+    def snapshot(self, context: PolicyContext) -> dict[str, Any]:
         """Return what to go back to."""
 
     @abstractmethod
-    def go_back(self, training: Training, snapshot: Mapping[str, Any]) -> None:
+    def go_back(self, context: PolicyContext, snapshot: Mapping[str, Any]) -> None:
         """Make it what it was."""
 
-    def start(self, training: Training) -> None:
+    def start(self, context: PolicyContext) -> None:
         """Refuse a snapshot that would come after the first event; take the one that is due before the first step."""
-        if training.first_event is not None and self.step > training.first_event:
+        if context.first_event is not None and self.step > context.first_event:
             raise ValueError(
                 f"optimizer_policy={self!r} goes back to step {self.step}, which comes after the first event"
-                f" at step {training.first_event}: take step <= {training.first_event} or a later begin_step"
+                f" at step {context.first_event}: take step <= {context.first_event} or a later begin_step"
             )
-        self.after_step(training)
+        self.after_step(context)
 
-    def after_step(self, training: Training) -> None:
+    def after_step(self, context: PolicyContext) -> None:
         """Take the snapshot that is due."""
-        if training.step == self.step and training.kept.get(self.key) is None:
-            training.kept[self.key] = self.snapshot(training)
+        if context.step == self.step and context.kept.get(self.key) is None:
+            context.kept[self.key] = self.snapshot(context)
 
-    def before_event(self, training: Training) -> None:
+    def before_event(self, context: PolicyContext) -> None:
         """Refuse an event before the snapshot."""
-        if training.kept.get(self.key) is None:
+        if context.kept.get(self.key) is None:
             raise PruningError(
-                f"optimizer_policy={self!r} has no snapshot to go back to at the event of step {training.step}: it is"
+                f"optimizer_policy={self!r} has no snapshot to go back to at the event of step {context.step}: it is"
                 " taken in the run itself, so let the first event come later, or take a smaller step"
             )
 
-    def after_event(self, training: Training) -> None:
+    def after_event(self, context: PolicyContext) -> None:
         """Go back to the snapshot."""
-        self.go_back(training, training.kept[self.key])
+        self.go_back(context, context.kept[self.key])
 
 
 @dataclass(frozen=True)
@@ -276,34 +276,34 @@ class LRRewind(_Rewinding):
     sets_rate_back: ClassVar[bool] = True
     key: ClassVar[str] = "rates"
 
-    def start(self, training: Training) -> None:
+    def start(self, context: PolicyContext) -> None:
         """Refuse a run without schedulers, and a snapshot of other optimizers."""
-        if not training.schedulers:
+        if not context.schedulers:
             raise ValueError(
                 "optimizer_policy=LRRewind() sets a learning rate scheduler back, and no optimizer with pruned"
                 " parameters has one: return a scheduler from configure_optimizers, or leave LRRewind out"
             )
-        if training.kept.get(self.key) is not None:
-            _check_optimizers(training, len(training.kept[self.key]["groups"]))
-        super().start(training)
+        if context.kept.get(self.key) is not None:
+            _check_optimizers(context, len(context.kept[self.key]["groups"]))
+        super().start(context)
 
-    def snapshot(self, training: Training) -> dict[str, Any]:
+    def snapshot(self, context: PolicyContext) -> dict[str, Any]:
         """Return the states of the schedulers and the rates that they drive."""
         # OneCycleLR and CyclicLR drive the momentum as well, and none of the three need stand in a scheduler's state
         driven = ("lr", "momentum", "betas")
         return {
-            "schedulers": [copy.deepcopy(scheduler.state_dict()) for scheduler in training.schedulers],
+            "schedulers": [copy.deepcopy(scheduler.state_dict()) for scheduler in context.schedulers],
             "groups": [
                 [{k: copy.deepcopy(group[k]) for k in driven if group.get(k) is not None} for group in o.param_groups]
-                for o in training.optimizers
+                for o in context.optimizers
             ],
         }
 
-    def go_back(self, training: Training, snapshot: Mapping[str, Any]) -> None:
+    def go_back(self, context: PolicyContext, snapshot: Mapping[str, Any]) -> None:
         """Set schedulers and rates back; a rate that is a tensor in place, a captured graph may hold it."""
-        for scheduler, state in zip(training.schedulers, snapshot["schedulers"], strict=True):
+        for scheduler, state in zip(context.schedulers, snapshot["schedulers"], strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
-        for optimizer, groups in zip(training.optimizers, snapshot["groups"], strict=True):
+        for optimizer, groups in zip(context.optimizers, snapshot["groups"], strict=True):
             for group, rates in zip(optimizer.param_groups, groups, strict=True):
                 for key, value in rates.items():
                     if isinstance(group[key], Tensor):
@@ -329,16 +329,16 @@ class RewindWeights(_Rewinding):
     keeps_weights: ClassVar[bool] = True
     key: ClassVar[str] = "weights"
 
-    def snapshot(self, training: Training) -> dict[str, Tensor]:
+    def snapshot(self, context: PolicyContext) -> dict[str, Tensor]:
         """Copy every parameter and buffer to the CPU, by dense name; a shared one under its first name."""
-        first = {id(tensor): name for name, tensor in reversed(dense_names(training.model).items())}
-        named = {name: tensor for name, tensor in dense_names(training.model).items() if first[id(tensor)] == name}
+        first = {id(tensor): name for name, tensor in reversed(dense_names(context.model).items())}
+        named = {name: tensor for name, tensor in dense_names(context.model).items() if first[id(tensor)] == name}
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
 
     @torch.no_grad()
-    def go_back(self, training: Training, snapshot: Mapping[str, Tensor]) -> None:
+    def go_back(self, context: PolicyContext, snapshot: Mapping[str, Tensor]) -> None:
         """Write the weights and buffers; what is pruned is zeroed again."""
-        named = dense_names(training.model)
+        named = dense_names(context.model)
         for name, tensor in snapshot.items():
             if name not in named or named[name].shape != tensor.shape:
                 now = f"shape {tuple(named[name].shape)}" if name in named else "no such tensor"
@@ -348,9 +348,9 @@ class RewindWeights(_Rewinding):
                 )
         for name, tensor in snapshot.items():
             named[name].copy_(tensor)
-        for parameter, mask in training.masks.items():
+        for parameter, mask in context.masks.items():
             parameter.masked_fill_(~mask, 0)
-        refresh(training.model)
+        refresh(context.model)
 
     def after_removal(self, kept: dict[str, Any], cut: Callable[[str, Tensor], Tensor]) -> None:
         """Cut the snapshot."""

@@ -18,9 +18,9 @@ from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.frame import Frame
 from lightning_prune.optimizer.carrying import PolicyRuntime
+from lightning_prune.optimizer.context import Scheduler
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.optimizer.surgery import parameters_of
-from lightning_prune.optimizer.training import Scheduler
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.bound import BoundModel

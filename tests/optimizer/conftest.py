@@ -1,4 +1,4 @@
 """Which test covers a module that has none of its own name.
 
-training: tests/optimizer/test_policies.py
+context: tests/optimizer/test_policies.py
 """

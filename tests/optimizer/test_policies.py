@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_prune.optimizer.context import PolicyContext
 from lightning_prune.optimizer.policies import (
     BUILT_IN,
     Keep,
@@ -21,7 +22,6 @@ from lightning_prune.optimizer.policies import (
     RewindWeights,
     as_policies,
 )
-from lightning_prune.optimizer.training import Training
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.run import PruningRun
 from lightning_prune.schedules import Linear
@@ -70,12 +70,12 @@ class Cool(OptimizerPolicy):
     factor: float = 0.5
     times: int = 3
 
-    def after_event(self, training: Training) -> None:
-        done = training.kept.get("cooled", 0)
+    def after_event(self, context: PolicyContext) -> None:
+        done = context.kept.get("cooled", 0)
         if done < self.times:
-            for group in (group for optimizer in training.optimizers for group in optimizer.param_groups):
+            for group in (group for optimizer in context.optimizers for group in optimizer.param_groups):
                 group["lr"] *= self.factor
-            training.kept["cooled"] = done + 1
+            context.kept["cooled"] = done + 1
 
 
 def rates(run: PruningRun, net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:

@@ -24,7 +24,7 @@ class Scheduler(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
+class PolicyContext:
     """A run at one moment, as the methods of a policy get it; policies are frozen and hold nothing of it.
 
     Args:
