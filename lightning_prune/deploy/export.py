@@ -23,6 +23,7 @@ from lightning_prune.deploy.executorch.lowering import (
     graph_of,
     lower,
     outside_notes,
+    partitioners_of,
     save,
     with_external_weights,
 )
@@ -131,7 +132,8 @@ def export(
 
         CHILD.start()  # the process imports the runtime while the lowering goes on here
         traced = _traced([forward, *further], backend, external_weights)
-        lowered = lower(_programs(traced), backend, values)
+        partitioners = partitioners_of(backend)
+        lowered = lower(_programs(traced), backend, values, partitioners)
         left_outside = outside_notes(lowered, backend, tuple(requested))
         save(lowered, files.program, files.data)
 
@@ -159,7 +161,14 @@ def export(
             labels=labels,
             preprocessing=preprocess,
             quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
-            notes=(*_masked(model), *backend.notes(summary.sparsity), *left_outside, *notes, *_kept(backend, files)),
+            notes=(
+                *_masked(model),
+                *backend.notes(summary.sparsity),
+                *backend.notes_of_lowering(partitioners, summary.sparsity),
+                *left_outside,
+                *notes,
+                *_kept(backend, files),
+            ),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")

@@ -17,7 +17,8 @@ class Backend(ABC):
     """A place where programs run; a subclass is a frozen dataclass, so that it prints, compares and is recorded.
 
     A subclass says its ``name`` and its ``partitioners``; everything else has a default. The export asks in this
-    order: ``check``, ``rewrites``, ``quantization``, ``late_rewrites``, ``partitioners``, ``notes``.
+    order: ``check``, ``rewrites``, ``quantization``, ``late_rewrites``, ``partitioners``, ``notes``,
+    ``notes_of_lowering``.
     """
 
     quantization: Quantization | None = None
@@ -65,6 +66,15 @@ class Backend(ABC):
 
     def notes(self, sparsity: float) -> tuple[str, ...]:
         """Return what a user should know about a model with this share of zeros in [0, 1], as sentences."""
+        return ()
+
+    def notes_of_lowering(self, partitioners: Sequence[Any], sparsity: float) -> tuple[str, ...]:
+        """Return what a user should know about a program after its lowering, as sentences.
+
+        Args:
+            partitioners: what :meth:`partitioners` returned and the program was lowered with.
+            sparsity: share of zeros of the model.
+        """
         return ()
 
     def __str__(self) -> str:

@@ -23,6 +23,8 @@ _COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 _PRECISIONS = ("float16", "float32")
 _COMPRESSED_SINCE, _JOINT_SINCE = 16, 18
 _PALETTE_BITS = (1, 2, 3, 4, 6, 8)
+_LEAST_SPARSITY = 0.3
+"""Below this a bit per weight and the non-zero values are not smaller than the weights by enough to matter."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,36 @@ class CoreML(Backend):
         Raises:
             ImportError: coremltools is not installed.
         """
-        from lightning_prune.deploy.backends.coreml_compression import partitioner
+        try:
+            import coremltools as ct
+            import coremltools.optimize.coreml as cto
+            from executorch.backends.apple.coreml.compiler import CoreMLBackend
 
-        return [partitioner(self)]
+            from lightning_prune.deploy.executorch.coreml import fitting_partitioner, registered_pass
+        except ImportError as error:
+            raise ImportError(
+                f"Core ML's converter is not installed ({error}): pip install 'lightning-prune[coreml]', on Linux or"
+                " macOS"
+            ) from error
+        default: Any = ct.PassPipeline.DEFAULT
+        joint, passes = self.sparse_weights, list(default.passes)
+        if self.sparse_weights:  # before any other: the other order crashes in coremltools 9.0
+            zeros = cto.OpThresholdPrunerConfig(threshold=0.0, minimum_sparsity_percentile=_LEAST_SPARSITY)
+            passes.append(registered_pass("store_sparse", "prune_weights", zeros, joint=False))
+        match self.weights:
+            case Linear8():
+                name, config = f"linear_8{'_sparse' * joint}", cto.OpLinearQuantizerConfig()
+                passes.append(registered_pass(name, "linear_quantize_weights", config, joint))
+            case Palette(bits):
+                name, config = f"palette_{bits}{'_sparse' * joint}", cto.OpPalettizerConfig(mode="kmeans", nbits=bits)
+                passes.append(registered_pass(name, "palettize_weights", config, joint))
+        specs = CoreMLBackend.generate_compile_specs(
+            compute_unit=ct.ComputeUnit[self.compute_unit],
+            minimum_deployment_target=ct.target[self.deployment_target],
+            compute_precision=ct.precision(self.precision),
+            pass_names=passes,
+        )
+        return [fitting_partitioner(specs)]
 
     def notes(self, sparsity: float) -> tuple[str, ...]:
         """Return what becomes of zeros, from a sparsity of 30 % on, and that compressed weights are rounded."""

@@ -1,7 +1,6 @@
 """The weights of a Core ML file as Core ML will read them, and a model that computes with them."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.deploy.executorch.coreml import models_in
 from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.executorch.torchao import fold_batch_norms
 from lightning_prune.deploy.program.eager import EagerModel, example_tensors, folded_copy, isolated
 from lightning_prune.errors import ExportError
 
-_PACKAGE = Path("lowered_module", "model.mlpackage")
 _NEAREST = 0.6
 """The largest distance, relative to its norm, between a weight and what compression made of it."""
 
@@ -35,7 +35,7 @@ def stored_weights(path: str | Path) -> dict[str, np.ndarray]:
         import coremltools.optimize.coreml as cto
     found: dict[str, np.ndarray] = {}
     with quiet_lowering():
-        for index, model in enumerate(_core_ml_models(Path(path))):
+        for index, model in enumerate(models_in(Path(path))):
             plain: Any = cto.decompress_weights(model)
             metadata = cto.get_weights_metadata(plain, weight_threshold=100)
             found |= {f"{index}.{name}" if index else name: weight.val for name, weight in metadata.items()}
@@ -64,50 +64,21 @@ def decompressed(
     """
     stored = stored_weights(path)
     with isolated(), quiet_lowering():
-        from torchao.quantization.pt2e.utils import _fuse_conv_bn_
-
         inputs = example_tensors(model, example_inputs)
         graph = (
             torch.export.export(EagerModel(folded_copy(model)), inputs).module(check_guards=False).requires_grad_(False)
         )
-        _fuse_conv_bn_(graph)
+        fold_batch_norms(graph)
     own = [value for value in (*graph.parameters(), *graph.buffers()) if value.numel() >= 100]
     for name, values in stored.items():
-        _nearest(name, torch.from_numpy(values).float(), own, path)
+        value = torch.from_numpy(values).float()
+        fitting = [one for one in own if one.numel() == value.numel() and one.squeeze().shape == value.squeeze().shape]
+        distances = [float((value.reshape(one.shape) - one).norm() / (one.norm() + 1e-30)) for one in fitting]
+        if not distances or min(distances) > _NEAREST:
+            raise ExportError(
+                f"{path}: the weight {name} of shape {tuple(value.shape)} is none of this model's; pass the model that"
+                " was exported, with the weights that it had"
+            )
+        target = fitting[distances.index(min(distances))]
+        target.copy_(value.reshape(target.shape))
     return graph
-
-
-@torch.no_grad()
-def _nearest(name: str, value: Tensor, own: list[Any], path: str | Path) -> None:
-    """Write a stored weight into the one of the model that it was made of."""
-    fitting = [one for one in own if one.numel() == value.numel() and one.squeeze().shape == value.squeeze().shape]
-    distances = [float((value.reshape(one.shape) - one).norm() / (one.norm() + 1e-30)) for one in fitting]
-    if not distances or min(distances) > _NEAREST:
-        raise ExportError(
-            f"{path}: the weight {name} of shape {tuple(value.shape)} is none of this model's; pass the model that was"
-            " exported, with the weights that it had"
-        )
-    target = fitting[distances.index(min(distances))]
-    target.copy_(value.reshape(target.shape))
-
-
-def _core_ml_models(path: Path) -> Iterator[Any]:
-    import coremltools as ct
-    from executorch.backends.apple.coreml import executorchcoreml
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    with tempfile.TemporaryDirectory() as folder:
-        blobs = _blobs(deserialize_pte_binary(path.read_bytes()))
-        for index, blob in enumerate(blobs):
-            (place := Path(folder, str(index))).mkdir()
-            if not executorchcoreml.unflatten_directory_contents(blob, str(place)):
-                raise ExportError(f"{path}: its Core ML model cannot be unpacked; export it again")
-            yield ct.models.MLModel(str(place / _PACKAGE), skip_model_load=True)
-        if not blobs:
-            raise ExportError(f"{path} holds no Core ML model: export with backend=CoreML()")
-
-
-def _blobs(pte: Any) -> list[bytes]:  # noqa: ANN401
-    delegates = [delegate for plan in pte.program.execution_plan for delegate in plan.delegates]
-    indices = sorted({delegate.processed.index for delegate in delegates if delegate.id == "CoreMLBackend"})
-    return [bytes(pte.program.backend_delegate_data[index].data) for index in indices]

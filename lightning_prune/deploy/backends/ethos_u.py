@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning_prune.deploy.backends.base import Backend
-from lightning_prune.deploy.backends.ethos_u_report import Report
 from lightning_prune.deploy.quantization import Quantization
 from lightning_prune.deploy.quantization.calibrated import check_loader, described
 
@@ -55,8 +54,6 @@ class EthosU(Backend):
         if self.target not in get_args(EthosTarget):
             allowed = ", ".join(map(repr, get_args(EthosTarget)))
             raise ValueError(f"target: got {self.target!r}, must be one of {allowed}")
-        # of the last lowering, not of the value: no field, so that manifests and comparisons know nothing of it
-        object.__setattr__(self, "_reports", list[Report]())
 
     def __repr__(self) -> str:
         return f"EthosU({described(self.calibration)}, target={self.target!r}, samples={self.samples})"
@@ -79,15 +76,11 @@ class EthosU(Backend):
         Raises:
             ImportError: Arm's compiler is not installed.
         """
-        from lightning_prune.deploy.backends.ethos_u_compiler import partitioner
+        from lightning_prune.deploy.backends.ethos_u_compiler import VelaReport
+        from lightning_prune.deploy.executorch.arm import reporting_partitioner
 
-        report = Report()
-        self._last()[:] = [report]
-        return [partitioner(self.target, report)]
+        return [reporting_partitioner(self.target, VelaReport())]
 
-    def notes(self, sparsity: float) -> tuple[str, ...]:
-        """Return Vela's estimate for the last program that was lowered, and what became of zeros."""
-        return tuple(report.told(sparsity) for report in self._last())
-
-    def _last(self) -> list[Report]:
-        return self.__dict__["_reports"]
+    def notes_of_lowering(self, partitioners: Sequence[Any], sparsity: float) -> tuple[str, ...]:
+        """Return Vela's estimate for the program, and what became of zeros."""
+        return tuple(partitioner.report.told(sparsity) for partitioner in partitioners)

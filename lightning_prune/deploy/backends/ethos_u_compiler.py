@@ -1,15 +1,21 @@
-"""Arm's quantizer, partitioner and compiler for Ethos-U, as far as they are used here."""
+"""Arm's quantizer for Ethos-U, and what its compiler Vela estimates for the parts of a program."""
 
+import csv
 import itertools
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lightning_prune.deploy.backends.ethos_u_report import Report
+from lightning_prune.deploy.executorch.arm import specification
 from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
 from lightning_prune.deploy.quantization.base import Quantization, Quantized
 from lightning_prune.deploy.quantization.calibration import calibration_samples, check_batched
@@ -18,42 +24,65 @@ from lightning_prune.deploy.quantization.noise import Noise
 from lightning_prune.errors import ExportError, VerificationError
 
 
-def _specification(target: str) -> Any:  # noqa: ANN401
-    try:
-        import ethosu.vela  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
-        from executorch.backends.arm.ethosu import EthosUCompileSpec
-    except ImportError as error:
-        raise ImportError(
-            f"Arm's compiler for Ethos-U is not installed ({error}): pip install 'lightning-prune[ethos-u]'"
-        ) from error
-    return EthosUCompileSpec(target)
+@dataclass(frozen=True)
+class CompiledPart:
+    """Vela's estimate for one part of a program that runs on the processor.
 
-
-def partitioner(target: str, report: Report) -> Any:  # noqa: ANN401
-    """Return ExecuTorch's EthosUPartitioner, whose compiler leaves its estimate of each part in a report.
-
-    Raises:
-        ImportError: Arm's compiler is not installed.
+    Args:
+        cycles: in all.
+        seconds: of one run.
+        accelerator: the configuration that it is for.
     """
-    specification = _specification(target)
-    from executorch.backends.arm.ethosu import EthosUPartitioner
-    from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 
-    class Reporting(Partitioner):
-        whole = EthosUPartitioner(specification)
+    cycles: float
+    seconds: float
+    accelerator: str
 
-        def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-            found = self.whole.partition(exported_program)
-            for tag, spec in found.partition_tags.items():
-                of_part = _specification(target)
-                of_part.dump_intermediate_artifacts_to(str(report.next_folder()))
-                found.partition_tags[tag] = DelegationSpec(spec.backend_id, of_part._to_list())
-            return found
 
-        def ops_to_not_decompose(self, ep: ExportedProgram) -> Any:  # noqa: ANN401
-            return self.whole.ops_to_not_decompose(ep)
+class VelaReport:
+    """The parts of one lowering, each in a folder of its own, which go when they are read or when this goes."""
 
-    return Reporting()
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="ethos-u-"))
+        self._clean = weakref.finalize(self, shutil.rmtree, str(self._folder), ignore_errors=True)
+        self._count = 0
+
+    def next_folder(self) -> Path:
+        """Return a new folder for the compiler's files of a part."""
+        self._count += 1
+        folder = self._folder / str(self._count)
+        folder.mkdir()
+        return folder
+
+    @cached_property
+    def parts(self) -> tuple[CompiledPart, ...]:
+        """The parts that Vela compiled, in order; to be asked after the lowering."""
+        tables = sorted(
+            self._folder.rglob("*summary*.csv"), key=lambda path: int(path.relative_to(self._folder).parts[0])
+        )
+        parts = []
+        for table in tables:
+            with table.open(newline="") as file:
+                row = list(csv.DictReader(file))[-1]
+            cycles, seconds = float(row["cycles_total"]), float(row["inference_time"])
+            parts.append(CompiledPart(cycles, seconds, row["accelerator_configuration"]))
+        self._clean()
+        return tuple(parts)
+
+    def told(self, sparsity: float) -> str:
+        """Return the estimate in words.
+
+        Args:
+            sparsity: share of the weights that is zero.
+        """
+        if not self.parts:
+            return "No operator runs on the Ethos-U."
+        cycles, seconds = sum(part.cycles for part in self.parts), sum(part.seconds for part in self.parts)
+        of = "" if len(self.parts) == 1 else f" for the {len(self.parts)} parts that run on it"
+        return (
+            f"Vela estimates {cycles:,.0f} cycles, {1000 * seconds:.3f} ms on {self.parts[0].accelerator}{of}; it codes"
+            f" the weights ({sparsity:.0%} of them zero) so that zeros take next to no room."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +131,13 @@ class EthosInt8(Quantization):
         return self if samples is None else replace(self, calibration=samples)
 
     def _converted(self, program: ExportedProgram, samples: Sequence[tuple[Tensor, ...]]) -> torch.fx.GraphModule:
-        specification = _specification(self.target)
+        compiled_for = specification(self.target)
         with quiet_import():
             from executorch.backends.arm.quantizer import EthosUQuantizer, get_symmetric_quantization_config
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         try:
             with quiet_lowering(), torch.no_grad():
-                quantizer = EthosUQuantizer(specification).set_global(get_symmetric_quantization_config())
+                quantizer = EthosUQuantizer(compiled_for).set_global(get_symmetric_quantization_config())
                 observed = prepare_pt2e(program.module(check_guards=False), quantizer)
                 for sample in samples:
                     _run(observed, sample)

@@ -27,9 +27,26 @@ class Vulkan(Backend):
 
     def partitioners(self) -> Sequence[Any]:
         """Return ExecuTorch's VulkanPartitioner; of a graph with dynamic shapes it takes what can be resized."""
-        from lightning_prune.deploy.backends.vulkan_partitioner import partitioner
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+        from executorch.exir.backend.partitioner import Partitioner, PartitionResult
+        from torch.export import ExportedProgram
 
-        return [partitioner(self.half)]
+        half = self.half
+
+        # what can be resized is asked for only where sizes vary, and that the graph alone says
+        class FittingVulkanPartitioner(Partitioner):
+            def fitting(self, program: ExportedProgram) -> VulkanPartitioner:
+                return VulkanPartitioner(
+                    {"force_fp16": half, "require_dynamic_shapes": bool(program.range_constraints)}
+                )
+
+            def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+                return self.fitting(exported_program).partition(exported_program)
+
+            def ops_to_not_decompose(self, ep: ExportedProgram) -> Any:  # noqa: ANN401
+                return self.fitting(ep).ops_to_not_decompose(ep)
+
+        return [FittingVulkanPartitioner()]
 
     def late_rewrites(self) -> Sequence[Rewrite]:
         """Return attention written out, and masks with finite numbers: Vulkan's file format has no infinity."""

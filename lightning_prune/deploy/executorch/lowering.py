@@ -16,6 +16,7 @@ from lightning_prune.deploy.artifact.files import writing
 from lightning_prune.deploy.backends import Backend, Portable
 from lightning_prune.deploy.executorch.origins import first_line, origin, place
 from lightning_prune.deploy.executorch.quiet import imported, quiet_import, quiet_lowering
+from lightning_prune.deploy.executorch.torchao import fold_batch_norms
 from lightning_prune.deploy.program.dynamic import Sizes, restore_ranges, trace_refusal
 from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.signature import describe
@@ -118,16 +119,28 @@ def with_external_weights(program: ExportedProgram, inputs: Sequence[Tensor]) ->
     """
     with quiet_import():
         from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
-        from torchao.quantization.pt2e.utils import _fuse_conv_bn_
     with _wrapped("the weights cannot be marked as external", program), quiet_lowering():
         graph = program.module(check_guards=False)
-        _fuse_conv_bn_(graph)
+        fold_batch_norms(graph)
         delegate_external_constants_pass_unlifted(graph, lambda _: _TAG)
         return retraced(graph, program, inputs)
 
 
+def partitioners_of(backend: Backend) -> Sequence[Any]:
+    """Return new partitioners of a backend, for one lowering.
+
+    Raises:
+        ImportError: a package of the backend is missing.
+    """
+    with quiet_import():
+        return backend.partitioners()
+
+
 def lower(
-    programs: Mapping[str, ExportedProgram], backend: Backend, constants: Mapping[str, Any] | None = None
+    programs: Mapping[str, ExportedProgram],
+    backend: Backend,
+    constants: Mapping[str, Any] | None = None,
+    partitioners: Sequence[Any] | None = None,
 ) -> Lowered:
     """Give a backend what it takes of the methods of a program, all of them together, so that they share weights.
 
@@ -135,6 +148,7 @@ def lower(
         programs: by the name of the method.
         backend: where they will run.
         constants: constant methods; None: none.
+        partitioners: what :func:`partitioners_of` returned; None: asked for here.
 
     Raises:
         ExportError: a method cannot be lowered.
@@ -142,13 +156,12 @@ def lower(
     """
     exir = imported("executorch.exir")
     imported("executorch.kernels.quantized")  # what no delegate takes of a quantized graph
-    with quiet_import():
-        partitioners = list(backend.partitioners())
+    partitioners = partitioners_of(backend) if partitioners is None else partitioners
     try:
         with quiet_lowering():
             lowered = exir.to_edge_transform_and_lower(
                 {name: apart(program) for name, program in programs.items()},
-                partitioner=partitioners,
+                partitioner=list(partitioners),
                 constant_methods=dict(constants) if constants else None,
             )
     except OSError as error:

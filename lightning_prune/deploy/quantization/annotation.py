@@ -1,71 +1,52 @@
-"""Where integers begin and end in a graph: ExecuTorch's quantizer for XNNPACK, and what it leaves out."""
+"""Where integers begin and end in a graph: what XNNPACK's quantizer is asked for, and what it leaves out."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from lightning_prune.deploy.executorch.torchao import is_marked, mark, xnnpack_quantizer
 from lightning_prune.deploy.quantization.layers import PLAIN, WEIGHTED, is_relu
 
-if TYPE_CHECKING:
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import QuantizationConfig
 
-
-def quantizer(nodes: frozenset[str], is_dynamic: bool, taken: set[str]) -> "XNNPACKQuantizer":
+def quantizer(nodes: frozenset[str], is_dynamic: bool, taken: set[str]) -> Any:  # noqa: ANN401
     """Return a quantizer with one scale per output channel that takes the given nodes alone.
 
     Args:
         nodes: names of those that may become integers.
         is_dynamic: whether activations are measured at run time.
         taken: here the names of those that will become integers are put.
-
-    The patterns for quantization-aware training are left out: they look for batch norms, which are folded by now, and
-    trace 24 small graphs to find none.
     """
-    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
-
-    class Quantizer(xnnpack.XNNPACKQuantizer):
-        SUPPORTED_PATTERNS: ClassVar = [p for p in xnnpack.XNNPACKQuantizer.SUPPORTED_PATTERNS if not p.is_qat]
-
-        def annotate(self, model: GraphModule) -> GraphModule:
-            if not nodes:
-                return model
-            if is_dynamic:
-                annotate_convolutions_before_relu(model, nodes, config)
-            annotated = super().annotate(model)
-            taken.update(node.name for node in model.graph.nodes if node.name in nodes and _is_annotated(node))
-            return annotated
 
     def takes(node: Node) -> bool:
         return node.target not in WEIGHTED | PLAIN or node.name in nodes
 
-    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=is_dynamic)
-    return Quantizer().set_global(config).set_filter_function(takes)
+    def around(graph: GraphModule, config: Any, annotate: Callable[[GraphModule], object]) -> None:  # noqa: ANN401
+        if not nodes:
+            return
+        if is_dynamic:
+            annotate_convolutions_before_relu(graph, nodes, config)
+        annotate(graph)
+        taken.update(node.name for node in graph.graph.nodes if node.name in nodes and is_marked(node))
+
+    return xnnpack_quantizer(is_dynamic, takes, around)
 
 
-def annotate_convolutions_before_relu(graph: GraphModule, nodes: frozenset[str], config: "QuantizationConfig") -> None:
+def annotate_convolutions_before_relu(graph: GraphModule, nodes: frozenset[str], config: Any) -> None:  # noqa: ANN401
     """Mark 2D convolutions whose only user is a ReLU, which the quantizer leaves out where activations are dynamic.
 
     Depthwise ones stay out: XNNPACK has no such kernel.
     """
-    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
-
     for node in graph.graph.nodes:
         if node.target is not torch.ops.aten.conv2d.default or node.name not in nodes:
             continue
         source, weight = node.args[:2]
         users = list(node.users)
         if len(users) == 1 and is_relu(users[0]) and weight.meta["val"].shape[1] > 1:
-            specs: dict[Any, Any] = {source: config.input_activation, weight: config.weight}
-            for annotated, map_ in ((node, specs), (weight, {})):
-                annotated.meta["quantization_annotation"] = QuantizationAnnotation(map_, _annotated=True)
-
-
-def _is_annotated(node: Node) -> bool:
-    annotation = node.meta.get("quantization_annotation")
-    return annotation is not None and any(spec is not None for spec in annotation.input_qspec_map.values())
+            mark(node, {source: config.input_activation, weight: config.weight})
+            mark(weight, {})
 
 
 def give_each_its_own_weight(graph: GraphModule) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from lightning_prune.deploy.executorch.quiet import quiet_import, quiet_lowering
+from lightning_prune.deploy.executorch.torchao import in_4_bits
 from lightning_prune.deploy.quantization.annotation import attribute
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError
 from lightning_prune.deploy.quantization.calibrated import Calibrated
@@ -52,39 +52,27 @@ class Int4Groupwise(Calibrated):
         weights = {n: weight for n in linear if (weight := _value(graph, n.args[1])) is not None}
         fitting = {n: weight for n, weight in weights.items() if weight.shape[1] % self.group_size == 0}
         if not fitting:
-            raise NothingToQuantizeError(_unfit(self.group_size, [weight.shape[1] for weight in weights.values()]))
+            widths = ", ".join(map(str, sorted({weight.shape[1] for weight in weights.values()})))
+            raise NothingToQuantizeError(
+                f"Int4Groupwise: no Linear layer has input features that are a multiple of group_size={self.group_size}"
+                f" (there are {widths}); use Int8 or Int8Dynamic"
+                if widths
+                else "Int4Groupwise: the model has no Linear layer; use Int8(calibration=…), which takes convolutions"
+            )
         taken = {node: weight for node, weight in fitting.items() if node.name in nodes}
         for node, weight in taken.items():
-            self._replace(graph, node, weight)
+            bias = _value(graph, (*node.args, None)[2])
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+            in_integers = in_4_bits(weight, best_scales(weight, self.group_size), self.group_size)
+            layer.weight = nn.Parameter(in_integers, requires_grad=False)
+            if bias is not None:
+                layer.bias = nn.Parameter(bias, requires_grad=False)
+            name = f"{node.name}_in_4_bits"
+            graph.add_submodule(name, layer)
+            node.op, node.target, node.args = "call_module", name, node.args[:1]
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph, frozenset(node.name for node in taken)
-
-    def _replace(self, graph: GraphModule, node: Node, weight: Tensor) -> None:
-        bias = _value(graph, (*node.args, None)[2])
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-        layer.weight = nn.Parameter(_in_4_bits(weight, self.group_size), requires_grad=False)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-        name = f"{node.name}_in_4_bits"
-        graph.add_submodule(name, layer)
-        node.op, node.target, node.args = "call_module", name, node.args[:1]
-
-
-def _in_4_bits(weight: Tensor, group_size: int) -> Tensor:
-    with quiet_import():
-        from torchao.quantization import IntxUnpackedToInt8Tensor
-    scales = best_scales(weight, group_size)
-    with quiet_lowering():
-        return IntxUnpackedToInt8Tensor.from_hp(
-            weight,
-            (1, group_size),  # pyright: ignore[reportArgumentType]
-            torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
-            activation_quantization="int8_asym_per_token",  # pyright: ignore[reportArgumentType]
-            intx_choose_qparams_algorithm=None,
-            custom_scale=scales,
-            custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
-        )
 
 
 def best_scales(weight: Tensor, group_size: int) -> Tensor:
@@ -115,13 +103,3 @@ def _value(graph: GraphModule, node: object) -> Tensor | None:
     if not isinstance(node, Node) or node.op != "get_attr":
         return None
     return attribute(graph, str(node.target)).detach()
-
-
-def _unfit(group_size: int, widths: Sequence[int]) -> str:
-    if not widths:
-        return "Int4Groupwise: the model has no Linear layer; use Int8(calibration=…), which takes convolutions"
-    found = ", ".join(map(str, sorted(set(widths))))
-    return (
-        f"Int4Groupwise: no Linear layer has input features that are a multiple of group_size={group_size} (there are"
-        f" {found}); use Int8 or Int8Dynamic"
-    )

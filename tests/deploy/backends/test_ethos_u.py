@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,7 @@ import torch
 from torch import nn
 
 from lightning_prune.deploy import EthosU, Int8, Method, Normalize, Partitioned, RuntimeModel, export, load_manifest
-from lightning_prune.deploy.backends.ethos_u_compiler import EthosInt8
-from lightning_prune.deploy.backends.ethos_u_report import Report
+from lightning_prune.deploy.backends.ethos_u_compiler import EthosInt8, VelaReport
 
 needs_executorch = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the extra 'mobile' (executorch)"
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def compiled(report: Report, cycles: float) -> None:
+def compiled(report: VelaReport, cycles: float) -> None:
     (where := report.next_folder() / "output").mkdir()
     with (where / "out_summary_x.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -40,7 +40,7 @@ def compiled(report: Report, cycles: float) -> None:
 
 class TestReport:
     def test_parts_add_up_and_are_told_again(self, folder: Path):
-        report = Report()
+        report = VelaReport()
         for number in range(11):
             compiled(report, 1000.0 + number)
         told = "Vela estimates 11,055 cycles, 0.022 ms on Ethos_U55_128 for the 11 parts that run on it"
@@ -50,10 +50,10 @@ class TestReport:
         assert "(75% of them zero)" in report.told(0.75)
 
     def test_nothing_runs_there(self):
-        assert Report().told(0.0) == "No operator runs on the Ethos-U."
+        assert VelaReport().told(0.0) == "No operator runs on the Ethos-U."
 
     def test_one_that_nobody_asked_leaves_no_folder(self, folder: Path):
-        report = Report()
+        report = VelaReport()
         compiled(report, 1.0)
         assert list(folder.iterdir())
         del report
@@ -73,6 +73,18 @@ class TestValues:
     def test_bad_arguments(self, arguments: dict[str, Any], error: type[Exception], told: str):
         with pytest.raises(error, match=told):
             EthosU(**arguments)
+
+    def test_a_lowering_leaves_nothing_in_it(self, monkeypatch: pytest.MonkeyPatch):
+        from lightning_prune.deploy.executorch import arm
+
+        monkeypatch.setattr(arm, "reporting_partitioner", lambda _, report: SimpleNamespace(report=report))
+        backend = EthosU(BATCHES)
+        before = dict(vars(backend))
+        one, other = backend.partitioners(), backend.partitioners()
+        compiled(one[0].report, 1000.0)
+        assert "1,000 cycles" in backend.notes_of_lowering(one, 0.0)[0]
+        assert backend.notes_of_lowering(other, 0.0) == ("No operator runs on the Ethos-U.",)
+        assert (vars(backend), backend.notes(0.0)) == (before, ())
 
     def test_it_prints_without_its_samples(self):
         assert repr(EthosU(BATCHES)) == "EthosU(<list of 1 batches>, target='ethos-u55-128', samples=256)"
