@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_prune.checkpoints.state import KEY, VERSION, dense_state
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
+from lightning_prune.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,8 @@ class CheckpointSummary:
                 (one.name, shape, f"{one.elements:,}", f"{one.sparsity:.1%}", "masked" if one.is_masked else "")
             )
         rows.append(("in all", "", f"{self.elements:,}", f"{self.sparsity:.1%}", ""))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {count:>{widths[2]}}  {share:>{widths[3]}}  {mark}".rstrip()
-            for name, shape, count, share, mark in rows
-        ]
-        rule = "-" * max(map(len, lines))
         facts = [f"  {name:<14}{text}" for name, text in self.facts.items()]
-        return "\n".join([str(self.path), *facts, "", lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return "\n".join([str(self.path), *facts, "", aligned(rows, words=2, remarks=1, has_total=True)])
 
 
 def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> CheckpointSummary:

@@ -15,6 +15,7 @@ from lightning_prune.criteria import Taylor
 from lightning_prune.model.masks import dense_parameters
 from lightning_prune.model.recalibration import inputs_of
 from lightning_prune.model.summary import as_evaluated
+from lightning_prune.tables import aligned
 from lightning_prune.values import Choice
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -104,11 +105,10 @@ class ClassSubset(Generic[_M]):
         return _renumbered(targets, self.indices)
 
     def __str__(self) -> str:
-        rows = [(label, self.counts[label], self.before[label], self.after[label]) for label in self.labels]
-        rows.append(("in all", sum(self.counts.values()), self.accuracy_before, self.accuracy_after))
-        width = max(6, *(len(label) for label in self.labels))
-        lines = [f"{label:<{width}}  {count:>7,}  {old:>6.1%}  {new:>6.1%}" for label, count, old, new in rows]
-        return "\n".join([f"{'class':<{width}}  {'targets':>7}  {'before':>6}  {'after':>6}", *lines])
+        known = [(label, self.counts[label], self.before[label], self.after[label]) for label in self.labels]
+        known.append(("in all", sum(self.counts.values()), self.accuracy_before, self.accuracy_after))
+        rows = [(label, f"{count:,}", f"{old:.1%}", f"{new:.1%}") for label, count, old, new in known]
+        return aligned([("class", "targets", "before", "after"), *rows], has_total=True)
 
 
 def keep_classes(

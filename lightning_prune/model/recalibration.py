@@ -1,6 +1,6 @@
 """Batch-norm statistics measured anew, for what the layers compute after a cut."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -46,26 +46,22 @@ def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise ValueError(f"{type(model).__name__} has no batch norm with running statistics, so nothing to recalibrate")
+    device = next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
     with _measuring(model, norms) as seen, torch.no_grad():
         samples = 0
         for batch in loader:
-            inputs = inputs_of(batch, _device(model))
+            inputs = inputs_of(batch, device)
             samples += _samples(inputs[0])
             model(*inputs)
         if not samples:
             raise ValueError("the loader has no samples; give it batches of the training data")
-        _check_finite(model, seen)
+        for name, norm in model.named_modules():
+            if norm in seen and not all(bool(buffer.isfinite().all()) for buffer in norm.buffers(recurse=False)):
+                raise ValueError(
+                    f"what enters {name or type(norm).__name__} has NaN or infinite values, so its statistics would"
+                    " have too: look for them in the loader's inputs and in the weights"
+                )
     return model
-
-
-def _check_finite(model: nn.Module, norms: Iterable[_BatchNorm]) -> None:
-    names = {module: name for name, module in model.named_modules()}
-    broken = next((norm for norm in norms if not all(bool(b.isfinite().all()) for b in norm.buffers(False))), None)
-    if broken is not None:
-        raise ValueError(
-            f"what {names[broken] or type(broken).__name__} is given has NaN or infinite values, so its statistics"
-            " would have too: look for them in the loader's inputs and in the weights"
-        )
 
 
 @contextmanager
@@ -99,17 +95,14 @@ def _measuring(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[dict[_
     finally:
         for handle in handles:
             handle.remove()
-        _put_back({norm: held for norm, held in before.items() if not seen.get(norm)})
+        for norm, buffers in before.items():
+            if not seen.get(norm):
+                for buffer, value in zip(norm.buffers(recurse=False), buffers, strict=True):
+                    buffer.copy_(value)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
-
-
-def _put_back(before: Mapping[_BatchNorm, Sequence[Tensor]]) -> None:
-    for norm, held in before.items():
-        for buffer, value in zip(norm.buffers(recurse=False), held, strict=True):
-            buffer.copy_(value)
 
 
 def inputs_of(batch: Any, device: torch.device) -> tuple[Any, ...]:  # noqa: ANN401
@@ -134,7 +127,3 @@ def inputs_of(batch: Any, device: torch.device) -> tuple[Any, ...]:  # noqa: ANN
 
 def _samples(inputs: Tensor) -> int:
     return inputs.shape[0] if inputs.dim() else 1
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

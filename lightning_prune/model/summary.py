@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_prune.model.computed import sources
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
+from lightning_prune.tables import aligned
 
 Inputs = Tensor | Sequence[Any]
 
@@ -96,13 +97,7 @@ class Summary:
         for layer in self.layers:
             rows.append((layer.name or "(root)", layer.kind, "x".join(map(str, layer.shape)), *_figures(layer)))
         rows.append(("in all", "", "", *_figures(self)))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-            for r in rows
-        ]
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return aligned(rows, words=3, has_total=True)
 
 
 def _figures(row: LayerSummary | Summary) -> tuple[str, str, str, str]:
@@ -179,23 +174,16 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
     inputs = on_device_of(model, as_tuple(example_inputs))
     counter = FlopCounterMode(display=False)
-    with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter:
+    with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         try:
-            with _countable():
+            # some fused attentions and the LSTM of oneDNN are kernels that torch 2.13's counter does not know
+            with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
                 model(*inputs)
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
             raise ValueError(f"{type(model).__name__} rejects the example input {shapes}: {error}") from error
     return Macs(counter.get_total_flops() // 2, per_weight)
-
-
-@contextmanager
-def _countable() -> Iterator[None]:
-    """Run without the kernels that the counter does not know: some fused attentions and the LSTM of oneDNN."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-            yield
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def broken() -> Iterator[Tensor]:
         (broken, OSError, "the disk is gone"),
         (lambda: [torch.randn(4, 1, 8, 8), torch.randn(4, 2, 8, 8)], RuntimeError, "channels"),
         (lambda: [{"images": torch.randn(4, 1, 8, 8)}], TypeError, "a batch is a tensor of inputs"),
-        (lambda: [torch.full((4, 1, 8, 8), torch.nan)], ValueError, "what 1 is given has NaN or infinite values"),
+        (lambda: [torch.full((4, 1, 8, 8), torch.nan)], ValueError, "what enters 1 has NaN or infinite values"),
         (lambda: [[]], TypeError, "a batch is a tensor of inputs"),
     ],
 )

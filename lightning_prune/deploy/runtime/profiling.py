@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.turns import in_turns
+from lightning_prune.tables import aligned
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,18 @@ class Profile:
         return sum(row.share for row in self.rows if not row.is_delegate)
 
     def __str__(self) -> str:
-        width = max(len(self.name), *(len(row.name) for row in self.rows), 0)
-        lines = [f"{self.name:<{width}}  calls          ms   share   ({self.outside_share:.0%} outside of delegates)"]
-        for row in self.rows:
-            where = "delegate" if row.is_delegate else "outside"
-            lines.append(
-                f"{row.name:<{width}}  {row.calls:5}  {row.milliseconds:10.4f}  {row.share:6.1%}   {where},"
-                f" ±{row.resolution_ms:.4f}"
+        remark = f"({self.outside_share:.0%} outside of delegates)"
+        rows = [
+            (
+                row.name,
+                str(row.calls),
+                f"{row.milliseconds:.4f}",
+                f"{row.share:.1%}",
+                f"{'delegate' if row.is_delegate else 'outside'}, ±{row.resolution_ms:.4f}",
             )
-        return "\n".join(lines)
+            for row in self.rows
+        ]
+        return aligned([(self.name, "calls", "ms", "share", remark), *rows], remarks=1)
 
 
 def profile(name: str, program: RuntimeModel, inputs: Sequence[Tensor], rounds: int) -> Profile:
