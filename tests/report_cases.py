@@ -13,7 +13,7 @@ from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model.summary import LayerSummary, Summary
 from lightning_prune.run.pruner import Event
 from lightning_prune.study.report import History, Recorder
-from lightning_prune.study.report.figures import (
+from lightning_prune.study.report._figures import (
     Axis,
     Bars,
     Columns,

@@ -1,4 +1,4 @@
-"""The commands and their arguments; what they do is in :mod:`lightning_prune.cli.commands`."""
+"""The commands and their arguments; what they do is in :mod:`lightning_prune.cli._commands`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_prune._version import __version__
-from lightning_prune.cli import backends, commands
+from lightning_prune.cli import _backends, _commands
 from lightning_prune.errors import PruningError
 
 _DESCRIPTION = """\
@@ -71,11 +71,11 @@ def _export(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
         "export",
         "write a .pte and its manifest after the file was run and compared with the model",
         "lightning-prune export --checkpoint last.ckpt --model my.module:Digits --int8 data.py:batches -o model.pte",
-        commands.export_file,
+        _commands.export_file,
     )
     _add_model(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="path of the .pte, in a folder that exists")
-    parser.add_argument("--backend", default="xnnpack", metavar="NAME", help=backends.HELP)
+    parser.add_argument("--backend", default="xnnpack", metavar="NAME", help=_backends.HELP)
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--int8", metavar="LOADER", help="8-bit weights and activations; reference of calibration data")
     kinds.add_argument("--int8-dynamic", action="store_true", help="8-bit weights, activations scaled at run time")
@@ -93,7 +93,7 @@ def _inspect(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         "inspect",
         "show what a .pte holds, without running it, and whether it is the file that its manifest describes",
         "lightning-prune inspect model.pte",
-        commands.inspect_files,
+        _commands.inspect_files,
     )
     parser.add_argument("programs", nargs="+", type=Path, metavar="model.pte")
 
@@ -104,7 +104,7 @@ def _benchmark(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "benchmark",
         "time .pte files in turns on this machine; the first is 1.00×",
         "lightning-prune benchmark dense.pte pruned.pte --rounds 20",
-        commands.benchmark_files,
+        _commands.benchmark_files,
     )
     parser.add_argument("programs", nargs="+", type=Path, metavar="model.pte")
     parser.add_argument("--rounds", type=int, default=30, help="of all programs (30)")
@@ -122,7 +122,7 @@ def _verify(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
         "verify",
         "run a .pte beside a model and compare every output",
         "lightning-prune verify model.pte --checkpoint last.ckpt --model my.module:Digits",
-        commands.verify_file,
+        _commands.verify_file,
     )
     parser.add_argument("program", type=Path, metavar="model.pte")
     _add_model(parser)
@@ -135,7 +135,7 @@ def _summarize(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "summarize",
         "show sparsity and sizes of a checkpoint, and what pruning wrote into it; the model's code is not needed",
         "lightning-prune summarize last.ckpt",
-        commands.summarize_file,
+        _commands.summarize_file,
     )
     parser.add_argument("checkpoint", type=Path)
     _add_trust(parser)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import GraphError
 from lightning_prune.model.summary import Inputs, as_tuple, example_of, measure_macs
+from lightning_prune.study._losses import loss_of, trainless_copy
+from lightning_prune.study._metrics import MetricLike, check_metric
+from lightning_prune.study._passes import own_random_state
+from lightning_prune.study._programs import Empty, ProgramCost, narrower, programs, sparser
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
-from lightning_prune.study.losses import loss_of, trainless_copy
-from lightning_prune.study.metrics import MetricLike, check_metric
-from lightning_prune.study.passes import own_random_state
-from lightning_prune.study.programs import Empty, ProgramCost, narrower, programs, sparser
 from lightning_prune.study.sensitivity import sensitivity
 from lightning_prune.trainer.packages import is_lightning_module
 

@@ -12,10 +12,10 @@ from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.summary import example_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
+from lightning_prune.study._losses import check_loss
+from lightning_prune.study._metrics import MetricLike, check_metric, is_higher_better, named
+from lightning_prune.study._passes import own_random_state
 from lightning_prune.study.comparison import CLOSE, Comparison, Cost, by_side, levels, mean_cost, ranked
-from lightning_prune.study.losses import check_loss
-from lightning_prune.study.metrics import MetricLike, check_metric, is_higher_better, named
-from lightning_prune.study.passes import own_random_state
 from lightning_prune.study.runners import InTurn, Runner
 from lightning_prune.study.training import Contest, Outcome, Recipes, Training, check_example, loaders_of, measured
 from lightning_prune.trainer.packages import LightningModule, is_lightning_module

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from lightning_prune.errors import PruningError
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.selection import Units
-from lightning_prune.study.losses import Loss, loss_of
-from lightning_prune.study.passes import Passes
-from lightning_prune.study.removal import one_gone, without
+from lightning_prune.study._losses import Loss, loss_of
+from lightning_prune.study._passes import Passes
+from lightning_prune.study._removal import one_gone, without
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from lightning_prune.model.summary import Inputs, as_evaluated
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Targets
+from lightning_prune.study._metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
+from lightning_prune.study._passes import Passes, own_random_state
+from lightning_prune.study._removal import held, live_masks, units_for
 from lightning_prune.study.curve import FORM, Sensitivity
-from lightning_prune.study.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
-from lightning_prune.study.passes import Passes, own_random_state
-from lightning_prune.study.removal import held, live_masks, units_for
 from lightning_prune.values import check_number
 
 

@@ -14,10 +14,10 @@ from lightning_prune.compaction.finalization import finalize
 from lightning_prune.model import masks
 from lightning_prune.model.summary import as_evaluated, example_of, summarize
 from lightning_prune.recipe import Recipe
-from lightning_prune.study.control import small_dense
-from lightning_prune.study.losses import check_loss, loss_of, trainless_copy
-from lightning_prune.study.metrics import MetricLike, evaluate
-from lightning_prune.study.passes import Passes, own_random_state, seed_all
+from lightning_prune.study._control import small_dense
+from lightning_prune.study._losses import check_loss, loss_of, trainless_copy
+from lightning_prune.study._metrics import MetricLike, evaluate
+from lightning_prune.study._passes import Passes, own_random_state, seed_all
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.internals import sized_len
 from lightning_prune.trainer.packages import NAMES, LightningDataModule, LightningModule, kinds, trainer_class_for

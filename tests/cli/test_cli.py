@@ -11,7 +11,7 @@ from support import Net, loader, trainer
 
 from lightning_prune import Channel, OneShot, PruningCallback, Recipe
 from lightning_prune.cli import main
-from lightning_prune.cli.models import example, loaded_model
+from lightning_prune.cli._models import example, loaded_model
 from lightning_prune.cli.references import load, made
 from lightning_prune.deploy import Method, export
 

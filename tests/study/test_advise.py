@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune.study import Advice, Comparison, Row, advise
+from lightning_prune.study._programs import ProgramCost, narrower, sparser
 from lightning_prune.study.advise import judged
-from lightning_prune.study.programs import ProgramCost, narrower, sparser
 from lightning_prune.study.training import Outcome
 
 

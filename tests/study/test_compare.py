@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lightning_prune import Channel, Recipe, Taylor, Wanda, summarize
 from lightning_prune.schedules import Linear, OneShot
 from lightning_prune.study import Comparison, InTurn, Processes, RayTune, compare
+from lightning_prune.study._control import small_dense
 from lightning_prune.study.comparison import by_side, levels, ranked
-from lightning_prune.study.control import small_dense
 from lightning_prune.study.training import Contest, Outcome, Training, run
 
 CPU = {"accelerator": "cpu"}

@@ -8,10 +8,10 @@ from lightning_prune.errors import PruningError
 from lightning_prune.guard import Verdict
 from lightning_prune.model.summary import summarize
 from lightning_prune.run.pruner import Event, Pruner
+from lightning_prune.study.report._loggers import to_loggers
+from lightning_prune.study.report._ranked import Watched
+from lightning_prune.study.report._sections import fit_sections
 from lightning_prune.study.report.history import History, Scores
-from lightning_prune.study.report.loggers import to_loggers
-from lightning_prune.study.report.ranked import Watched
-from lightning_prune.study.report.sections import fit_sections
 from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
 from lightning_prune.trainer.strategy import is_sharding

@@ -14,12 +14,10 @@ from lightning_prune.model.summary import Summary, summarize
 from lightning_prune.study.advise import Advice
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
-from lightning_prune.study.report.figures import Section
-from lightning_prune.study.report.history import History
-from lightning_prune.study.report.loggers import to_loggers
-from lightning_prune.study.report.page import facts, page
-from lightning_prune.study.report.recorder import Recorder
-from lightning_prune.study.report.sections import (
+from lightning_prune.study.report._figures import Section
+from lightning_prune.study.report._loggers import to_loggers
+from lightning_prune.study.report._page import facts, page
+from lightning_prune.study.report._sections import (
     layers,
     of_advice,
     of_comparison,
@@ -28,7 +26,9 @@ from lightning_prune.study.report.sections import (
     over_steps,
     scores,
 )
-from lightning_prune.study.report.variants import Variant, of_history, pareto, table, variants
+from lightning_prune.study.report._variants import Variant, of_history, pareto, table, variants
+from lightning_prune.study.report.history import History
+from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.significance import Significance
 from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.packages import Logger, Trainer

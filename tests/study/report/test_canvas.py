@@ -5,9 +5,9 @@ import warnings
 import pytest
 from report_cases import figures
 
-from lightning_prune.study.report.canvas import picture
-from lightning_prune.study.report.figures import Axis, Bars, Dot, Dots, Figure, Line, Plot, Table, Tone
-from lightning_prune.study.report.pictures import draw
+from lightning_prune.study.report._canvas import picture
+from lightning_prune.study.report._figures import Axis, Bars, Dot, Dots, Figure, Line, Plot, Table, Tone
+from lightning_prune.study.report._pictures import draw
 
 pytest.importorskip("matplotlib")
 

@@ -10,8 +10,8 @@ from report_cases import fit, recipe
 
 from lightning_prune import PruningCallback
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report.figures import Axis, Line, Plot, Table
-from lightning_prune.study.report.loggers import to_loggers
+from lightning_prune.study.report._figures import Axis, Line, Plot, Table
+from lightning_prune.study.report._loggers import to_loggers
 
 FIGURE = Plot("Sparsity over steps", Axis("steps"), Axis("sparsity"), (Line("s", ((0, 0), (1, 1))),), Table((), ()))
 TITLES = {

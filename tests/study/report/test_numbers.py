@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_prune.study.report.numbers import brief, log_ticks, share, ticks
+from lightning_prune.study.report._numbers import brief, log_ticks, share, ticks
 
 DRAWN = st.floats(-1e150, 1e150)
 

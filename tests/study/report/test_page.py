@@ -23,9 +23,9 @@ from lightning_prune import Guard, PruningCallback, PruningError, summarize
 from lightning_prune.deploy import benchmark
 from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity, significance
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report.figures import HeatMap, Section, Table
-from lightning_prune.study.report.page import page
-from lightning_prune.study.report.texts import cleaned
+from lightning_prune.study.report._figures import HeatMap, Section, Table
+from lightning_prune.study.report._page import page
+from lightning_prune.study.report._texts import cleaned
 from lightning_prune.study.training import Outcome
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome on the PATH")

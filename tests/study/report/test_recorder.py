@@ -90,7 +90,7 @@ class TestWatching:
 
     def test_a_large_layer_is_sampled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         whole = recorded(tmp_path, recipe(granularity=Element(), criterion=Magnitude()))
-        monkeypatch.setattr("lightning_prune.study.report.ranked.SAMPLE", 64)
+        monkeypatch.setattr("lightning_prune.study.report._ranked.SAMPLE", 64)
         sampled = recorded(tmp_path, recipe(granularity=Element(), criterion=Magnitude()))
         assert [one.removed for one in sampled.scores] == [one.removed for one in whole.scores]
         for one, other in zip(sampled.scores, whole.scores, strict=True):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_cases import HOSTILE
 
-from lightning_prune.study.report.texts import cleaned, shortened
+from lightning_prune.study.report._texts import cleaned, shortened
 
 
 @given(st.text())

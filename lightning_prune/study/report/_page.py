@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from lightning_prune._version import __version__
 from lightning_prune.guard import Verdict
-from lightning_prune.study.report.figures import Figure, Section
+from lightning_prune.study.report._figures import Figure, Section
+from lightning_prune.study.report._numbers import brief, share
+from lightning_prune.study.report._pictures import draw
+from lightning_prune.study.report._texts import cleaned
+from lightning_prune.study.report._variants import Variant
 from lightning_prune.study.report.history import History
-from lightning_prune.study.report.numbers import brief, share
-from lightning_prune.study.report.pictures import draw
-from lightning_prune.study.report.texts import cleaned
-from lightning_prune.study.report.variants import Variant
 
 Fact = tuple[str, str, str]
 """What it is, the figure, and a word on it."""

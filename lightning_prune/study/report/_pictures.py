@@ -1,6 +1,6 @@
 """Figures as SVG elements: colours are classes that the page's style fills in, for light and for dark.
 
-This is the one place where figures are drawn: ``page`` writes the elements, ``canvas`` paints them for loggers.
+This is the one place where figures are drawn: ``_page`` writes the elements, ``_canvas`` paints them for loggers.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement
 
-from lightning_prune.study.report.figures import (
+from lightning_prune.study.report._figures import (
     Axis,
     Bars,
     Columns,
@@ -21,8 +21,8 @@ from lightning_prune.study.report.figures import (
     Rule,
     Span,
 )
-from lightning_prune.study.report.numbers import brief, log_ticks, ticks
-from lightning_prune.study.report.texts import cleaned, shortened
+from lightning_prune.study.report._numbers import brief, log_ticks, ticks
+from lightning_prune.study.report._texts import cleaned, shortened
 
 WIDTH = 340
 """Units of a figure's width: about pixels on a phone, up to 1.4 pixels on a wide screen."""

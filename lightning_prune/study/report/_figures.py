@@ -1,4 +1,4 @@
-"""Figures as values: what is drawn, in numbers and words; how it is drawn stands in ``pictures``."""
+"""Figures as values: what is drawn, in numbers and words; how it is drawn stands in ``_pictures``."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-from lightning_prune.study.report.numbers import brief, share
+from lightning_prune.study.report._numbers import brief, share
 
 Span = tuple[float, float]
 Shape = Literal["circle", "ring", "cross"]

@@ -22,7 +22,7 @@ def inspect_files(arguments: argparse.Namespace) -> None:
 
 def benchmark_files(arguments: argparse.Namespace) -> None:
     """Print the latency of .pte files."""
-    from lightning_prune.cli.models import example
+    from lightning_prune.cli._models import example
     from lightning_prune.deploy import benchmark
 
     _say(
@@ -49,7 +49,7 @@ def summarize_file(arguments: argparse.Namespace) -> None:
 
 def verify_file(arguments: argparse.Namespace) -> None:
     """Compare a .pte with a model and print the differences."""
-    from lightning_prune.cli.models import example, loaded_model
+    from lightning_prune.cli._models import example, loaded_model
     from lightning_prune.deploy import verify
     from lightning_prune.deploy.runtime.model import checked_manifest
 
@@ -64,8 +64,8 @@ def verify_file(arguments: argparse.Namespace) -> None:
 
 def export_file(arguments: argparse.Namespace) -> None:
     """Export a model and print the artifact."""
-    from lightning_prune.cli.backends import chosen_backend
-    from lightning_prune.cli.models import example, loaded_model
+    from lightning_prune.cli._backends import chosen_backend
+    from lightning_prune.cli._models import example, loaded_model
     from lightning_prune.deploy import export
 
     backend = chosen_backend(arguments)

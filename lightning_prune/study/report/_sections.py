@@ -9,7 +9,7 @@ from lightning_prune.model.summary import LayerSummary
 from lightning_prune.study.advise import Advice
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
-from lightning_prune.study.report.figures import (
+from lightning_prune.study.report._figures import (
     SERIES,
     Axis,
     Bars,
@@ -27,8 +27,8 @@ from lightning_prune.study.report.figures import (
     Table,
     Tone,
 )
+from lightning_prune.study.report._numbers import brief, share, whole
 from lightning_prune.study.report.history import History, Scores
-from lightning_prune.study.report.numbers import brief, share, whole
 from lightning_prune.study.significance import Significance
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
-from lightning_prune.study.report.figures import Figure, HeatMap
-from lightning_prune.study.report.pictures import LETTER, WIDTH, draw
-from lightning_prune.study.report.texts import cleaned, shortened
+from lightning_prune.study.report._figures import Figure, HeatMap
+from lightning_prune.study.report._pictures import LETTER, WIDTH, draw
+from lightning_prune.study.report._texts import cleaned, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ def picture(figure: Figure) -> "Picture":
 
 
 class _Brush:
-    """Paints SVG elements of ``pictures`` in the light colours of the page's style.
+    """Paints SVG elements of ``_pictures`` in the light colours of the page's style.
 
     Args:
         axes: with the units of the picture.

@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_prune.study.report.canvas import picture
-from lightning_prune.study.report.figures import Figure
+from lightning_prune.study.report._canvas import picture
+from lightning_prune.study.report._figures import Figure
 from lightning_prune.trainer.packages import Logger, kinds
 
 

@@ -1,0 +1,8 @@
+"""Which test covers a module that has none of its own name.
+
+_backends: tests/cli/test_cli.py
+_commands: tests/cli/test_cli.py
+_models: tests/cli/test_cli.py
+main: tests/cli/test_cli.py
+references: tests/cli/test_cli.py
+"""

@@ -1,0 +1,49 @@
+"""JSON texts that say what they are and of which version."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lightning_prune.documents import Form
+
+FORM = Form("lightning_prune.example", 3, "example", oldest=2)
+
+
+def test_what_is_written_is_read() -> None:
+    assert FORM.read(FORM.write({"a": [1, 2.5]}))["a"] == [1, 2.5]
+    assert json.loads(FORM.write({})) == {"format": "lightning_prune.example", "version": 3}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_older_versions_are_read(version: int) -> None:
+    assert FORM.read(json.dumps({"format": FORM.name, "version": version, "a": 1}))["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "the example is no JSON text: .*; pass what to_json"),
+        ("[" * 100_000, "the example is no JSON text"),
+        ("[]", '"format" is not "lightning_prune.example"'),
+        ('{"format": "other"}', "the JSON text is no example"),
+        ('{"format": "lightning_prune.example"}', "version None, this package reads up to 3"),
+        ('{"format": "lightning_prune.example", "version": 1}', "of version 1"),
+        ('{"format": "lightning_prune.example", "version": 4}', "of version 4, .*; upgrade lightning_prune"),
+        ('{"format": "lightning_prune.example", "version": true}', "of version True"),
+    ],
+)
+def test_what_is_no_such_document(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FORM.read(text)
+
+
+@pytest.mark.parametrize("text", [None, b"{}", {}])
+def test_what_is_no_text(text: Any) -> None:
+    with pytest.raises(TypeError, match="the example must be JSON text"):
+        FORM.read(text)
+
+
+def test_what_is_malformed() -> None:
+    with pytest.raises(ValueError, match="the example is malformed: KeyError: 'b'"), FORM.parsing():
+        FORM.read(FORM.write({"a": 1}))["b"]
