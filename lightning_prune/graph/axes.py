@@ -7,7 +7,7 @@ channel shuffle and attention heads need no index maps of their own: they only r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,6 +167,13 @@ class Axes:
             return b
         self._joins.append((a, b))
         return a
+
+    def join_all(self, dims: Sequence[Dim]) -> Dim:
+        """Make several axes of the same size one, entry by entry, and return it."""
+        joined = dims[0]
+        for dim in dims[1:]:
+            joined = self.join(joined, dim)
+        return joined
 
     def tie(self, table: np.ndarray) -> np.ndarray:
         """Join the atoms of each row of a table (units, parts) and return the first column."""

@@ -133,7 +133,11 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     a, b = flow.of(left), flow.of(right)
     if len(a) < 2 or len(b) < 2:
         return flow.give_up(call, f"{call.place} multiplies a vector")
-    out = _leading(flow, left, right, len(call.output.shape) - 2)
+    out: list[Dim] = []
+    for axis in range(-len(call.output.shape), -2):
+        operands = [node for node in (left, right) if len(flow.of(node)) >= -axis]
+        size = max(node.meta["val"].shape[axis] for node in operands)
+        out.append(flow.join_all([flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]))
     if flow.is_activation(left) and flow.is_activation(right):
         reason = f"{call.place} multiplies two activations"
         flow.freeze((a[-1], a[-2], b[-2]), reason)
@@ -187,17 +191,6 @@ def addmm(call: Call, flow: Flow) -> Dims:
 
 def _with_bias(flow: Flow, out: Dim, bias: Any) -> Dim:  # noqa: ANN401
     return flow.join(out, flow.of(bias)[-1]) if isinstance(bias, fx.Node) else out
-
-
-def _leading(flow: Flow, left: fx.Node, right: fx.Node, count: int) -> Dims:
-    """Join the broadcast leading axes of a matrix product."""
-    out: list[Dim] = []
-    for axis in range(-count - 2, -2):
-        operands = [node for node in (left, right) if len(flow.of(node)) >= -axis]
-        size = max(node.meta["val"].shape[axis] for node in operands)
-        dims = [flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]
-        out.append(dims[0] if len(dims) == 1 else flow.join(dims[0], dims[1]))
-    return tuple(out)
 
 
 def attention(call: Call, flow: Flow) -> Dims:

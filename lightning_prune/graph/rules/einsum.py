@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from lightning_prune.graph.axes import Dim, Fixed
+from lightning_prune.graph.axes import Dim
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.contraction import contract
 from lightning_prune.graph.trace import Call
@@ -33,7 +33,13 @@ def einsum(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         if all(not flow.is_activation(node) for node, _ in places[letter]):
             for node, axis in places[letter]:
                 flow.produce(flow.of(node)[axis])
-    return tuple(_joined(flow, places[letter]) for letter in made)
+    out: list[Dim] = []
+    for letter in made:
+        # An axis of length 1 is broadcast, so that those of the full length make the result's.
+        longest = max(node.meta["val"].shape[axis] for node, axis in places[letter])
+        whole = [(node, axis) for node, axis in places[letter] if node.meta["val"].shape[axis] == longest]
+        out.append(flow.join_all([flow.of(node)[axis] for node, axis in whole]))
+    return tuple(out)
 
 
 def _sum_over(call: Call, flow: Flow, places: list[Place]) -> None:
@@ -44,13 +50,3 @@ def _sum_over(call: Call, flow: Flow, places: list[Place]) -> None:
         contract(call, flow, flow.of(node)[axis], *weight)
     else:
         flow.freeze([flow.of(node)[axis] for node, axis in places], f"{call.place} sums over it")
-
-
-def _joined(flow: Flow, places: list[Place]) -> Dim:
-    """Join the axes of one letter; an axis of length 1 is broadcast."""
-    longest = max(node.meta["val"].shape[axis] for node, axis in places)
-    dims = [flow.of(node)[axis] for node, axis in places if node.meta["val"].shape[axis] == longest]
-    joined = dims[0] if dims else Fixed("broadcast by einsum")
-    for dim in dims[1:]:
-        joined = flow.join(joined, dim)
-    return joined

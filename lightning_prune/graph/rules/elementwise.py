@@ -30,10 +30,7 @@ def pointwise(call: Call, flow: Flow) -> Dims:
         place = axis - len(shape)
         whole = [node for node in tensors if len(node.meta["val"].shape) >= -place]
         dims = [flow.of(node)[place] for node in whole if size == 1 or node.meta["val"].shape[place] != 1]
-        joined: Dim = dims[0] if dims else Fixed(f"broadcast by {call.place}")
-        for dim in dims[1:]:
-            joined = flow.join(joined, dim)
-        out.append(joined)
+        out.append(flow.join_all(dims) if dims else Fixed(f"broadcast by {call.place}"))
     return tuple(out)
 
 

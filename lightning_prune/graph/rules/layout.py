@@ -106,7 +106,7 @@ def cat(call: Call, flow: Flow) -> Dims:
     for axis in range(count):
         dims, sizes = [flow.of(node)[axis] for node in nodes], [node.meta["val"].shape[axis] for node in nodes]
         if axis != call["dim"] % count:
-            out.append(_joined(flow, dims))
+            out.append(flow.join_all(dims))
         elif all(isinstance(dim, Fixed) for dim in dims):
             out.append(dims[0])
         else:
@@ -117,16 +117,9 @@ def cat(call: Call, flow: Flow) -> Dims:
 def stack(call: Call, flow: Flow) -> Dims:
     """A new axis of fixed size; the others are one."""
     parts = [flow.of(node) for node in call["tensors"]]
-    out = [_joined(flow, list(dims)) for dims in zip(*parts, strict=True)]
+    out = [flow.join_all(dims) for dims in zip(*parts, strict=True)]
     out.insert(call["dim"] % call.output.dim(), Fixed(f"stacked by {call.place}"))
     return tuple(out)
-
-
-def _joined(flow: Flow, dims: list[Dim]) -> Dim:
-    joined = dims[0]
-    for dim in dims[1:]:
-        joined = flow.join(joined, dim)
-    return joined
 
 
 def roll(call: Call, flow: Flow) -> Dims:
