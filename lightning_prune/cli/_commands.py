@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_prune.cli.references import first_on_path, made
 
 if TYPE_CHECKING:
-    from lightning_prune.deploy import Verification
+    pass
 
 
 def inspect_files(arguments: argparse.Namespace) -> None:
@@ -59,7 +59,20 @@ def verify_file(arguments: argparse.Namespace) -> None:
     limits = {"tolerance {:g}": found.bounds.tolerance, "at least {:g} dB": found.bounds.min_sqnr}
     accepted = ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
     _say(f"{arguments.program} computes what {type(model).__name__} computes ({accepted})")
-    _say(_described(found))
+    rows = {
+        f"output {name}" + ("" if method == "forward" else f" of {method}"): (
+            f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
+        )
+        for method, outputs in found.methods.items()
+        for name, error in outputs.items()
+    }
+    if found.samples:
+        changed = "" if found.changed_predictions is None else f", {found.changed_predictions:,} changed predictions"
+        rows["verified on"] = f"{found.samples:,} samples{changed}"
+    if found.metrics:
+        rows["metric"] = ", ".join(f"{side} {value:.4f}" for side, value in found.metrics.items())
+    width = max(14, *(len(name) + 2 for name in rows))
+    _say("\n".join(f"  {name:<{width}}{text}" for name, text in rows.items()))
 
 
 def export_file(arguments: argparse.Namespace) -> None:
@@ -93,23 +106,6 @@ def _comparison(arguments: argparse.Namespace) -> dict[str, Any]:
     named = {name: getattr(arguments, name) for name in kinds}
     given = {name: made(reference, kinds[name]) for name, reference in named.items() if reference is not None}
     return given if arguments.tolerance is None else given | {"tolerance": arguments.tolerance}
-
-
-def _described(found: "Verification") -> str:
-    rows = {
-        f"output {name}" + ("" if method == "forward" else f" of {method}"): (
-            f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
-        )
-        for method, outputs in found.methods.items()
-        for name, error in outputs.items()
-    }
-    if found.samples:
-        changed = "" if found.changed_predictions is None else f", {found.changed_predictions:,} changed predictions"
-        rows["verified on"] = f"{found.samples:,} samples{changed}"
-    if found.metrics:
-        rows["metric"] = ", ".join(f"{side} {value:.4f}" for side, value in found.metrics.items())
-    width = max(14, *(len(name) + 2 for name in rows))
-    return "\n".join(f"  {name:<{width}}{text}" for name, text in rows.items())
 
 
 def _say(value: object) -> None:

@@ -13,7 +13,7 @@ from lightning_prune.cli.references import load, made
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import load_module
 from lightning_prune.trainer.mixin import PruningMixin
-from lightning_prune.trainer.packages import LightningModule, kinds
+from lightning_prune.trainer.packages import kinds
 
 
 def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = False) -> nn.Module:
@@ -30,11 +30,25 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
     """
     found = load(reference)
     if isinstance(found, type) and issubclass(found, kinds("LightningModule")) and checkpoint is not None:
-        read_checkpoint(checkpoint, is_trusted=is_trusted)
-        return _from_lightning(found, checkpoint, is_trusted)
+        read_checkpoint(checkpoint, is_trusted=is_trusted)  # refuses a damaged file in words of its own
+        if not issubclass(found, PruningMixin):
+            name, module = found.__name__, found.__module__
+            found = type(name, (PruningMixin, found), {"__module__": module, "__qualname__": name})
+        try:
+            return load_module(found, checkpoint, is_trusted=is_trusted).eval()
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{checkpoint} does not fit {found.__name__}: {error}") from error
     model = made(reference, nn.Module)
     if checkpoint is not None:
-        _take(model, read_checkpoint(checkpoint, is_trusted=is_trusted), checkpoint)
+        content = read_checkpoint(checkpoint, is_trusted=is_trusted)
+        state = content.get("state_dict", content)
+        try:
+            checkpoints.adapt(model, state, content.get(checkpoints.KEY))
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{checkpoint} does not fit {type(model).__name__}: {error}; is it the class that was trained?"
+            ) from error
     return model.cpu().eval()
 
 
@@ -55,25 +69,3 @@ def example(text: str | None) -> Tensor | Sequence[Any] | None:
         raise ValueError(
             f"--example: got {text!r}, must be a shape such as 1,3,96,96, or file.py:attribute of a tensor"
         ) from None
-
-
-def _from_lightning(kind: type[LightningModule], checkpoint: Path, is_trusted: bool) -> nn.Module:
-    if not issubclass(kind, PruningMixin):
-        name, module = kind.__name__, kind.__module__
-        kind = type(name, (PruningMixin, kind), {"__module__": module, "__qualname__": name})  # pyright: ignore
-    try:
-        model = load_module(kind, checkpoint, is_trusted=is_trusted)
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint} does not fit {kind.__name__}: {error}") from error
-    return model.eval()
-
-
-def _take(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    state = checkpoint.get("state_dict", checkpoint)
-    try:
-        checkpoints.adapt(model, state, checkpoint.get(checkpoints.KEY))
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit {type(model).__name__}: {error}; is it the class that was trained?"
-        ) from error

@@ -149,11 +149,19 @@ def significance(
     with own_random_state(), torch.inference_mode(False):
         copied = trainless_copy(model)
         units = units_for(copied, granularity, targets, example_inputs)
-        chosen, left_out = _able(chosen, units, copied, asked=criteria is not None)
+        able, left_out = [], {}
+        for criterion in chosen:
+            try:
+                check_seen(criterion, units, copied)
+                able.append(criterion)
+            except ValueError as error:
+                if criteria is not None:  # what is asked for by name is refused, what comes by default left out
+                    raise
+                left_out[str(criterion)] = str(error)
         passes = Passes(loader, copied, seed)
-        observed = _observe(copied, passes, loss, units, chosen)
-        scores = [_scores(criterion, copied, units, seen) for criterion, seen in zip(chosen, observed, strict=True)]
-        tables = {str(criterion): _by_unit(units, one, copied) for criterion, one in zip(chosen, scores, strict=True)}
+        observed = _observe(copied, passes, loss, units, able)
+        scores = [_scores(criterion, copied, units, seen) for criterion, seen in zip(able, observed, strict=True)]
+        tables = {str(criterion): _by_unit(units, one, copied) for criterion, one in zip(able, scores, strict=True)}
         elements = {name: scores[0][name].clone() for name in scores[0]}
         if validate is None:
             return Significance(tables, elements, left_out=left_out)
@@ -162,23 +170,6 @@ def significance(
         sample = drawn(units.sizes, gone, validate, seed)
         deletion = measure(copied, passes, loss, units, sample, elements, {**tables, **rivals})
         return Significance(tables, elements, deletion, left_out)
-
-
-def _able(
-    criteria: Sequence[AnyCriterion], units: Units, model: nn.Module, *, asked: bool
-) -> tuple[tuple[AnyCriterion, ...], dict[str, str]]:
-    """Return the criteria that can score all units, and why the others cannot; with ``asked`` they are refused."""
-    able, left_out = [], {}
-    for criterion in criteria:
-        try:
-            check_seen(criterion, units, model)
-        except ValueError as error:
-            if asked:
-                raise
-            left_out[str(criterion)] = str(error)
-        else:
-            able.append(criterion)
-    return tuple(able), left_out
 
 
 def _checked(criteria: AnyCriterion | Sequence[AnyCriterion] | None, validate: int | None) -> tuple[AnyCriterion, ...]:

@@ -165,7 +165,12 @@ def pareto(found: Iterable[Variant], metric: str, is_higher_better: bool) -> Ite
 
 def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_higher_better: bool) -> Plot:
     dots = {(one.name, spent, one.quality or 0.0) for one, spent in points}
-    best = _front(sorted(dots, key=lambda dot: dot[1]), is_higher_better)
+    # the front: cheapest first, those to which no other is at least as good in both
+    sign, highest, best = 1 if is_higher_better else -1, -math.inf, []
+    for dot in sorted(dots, key=lambda dot: (dot[1], -sign * dot[2], dot[0])):
+        if sign * dot[2] > highest:
+            highest = sign * dot[2]
+            best.append(dot)
     notes = {name: f"{name}: {metric} {brief(quality)}, {cost.label} {brief(spent)}" for name, spent, quality in dots}
     on_line = tuple(Dot(spent, quality, name, notes[name]) for name, spent, quality in best)
     rest = tuple(Dot(x, y, name, notes[name]) for name, x, y in sorted(dots - set(best)))
@@ -176,14 +181,3 @@ def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_
     table = Table(("model", metric, cost.label), rows)
     is_log = max(dot[1] for dot in dots) > 4 * min(dot[1] for dot in dots)
     return Plot(f"{metric} against {cost.label}", Axis(cost.label, is_log=is_log), Axis(metric), tuple(marks), table)
-
-
-def _front(dots: Sequence[tuple[str, float, float]], is_higher_better: bool) -> list[tuple[str, float, float]]:
-    """Return the dots, cheapest first, to which no other is at least as good in both."""
-    sign = 1 if is_higher_better else -1
-    best, front = -math.inf, []
-    for dot in sorted(dots, key=lambda dot: (dot[1], -sign * dot[2])):
-        if sign * dot[2] > best:
-            best = sign * dot[2]
-            front.append(dot)
-    return front

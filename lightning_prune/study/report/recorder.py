@@ -1,6 +1,6 @@
 """Writes down, during a Lightning fit, what a report draws."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,7 +133,12 @@ class Recorder(AnyCallback):
         replaced = {trial.step for trial in trials if trial.outcome is Verdict.ROLL_BACK}
         replaced |= {event.step for event in callback.events}
         events = (*(event for event in self._past if event.step not in replaced), *callback.events)
-        fresh = [scores for pruner, watched in _watched(trainer) for scores in watched.take(step, pruner.units.removed)]
+        fresh = [
+            scores
+            for pruner in _pruners(trainer)
+            if isinstance(watched := pruner.recipe.allocation, Watched)
+            for scores in watched.take(step, pruner.units.removed)
+        ]
         self.history = replace(
             self.history.with_sparsity(step, callback.sparsity),
             events=events,
@@ -166,9 +171,3 @@ def _standing(scores: Sequence[Scores], events: Sequence[Event]) -> tuple[Scores
 def _pruners(trainer: Trainer) -> list[Pruner]:
     callback = pruning_callback_of(trainer)
     return [] if callback is None or callback.run is None else callback.run.pruners
-
-
-def _watched(trainer: Trainer) -> Iterator[tuple[Pruner, Watched]]:
-    for pruner in _pruners(trainer):
-        if isinstance(pruner.recipe.allocation, Watched):
-            yield pruner, pruner.recipe.allocation
