@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.caches import empty, refilled, tensors_beside
 from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.example import tensors_in, walked
 from lightning_prune.model.masks import fold
 
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -109,7 +109,7 @@ def _second_batch(inputs: Inputs, permuted: bool) -> Inputs:
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+    return walked(inputs, change)
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
@@ -122,21 +122,10 @@ def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        outputs = list(_tensors(model(*args, **kwargs)))
+        outputs = list(tensors_in(model(*args, **kwargs)))
     if not outputs:
         raise TypeError(f"{type(model).__name__} returns no tensor that could be compared")
     return outputs
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
-    """Yield the tensors in nested containers and dataclasses, in order."""
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif isinstance(leaf, Mapping):
-            yield from _tensors(list(leaf.values()))
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
 
 
 def relative_error(masked: list[Tensor], compact: list[Tensor]) -> float:
@@ -220,7 +209,7 @@ def _recorded(model: nn.Module, batch: Inputs) -> list[tuple[str, list[Tensor] |
         return lambda *_: running.append(path)
 
     def leave(module: nn.Module, args: object, output: object) -> None:
-        finished.append((running.pop(), list(_tensors(output))))
+        finished.append((running.pop(), list(tensors_in(output))))
 
     handles = [module.register_forward_pre_hook(enter(path)) for path, module in model.named_modules()]
     handles += [module.register_forward_hook(leave) for module in model.modules()]

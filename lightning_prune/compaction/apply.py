@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from lightning_prune.compaction import resize
 from lightning_prune.compaction._entries import Entries
@@ -18,6 +17,8 @@ from lightning_prune.compaction.trial import Proof, prove
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.caches import dicts_of_tensors, empty, refilled
 from lightning_prune.model.caches import put_back as put_dicts_back
+from lightning_prune.model.example import Example, walked
+from lightning_prune.model.example import Inputs as ExampleInputs
 from lightning_prune.model.masks import dense_parameters
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.optimizer.surgery import copy_state, put_back, references, slice_state, zero_state
@@ -50,7 +51,7 @@ class CompactionReport:
 def compact(
     model: nn.Module,
     plan: Compaction,
-    example_inputs: Tensor | Sequence[Any] | None = None,
+    example_inputs: ExampleInputs | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
@@ -68,7 +69,7 @@ def compact(
     Args:
         model: the model that the plan was made for, dense or masked; masks that are attached shrink with it.
         plan: what goes.
-        example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``; None: no check.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of ``forward``; None: no check.
         optimizer: one or several, whose state is sliced too.
         example_kwargs: keyword arguments of ``forward``.
         tolerance: largest relative error allowed at float64 where a removal is exact by nature.
@@ -105,7 +106,8 @@ def compact(
     _check_device(model)
     proof, inputs = Proof(plan, {}, {}, {}), None
     if example_inputs is not None or example_kwargs:
-        inputs = _inputs(model, example_inputs, example_kwargs)
+        example = Example.of(() if example_inputs is None else example_inputs)
+        inputs = _on_device(model, (example.args, {**example.kwargs, **(example_kwargs or {})}))
         proof = prove(model, plan, inputs, tolerance)
     before = sum(parameter.numel() for parameter in model.parameters())
     with resize.all_or_nothing() as undo:
@@ -186,17 +188,9 @@ def _check_device(model: nn.Module) -> None:
         raise CompactionError(f"{type(model).__name__} is on {len(at)} devices ({where}): move it to one first")
 
 
-def _inputs(
-    model: nn.Module, example_inputs: Tensor | Sequence[Any] | None, example_kwargs: Mapping[str, Any] | None
-) -> Inputs:
-    given = () if example_inputs is None else example_inputs
-    args = tuple(given) if isinstance(given, tuple | list) else (given,)
+def _on_device(model: nn.Module, inputs: Inputs) -> Inputs:
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:
-        return args, dict(example_kwargs or {})
+        return inputs
     device = devices.pop()
-
-    def moved(leaf: Any) -> Any:  # noqa: ANN401
-        return leaf.to(device) if isinstance(leaf, Tensor) else leaf
-
-    return tree_map(moved, args), tree_map(moved, dict(example_kwargs or {}))
+    return walked(inputs, lambda tensor: tensor.to(device))

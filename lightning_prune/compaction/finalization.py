@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from lightning_prune.compaction import Compaction, compact
 from lightning_prune.errors import PruningError
 from lightning_prune.graph import channel_groups
 from lightning_prune.model import masks
-from lightning_prune.model.summary import Inputs, as_tuple, example_of, on_device_of
+from lightning_prune.model.example import Example, Inputs, example_of
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -31,8 +31,9 @@ def finalize(
 
     Args:
         model: a masked model; one without masks is returned as it is.
-        example_inputs: a tensor or tuple of positional arguments; None: the model's ``example_input_array``. Needed
-            only when channels were pruned.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; None: the model's
+            ``example_input_array``, or what its first forward pass under pruning took. Needed only when channels were
+            pruned.
         optimizer: the optimizers whose state goes along; parameter objects stay the same.
 
     Returns:
@@ -46,16 +47,16 @@ def finalize(
         the model in place: shapes, size attributes, hooks, mask buffers; the optimizers' state.
     """
     if masks.structured_names(model):
-        inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
-        if inputs is None:
+        example = example_of(model) if example_inputs is None else Example.of(example_inputs)
+        if example is None:
             raise PruningError(
                 f"channels of {type(model).__name__} are masked, and removing them needs an example input:"
                 " finalize(model, torch.zeros(1, …)) or set example_input_array"
             )
-        inputs = on_device_of(model, inputs)
-        plan = _plan(model, inputs)
+        example = example.on_device_of(model)
+        plan = _plan(model, example)
         if plan.keep:
-            report = compact(model, plan, example_inputs=inputs, optimizer=optimizer)
+            report = compact(model, plan, example_inputs=example, optimizer=optimizer)
             if report.changes:
                 log.warning(
                     "channels under a normalisation are gone: the outputs changed by up to %.2g of the largest one;"
@@ -66,12 +67,12 @@ def finalize(
     return model
 
 
-def _plan(model: nn.Module, inputs: tuple[Any, ...]) -> Compaction:
+def _plan(model: nn.Module, example: Example) -> Compaction:
     """Plan from the masks; channels under a normalisation go only where masks cover more than exact removals tell."""
-    plan = Compaction.from_masks(model, channel_groups(model, inputs))
+    plan = Compaction.from_masks(model, channel_groups(model, example))
     if _explains(plan, model):
         return plan
-    more = Compaction.from_masks(model, channel_groups(model, inputs, allow_inexact=True))
+    more = Compaction.from_masks(model, channel_groups(model, example, allow_inexact=True))
     return more if any(removal.is_inexact for removal in more.removals.values()) else plan
 
 

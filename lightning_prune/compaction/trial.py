@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -80,7 +79,7 @@ def prove(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) 
 
 
 def refused(
-    model: nn.Module, plan: Compaction, inputs: tuple[Any, ...], tolerance: float = 1e-9
+    model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float = 1e-9
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Return the channel groups of a plan that cannot be cut, each with the reason, and what inexact ones change.
 
@@ -89,11 +88,11 @@ def refused(
     Args:
         model: the model that the plan was made for.
         plan: what is to go.
-        inputs: positional arguments of ``forward``.
+        inputs: positional and keyword arguments of ``forward``.
         tolerance: see :func:`lightning_prune.compact`.
     """
     try:
-        proof = prove(model, plan, (inputs, {}), tolerance)
+        proof = prove(model, plan, inputs, tolerance)
     except CompactionError as error:
         return dict.fromkeys(plan.removals, str(error)), {}
     return dict(proof.stay), dict(proof.changes)

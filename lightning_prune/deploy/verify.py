@@ -20,7 +20,7 @@ from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import VerificationError
-from lightning_prune.model.summary import example_of
+from lightning_prune.model.example import example_of
 
 
 def verify(

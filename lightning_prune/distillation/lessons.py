@@ -180,11 +180,12 @@ class Lessons:
         self.pending = [lesson for lesson in self.pending if not any(lesson is one for one in taken)]
         return torch.stack([lesson.term() for lesson in taken]).mean() if taken else None
 
-    def check(self, inputs: tuple[Any, ...], output: object) -> None:
+    def check(self, inputs: tuple[Any, ...], named: Mapping[str, Any], output: object) -> None:
         """Compare what both return for an example, before anything trains.
 
         Args:
             inputs: positional arguments of the student.
+            named: its keyword arguments.
             output: what it returns for them.
 
         Raises:
@@ -192,7 +193,7 @@ class Lessons:
         """
         if self._distillation.weight:
             with self._teacher.teaching() as teacher:
-                self._logits(output, self._ask(teacher, inputs, {}))
+                self._logits(output, self._ask(teacher, inputs, dict(named)))
 
     def remove(self) -> None:
         """Take the hooks away again."""

@@ -16,6 +16,7 @@ from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.model.computed import shown_as
+from lightning_prune.model.example import Inputs
 from lightning_prune.tables import aligned
 
 
@@ -128,7 +129,7 @@ class ChannelGroups(Sequence[ChannelGroup]):
 
 def channel_groups(
     model: nn.Module,
-    example_inputs: Any,  # noqa: ANN401
+    example_inputs: Inputs,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     allow_inexact: bool = False,
@@ -141,8 +142,8 @@ def channel_groups(
 
     Args:
         model: any module that torch.export accepts; also a LightningModule, also a masked one.
-        example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``.
-        example_kwargs: keyword arguments of ``forward``.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of ``forward``.
+        example_kwargs: further keyword arguments.
         allow_inexact: let channels go over which a normalisation runs (layer, group and RMS norm, a mean that keeps
             its axis); each such group says so in ``inexact``.
 

@@ -8,7 +8,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_prune.graph._sizes import Recorder, Sizes
 from lightning_prune.graph.recordable import recordable
 from lightning_prune.model.caches import refilled
 from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.example import Example, Inputs, tensors_in, walked
 from lightning_prune.model.masks import fold
 
 KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNCellBase)
@@ -85,27 +86,31 @@ class Trace:
 
 
 class _Forward(nn.Module):
-    """Forwards to the model: torch.export inspects its root, and a LightningModule has properties that then raise."""
+    """Forwards to the model: torch.export inspects its root, and a LightningModule has properties that then raise.
 
-    def __init__(self, inner: nn.Module, recorder: Recorder | None) -> None:
+    It takes and gives tensors alone, since torch.export knows no dataclasses but those that were registered.
+    """
+
+    def __init__(self, inner: nn.Module, recorder: Recorder | None, example: Example) -> None:
         super().__init__()
         self.inner = inner
         self.recorder = recorder
+        self.example = example
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        if self.recorder is None:
-            return self.inner(*args, **kwargs)
-        with self.recorder.watch(self.inner):
-            return self.inner(*args, **kwargs)
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        following = iter(tensors)
+        inputs = walked(self.example, lambda _: next(following))
+        with nullcontext() if self.recorder is None else self.recorder.watch(self.inner):
+            return list(tensors_in(inputs(self.inner)))
 
 
-def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None) -> Trace:  # noqa: ANN401
+def trace(model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str, Any] | None = None) -> Trace:
     """Record the operator calls of a model in eval mode, masks folded; the model itself is not touched.
 
     Args:
         model: any module that torch.export accepts.
-        example_inputs: a tensor, or a tuple or list of the positional arguments of ``forward``.
-        example_kwargs: keyword arguments of ``forward``.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of ``forward``.
+        example_kwargs: further keyword arguments.
 
     Returns:
         The calls, and the dense names of the parameters and buffers in them.
@@ -113,19 +118,21 @@ def trace(model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, An
     Raises:
         GraphError: torch.export refuses the model or these inputs.
     """
-    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    kwargs = dict(example_kwargs or {})
+    example = Example.of(example_inputs)
+    example = Example(example.args, {**example.kwargs, **(example_kwargs or {})})
+    tensors: list[Tensor] = []
+    walked(example, tensors.append)
     for recorder in (Recorder(), None):
         try:
             inner = fold(plain_copy(model)).eval()
             with _quietly(inner), recordable():
                 # What an earlier run has cached would stand in the graph as a constant, without its parameter.
-                refilled(inner, partial(inner, *args, **kwargs))
-                exported = torch.export.export(_Forward(inner, recorder), args, kwargs, strict=False)
+                refilled(inner, partial(example, inner))
+                exported = torch.export.export(_Forward(inner, recorder, example), tuple(tensors), strict=False)
             return _record(exported, inner, recorder.sizes if recorder else {})
         except Exception as error:
             refusal = error
-    raise GraphError(_explain(model, args, kwargs, refusal)) from refusal
+    raise GraphError(_explain(model, example.args, dict(example.kwargs), refusal)) from refusal
 
 
 def _record(exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Sizes) -> Trace:

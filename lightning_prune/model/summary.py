@@ -16,10 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.model.computed import sources
 from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.example import Example, Inputs, example_of
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 from lightning_prune.tables import aligned
-
-Inputs = Tensor | Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,14 @@ def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary
 
     Args:
         model: dense, masked or compact; its mode, weights and random state stay as they are.
-        example_inputs: input of the forward pass, a tensor or a tuple of positional arguments; None: the model's own
-            ``example_input_array``, and without that no MACs.
+        example_inputs: of the forward pass: a tensor, a tuple of positional or a dict of keyword arguments; None: the
+            model's own ``example_input_array``, and without that no MACs.
 
     Returns:
         a value; ``print`` it for a table.
     """
-    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
-    macs = None if inputs is None else measure_macs(model, inputs)
+    example = example_of(model) if example_inputs is None else Example.of(example_inputs)
+    macs = None if example is None else measure_macs(model, example)
     owned: dict[str, dict[str, Tensor]] = {}
     first = first_names(model)
     for name, tensor in dense_names(model).items():
@@ -166,23 +165,22 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
 
     Args:
         model: any module; run in eval mode without gradients, and put back as it was. One with lazy layers is copied.
-        example_inputs: a tensor or a tuple of positional arguments.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
         ValueError: the model rejects the example input.
     """
     model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
-    inputs = on_device_of(model, as_tuple(example_inputs))
+    example = Example.of(example_inputs).on_device_of(model)
     counter = FlopCounterMode(display=False)
     with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         try:
             # some fused attentions and the LSTM of oneDNN are kernels that torch 2.13's counter does not know
             with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-                model(*inputs)
+                example(model)
         except Exception as error:
-            shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else repr(x) for x in inputs)
-            raise ValueError(f"{type(model).__name__} rejects the example input {shapes}: {error}") from error
+            raise ValueError(f"{type(model).__name__} rejects the example input {example}: {error}") from error
     return Macs(counter.get_total_flops() // 2, per_weight)
 
 
@@ -214,40 +212,6 @@ def _count(
     source = (*args, *kwargs.values())[0] if isinstance(module, _ConvTransposeNd) else out
     if isinstance(source, Tensor):
         counts[name] += source.numel() * cast(Tensor, module.weight).shape[1:].numel()
-
-
-def as_tuple(example_inputs: Inputs) -> tuple[Any, ...]:
-    """Return positional arguments as a tuple: a lone tensor becomes one of length 1.
-
-    Raises:
-        TypeError: neither a tensor nor a tuple or list of positional arguments.
-    """
-    if not isinstance(example_inputs, Tensor | tuple | list):
-        raise TypeError(f"example inputs are a tensor or a tuple of positional arguments, got {type(example_inputs)}")
-    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-
-
-def example_of(model: nn.Module) -> tuple[Any, ...] | None:
-    """Return the model's ``example_input_array`` (Lightning's convention) as positional arguments, or None.
-
-    A dict of keyword arguments, which Lightning allows too, is none.
-    """
-    example = getattr(model, "example_input_array", None)
-    return None if example is None or isinstance(example, Mapping) else as_tuple(example)
-
-
-def on_device_of(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the inputs on the device of the model's first parameter, floating ones in its dtype."""
-    first = next((t for t in dense_names(model).values() if t.is_floating_point()), None)
-    if first is None:
-        return inputs
-
-    return tuple(
-        value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for value in inputs
-    )
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -15,6 +14,7 @@ from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, wa
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.computed import sources
+from lightning_prune.model.example import Example, Inputs
 from lightning_prune.model.summary import measure_macs
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
@@ -25,15 +25,13 @@ from lightning_prune.selection.targets import Target, Targets, recurrent_weights
 log = logging.getLogger(__name__)
 
 
-def bind(
-    recipe: Recipe, model: nn.Module, example_inputs: tuple[Any, ...] | None, total_steps: int | None = None
-) -> Pruner:
+def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_steps: int | None = None) -> Pruner:
     """Resolve a recipe on a model and refuse what cannot work, before the first step.
 
     Args:
         recipe: the recipe.
         model: dense or masked; left as it is.
-        example_inputs: positional arguments of its forward; needed for Channel and for ``count="macs"``.
+        example_inputs: arguments of its forward; needed for Channel and for ``count="macs"``.
         total_steps: optimizer steps of the run; None when unknown.
 
     Raises:
@@ -77,7 +75,7 @@ def bind(
 
 
 def units_of(
-    granularity: Granularity | Channel, chosen: Targets, model: nn.Module, example_inputs: tuple[Any, ...] | None
+    granularity: Granularity | Channel, chosen: Targets, model: nn.Module, example_inputs: Inputs | None
 ) -> Units:
     """Return the units of a model that may be removed; arguments and errors are those of :func:`bind`."""
     targets = chosen.resolve(model, with_computed=isinstance(granularity, Channel))
@@ -91,8 +89,9 @@ def units_of(
             raise ValueError(f"{granularity} has no full unit in {named}; choose a smaller one or other targets")
         return ElementUnits(granularity, targets)
     parameters = masks.dense_parameters(model)
-    found = channel_groups(model, example_inputs, allow_inexact=granularity.allow_inexact)
-    groups = _tried(model, found, _removable(model, found, targets, parameters), example_inputs)
+    example = Example() if example_inputs is None else Example.of(example_inputs)
+    found = channel_groups(model, example, allow_inexact=granularity.allow_inexact)
+    groups = _tried(model, found, _removable(model, found, targets, parameters), example)
     names = dict.fromkeys(member.parameter for group in groups for member in group.members)
     shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
     return ChannelUnits(granularity, groups, shapes, found)
@@ -159,12 +158,12 @@ def _removable(
 
 
 def _tried(
-    model: nn.Module, found: ChannelGroups, chosen: tuple[ChannelGroup, ...], example_inputs: tuple[Any, ...] | None
+    model: nn.Module, found: ChannelGroups, chosen: tuple[ChannelGroup, ...], example: Example
 ) -> tuple[ChannelGroup, ...]:
     """Return the groups that can go on a copy, exactly or with leave to change; name the others in a warning."""
     stay: dict[str, str] = {}
     left = [group.name for group in chosen]
-    while refused := inexact(model, found, left, (example_inputs or (), {})):
+    while refused := inexact(model, found, left, (example.args, example.kwargs)):
         stay |= refused
         left = [name for name in left if name not in stay]
     reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())

@@ -16,6 +16,7 @@ from lightning_prune.compaction import Compaction
 from lightning_prune.distributed import ranks, shards
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
+from lightning_prune.model.example import Inputs
 from lightning_prune.model.frame import Frame
 from lightning_prune.optimizer.carrying import PolicyRuntime
 from lightning_prune.optimizer.context import Scheduler
@@ -36,7 +37,7 @@ class PruningRun:
     Args:
         recipes: with different targets.
         model: gets all-True masks; nothing else holds it.
-        example_inputs: positional arguments of its forward, where a recipe needs them.
+        example_inputs: arguments of its forward, where a recipe needs them.
         total_steps: optimizer steps of the run; None when unknown.
 
     Raises:
@@ -47,7 +48,7 @@ class PruningRun:
         self,
         recipes: Sequence[Recipe],
         model: nn.Module,
-        example_inputs: tuple[Any, ...] | None,
+        example_inputs: Inputs | None,
         total_steps: int | None,
     ) -> None:
         _check_disjoint(recipes, model)
@@ -94,7 +95,7 @@ class PruningRun:
         for pruner in self.pruners:
             pruner.attach(model)
 
-    def rebind(self, model: nn.Module, example_inputs: tuple[Any, ...] | None) -> None:
+    def rebind(self, model: nn.Module, example_inputs: Inputs | None) -> None:
         """Look at the model anew when its shapes have changed, other than by the removals of this run."""
         parameters = masks.dense_parameters(model)
         for index, pruner in enumerate(self.pruners):

@@ -4,7 +4,7 @@ from torch import nn
 
 from lightning_prune.compaction.finalization import finalize
 from lightning_prune.criteria import Random
-from lightning_prune.model.summary import example_of
+from lightning_prune.model.example import example_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.pruner import prune_step

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.model import masks
-from lightning_prune.model.summary import Inputs, as_tuple, example_of
+from lightning_prune.model.example import Example, Inputs, example_of
 from lightning_prune.run.binding import units_of
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.granularity import Channel, Granularity
@@ -38,7 +38,7 @@ def units_for(
         )
     if not isinstance(targets, Targets):
         raise TypeError(f"targets must be Targets(include=…, exclude=…), got {targets!r:.80}")
-    inputs = example_of(model) if example_inputs is None else as_tuple(example_inputs)
+    inputs = example_of(model) if example_inputs is None else Example.of(example_inputs)
     if inputs is None and isinstance(granularity, Channel):
         raise ValueError(
             f"{granularity} needs an example input of {type(model).__name__}: pass example_inputs=torch.zeros(1, …), or"

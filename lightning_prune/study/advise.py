@@ -9,7 +9,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from lightning_prune.errors import GraphError
-from lightning_prune.model.summary import Inputs, as_tuple, example_of, measure_macs
+from lightning_prune.model.example import Example, Inputs, example_of
+from lightning_prune.model.summary import measure_macs
 from lightning_prune.study._losses import loss_of, trainless_copy
 from lightning_prune.study._metrics import MetricLike, check_metric
 from lightning_prune.study._passes import own_random_state
@@ -142,9 +143,9 @@ def sample(model: nn.Module, loader: Iterable[Any], given: Inputs | None) -> tup
     Raises:
         ValueError: the loader is empty or gives no tensor.
     """
-    inputs = example_of(model) if given is None else as_tuple(given)
-    if inputs is not None:
-        return inputs
+    example = example_of(model) if given is None else Example.of(given)
+    if example is not None:
+        return example.positional(model)
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; pass one that gives at least one batch")

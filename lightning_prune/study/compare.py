@@ -9,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_prune.model.copies import plain_copy
-from lightning_prune.model.summary import example_of
+from lightning_prune.model.example import example_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.study._losses import check_loss

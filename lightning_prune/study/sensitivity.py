@@ -16,7 +16,8 @@ from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
-from lightning_prune.model.summary import Inputs, as_evaluated
+from lightning_prune.model.example import Inputs
+from lightning_prune.model.summary import as_evaluated
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Targets

@@ -22,7 +22,7 @@ from lightning_prune.criteria import (
     watched,
 )
 from lightning_prune.model import masks
-from lightning_prune.model.summary import Inputs
+from lightning_prune.model.example import Inputs
 from lightning_prune.run.binding import check_seen
 from lightning_prune.selection import Units
 from lightning_prune.selection.granularity import Channel, Element, Granularity

@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_prune.compaction.finalization import finalize
 from lightning_prune.model import masks
-from lightning_prune.model.summary import as_evaluated, example_of, summarize
+from lightning_prune.model.example import example_of
+from lightning_prune.model.summary import as_evaluated, summarize
 from lightning_prune.recipe import Recipe
 from lightning_prune.study._control import small_dense
 from lightning_prune.study._losses import check_loss, loss_of, trainless_copy

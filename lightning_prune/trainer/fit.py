@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoints import state as checkpoints
@@ -13,9 +14,10 @@ from lightning_prune.compaction import applied_plan
 from lightning_prune.compaction.finalization import finalize
 from lightning_prune.distillation import Distillation
 from lightning_prune.distributed import ranks
-from lightning_prune.errors import CompactionError
+from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.guard import Guard, Trial
 from lightning_prune.model import masks
+from lightning_prune.model.example import Example, FirstForward, example_of, stored
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
 from lightning_prune.run.resuming import differences, without_guard
@@ -27,7 +29,7 @@ from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
 from lightning_prune.trainer.packages import LightningModule, Trainer, overrides, rank_zero_only, rank_zero_warn
 from lightning_prune.trainer.preconditions import (
     check_completes,
-    example_inputs_of,
+    example_on_device,
     is_left_out,
     is_rehearsal,
     selection_warnings,
@@ -93,6 +95,7 @@ class Course:
     def state_dict(self, trainer: Trainer, settings: Settings) -> dict[str, Any]:
         """Return what a resume needs beside the weights: plain values and tensors."""
         entry: dict[str, Any] = {"distillation": None if self.distilling is None else self.distilling.state_dict()}
+        entry["example"] = stored(self.model)
         if self.run is not None:
             recipes = [recipe.describe() for recipe in settings.recipes]
             entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}
@@ -117,6 +120,7 @@ class Fit:
         self._resumed: Mapping[str, Any] | None = None
         self._taught: Mapping[str, Any] | None = None
         self._has_trained = False
+        self._waiting: FirstForward | None = None
 
     @property
     def expected(self) -> tuple[Recipe, ...] | None:
@@ -124,15 +128,36 @@ class Fit:
         is_any = self.settings.resume_with_other_recipe or is_rehearsal(self.trainer)
         return None if is_any else self.settings.recipes
 
-    def bind(self) -> PruningRun:
-        """Return the run for this model, with masks attached."""
+    def bind(self) -> PruningRun | None:
+        """Return the run for this model, with masks attached; None while its first forward pass is waited for."""
         course, recipes = self.course, self.settings.recipes
         if course.run is None:
+            needs_example = any(recipe.is_structured or recipe.count == "macs" for recipe in recipes)
+            if needs_example and example_of(self.model) is None:
+                self._waiting = self._waiting or FirstForward(self.model, self._arrive)
+                return None
+            self._stop_waiting()
             recipes = [rehearsal(recipe) for recipe in recipes] if is_rehearsal(self.trainer) else recipes
-            course.run = PruningRun(recipes, self.model, example_inputs_of(self.model), total_steps(self.trainer))
+            course.run = PruningRun(recipes, self.model, example_on_device(self.model), total_steps(self.trainer))
             guard = self.settings.guard
             course.guarding = None if guard is None else Guarding(guard, len(recipes))
         return course.run
+
+    def _arrive(self, example: Example) -> None:
+        """Begin with the arguments of the first forward pass as the example, before that pass goes on."""
+        self._stop_waiting()
+        # the masks have to be there before a layer runs; what this pass was asked to be stays as it is
+        is_training = self.model.training
+        self.start()
+        if self._has_trained:
+            self._start_pruning()
+        self.model.train(is_training)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.remove()
+            self._waiting = None
+            torch.compiler.set_stance("default")
 
     def bind_early(self) -> None:
         """Attach the masks before the strategy wraps the model, unless its layers may be made after that."""
@@ -176,7 +201,9 @@ class Fit:
         if self.record.is_done:
             return
         run, guarding = self.bind(), self.course.guarding
-        run.rebind(self.model, example_inputs_of(self.model))
+        if run is None:
+            return
+        run.rebind(self.model, example_on_device(self.model))
         if self._resumed is None and guarding is not None:
             self._note(guarding.start_fit(run, self.model))
         self._take_up()
@@ -206,6 +233,15 @@ class Fit:
             course.distilling.start(trainer, model, units, self._taught, self.files)
             self.files.companion = course.distilling.companion
             self._taught = None
+        if self._waiting is not None:
+            # a compiled forward would be traced past what stands in its place
+            torch.compiler.set_stance("force_eager")
+        else:
+            self._start_pruning()
+
+    def _start_pruning(self) -> None:
+        """Take hold of the optimizers; run an event due before the first step."""
+        trainer, model, course = self.trainer, self.model, self.course
         if course.active is not None:
             self._take_up()  # a strategy that shards restores after on_fit_start
             check_completes(course.active, trainer, model)
@@ -234,6 +270,12 @@ class Fit:
 
     def end_batch(self) -> None:
         """Run the event that is due, and log how far pruning has come."""
+        if self._waiting is not None:
+            name = type(self.model).__name__
+            raise PruningError(
+                f"{name}.forward was not called in the first training step, so there is no example of what it takes:"
+                f" call self(…) in training_step, or set {name}.example_input_array to what forward takes"
+            )
         self._prune()
         if not self.trainer.barebones:  # which refuses to log
             if self.course.distilling is not None and self.course.distilling.term is not None:
@@ -326,6 +368,7 @@ class Fit:
 
     def stop(self) -> None:
         """Let go of model and optimizers; a model that is not finalized stays masked."""
+        self._stop_waiting()
         self.stop_teaching()
         if self.course.run is not None:
             self.course.run.stop()

@@ -1,22 +1,20 @@
 """What pruning asks of a Trainer before it begins, and refuses where it could not complete."""
 
-from typing import Any
-
 import torch
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lightning_prune.model.summary import example_of, on_device_of
+from lightning_prune.model.example import Example, example_of
 from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.internals import SelectingCheckpoint
 from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
 
 
-def example_inputs_of(model: LightningModule) -> tuple[Any, ...] | None:
-    """Return the model's ``example_input_array`` as positional arguments on its device, or None."""
-    inputs = example_of(model)
-    return None if inputs is None else on_device_of(model, inputs)
+def example_on_device(model: LightningModule) -> Example | None:
+    """Return the model's example on its device, or None."""
+    example = example_of(model)
+    return None if example is None else example.on_device_of(model)
 
 
 def is_rehearsal(trainer: Trainer) -> bool:

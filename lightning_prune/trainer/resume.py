@@ -8,6 +8,7 @@ from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
+from lightning_prune.model.example import Example, example_of, remember
 from lightning_prune.run.resuming import check_same
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.fit import Fit
@@ -48,6 +49,8 @@ class Loading:
             self._trainer.precision_plugin.convert_module(model)
         entry = checkpoint.get(checkpoints.KEY, {})
         checkpoints.check(model, state_dict, entry)
+        if example_of(model) is None and (example := entry.get("example")) is not None:
+            remember(model, Example(tuple(example["args"]), example["kwargs"]))
         saved = entry.get("run")
         if self._fit is not None and saved and self._fit.expected is not None:
             check_same(saved["recipes"], self._fit.expected)

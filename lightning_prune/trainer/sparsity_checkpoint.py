@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from lightning_prune import schedules
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
-from lightning_prune.model.summary import example_of, measure_macs
+from lightning_prune.model.example import Example, example_of
+from lightning_prune.model.summary import measure_macs
 from lightning_prune.selection.budget import Budget
 from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
 from lightning_prune.trainer.internals import SelectingCheckpoint
@@ -120,7 +121,9 @@ class SparsityCheckpoint(SelectingCheckpoint):
                 f"SparsityCheckpoint.target {self.target:g} lies above the sparsity {final:g} at which the schedule"
                 " ends; lower it, or leave it out to take the schedule's"
             )
-        if self.against == "macs" and example_of(pl_module) is None:
+        # a callback that needs an example itself takes it from the first forward pass
+        has_example = any(recipe.is_structured or recipe.count == "macs" for recipe in callback.recipes)
+        if self.against == "macs" and not has_example and example_of(pl_module) is None:
             raise ValueError(
                 f'SparsityCheckpoint(against="macs") needs an example input: set {type(pl_module).__name__}.'
                 "example_input_array = torch.zeros(1, …), of the shape that its forward takes"
@@ -236,7 +239,7 @@ def _cost(model: nn.Module, against: str) -> float:
     live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
     densities = {name: int(torch.count_nonzero(mask)) / max(mask.numel(), 1) for name, mask in live.items()}
     if against == "macs":
-        macs = measure_macs(model, example_of(model) or ())
+        macs = measure_macs(model, example_of(model) or Example())
         return Budget(macs.total, macs.per_weight).remaining(densities)
     sizes = {
         name: float(tensor.numel() * (tensor.element_size() if against == "bytes" else 1))

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from lightning_prune.compaction import compact, refused
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import PruningError
+from lightning_prune.model.example import Example
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer import averages
 from lightning_prune.trainer.internals import unwrapped
 from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
-from lightning_prune.trainer.preconditions import example_inputs_of
+from lightning_prune.trainer.preconditions import example_on_device
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +82,10 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     plan = run.next_removal(model)
     if plan is None:
         return
-    inputs = example_inputs_of(model) or ()
+    example = example_on_device(model) or Example()
     with ranks.together("the removal of channels"):
         # buffers may differ between ranks, and with them what is exact
-        stay, changes = ranks.from_first(lambda: refused(model, plan, inputs))
+        stay, changes = ranks.from_first(lambda: refused(model, plan, (example.args, example.kwargs)))
         cut = plan.only(set(plan.removals) - set(stay))
         if cut.removals:
             with unwrapped(trainer):

@@ -15,7 +15,7 @@ from lightning_prune.selection import Units
 from lightning_prune.trainer.files import CheckpointFiles
 from lightning_prune.trainer.internals import intercept
 from lightning_prune.trainer.packages import LightningModule, Trainer
-from lightning_prune.trainer.preconditions import example_inputs_of
+from lightning_prune.trainer.preconditions import example_on_device
 from lightning_prune.trainer.strategy import is_sharding
 
 Saved = Mapping[str, Any]
@@ -94,10 +94,10 @@ class Distilling:
         return Teacher(model) if saved is None else _read(trainer, model, saved, files)
 
     def _check_example(self, model: LightningModule, lessons: Lessons) -> None:
-        inputs = example_inputs_of(model)
-        if self.distillation.teacher is not None and self.distillation.module is None and inputs is not None:
+        example = example_on_device(model)
+        if self.distillation.teacher is not None and self.distillation.module is None and example is not None:
             with torch.no_grad(), as_evaluated(model):
-                lessons.check(inputs, model(*inputs))
+                lessons.check(example.args, example.kwargs, example(model))
 
     def _training_step(
         self, trainer: Trainer, model: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any

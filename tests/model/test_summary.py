@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.model import masks
-from lightning_prune.model.summary import LayerSummary, as_evaluated, as_tuple, example_of, measure_macs, summarize
+from lightning_prune.model.example import Example, example_of
+from lightning_prune.model.summary import LayerSummary, as_evaluated, measure_macs, summarize
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "conv": (lambda: nn.Conv2d(3, 8, 3, padding=1), (2, 3, 10, 6), 2 * 8 * 10 * 6 * 3 * 9),
@@ -202,7 +203,9 @@ def test_several_inputs_and_keywords_inside() -> None:
     assert summarize(Two()).macs == 6
     assert summarize(Two(), [torch.zeros(5, 3), torch.zeros(5, 3)]).macs == 30
     assert example_of(nn.ReLU()) is None
-    assert len(example_of(Two()) or ()) == 2
+    example = example_of(Two())
+    assert example is not None
+    assert len(example.args) == 2
 
 
 def test_lazy_layers_stay_lazy() -> None:
@@ -233,9 +236,9 @@ def test_an_input_that_the_model_rejects(inputs: Any, text: str) -> None:
 
 def test_an_input_of_another_type() -> None:
     with pytest.raises(
-        TypeError, match="example inputs are a tensor or a tuple of positional arguments, got <class 'int'>"
+        TypeError, match="a tensor, a tuple of positional arguments or a dict of keyword arguments, got <class 'int'>"
     ):
-        as_tuple(5)  # type: ignore[arg-type]
+        Example.of(5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])

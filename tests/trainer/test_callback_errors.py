@@ -34,12 +34,6 @@ HALF = OneShot(0.5, begin_step=4)
 RECIPE = Recipe(schedule=HALF)
 
 
-class NoExample(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.example_input_array = None
-
-
 class WrongExample(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -105,12 +99,6 @@ def test_overlapping_recipes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"target second\.weight is given twice, by recipe 0 and recipe 1"):
         fit(tmp_path, model, PruningCallback(recipes))
     assert not masks.is_masked(model)
-
-
-@pytest.mark.parametrize("recipe", [Recipe(schedule=HALF, granularity=Channel()), Recipe(schedule=HALF, count="macs")])
-def test_missing_example_input(tmp_path: Path, recipe: Recipe) -> None:
-    with pytest.raises(ValueError, match=r"needs an example input of NoExample: set NoExample\.example_input_array"):
-        fit(tmp_path, NoExample(), PruningCallback(recipe))
 
 
 def test_example_input_that_the_model_rejects(tmp_path: Path) -> None:

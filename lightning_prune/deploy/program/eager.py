@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from lightning_prune.deploy.program.signature import describe, flatten_outputs
 from lightning_prune.errors import ExportError
 from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.example import example_of
 from lightning_prune.model.masks import fold
-from lightning_prune.model.summary import as_tuple, example_of
 
 
 class EagerModel(nn.Module):
@@ -113,7 +113,8 @@ def example_tensors(
         ValueError: there are none.
         TypeError: one is no tensor.
     """
-    inputs = example_of(model) if example_inputs is None else given_inputs(example_inputs)
+    own = example_of(model)
+    inputs = given_inputs(example_inputs) if example_inputs is not None else own and own.positional(model)
     if not inputs:
         raise ValueError(
             f"{type(model).__name__} has no example_input_array: pass inputs of the shape that the app will use, as in"
@@ -139,7 +140,7 @@ def given_inputs(example_inputs: object, name: str = "example_inputs") -> tuple[
             f"{name}: got a {type(example_inputs).__name__}, must be a tensor or a tuple of tensors, one per positional"
             f" argument, as in {name}=torch.zeros(1, 3, 224, 224)"
         )
-    return as_tuple(example_inputs)
+    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
 
 
 def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:

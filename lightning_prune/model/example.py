@@ -1,0 +1,218 @@
+"""An example of what a model's forward takes: from its user, from the model itself, or from its first forward pass."""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from lightning_prune.model.masks import dense_names
+
+_HELD_AS = "_pruning_example"
+"""Attribute of a model that keeps the arguments of its first forward pass under pruning."""
+
+ROWS = 2
+"""Samples of a first forward pass that are kept: one may be taken for a constant by torch.export."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of a forward pass.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: "Inputs") -> "Example":
+        """Return what a user has given: a tensor, a tuple of positional or a dict of keyword arguments.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        if isinstance(inputs, Example):
+            return inputs
+        if isinstance(inputs, Tensor):
+            return cls((inputs,))
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        if isinstance(inputs, tuple | list):
+            return cls(tuple(inputs))
+        raise TypeError(
+            "example inputs are a tensor, a tuple of positional arguments or a dict of keyword arguments, got"
+            f" {type(inputs)}"
+        )
+
+    def __call__(self, model: nn.Module) -> Any:  # noqa: ANN401
+        """Return what the model gives for it."""
+        return model(*self.args, **self.kwargs)
+
+    def on_device_of(self, model: nn.Module) -> "Example":
+        """Return the same on the device of the model's first parameter, floating tensors in its dtype."""
+        first = next((t for t in dense_names(model).values() if t.is_floating_point()), None)
+        if first is None:
+            return self
+        moved = walked(self, lambda x: x.to(first.device, first.dtype if x.is_floating_point() else x.dtype))
+        return cast(Example, moved)
+
+    def positional(self, model: nn.Module) -> tuple[Any, ...]:
+        """Return all of them in the order in which the model's forward takes them.
+
+        Raises:
+            TypeError: forward takes one of them by keyword alone, or does not take it.
+        """
+        if not self.kwargs:
+            return self.args
+        bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
+        if bound.kwargs:
+            raise TypeError(
+                f"forward of {type(model).__name__} takes {', '.join(bound.kwargs)} by keyword alone, and a program"
+                " takes its inputs by position"
+            )
+        return bound.args
+
+    def __str__(self) -> str:
+        shown = [_shape(value) for value in self.args]
+        return ", ".join([*shown, *(f"{name}={_shape(value)}" for name, value in self.kwargs.items())])
+
+
+Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | Example
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"{value!r:.80}"
+
+
+def example_of(model: nn.Module) -> Example | None:
+    """Return the model's own example: its ``example_input_array`` (Lightning's convention), or its first forward pass.
+
+    A dict is keyword arguments, as Lightning has it.
+    """
+    own = getattr(model, "example_input_array", None)
+    return model.__dict__.get(_HELD_AS) if own is None else Example.of(own)
+
+
+def walked(value: Any, change: Callable[[Tensor], Any]) -> Any:  # noqa: ANN401
+    """Return a copy of a structure with every tensor in it changed; containers and dataclasses keep their class."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):  # before dataclasses: the outputs of transformers are both
+        copied = copy.copy(cast(dict[Any, Any], value))
+        for key in value:
+            copied[key] = walked(value[key], change)
+        return copied
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        copied = copy.copy(value)
+        for f in dataclasses.fields(value):
+            # a frozen one is as open to this as any other
+            object.__setattr__(copied, f.name, walked(getattr(value, f.name), change))
+        return copied
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(walked(v, change) for v in value))
+    if isinstance(value, tuple | list):
+        return type(value)([walked(v, change) for v in value])
+    return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Yield the tensors in nested containers and dataclasses, in order."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from tensors_in(list(leaf.values()))
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from tensors_in([getattr(leaf, f.name) for f in dataclasses.fields(leaf)])
+
+
+def first_samples(example: Example, rows: int = ROWS) -> Example:
+    """Return a detached copy of at most so many samples; all of them where the tensors' first axes differ in length."""
+    sizes = set[int]()
+    walked(example, lambda x: sizes.add(len(x)) if x.dim() else None)
+    is_batch = len(sizes) == 1 and min(sizes) > rows
+    return cast(Example, walked(example, lambda x: (x[:rows] if is_batch and x.dim() else x).detach().clone()))
+
+
+def stored(model: nn.Module) -> dict[str, Any] | None:
+    """Return the example of the model's first forward pass as values that ``torch.load(weights_only=True)`` reads.
+
+    None where there is none, or where it holds objects of other classes than tensors, numbers, texts and containers.
+    """
+    example = model.__dict__.get(_HELD_AS)
+    if not isinstance(example, Example) or not _is_plain((example.args, dict(example.kwargs))):
+        return None
+    return {"args": example.args, "kwargs": dict(example.kwargs)}
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, cast(list[Any], value)))
+    if type(value) is dict:
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (Tensor, int, float, bool, str)
+
+
+def remember(model: nn.Module, example: Example) -> None:
+    """Let a model without an example of its own have this one."""
+    model.__dict__[_HELD_AS] = example
+
+
+class FirstForward:
+    """Stands where a module's ``forward`` stands until it is called once, and remembers the arguments on the module.
+
+    A hook would miss ``self.forward(x)``, and under DDP catch the arguments of ``training_step``.
+
+    Args:
+        module: whose example is looked for.
+        then: called with the example before the forward pass goes on; None: nobody waits, as in a copy of the module.
+    """
+
+    def __init__(self, module: nn.Module, then: Callable[[Example], None] | None) -> None:
+        self._module, self._then = module, then
+        self._own = vars(module).get("forward")
+        vars(module)["forward"] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FirstForward":
+        # a copy of the model, such as a moving average, waits for nothing
+        return FirstForward(copy.deepcopy(self._module, memo), None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FirstForward, (self._module, None)
+
+    def remove(self) -> None:
+        """Put the module's own forward back."""
+        if vars(self._module).get("forward") is self:
+            if self._own is None:
+                del vars(self._module)["forward"]
+            else:
+                vars(self._module)["forward"] = self._own
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature of the module's own forward."""
+        return inspect.signature(self._own or type(self._module).forward.__get__(self._module))
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Take the arguments down, then run the module's own forward."""
+        self.remove()
+        if self._then is None:
+            return self._module.forward(*args, **kwargs)
+        device = next(
+            (leaf.device.type for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "cpu"
+        )
+        # a validation runs in inference mode and a training step under autocast: what is bound now outlives both
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            example = first_samples(Example(args, kwargs))
+            remember(self._module, example)
+            self._then(example)
+        return self._module.forward(*args, **kwargs)
