@@ -9,13 +9,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all projects lint format types doctest docs wheel clean
+.PHONY: help demo test test-all test-oldest projects lint format types doctest docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, prune, export and run the digits example"
 	@echo "make test      the tests without the slow ones"
 	@echo "make test-all  every test"
+	@echo "make test-oldest  the Lightning tests on the oldest Lightning, under both of its names"
 	@echo "make projects  real projects with pruning, an environment each; writes docs/projects.md (PROJECTS=darts for one)"
 	@echo "make lint      ruff check and the formatter's check"
 	@echo "make format    ruff's fixes and formatting"
@@ -34,11 +35,33 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/python examples/digits.py
 
+# Lightning's features under its other name, pytorch_lightning, whose classes are not the same; test-oldest runs all.
+BOTH := $(addprefix tests/trainer/test_,packages.py callback.py fit.py first_forward.py averages.py guard.py resume.py \
+	sparsity_checkpoint.py mixin.py lightning_features.py shrink_while_training.py teaching.py)
+ON_OLDEST := tests/trainer tests/guard tests/distillation tests/classes tests/checkpoints tests/run/test_resuming.py
+
 test: $(READY)
 	$(PYTEST) -m "not slow"
+	LIGHTNING_PACKAGE=pytorch_lightning $(PYTEST) -m "not slow" $(BOTH)
 
 test-all: $(READY)
 	$(PYTEST)
+	LIGHTNING_PACKAGE=pytorch_lightning $(PYTEST) $(BOTH)
+
+# It lies over the environment of the tests, as those of the projects do. Old Lightning is deprecated by what it imports.
+OLDEST := .venv-oldest
+OLD_PYTEST := $(OLDEST)/bin/python -m pytest --numprocesses auto --dist loadfile -m "not slow" \
+	-W ignore::DeprecationWarning -W ignore::FutureWarning $(ON_OLDEST)
+
+test-oldest: $(OLDEST)/.ready
+	$(OLD_PYTEST)
+	LIGHTNING_PACKAGE=pytorch_lightning $(OLD_PYTEST)
+
+$(OLDEST)/.ready: constraints-oldest.txt $(READY)
+	$(BIN)/python -m venv --clear $(@D)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement constraints-oldest.txt
+	@touch $@
 
 # Each project lies over the environment of the tests: its own packages, at its own versions, come first on the path,
 # and torch is installed once. --no-deps: the files name every package, and some pin an older torch or want torchvision's
@@ -78,4 +101,4 @@ wheel: $(READY)
 	.ci/wheel $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -29,14 +29,12 @@ if TYPE_CHECKING:
         TQDMProgressBar,
         WeightAveraging,
     )
-    from lightning.pytorch.cli import LightningCLI
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 else:
     L = import_module(NAME)
     fabric = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}[NAME]
     TorchCheckpointIO = import_module(f"{fabric}.plugins").TorchCheckpointIO
-    LightningCLI = import_module(f"{NAME}.cli").LightningCLI
     for part in ("callbacks", "loggers", "strategies"):
         module = import_module(f"{NAME}.{part}")
         globals().update({name: getattr(module, name) for name in module.__all__})
@@ -61,7 +59,6 @@ __all__ = [
     "EarlyStopping",
     "L",
     "LearningRateFinder",
-    "LightningCLI",
     "Logger",
     "ModelCheckpoint",
     "ModelParallelStrategy",

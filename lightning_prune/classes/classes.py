@@ -158,20 +158,17 @@ def keep_classes(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [module.training for module in model.modules()]
     with as_evaluated(model):
-        head = find_head(model, tuple(_some(value) for value in inputs_of(first, device)), labels)
+        some = tuple(v[:2] if isinstance(v, Tensor) and v.dim() else v for v in inputs_of(first, device))
+        head = find_head(model, some, labels)
         kept = _indices(classes, head.labels)
         small = head.cut(model, kept)
         found = _Measured(model, small, head, kept)
         with as_evaluated(small):
             for batch in itertools.chain([first], batches):
-                found.add(*_pair(batch, device))
+                found.add(batch, device)
     for module, mode in zip(small.modules(), modes, strict=True):
         module.training = mode
     return found.result()
-
-
-def _some(value: Any) -> Any:  # noqa: ANN401
-    return value[:2] if isinstance(value, Tensor) and value.dim() else value
 
 
 def _indices(classes: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
@@ -192,34 +189,11 @@ def _indices(classes: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(labels.index(name) for name in classes))
 
 
-def _pair(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], Tensor]:  # noqa: ANN401
-    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
-        raise TypeError(f"the loader must give (inputs, targets) with a tensor of targets, got {type(batch).__name__}")
-    if batch[1].is_floating_point() or batch[1].dtype == torch.bool:
-        raise TypeError(f"targets must be numbers of classes, whole ones, got a tensor of {batch[1].dtype}")
-    return inputs_of(batch, device), batch[1].to(device)
-
-
 def _renumbered(targets: Tensor, kept: Sequence[int]) -> Tensor:
     size = max(int(targets.max()) if targets.numel() else 0, *kept) + 1
     table = torch.full((size,), IGNORED, dtype=torch.int64, device=targets.device)
     table[list(kept)] = torch.arange(len(kept), device=targets.device)
     return torch.where(targets < 0, IGNORED, table[targets.long().clamp_min(0)])
-
-
-def _check_logits(logits: Tensor, targets: Tensor) -> None:
-    """Raise ValueError where the given model's logits (batch, N, …) do not go with the targets, or are not finite."""
-    expected = (*logits.shape[:1], *logits.shape[2:])
-    if targets.shape != expected:
-        raise ValueError(
-            f"targets of shape {tuple(targets.shape)} do not go with logits of {tuple(expected)} samples: give the"
-            " number of a class for each, not one-hot rows, at the size of the logits"
-        )
-    if not bool(logits.isfinite().all()):
-        raise ValueError(
-            "the model returns logits that are not finite for samples of the kept classes: look for NaN or infinite"
-            " values in the loader's inputs and in the weights"
-        )
 
 
 class _Measured:
@@ -240,18 +214,19 @@ class _Measured:
         self._batches, self._error = 0, 0.0
         self._counts, self._before, self._after = (torch.zeros(len(kept), dtype=torch.int64) for _ in range(3))
 
-    def add(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
-        """Look at what belongs to the kept classes in one batch."""
-        self._check(inputs, targets)
-        new = _renumbered(targets, self._kept)
-        chosen = (new != IGNORED).flatten(1).any(dim=1) if new.dim() > 1 else new != IGNORED
-        if not bool(chosen.any()):
-            return
-        whole = len(targets)
-        part = tuple(v[chosen] if isinstance(v, Tensor) and v.dim() and len(v) == whole else v for v in inputs)
-        self._learn(part, targets[chosen], new[chosen])
+    def add(self, batch: Any, device: torch.device) -> None:  # noqa: ANN401
+        """Look at what belongs to the kept classes in one batch.
 
-    def _check(self, inputs: tuple[Any, ...], targets: Tensor) -> None:
+        Raises:
+            TypeError: the batch is no pair of inputs and numbers of classes.
+            ValueError: targets of another shape, or of classes that there are not; logits that are not finite.
+        """
+        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+            kind = type(batch).__name__
+            raise TypeError(f"the loader must give (inputs, targets) with a tensor of targets, got {kind}")
+        if batch[1].is_floating_point() or batch[1].dtype == torch.bool:
+            raise TypeError(f"targets must be numbers of classes, whole ones, got a tensor of {batch[1].dtype}")
+        inputs, targets = inputs_of(batch, device), batch[1].to(device)
         number, given = len(self._head.labels), inputs[0].shape[:1]
         if targets.shape[:1] != given:
             raise ValueError(f"a batch has {given.numel()} inputs and targets of shape {tuple(targets.shape)}")
@@ -260,11 +235,28 @@ class _Measured:
                 f"a target is {int(targets.max())}, and the model has classes in [0, {number}) only; mark what has no"
                 f" class by a negative number, such as {IGNORED}"
             )
+        new = _renumbered(targets, self._kept)
+        chosen = (new != IGNORED).flatten(1).any(dim=1) if new.dim() > 1 else new != IGNORED
+        if bool(chosen.any()):
+            whole = len(targets)
+            part = tuple(v[chosen] if isinstance(v, Tensor) and v.dim() and len(v) == whole else v for v in inputs)
+            self._learn(part, targets[chosen], new[chosen])
 
     def _learn(self, inputs: tuple[Any, ...], targets: Tensor, new: Tensor) -> None:
+        """Compare both models on samples of the kept classes, and score the weights by their loss."""
         with torch.no_grad():
             dense = self._model(*inputs).movedim(self._head.axis, 1)
-        _check_logits(dense, targets)
+        expected = (*dense.shape[:1], *dense.shape[2:])
+        if targets.shape != expected:
+            raise ValueError(
+                f"targets of shape {tuple(targets.shape)} do not go with logits of {tuple(expected)} samples: give the"
+                " number of a class for each, not one-hot rows, at the size of the logits"
+            )
+        if not bool(dense.isfinite().all()):
+            raise ValueError(
+                "the model returns logits that are not finite for samples of the kept classes: look for NaN or infinite"
+                " values in the loader's inputs and in the weights"
+            )
         with torch.enable_grad():
             logits = self._small(*inputs).movedim(self._head.axis, 1)
             loss = cross_entropy(logits, new, ignore_index=IGNORED)

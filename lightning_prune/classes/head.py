@@ -66,7 +66,15 @@ class Head:
             raise ValueError(f"the classes of {type(model).__name__} cannot be removed exactly: {error}") from error
         small, applied = cast(Any, whole.inner), cast(Compaction, applied_plan(whole))
         set_plan(whole, None)
-        set_plan(small, _inside(applied))
+        removals = {
+            name.removeprefix("inner."): replace(removal, entries=_inside(removal.entries))
+            for name, removal in applied.removals.items()
+        }
+        attributes = {
+            path.removeprefix("inner."): (at.removeprefix("inner."), axis)
+            for path, (at, axis) in applied.attributes.items()
+        }
+        set_plan(small, Compaction(_inside(applied.shapes), removals, attributes))
         return small
 
 
@@ -86,68 +94,37 @@ def find_head(model: nn.Module, inputs: tuple[Any, ...], labels: Sequence[str] |
     if not isinstance(output, Tensor) or output.dim() < 2:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"no head found: {type(model).__name__} must return logits (batch, classes, …), got {got}")
-    reasons = []
-    for axis in _axes(model, output, labels):
-        found = _head_at(axis, model, inputs, output, labels)
-        if isinstance(found, Head):
-            return found
-        reasons.append(found)
-    raise ValueError(
-        f"no head found: the classes of {type(model).__name__} cannot be removed from what makes them ({reasons[0]});"
-        " let it return the outputs of a Linear or convolution"
-    )
-
-
-def _axes(model: nn.Module, output: Tensor, labels: Sequence[str] | None) -> list[int]:
-    """Return which axes of the output may be that of the classes: axis 1 comes first, as in cross_entropy."""
+    # axis 1 comes first, as in cross_entropy
     axes = [axis for axis in sorted({1, output.dim() - 1}) if labels is None or output.shape[axis] == len(labels)]
     if not axes:
         raise ValueError(
             f"labels has {len(labels or ())} names, and {type(model).__name__} returns shape {tuple(output.shape)};"
             " give one label for each logit, in their order"
         )
-    return axes
-
-
-def _head_at(
-    axis: int, model: nn.Module, inputs: tuple[Any, ...], output: Tensor, labels: Sequence[str] | None
-) -> Head | str:
-    """Return the head whose classes lie along an axis, or why there is none."""
-    number = output.shape[axis]
-    names = _checked_labels([str(index) for index in range(number)] if labels is None else labels)
-    groups = channel_groups(_Read(model, number, axis), inputs)
-    group = next(group for group in groups for member in group.members if member.parameter == "reader")
-    made_by = [member.parameter for member in group.members if member.role == "output"]
-    if not group.prunable or group.size != number or not made_by:
-        return group.reason or f"{group.size} of the {number} classes can leave alone"
-    return Head(axis, names, groups, group.name, inputs)
-
-
-def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(labels)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise TypeError(f"labels must be text, got {wrong!r}; pass [str(label) for label in labels]")
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise ValueError(f"label {twice!r} stands twice; give each class a label of its own")
-    return names
-
-
-def _inside(plan: Compaction) -> Compaction:
-    """Return a plan for what :class:`_Read` holds."""
-    removals = {
-        name.removeprefix("inner."): replace(removal, entries=_stripped(removal.entries))
-        for name, removal in plan.removals.items()
-    }
-    attributes = {
-        path.removeprefix("inner."): (at.removeprefix("inner."), axis) for path, (at, axis) in plan.attributes.items()
-    }
-    return Compaction(_stripped(plan.shapes), removals, attributes)
+    for index, name in enumerate(labels or ()):
+        if not isinstance(name, str):
+            raise TypeError(f"labels must be text, got {name!r}; pass [str(label) for label in labels]")
+        if name in (labels or ())[:index]:
+            raise ValueError(f"label {name!r} stands twice; give each class a label of its own")
+    reasons = []
+    for axis in axes:
+        number = output.shape[axis]
+        names = tuple(str(index) for index in range(number)) if labels is None else tuple(labels)
+        groups = channel_groups(_Read(model, number, axis), inputs)
+        group = next(group for group in groups for member in group.members if member.parameter == "reader")
+        is_made = any(member.role == "output" for member in group.members)
+        if group.prunable and group.size == number and is_made:
+            return Head(axis, names, groups, group.name, inputs)
+        reasons.append(group.reason or f"{group.size} of the {number} classes can leave alone")
+    raise ValueError(
+        f"no head found: the classes of {type(model).__name__} cannot be removed from what makes them ({reasons[0]});"
+        " let it return the outputs of a Linear or convolution"
+    )
 
 
 _V = TypeVar("_V")
 
 
-def _stripped(named: Mapping[str, _V]) -> dict[str, _V]:
+def _inside(named: Mapping[str, _V]) -> dict[str, _V]:
+    """Return what belongs to the model in a :class:`_Read`, by its names there."""
     return {name.removeprefix("inner."): value for name, value in named.items() if name.startswith("inner.")}

@@ -1,6 +1,5 @@
 """What a dense model teaches a pruned one, as a value."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.values import Choice
+from lightning_prune.values import Choice, check_number, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,9 @@ class Distillation(Choice):
     axis: int = 1
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, "a number above 0", lambda value: value > 0)
-        _check("weight", self.weight, "a share in [0, 1]", lambda value: 0 <= value <= 1)
-        _check("features", self.features, "0 or more", lambda value: value >= 0)
+        check_number("Distillation.temperature", self.temperature, above=0)
+        check_number("Distillation.weight", self.weight, 0, 1)
+        check_number("Distillation.features", self.features, 0)
         if self.weight == 0 and self.features == 0:
             raise ValueError("Distillation with weight 0 and features 0 teaches nothing; raise one, or leave it out")
         if self.teacher is not None and not isinstance(self.teacher, nn.Module):
@@ -61,8 +60,7 @@ class Distillation(Choice):
             raise TypeError(f'Distillation.module must be the path of a submodule, such as "net", got {self.module!r}')
         if self.logits is not None and not callable(self.logits):
             raise TypeError(f"Distillation.logits must be a function of what forward returns, got {self.logits!r}")
-        if isinstance(self.axis, bool) or not isinstance(self.axis, int):
-            raise TypeError(f"Distillation.axis must be a whole number, got {self.axis!r}")
+        check_whole("Distillation.axis", self.axis)
 
     def describe(self) -> dict[str, str]:
         """Return what changes the training, as text, which a checkpoint keeps; the teacher is told by its digest."""
@@ -92,13 +90,6 @@ class Distillation(Choice):
                 " Distillation(axis=…), or weight=0 and features above 0"
             )
         return found
-
-
-def _check(name: str, value: float, allowed: str, holds: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"Distillation.{name} must be {allowed}, got {value!r}")
-    if not (math.isfinite(value) and holds(value)):
-        raise ValueError(f"Distillation.{name} must be {allowed}, got {value!r}")
 
 
 torch.serialization.add_safe_globals([Distillation])

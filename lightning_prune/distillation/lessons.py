@@ -58,7 +58,18 @@ class Lessons:
         self._active: nn.Module | None = None
         self._taught: tuple[Any, dict[str, list[Tensor]]] = (None, {})
         if distillation.features:
-            _check_layers(teacher.module, pairs)
+            known = {path for path, _ in teacher.module.named_modules()}
+            lacking = [pair.path for pair in pairs if pair.path not in known]
+            if not pairs:
+                raise ValueError(
+                    "Distillation.features compares pruned layers, and no known layer is pruned; set features=0"
+                )
+            if lacking:
+                raise ValueError(
+                    "Distillation.features compares layers of the same path, and the teacher"
+                    f" {type(teacher.module).__name__} has no {lacking[0]}; set features=0, or leave teacher= out to be"
+                    " taught by the dense model"
+                )
         self._paths = {module: path for path, module in _places(student, distillation.module)}
         self._kept = Kept(student, applied_plan(teacher.module), pairs)
         self._seen, self._shown = Watched(student, pairs), Watched(teacher.module, pairs)
@@ -109,9 +120,10 @@ class Lessons:
         except (RuntimeError, TypeError, ValueError) as error:
             if self._has_taught or self._distillation.teacher is None or isinstance(error, torch.OutOfMemoryError):
                 raise
+            tensors = [f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors((args, dict(kwargs)))]
             raise ValueError(
                 f"the teacher {type(teacher).__name__} cannot take the inputs of {type(self._student).__name__},"
-                f" {_shapes((args, dict(kwargs)))}: {error}; give one that takes the same"
+                f" {', '.join(tensors) or 'no tensors'}: {error}; give one that takes the same"
             ) from error
         self._has_taught = True
         return answer
@@ -127,14 +139,24 @@ class Lessons:
         seen = self._seen.end()
         held = next((tensor for tensor in _tensors(output) if tensor.requires_grad), None)
         if held is not None:
-            _check_gradients(self._student, seen)
+            for path, outputs in seen.items():
+                is_trained = any(p.requires_grad for p in self._student.get_submodule(path).parameters())
+                if is_trained and not all(tensor.requires_grad for tensor in outputs):
+                    raise PruningError(
+                        f"Distillation.features compares what {path} returns, which is computed without gradients here,"
+                        " as inside checkpoint(…, use_reentrant=True): pass use_reentrant=False, or set features=0"
+                    )
             logits = self._logits(output, taught) if self._distillation.weight else None
             self.pending.append(Lesson(held, partial(self._term, logits, seen, shown)))
 
     def _logits(self, output: object, taught: object) -> tuple[Tensor, Tensor]:
         """Return the logits of both; ours are copied, for what is done to them in place afterwards is no answer."""
         ours, theirs = self._distillation.logits_in(output), self._distillation.logits_in(taught)
-        _check_shapes(ours, theirs)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"the teacher returns logits of shape {tuple(theirs.shape)} where the model returns"
+                f" {tuple(ours.shape)}; give a teacher of the same classes, such as keep_classes(…).model"
+            )
         return ours.clone(), theirs
 
     def _term(
@@ -147,23 +169,21 @@ class Lessons:
         if logits is not None:
             term = chosen.weight * soft_target_loss(*logits, chosen.temperature, chosen.axis)
         if chosen.features:
-            term = term + chosen.features * self._matching(seen, shown)
+            self._kept.refresh()
+            features = [
+                self._kept.channels(pair, ours, theirs)
+                for pair in self._pairs
+                if len(seen.get(pair.path, ())) == len(shown.get(pair.path, ()))  # a layer may be dropped at random
+                for ours, theirs in zip(seen.get(pair.path, ()), shown.get(pair.path, ()), strict=True)
+            ]
+            if not features:
+                raise PruningError(
+                    "Distillation.features compares the outputs of pruned layers, and none is called alike in both"
+                    " models: set features=0"
+                )
+            matching = feature_loss([ours for ours, _ in features], [theirs for _, theirs in features])
+            term = term + chosen.features * matching
         return term
-
-    def _matching(self, seen: Mapping[str, list[Tensor]], shown: Mapping[str, list[Tensor]]) -> Tensor:
-        self._kept.refresh()
-        found = [
-            self._kept.channels(pair, ours, theirs)
-            for pair in self._pairs
-            if len(seen.get(pair.path, ())) == len(shown.get(pair.path, ()))  # a layer may be dropped at random
-            for ours, theirs in zip(seen.get(pair.path, ()), shown.get(pair.path, ()), strict=True)
-        ]
-        if not found:
-            raise PruningError(
-                "Distillation.features compares the outputs of pruned layers, and none is called alike in both models:"
-                " set features=0"
-            )
-        return feature_loss([ours for ours, _ in found], [theirs for _, theirs in found])
 
     def take(self, loss: Tensor, has_one_loss: bool) -> Tensor | None:
         """Return the mean term of the calls that this loss depends on, which are no longer pending; None: of none.
@@ -175,7 +195,12 @@ class Lessons:
         if has_one_loss:
             taken = self.pending
         else:
-            reached = _reached(loss, {lesson.output.grad_fn for lesson in self.pending})
+            reached, stack = set(), [loss.grad_fn]
+            while stack:
+                node = stack.pop()
+                if node is not None and node not in reached:
+                    reached.add(node)
+                    stack.extend(following for following, _ in node.next_functions)
             taken = [lesson for lesson in self.pending if lesson.output.grad_fn in reached]
         self.pending = [lesson for lesson in self.pending if not any(lesson is one for one in taken)]
         return torch.stack([lesson.term() for lesson in taken]).mean() if taken else None
@@ -222,51 +247,6 @@ def _places(student: nn.Module, path: str | None) -> Iterator[tuple[str, nn.Modu
             yield place, module
 
 
-def _check_layers(teacher: nn.Module, pairs: Sequence[Pair]) -> None:
-    if not pairs:
-        raise ValueError("Distillation.features compares pruned layers, and no known layer is pruned; set features=0")
-    known = {path for path, _ in teacher.named_modules()}
-    lacking = [pair.path for pair in pairs if pair.path not in known]
-    if lacking:
-        raise ValueError(
-            f"Distillation.features compares layers of the same path, and the teacher {type(teacher).__name__} has no"
-            f" {lacking[0]}; set features=0, or leave teacher= out to be taught by the dense model"
-        )
-
-
-def _check_gradients(student: nn.Module, seen: Mapping[str, list[Tensor]]) -> None:
-    for path, outputs in seen.items():
-        is_trained = any(parameter.requires_grad for parameter in student.get_submodule(path).parameters())
-        if is_trained and not all(tensor.requires_grad for tensor in outputs):
-            raise PruningError(
-                f"Distillation.features compares what {path} returns, which is computed without gradients here, as"
-                " inside checkpoint(…, use_reentrant=True): pass use_reentrant=False, or set features=0"
-            )
-
-
-def _shapes(inputs: object) -> str:
-    return ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in _tensors(inputs)) or "no tensors"
-
-
-def _check_shapes(student: Tensor, teacher: Tensor) -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"the teacher returns logits of shape {tuple(teacher.shape)} where the model returns"
-            f" {tuple(student.shape)}; give a teacher of the same classes, such as keep_classes(…).model"
-        )
-
-
 def _tensors(output: object) -> Iterator[Tensor]:
     leaves = pytree.tree_leaves(output)
     return (leaf for leaf in leaves if isinstance(leaf, Tensor))
-
-
-def _reached(loss: Tensor, wanted: set[Any]) -> set[Any]:
-    """Return which of these nodes of the graph a loss depends on."""
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack.extend(following for following, _ in node.next_functions)
-    return seen & wanted

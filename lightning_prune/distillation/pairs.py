@@ -1,6 +1,6 @@
 """Which feature maps of student and teacher are compared: the channels that are left of each pruned layer."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,14 +38,6 @@ class Pair:
         return [self.path, self.tensor, self.axis, self.channels]
 
 
-def _axis_of_channels(module: nn.Module) -> int | None:
-    if isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm | nn.Embedding):
-        return -1
-    if isinstance(module, _ConvNd):
-        return -len(module.kernel_size) - 1
-    return 1 if isinstance(module, _NormBase | nn.GroupNorm) else None
-
-
 def find_pairs(model: nn.Module, units: Iterable[Units]) -> list[Pair]:
     """Return the layers to compare: the last one that makes the channels of each channel group, and pruned weights'.
 
@@ -56,33 +48,35 @@ def find_pairs(model: nn.Module, units: Iterable[Units]) -> list[Pair]:
     Returns:
         Each layer once, in the order of the channel groups and targets.
     """
-    found: dict[str, Pair] = {}
+    made: dict[str, Pair] = {}
     for one in units:
-        for pair in _of_channels(model, one) if isinstance(one, ChannelUnits) else _of_targets(model, one):
-            found.setdefault(pair.path, pair)
-    return list(found.values())
-
-
-def _of_channels(model: nn.Module, units: ChannelUnits) -> Iterator[Pair]:
-    for group in units.groups:
-        made_by = [m for m in group.members if m.role == "output" and m.parameter in units.shapes]
-        for member in reversed(made_by):
-            if pair := _pair(model, member.parameter, member.axis):
-                yield pair
-                break
-
-
-def _of_targets(model: nn.Module, units: Units) -> Iterator[Pair]:
-    for name in units.weights:
-        layer = masks.locate(model, name)[0]
-        is_turned = isinstance(layer, nn.Embedding) or (isinstance(layer, _ConvNd) and layer.transposed)
-        if pair := _pair(model, name, int(is_turned)):
-            yield pair
+        if isinstance(one, ChannelUnits):
+            for group in one.groups:
+                makers = [m for m in group.members if m.role == "output" and m.parameter in one.shapes]
+                pairs = (_pair(model, maker.parameter, maker.axis) for maker in reversed(makers))
+                if pair := next((pair for pair in pairs if pair is not None), None):
+                    made.setdefault(pair.path, pair)
+        else:
+            for name in one.weights:
+                layer = masks.locate(model, name)[0]
+                is_turned = isinstance(layer, nn.Embedding) or (isinstance(layer, _ConvNd) and layer.transposed)
+                if pair := _pair(model, name, int(is_turned)):
+                    made.setdefault(pair.path, pair)
+    return list(made.values())
 
 
 def _pair(model: nn.Module, name: str, axis: int) -> Pair | None:
-    channels = _axis_of_channels(masks.locate(model, name)[0])
-    return None if channels is None else Pair(name.rpartition(".")[0], name, axis, channels)
+    """Return the layer of a parameter as a pair; None where the axis of channels in its output is not known."""
+    layer = masks.locate(model, name)[0]
+    if isinstance(layer, nn.Linear | nn.LayerNorm | nn.RMSNorm | nn.Embedding):
+        channels = -1
+    elif isinstance(layer, _ConvNd):
+        channels = -len(layer.kernel_size) - 1
+    elif isinstance(layer, _NormBase | nn.GroupNorm):
+        channels = 1
+    else:
+        return None
+    return Pair(name.rpartition(".")[0], name, axis, channels)
 
 
 class Kept:

@@ -35,20 +35,22 @@ class Teacher:
                 f"{lazy} has no values yet, so there is nothing that {type(model).__name__} could teach: run it once on"
                 " an example before the fit"
             )
-        if like is not None:
-            _check_values(model)
+        for name, tensor in dense_parameters(model).items() if like is not None else ():
+            if tensor.is_meta:
+                raise PruningError(
+                    f"{name} of the teacher {type(model).__name__} lies on the meta device: load its weights"
+                )
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteError(
+                    f"{name} of the teacher {type(model).__name__} is NaN or infinite: load other weights"
+                )
         self.module = fold(plain_copy(model)).eval().requires_grad_(False)
         if like is not None:
-            self._go_to(like)
+            ours, theirs = _float_types(self.module), _float_types(like)
+            self.module.to(next((tensor.device for tensor in like.parameters()), None))
+            if len(ours) == len(theirs) == 1 and ours != theirs:
+                self.module.to(dtype=next(iter(theirs)))
         self.digest = _digest(dense_names(self.module))
-
-    def _go_to(self, student: nn.Module) -> None:
-        """Move to the student's device, and to its type of floats where each of the two has one."""
-        device = next((tensor.device for tensor in student.parameters()), None)
-        ours, theirs = _float_types(self.module), _float_types(student)
-        self.module.to(device)
-        if len(ours) == len(theirs) == 1 and ours != theirs:
-            self.module.to(dtype=next(iter(theirs)))
 
     def state(self) -> dict[str, Any]:
         """Return what a file must hold so that :meth:`restored` can make the teacher again: tensors, plain values."""
@@ -82,16 +84,6 @@ class Teacher:
         devices = {tensor.device.index or 0 for tensor in dense_names(self.module).values() if tensor.is_cuda}
         with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
             yield self.module
-
-
-def _check_values(model: nn.Module) -> None:
-    for name, tensor in dense_parameters(model).items():
-        if tensor.is_meta:
-            raise PruningError(
-                f"{name} of the teacher {type(model).__name__} lies on the meta device: load its weights"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise NonFiniteError(f"{name} of the teacher {type(model).__name__} is NaN or infinite: load other weights")
 
 
 def _float_types(model: nn.Module) -> set[torch.dtype]:

@@ -1,12 +1,12 @@
 """How much quality a pruning event may cost, as a value."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_prune.errors import PruningError
-from lightning_prune.values import Choice
+from lightning_prune.values import Choice, check_number, check_whole
 
 ROUNDING = 1e-6
 """Relative; what float32, in which metrics are computed, cannot tell apart: there 0.892 - 0.882 is more than 0.01."""
@@ -54,12 +54,12 @@ class Guard(Choice):
                 raise ValueError(
                     f"Guard.{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}"
                 )
-        for name, least in (("patience", 1), ("retries", 0)):
-            _check_count(name, getattr(self, name), least)
-        _check_number("max_drop", self.max_drop, "a drop in the metric's own unit, 0 or more", lambda drop: drop >= 0)
-        _check_number("min_step", self.min_step, "a step of sparsity in (0, 1)", lambda step: 0 < step < 1)
+        check_number("Guard.max_drop", self.max_drop, 0, why=": it is a drop in the metric's own unit")
+        check_whole("Guard.patience", self.patience, 1, "validations")
+        check_whole("Guard.retries", self.retries, 0, "smaller events")
+        check_number("Guard.min_step", self.min_step, above=0, below=1, why=": it is a step of sparsity")
         if self.baseline is not None:
-            _check_number("baseline", self.baseline, "the metric of the dense model, or None", math.isfinite)
+            check_number("Guard.baseline", self.baseline, why=": it is the metric of the dense model")
 
     def allows(self, value: float, baseline: float) -> bool:
         """Say whether a value is good enough: finite, and at most ``max_drop`` worse than the baseline."""
@@ -95,17 +95,3 @@ class Guard(Choice):
                 f" these, or call self.log({self.monitor!r}, …) in validation_step"
             )
         return float(metrics[self.monitor])
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Guard.{name} must be an int, {least} or more, got {value!r}")
-    if value < least:
-        raise ValueError(f"Guard.{name} must be at least {least}, got {value}")
-
-
-def _check_number(name: str, value: float, meaning: str, is_allowed: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"Guard.{name} must be {meaning}, got {value!r}")
-    if not (math.isfinite(value) and is_allowed(value)):
-        raise ValueError(f"Guard.{name} must be {meaning}, got {value}")

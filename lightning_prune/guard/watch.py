@@ -155,7 +155,11 @@ class Watch:
         if self.trial.failures < self.guard.patience:
             return Verdict.WAIT
         for index, step in trial.steps.items():
-            self._lower(index, step)
+            self.limits[index] = step / 2
+            self._failed[index] = self._failed.get(index, 0) + 1
+            is_spent = self._failed[index] > self.guard.retries or step / 2 < self.guard.min_step * (1 - ROUNDING)
+            if self.guard.on_fail == "stop" or is_spent:
+                self.stopped.add(index)
         return self._close(replace(self.trial, outcome=Verdict.ROLL_BACK))
 
     def end(self) -> Verdict:
@@ -169,13 +173,6 @@ class Watch:
         self.history.append(trial)
         self.trial = None
         return trial.outcome
-
-    def _lower(self, index: int, step: float) -> None:
-        self.limits[index] = step / 2
-        self._failed[index] = self._failed.get(index, 0) + 1
-        is_spent = self._failed[index] > self.guard.retries or step / 2 < self.guard.min_step * (1 - ROUNDING)
-        if self.guard.on_fail == "stop" or is_spent:
-            self.stopped.add(index)
 
     def summary(self, asked: Sequence[float], kept: Sequence[float], reached: Sequence[float] | None = None) -> str:
         """Return the end of the run in words, a sentence per recipe.

@@ -13,14 +13,13 @@ from lightning_prune.guard import Guard, Trial
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
 from lightning_prune.run.run import PruningRun
-from lightning_prune.trainer import averages
 from lightning_prune.trainer.files import CheckpointFiles
 from lightning_prune.trainer.fit import Course, Fit, Record
 from lightning_prune.trainer.internals import count_epoch
 from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
-from lightning_prune.trainer.resume import Loading
-from lightning_prune.trainer.strategy import check_can_shrink, check_strategy
-from lightning_prune.trainer.teaching import check_can_distil
+from lightning_prune.trainer.resume import attended
+from lightning_prune.trainer.strategy import check_can_shrink, check_strategy, is_sharding
+from lightning_prune.values import check_bool
 
 
 class PruningCallback(AnyCallback):
@@ -65,6 +64,12 @@ class PruningCallback(AnyCallback):
                 f"PruningCallback.distillation takes a Distillation, such as Distillation(temperature=4.0, weight=0.5),"
                 f" got {distillation!r}"
             )
+        for name, value in (
+            ("finalize", finalize),
+            ("compact_every_event", compact_every_event),
+            ("resume_with_other_recipe", resume_with_other_recipe),
+        ):
+            check_bool(f"PruningCallback.{name}", value)
         self.guard = guard
         self.distillation = distillation
         self.finalize = finalize
@@ -117,21 +122,26 @@ class PruningCallback(AnyCallback):
         A module with a ``setup`` or ``configure_model`` of its own may make layers or loaders there, which run after
         this hook: it gets its masks before the weights of a checkpoint load, or else when the fit starts.
         """
-        _check_alone(trainer)
+        self._check(trainer, pl_module)
+        self._leave()  # a setup that failed had no teardown
+        files = CheckpointFiles(trainer.strategy)
+        self._fit = self._begin(trainer, pl_module, files) if stage == "fit" else None
+        self._undo = attended(trainer, pl_module, self._fit, files)
+        if self._fit is not None:
+            self._fit.bind_early()
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot work, whatever the Trainer is about to do."""
+        count = sum(isinstance(callback, PruningCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if count > 1:
+            raise PruningError(
+                f"the Trainer has {count} PruningCallbacks; keep one and give it all recipes: PruningCallback([a, b])"
+            )
         check_strategy(trainer, pl_module)
         if self.compact_every_event:
             check_can_shrink(self.recipes, trainer)
-        if self.distillation is not None:
-            check_can_distil(trainer)
-        self._leave()
-        files = CheckpointFiles(trainer.strategy)
-        self._undo.callback(files.remove)
-        fit = self._fit = self._begin(trainer, pl_module, files) if stage == "fit" else None
-        before, after = Loading(trainer, fit), averages.Loaded(trainer)
-        self._undo.callback(pl_module.register_load_state_dict_pre_hook(before).remove)
-        self._undo.callback(pl_module.register_load_state_dict_post_hook(after).remove)
-        if fit is not None:
-            fit.bind_early()
+        if self.distillation is not None and is_sharding(trainer):
+            raise PruningError("Distillation does not work on sharded weights: train with DDPStrategy or on one device")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, files: CheckpointFiles) -> Fit:
         """Return the fit of this model, which goes on where an earlier one of it has ended."""
@@ -219,11 +229,3 @@ def _several(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     if not several:
         raise ValueError("PruningCallback got an empty list of recipes; pass at least one")
     return several
-
-
-def _check_alone(trainer: Trainer) -> None:
-    count = sum(isinstance(callback, PruningCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if count > 1:
-        raise PruningError(
-            f"the Trainer has {count} PruningCallbacks; keep one and give it all recipes: PruningCallback([a, b])"
-        )

@@ -103,7 +103,10 @@ class FakeQuantization:
             return inputs
         x = inputs[0]
         if layer.training and torch.is_grad_enabled() and x.numel():
-            self._look_at(x.detach())
+            low, high = x.detach().float().aminmax()
+            ends = torch.stack([low.clamp(max=0), high.clamp(min=0)])
+            seen = ends if self.seen is None else self.seen
+            self.seen = torch.stack([seen[0].minimum(ends[0]), seen[1].maximum(ends[1])])
         known = self.seen if self.range is None else self.range
         weight = self._weight = cast(Tensor, layer.weight)
         axis = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 0
@@ -114,14 +117,6 @@ class FakeQuantization:
         if self._weight is not None:
             _put(layer, self._weight)
             self._weight = None
-
-    def _look_at(self, x: Tensor) -> None:
-        low, high = x.float().aminmax()
-        ends = torch.stack([low.clamp(max=0), high.clamp(min=0)])
-        if self.seen is None:
-            self.seen = ends
-        else:
-            self.seen = torch.stack([self.seen[0].minimum(ends[0]), self.seen[1].maximum(ends[1])])
 
 
 def _put(layer: nn.Module, weight: Tensor) -> None:

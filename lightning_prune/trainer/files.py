@@ -66,7 +66,9 @@ class CheckpointFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ANN401
         """Write as the other one does; the file appears under its name when it is complete."""
         try:
-            self._accompany(checkpoint, path)
+            needed = self.companion(checkpoint)
+            if needed is not None and not exists(self.beside(path, needed[0])):
+                self._write(needed[1], self.beside(path, needed[0]), None)
             self._write(checkpoint, path, storage_options)
             self._has_failed = False
         except OSError as error:
@@ -78,14 +80,6 @@ class CheckpointFiles(CheckpointIO):
                 " until one can be written again: free some space",
                 stacklevel=2,
             )
-
-    def _accompany(self, checkpoint: dict[str, Any], path: Any) -> None:  # noqa: ANN401
-        """Write the file that the checkpoint cannot do without into its folder, unless it is there."""
-        needed = self.companion(checkpoint)
-        if needed is not None:
-            target = self.beside(path, needed[0])
-            if not exists(target):
-                self._write(needed[1], target, None)
 
     def beside(self, path: Any, name: str) -> str:  # noqa: ANN401
         """Return the path of a file in the folder of a checkpoint."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.fake_quantization import FakeQuantization, follow, quantizable
 from lightning_prune.trainer.packages import AnyCallback, Callback, LightningModule, Trainer
+from lightning_prune.values import check_whole
 
 
 class QuantizationAware(AnyCallback):
@@ -32,8 +33,7 @@ class QuantizationAware(AnyCallback):
     """
 
     def __init__(self, begin_epoch: int = -1, skip: Sequence[str] = ()) -> None:
-        if isinstance(begin_epoch, bool) or not isinstance(begin_epoch, int):
-            raise TypeError(f"begin_epoch: got {begin_epoch!r}, must be a whole number, as in begin_epoch=-2")
+        check_whole("QuantizationAware.begin_epoch", begin_epoch)
         if isinstance(skip, str) or not all(isinstance(pattern, str) for pattern in skip):
             raise TypeError(f"skip takes a sequence of name patterns, got {skip!r}; write ('head', 'stem.*')")
         self.begin_epoch = begin_epoch

@@ -1,5 +1,6 @@
 """Before weights load: the model takes the shape and the masks of the state that comes."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of, remember
 from lightning_prune.run.resuming import check_same
 from lightning_prune.run.run import PruningRun
+from lightning_prune.trainer import averages
+from lightning_prune.trainer.files import CheckpointFiles
 from lightning_prune.trainer.fit import Fit
 from lightning_prune.trainer.internals import restored
 from lightning_prune.trainer.packages import LightningModule, Trainer
@@ -90,3 +93,22 @@ def _take_over(run: PruningRun, model: LightningModule, state_dict: dict[str, An
         if loaded is not None and not torch.equal(mask, loaded.to(mask.device).bool()):
             run.start_over()
             return
+
+
+def attended(trainer: Trainer, model: LightningModule, fit: Fit | None, files: CheckpointFiles) -> ExitStack:
+    """Be there whenever a state loads into the model; closing what is returned ends that and gives the files back.
+
+    Args:
+        trainer: whose checkpoints load.
+        model: of the trainer.
+        fit: that is about to begin, if it is one.
+        files: stand in the place of the strategy's own.
+
+    Changes:
+        the load_state_dict hooks of the model.
+    """
+    undo = ExitStack()
+    undo.callback(files.remove)
+    undo.callback(model.register_load_state_dict_pre_hook(Loading(trainer, fit)).remove)
+    undo.callback(model.register_load_state_dict_post_hook(averages.Loaded(trainer)).remove)
+    return undo

@@ -16,6 +16,7 @@ from lightning_prune.selection.budget import Budget
 from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
 from lightning_prune.trainer.internals import SelectingCheckpoint
 from lightning_prune.trainer.packages import LightningModule, Trainer, rank_zero_warn
+from lightning_prune.values import check_number
 
 Against = Literal["sparsity", "params", "macs", "bytes"]
 
@@ -77,8 +78,8 @@ class SparsityCheckpoint(SelectingCheckpoint):
             raise ValueError(
                 f'SparsityCheckpoint.against must be "sparsity", "params", "macs" or "bytes", got {against!r}'
             )
-        if target is not None and not 0 < target < 1:
-            raise ValueError(f"SparsityCheckpoint.target must be a sparsity in (0, 1), or None, got {target!r}")
+        if target is not None:
+            check_number("SparsityCheckpoint.target", target, above=0, below=1, why=": it is the share removed")
         if "save_top_k" in options:
             raise ValueError("SparsityCheckpoint keeps the best at the target and the Pareto set; leave save_top_k out")
         names = dict.fromkeys(("sparsity", monitor, against))
@@ -146,8 +147,12 @@ class SparsityCheckpoint(SelectingCheckpoint):
         """Return what the metric is set against, and the sparsity, for file names."""
         callback, model = pruning_callback_of(trainer), trainer.lightning_module
         sparsity = 0.0 if callback is None else callback.sparsity
-        cost = sparsity if self.against == "sparsity" else _cost(model, self.against)
-        values = {"sparsity": sparsity, self.against: cost}
+        values = {"sparsity": sparsity, self.against: sparsity}
+        if self.against != "sparsity":
+            first = masks.first_names(model)
+            live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
+            densities = {name: int(torch.count_nonzero(mask)) / max(mask.numel(), 1) for name, mask in live.items()}
+            values[self.against] = _budget(model, self.against).remaining(densities)
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def select(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
@@ -233,17 +238,15 @@ def _asked(trainer: Trainer) -> tuple[float, ...]:
     return () if callback is None or callback.run is None else tuple(callback.run.asked.values())
 
 
-def _cost(model: nn.Module, against: str) -> float:
-    """Return the number, MACs or bytes of the parameters that are not pruned."""
-    first = masks.first_names(model)
-    live = {name: mask for name, mask in masks.read(model).items() if first[name] == name}
-    densities = {name: int(torch.count_nonzero(mask)) / max(mask.numel(), 1) for name, mask in live.items()}
+def _budget(model: nn.Module, against: str) -> Budget:
+    """Return what the number, MACs or bytes of the parameters come to, and the part of each."""
     if against == "macs":
         macs = measure_macs(model, example_of(model) or Example())
-        return Budget(macs.total, macs.per_weight).remaining(densities)
+        return Budget(macs.total, macs.per_weight)
+    first = masks.first_names(model)
     sizes = {
         name: float(tensor.numel() * (tensor.element_size() if against == "bytes" else 1))
         for name, tensor in masks.dense_parameters(model).items()
         if first[name] == name
     }
-    return Budget(sum(sizes.values()), sizes).remaining(densities)
+    return Budget(sum(sizes.values()), sizes)

@@ -16,7 +16,6 @@ from lightning_prune.trainer.files import CheckpointFiles
 from lightning_prune.trainer.internals import intercept
 from lightning_prune.trainer.packages import LightningModule, Trainer
 from lightning_prune.trainer.preconditions import example_on_device
-from lightning_prune.trainer.strategy import is_sharding
 
 Saved = Mapping[str, Any]
 """What :meth:`Distilling.state_dict` returned."""
@@ -65,7 +64,7 @@ class Distilling:
         """
         self.stop()
         if self._teacher is None or (saved is not None and saved["digest"] != self._teacher.digest):
-            self._teacher = self._found(trainer, model, saved, files)
+            self._teacher = self._find_teacher(trainer, model, saved, files)
         if saved is not None:
             self._pairs = [Pair(*values) for values in saved["pairs"]]
         if not self._pairs and self.distillation.features:
@@ -73,7 +72,10 @@ class Distilling:
         lessons = self._lessons = Lessons(model, self._teacher, self.distillation, self._pairs)
         self._undo.append(lessons.remove)
         try:
-            self._check_example(model, lessons)
+            example = example_on_device(model)
+            if self.distillation.teacher is not None and self.distillation.module is None and example is not None:
+                with torch.no_grad(), as_evaluated(model):
+                    lessons.check(example.args, example.kwargs, example(model))
         except Exception:
             self.stop()
             raise
@@ -81,7 +83,9 @@ class Distilling:
         self._undo.append(intercept(trainer.strategy, "training_step", watched))
         self._undo.append(intercept(trainer.strategy, "backward", taught))
 
-    def _found(self, trainer: Trainer, model: LightningModule, saved: Saved | None, files: CheckpointFiles) -> Teacher:
+    def _find_teacher(
+        self, trainer: Trainer, model: LightningModule, saved: Saved | None, files: CheckpointFiles
+    ) -> Teacher:
         """Return the teacher: the given one, that of the file beside the checkpoint, or the model as it is."""
         if self.distillation.teacher is not None:
             given = Teacher(self.distillation.teacher, like=model)
@@ -91,13 +95,22 @@ class Distilling:
                     " the same weights, or go on with this one: PruningCallback(…, resume_with_other_recipe=True)"
                 )
             return given
-        return Teacher(model) if saved is None else _read(trainer, model, saved, files)
-
-    def _check_example(self, model: LightningModule, lessons: Lessons) -> None:
-        example = example_on_device(model)
-        if self.distillation.teacher is not None and self.distillation.module is None and example is not None:
-            with torch.no_grad(), as_evaluated(model):
-                lessons.check(example.args, example.kwargs, example(model))
+        if saved is None:
+            return Teacher(model)
+        if saved["file"] is None:
+            raise CheckpointError(
+                "the run of the checkpoint was taught by a teacher that was given: give the same one,"
+                " Distillation(teacher=…)"
+            )
+        path = files.beside(trainer.ckpt_path, saved["file"])
+        try:
+            contents = files.load_checkpoint(path)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"the run of the checkpoint was taught by its dense model, which was written beside it, and {path} is"
+                " not there: bring that file along, or give the dense model: Distillation(teacher=…)"
+            ) from error
+        return Teacher.restored(model, contents, saved["digest"])
 
     def _training_step(
         self, trainer: Trainer, model: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -166,23 +179,6 @@ class Distilling:
         return saved["file"], self._teacher.state()
 
 
-def _read(trainer: Trainer, model: LightningModule, saved: Saved, files: CheckpointFiles) -> Teacher:
-    if saved["file"] is None:
-        raise CheckpointError(
-            "the run of the checkpoint was taught by a teacher that was given: give the same one,"
-            " Distillation(teacher=…)"
-        )
-    path = files.beside(trainer.ckpt_path, saved["file"])
-    try:
-        found = files.load_checkpoint(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"the run of the checkpoint was taught by its dense model, which was written beside it, and {path} is not"
-            " there: bring that file along, or give the dense model: Distillation(teacher=…)"
-        ) from error
-    return Teacher.restored(model, found, saved["digest"])
-
-
 def take_up(distillation: Distillation | None, entry: Saved, is_other_allowed: bool) -> Saved | None:
     """Return what a checkpoint says of the teacher that this fit goes on with; None: it begins with one of its own.
 
@@ -213,9 +209,3 @@ def take_up(distillation: Distillation | None, entry: Saved, is_other_allowed: b
             " Distillation(teacher=…)"
         )
     return saved
-
-
-def check_can_distil(trainer: Trainer) -> None:
-    """Raise PruningError where the strategy shards the weights, so that no rank has the whole dense model."""
-    if is_sharding(trainer):
-        raise PruningError("Distillation does not work on sharded weights: train with DDPStrategy or on one device")

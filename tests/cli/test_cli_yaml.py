@@ -1,12 +1,13 @@
 """Recipes written in the YAML of LightningCLI, for the Trainer's callback and as a hyperparameter of the module."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from packages import LightningCLI
+from packages import NAME
 from support import MixedNet, Net, loader, outputs
 from torch import nn
 from torch.utils.data import DataLoader
@@ -43,6 +44,11 @@ from lightning_prune import (
     Wanda,
 )
 from lightning_prune.model import masks
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+else:
+    LightningCLI = import_module(f"{NAME}.cli").LightningCLI
 
 pytest.importorskip("jsonargparse")
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")

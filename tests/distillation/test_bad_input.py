@@ -30,9 +30,9 @@ class TestBadInput:
         [
             ({"temperature": 0}, r"temperature must be a number above 0, got 0"),
             ({"temperature": float("nan")}, "temperature must be"),
-            ({"weight": 1.1}, r"weight must be a share in \[0, 1\], got 1\.1"),
+            ({"weight": 1.1}, r"weight must be a number at least 0 and at most 1, got 1\.1"),
             ({"weight": 0}, "teaches nothing"),
-            ({"features": -1.0}, "features must be 0 or more"),
+            ({"features": -1.0}, "features must be a number at least 0"),
         ],
     )
     def test_numbers(self, options: dict[str, Any], message: str) -> None:

@@ -5,10 +5,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import L, ModelCheckpoint
 from support import loader, trainer
 from torch import Tensor, nn
 
@@ -115,7 +114,7 @@ def test_a_forward_that_is_never_called_is_told(tmp_path: Path) -> None:
 def test_a_copy_made_while_the_first_pass_is_waited_for_waits_for_nothing(tmp_path: Path) -> None:
     class Copying(L.Callback):
         def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            self.copy = copy.deepcopy(pl_module)
+            self.copy: Any = copy.deepcopy(pl_module)
 
     copying = Copying()
     model, steps = pruned(tmp_path, callbacks=[copying])

@@ -122,7 +122,7 @@ def test_an_epoch_that_never_comes_is_refused(tmp_path: Path, begin_epoch: int, 
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="whole number"):
+    with pytest.raises(TypeError, match="begin_epoch must be an int"):
         QuantizationAware(0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="sequence of name patterns"):
         QuantizationAware(skip="head")
