@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_prune.model.summary import summarize
     from lightning_prune.optimizer.policies import Keep, LRRewind, Mask, Reset, Rewarm, RewindWeights
     from lightning_prune.recipe import Recipe
+    from lightning_prune.run.record import history
     from lightning_prune.run.run import PruningRun
     from lightning_prune.schedules import Exponential, Iterative, Linear, OneCycle, OneShot, Polynomial
     from lightning_prune.selection.allocation import ERK, Candidates, FromSensitivity, Global, Uniform
@@ -94,6 +95,7 @@ __all__ = [
     "compact",
     "compare",
     "finalize",
+    "history",
     "keep_classes",
     "recalibrate",
     "sensitivity",
@@ -113,6 +115,7 @@ _HOMES = {
     "model.summary": "summarize",
     "optimizer.policies": "Keep LRRewind Mask Reset Rewarm RewindWeights",
     "recipe": "Recipe",
+    "run.record": "history",
     "run.run": "PruningRun",
     "schedules": "Exponential Iterative Linear OneCycle OneShot Polynomial",
     "selection.allocation": "ERK Candidates FromSensitivity Global Uniform",

@@ -79,10 +79,17 @@ def export_file(arguments: argparse.Namespace) -> None:
     """Export a model and print the artifact."""
     from lightning_prune.cli._backends import chosen_backend
     from lightning_prune.cli._models import example, loaded_model
+    from lightning_prune.compaction.finalization import finalize
     from lightning_prune.deploy import export
+    from lightning_prune.model import masks
 
     backend = chosen_backend(arguments)
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+    if masks.is_masked(model) and not arguments.keep_masks:
+        before = sum(parameter.numel() for parameter in model.parameters())
+        finalize(model, example(arguments.example))
+        after = sum(parameter.numel() for parameter in model.parameters())
+        _say(f"masks folded and channels removed: {before:,} -> {after:,} parameters (--keep-masks leaves the shapes)")
     labels = arguments.labels
     if labels is not None and Path(labels).is_file():
         labels = [line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip()]

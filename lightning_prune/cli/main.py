@@ -83,6 +83,9 @@ def _export(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     parser.add_argument("--half", action="store_true", help="16-bit floats (vulkan)")
     parser.add_argument("--deployment-target", metavar="IOS", help="such as iOS18 (coreml)")
     parser.add_argument("--sparse-weights", action="store_true", help="store zeros as sparse weights (coreml)")
+    parser.add_argument(
+        "--keep-masks", action="store_true", help="export a checkpoint of a fit under way in its dense shapes"
+    )
     parser.add_argument("--labels", metavar="A,B,…", help="names of the classes, or a file with one a line")
     _add_comparison(parser)
 

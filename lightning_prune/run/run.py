@@ -109,6 +109,19 @@ class PruningRun:
                 self.pruners[index] = replace(fresh, progress=pruner.progress)
         self.pruners = _introduced(self.pruners)
 
+    def set_length(self, total_steps: int | None) -> None:
+        """Let shares of the run mean shares of so many steps, while no step is done; None, unknown, changes nothing.
+
+        Raises:
+            ValueError: begin and end of a schedule fall together.
+        """
+        if self.step == 0 and total_steps not in (None, self._total_steps):
+            self._total_steps = total_steps
+            self.pruners = [
+                replace(pruner, schedule=schedules.resolve(pruner.recipe.schedule, total_steps))
+                for pruner in self.pruners
+            ]
+
     def start(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Scheduler], model: nn.Module) -> None:
         """Take hold of the optimizers: count their steps, keep pruned weights at zero, start the policies.
 

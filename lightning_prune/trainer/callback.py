@@ -12,9 +12,10 @@ from lightning_prune.errors import PruningError
 from lightning_prune.guard import Guard, Trial
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
+from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.files import CheckpointFiles
-from lightning_prune.trainer.fit import Course, Fit, Record
+from lightning_prune.trainer.fit import Course, Fit
 from lightning_prune.trainer.internals import count_epoch
 from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
 from lightning_prune.trainer.resume import attended

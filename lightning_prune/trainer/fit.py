@@ -4,9 +4,11 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoints import state as checkpoints
@@ -20,6 +22,7 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of, stored
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
+from lightning_prune.run.record import Record, keep
 from lightning_prune.run.resuming import differences, without_guard
 from lightning_prune.run.run import PruningRun, rehearsal
 from lightning_prune.trainer import averages
@@ -29,6 +32,7 @@ from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
 from lightning_prune.trainer.packages import LightningModule, Trainer, overrides, rank_zero_only, rank_zero_warn
 from lightning_prune.trainer.preconditions import (
     check_completes,
+    check_length,
     example_on_device,
     is_left_out,
     is_rehearsal,
@@ -50,23 +54,6 @@ class Settings(Protocol):
     finalize: bool
     compact_every_event: bool
     resume_with_other_recipe: bool
-
-
-@dataclass
-class Record:
-    """What came of pruning a model: plain values, which outlive the fit and go with a copy.
-
-    Args:
-        events: those that stand, in order.
-        trials: what the guard has judged, in order.
-        sparsity: reached so far, in what the recipe counts.
-        is_done: whether the model is finalized.
-    """
-
-    events: list[Event] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-    sparsity: float = 0.0
-    is_done: bool = False
 
 
 @dataclass
@@ -121,6 +108,8 @@ class Fit:
         self._taught: Mapping[str, Any] | None = None
         self._has_trained = False
         self._waiting: FirstForward | None = None
+        self._has_warned = False
+        keep(self.model, self.record)
 
     @property
     def expected(self) -> tuple[Recipe, ...] | None:
@@ -138,6 +127,7 @@ class Fit:
                 return None
             self._stop_waiting()
             recipes = [rehearsal(recipe) for recipe in recipes] if is_rehearsal(self.trainer) else recipes
+            check_length(recipes, self.trainer)
             course.run = PruningRun(recipes, self.model, example_on_device(self.model), total_steps(self.trainer))
             guard = self.settings.guard
             course.guarding = None if guard is None else Guarding(guard, len(recipes))
@@ -244,6 +234,8 @@ class Fit:
         trainer, model, course = self.trainer, self.model, self.course
         if course.active is not None:
             self._take_up()  # a strategy that shards restores after on_fit_start
+            # a tuner may have fitted a few steps before, or changed the batch size and with it the number of steps
+            course.active.set_length(total_steps(trainer))
             check_completes(course.active, trainer, model)
             if course.guarding is not None:
                 course.guarding.check(trainer)
@@ -306,6 +298,26 @@ class Fit:
         self._note()
         for event in events:
             _log_event(trainer, event)
+        self._warn_of_frozen_statistics()
+
+    def _warn_of_frozen_statistics(self) -> None:
+        """Say once which batch norms keep the statistics of the network before the cut while it trains."""
+        if self._has_warned or not self.model.training:
+            return
+        frozen = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, _BatchNorm)
+            and module.track_running_stats
+            and (not module.training or module.momentum == 0)
+        ]
+        if frozen:
+            self._has_warned = True
+            more = f" and {len(frozen) - 5} more" if len(frozen) > 5 else ""
+            rank_zero_warn(
+                f"{', '.join(frozen[:5])}{more} do not update their statistics (eval mode or momentum=0), so these stay those of the network before the event: measure"
+                " them anew after the fit with lightning_prune.recalibrate(model, loader)"
+            )
 
     def judge(self) -> None:
         """Let the guard judge the event on trial after a validation; put back what failed."""
@@ -352,6 +364,17 @@ class Fit:
                 masks.fold(model)
             averages.settle(trainer, model)
             self.record.is_done = True
+            self._save()
+
+    def _save(self) -> None:
+        """Write the small model beside the Trainer's checkpoints, which hold it with masks, if it writes any."""
+        trainer = self.trainer
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if folder and not is_rehearsal(trainer):
+            path = Path(folder) / "pruned.ckpt"
+            trainer.save_checkpoint(path)
+            self.record.checkpoint = path
+            log.info("the pruned model is in %s", path)
 
     def finish_untrained(self) -> None:
         """Finish where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""

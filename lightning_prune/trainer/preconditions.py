@@ -1,12 +1,16 @@
 """What pruning asks of a Trainer before it begins, and refuses where it could not complete."""
 
+from collections.abc import Iterable
+
 import torch
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_prune.model.example import Example, example_of
 from lightning_prune.optimizer.surgery import parameters_of
+from lightning_prune.recipe import Recipe
 from lightning_prune.run.run import PruningRun
+from lightning_prune.schedules import timed
 from lightning_prune.trainer.internals import SelectingCheckpoint
 from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
 
@@ -28,6 +32,31 @@ def total_steps(trainer: Trainer) -> int | None:
         return None
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 < steps < float("inf") else None
+
+
+def check_length(recipes: Iterable[Recipe], trainer: Trainer) -> None:
+    """Refuse a share of the run where nobody knows how long that is.
+
+    Raises:
+        ValueError: it names the field, why the length is unknown, and what to write.
+    """
+    if is_rehearsal(trainer) or total_steps(trainer) is not None:
+        return
+    name = type(trainer.lightning_module).__name__
+    if not trainer.lightning_module.automatic_optimization:
+        reason = f"{name} optimizes by hand, and Lightning cannot tell how often it will step; give it as an int"
+    elif trainer.max_epochs == -1:
+        reason = "only max_time or a callback ends it; give it as an int, or set Trainer(max_steps=…) beside max_time"
+    else:
+        reason = "the training data have no length (iterable data); give it as an int, or set Trainer(max_steps=…)"
+    for recipe in recipes:
+        schedule = timed(recipe.schedule)
+        for field, value in schedule.steps.items():
+            if isinstance(value, float):
+                raise ValueError(
+                    f"{type(recipe.schedule).__name__}.{field} = {value!r} is a share of the run, and its number of"
+                    f" optimizer steps is unknown: {reason}"
+                )
 
 
 def check_completes(run: PruningRun, trainer: Trainer, pl_module: LightningModule) -> None:
