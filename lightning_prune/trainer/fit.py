@@ -315,8 +315,9 @@ class Fit:
             self._has_warned = True
             more = f" and {len(frozen) - 5} more" if len(frozen) > 5 else ""
             rank_zero_warn(
-                f"{', '.join(frozen[:5])}{more} do not update their statistics (eval mode or momentum=0), so these stay those of the network before the event: measure"
-                " them anew after the fit with lightning_prune.recalibrate(model, loader)"
+                f"{', '.join(frozen[:5])}{more} do not update their statistics (eval mode or momentum=0), so these stay"
+                " those of the network before the event: measure them anew after the fit with"
+                " lightning_prune.recalibrate(model, loader)"
             )
 
     def judge(self) -> None:
