@@ -209,7 +209,7 @@ class PruningCallback(AnyCallback):
         entry |= {"distillation": None} if self._course is None else self._course.state_dict(trainer, self)
         checkpoint[checkpoints.KEY] = entry
         if trainer.training or trainer.validating:
-            count_epoch(checkpoint, trainer.validating)
+            count_epoch(trainer, checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run that was stopped; the weights are loaded already."""

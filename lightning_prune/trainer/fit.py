@@ -172,7 +172,7 @@ class Fit:
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Note where the run of a checkpoint was; its weights are loaded already."""
-        finish_epoch(checkpoint)
+        finish_epoch(self.trainer, checkpoint)
         forget_data(self.trainer)  # again: a strategy that shards restores after on_fit_start
         entry = checkpoint.get(checkpoints.KEY, {})
         self._taught = take_up(self.settings.distillation, entry, self.settings.resume_with_other_recipe)

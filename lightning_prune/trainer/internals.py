@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_prune.trainer.packages import AnyModelCheckpoint, LightningModule, Trainer, kinds
+from lightning_prune.trainer.packages import AnyModelCheckpoint, LightningModule, Trainer, kinds, version_of
 
 __all__ = ["is_param_in_hook_signature", "move_data_to_device", "sized_len"]
 
@@ -48,43 +48,43 @@ def forget_data(trainer: Trainer) -> None:
         trainer.fit_loop._combined_loader = None
 
 
-def finish_epoch(checkpoint: dict[str, Any]) -> None:
+def finish_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Let torchdata's loader begin the next epoch where a checkpoint was written after the last batch of one.
 
-    Lightning asks for no batch after the last one, so the loader does not know that its epoch is over, and after a
-    resume the next epoch would be empty. Goes when the state of the loaders is taken after the epoch:
+    Since 2.5 Lightning asks for no batch after the last one, so the loader does not know that its epoch is over, and
+    after a resume the next epoch would be empty. Goes when the state of the loaders is taken after the epoch:
     https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L523
 
     Changes:
         the states of the loaders in the checkpoint.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop")
-    if loop is not None and loop["epoch_loop.batch_progress"]["is_last_batch"]:
+    if version_of(trainer) >= (2, 5) and loop is not None and loop["epoch_loop.batch_progress"]["is_last_batch"]:
         for state in loop["state_dict"].get("combined_loader", ()):
             if _FINISHED in state:
                 state[_FINISHED] = True
 
 
-def count_epoch(checkpoint: dict[str, Any], is_validating: bool) -> None:
+def count_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Let a checkpoint count the epoch in which it is written.
 
-    A run that was resumed after the last batch of an epoch leaves that out, so that a resume from its own checkpoints
-    would take the epoch for finished. Goes when a resumed run counts each epoch that it begins:
+    Since 2.5 a run that was resumed after the last batch of an epoch leaves that out, so that a resume from its own
+    checkpoints would take the epoch for finished. Goes when a resumed run counts each epoch that it begins:
     https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L447
 
     Args:
-        checkpoint: of a fit that is under way.
-        is_validating: whether it is written during a validation.
+        trainer: whose fit is under way.
+        checkpoint: that it is about to write.
 
     Changes:
         the progress of the epochs in the checkpoint.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop")
-    if loop is None:
+    if version_of(trainer) < (2, 5) or loop is None:
         return
     batches = loop["epoch_loop.batch_progress"]
     done, begun = batches["current"]["completed"], batches["current"]["ready"]
-    is_between_epochs = batches["is_last_batch"] and done == begun and not is_validating
+    is_between_epochs = batches["is_last_batch"] and done == begun and not trainer.validating
     for progress in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
         is_uncounted = progress["ready"] == progress["processed"] == progress["completed"]
         if begun and is_uncounted and not is_between_epochs:

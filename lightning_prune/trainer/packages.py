@@ -28,6 +28,7 @@ __all__ = [
     "rank_zero_only",
     "rank_zero_warn",
     "trainer_class_for",
+    "version_of",
 ]
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
@@ -72,6 +73,14 @@ def trainer_class_for(module: LightningModule) -> type[Trainer]:
     """Return the Trainer of the package that a module is of."""
     pairs = zip(kinds("LightningModule"), kinds("Trainer"), strict=True)
     return next((trainer for kind, trainer in pairs if isinstance(module, kind)), Trainer)
+
+
+def version_of(trainer: Trainer) -> tuple[int, int]:
+    """Return the major and minor version of the package that a Trainer is of."""
+    packages = [sys.modules[name] for name in NAMES if name in sys.modules]
+    package = next(package for package in packages if isinstance(trainer, package.Trainer))
+    major, minor = package.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 _Kind = TypeVar("_Kind", bound="_OfBoth")

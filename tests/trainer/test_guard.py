@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from guard_cases import Brittle, gone
-from packages import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from packages import VERSION, Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from processes import alone, on_ranks
 from support import Net, Resumable, loader, trainer
 from torch import Tensor
@@ -142,6 +142,7 @@ def test_what_is_rolled_back_is_restored_bit_for_bit(shrinks: bool, average: boo
     assert after.seen >= 2
 
 
+@pytest.mark.skipif(VERSION < (2, 5), reason="Lightning 2.4 validates at other steps after a resume")
 @pytest.mark.parametrize("shrinks", [False, True])
 def test_a_run_stopped_on_trial_ends_as_one_never_stopped(shrinks: bool, tmp_path: Path) -> None:
     def saving(folder: Path) -> ModelCheckpoint:

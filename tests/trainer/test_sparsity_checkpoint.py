@@ -131,6 +131,8 @@ def test_rounding_of_the_number_of_weights_does_not_hide_the_target(tmp_path: Pa
     assert 0.59 < saving.points[saving.best_model_path].thrift < 0.599
 
 
+# Lightning 2.4 says so of every step before the first validation
+@pytest.mark.filterwarnings("ignore:.+could not find the monitored key:UserWarning")
 def test_a_metric_from_before_an_event_names_no_model_after_it(tmp_path: Path) -> None:
     saving = keeping(tmp_path / "kept", every_n_train_steps=1)
     recipe = Recipe(schedule=OneShot(0.5, 7))
