@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 SHAPED = frozenset(("view", "reshape", "unflatten", "split", "split_with_sizes", "layer_norm", "rms_norm"))
 
+ZEROS = frozenset(("zeros", "new_zeros"))
+"""Functions that make zeros, which are the same at any size; ones would not be zero where a channel is removed."""
+
 Axis = tuple[int, int]
 """Identity of a tensor, and one of its axes."""
 
@@ -138,6 +141,8 @@ class Recorder(TorchFunctionMode):
         name, tensor = getattr(func, "__name__", ""), next(iter(args), None)
         if name in SHAPED:
             self._note(tuple(_ints(_stated(name, args, kwargs))), tensor)
+        elif name in ZEROS:
+            self._note(tuple(_ints([args[name == "new_zeros" :], kwargs.get("size")])))
         elif name == "__getitem__":
             for one in args[1] if isinstance(args[1], tuple) else (args[1],):
                 if isinstance(one, slice):

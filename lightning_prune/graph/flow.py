@@ -92,8 +92,15 @@ class Flow(Axes):
     def _start(self) -> None:
         self.restart()
         self.splits: dict[SplitKey, tuple[np.ndarray, int]] = {}
+        self._made: dict[tuple[fx.Node, int], np.ndarray] = {}
         self.slotwise: set[str] = set()
         self.held.restart()
+
+    def made(self, node: fx.Node, axis: int, size: int) -> np.ndarray:
+        """Return atoms of its own for an axis that the model's code makes; the same in every pass."""
+        if (node, axis) not in self._made:
+            self._made[node, axis] = self.scratch(size)
+        return self._made[node, axis]
 
     def carriers(self, key: SplitKey, sizes: list[int], constant: Collection[int] = ()) -> list[int]:
         """Return the axes that can carry a split, the one to use first.

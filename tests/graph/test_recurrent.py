@@ -83,3 +83,43 @@ def test_compaction_sets_the_sizes_and_training_goes_on() -> None:
     fresh = plan.rebuild(Reader(nn.LSTM(8, 12, num_layers=2), with_states=False))
     fresh.load_state_dict(model.state_dict())
     torch.testing.assert_close(fresh(x), model(x))
+
+
+class Stateful(nn.Module):
+    """Makes its first states itself, in the size that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.lstm, self.out = 12, nn.LSTM(4, 12, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, c = x.new_zeros(1, x.shape[0], self.hidden), torch.zeros((1, x.size(0), self.hidden), dtype=x.dtype)
+        return self.out(self.lstm(x, (h, c))[0][:, -1])
+
+
+class Looping(nn.Module):
+    """A loop of its own over a state with two axes, as state space models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.states = 8, 4
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 4), nn.Linear(8, 2)
+        self.decay = nn.Parameter(torch.rand(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(x.shape[0], self.inner, self.states, dtype=x.dtype)
+        for t in range(x.shape[1]):
+            h = self.decay * h + self.a(x[:, t]).unsqueeze(-1) * self.b(x[:, t]).unsqueeze(1)
+        return self.c(h.sum(-1))
+
+
+@pytest.mark.parametrize(("model", "name", "held"), [(Stateful(), "lstm", "hidden"), (Looping(), "decay", "inner")])
+def test_a_first_state_of_zeros_is_made_in_the_size_that_is_left(model: nn.Module, name: str, held: str) -> None:
+    model, x = model.double(), torch.rand(3, 5, 4, dtype=torch.float64)
+    groups = channel_groups(model, x)
+    assert groups[name].prunable
+    before = getattr(model, held)
+    report = compact(model, Compaction.from_keep(groups, {name: range(before // 2)}), x)
+    assert not report.put_back
+    assert getattr(model, held) == before // 2
+    assert max(report.errors.values()) < 1e-12

@@ -128,7 +128,7 @@ def _grouped_transpose(call: Call, flow: Flow, channel: Dim, rows: Dim, columns:
 
 
 def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
-    """(…, n, k) times (…, k, m): one side may be a weight; between activations the leading axes can go, and m."""
+    """(…, n, k) times (…, k, m): one side may be a weight; between activations all but k can go."""
     left, right = call["self"], call.get("other", call.get("mat2"))
     a, b = flow.of(left), flow.of(right)
     if len(a) < 2 or len(b) < 2:
@@ -140,9 +140,10 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         out.append(flow.join_all([flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]))
     if flow.is_activation(left) and flow.is_activation(right):
         reason = f"{call.place} multiplies two activations"
-        flow.freeze((a[-1], a[-2], b[-2]), reason)
+        flow.freeze((a[-1], b[-2]), reason)
+        flow.defer(a[-2])
         flow.defer(b[-1])
-        return (*out, Fixed(reason), b[-1])
+        return (*out, a[-2], b[-1])
     weight, axis, channel = (left, -1, b[-2]) if not flow.is_activation(left) else (right, -2, a[-1])
     contract(call, flow, channel, weight, axis)
     return (*out, a[-2], b[-1])

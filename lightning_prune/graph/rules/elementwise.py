@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
+from lightning_prune.graph._sizes import ZEROS, Size
 from lightning_prune.graph.axes import Dim, Dims, Fixed
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.families import base_name
@@ -41,8 +42,18 @@ def copy(call: Call, flow: Flow) -> Any:  # noqa: ANN401
 
 
 def create(call: Call, flow: Flow) -> Any:  # noqa: ANN401
-    """Constants have no channels."""
-    return flow.fixed(call.node, f"constant made by {call.place}")
+    """Constants have no channels; zeros have those of what they are made in the size of, such as a first state."""
+    reason = f"constant made by {call.place}"
+    if base_name(call.operator) not in ZEROS:
+        return flow.fixed(call.node, reason)
+    shape = tuple(call.output.shape)
+    stated = flow.trace.sizes.get((call.where, shape), ())
+    dims = tuple(
+        flow.made(call.node, axis, size) if size > 1 and isinstance(origin, Size) else Fixed(reason)
+        for axis, (size, origin) in enumerate(zip(shape, stated or shape, strict=True))
+    )
+    flow.note_sizes(call, shape, dims)
+    return dims
 
 
 def prelu(call: Call, flow: Flow) -> Dims:

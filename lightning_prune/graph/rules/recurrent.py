@@ -43,7 +43,8 @@ def recurrent(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     batch = leading[0 if call.get("batch_first") else -1]
     states = call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]]
     for state in states:
-        if flow.is_activation(state) or state in flow.trace.names:
+        # torch makes the zeros of a state that is not given, and of the right size each time
+        if flow.is_activation(state) or state in flow.trace.names or isinstance(flow.of(state)[-1], np.ndarray):
             flow.join(hidden, flow.of(state)[-1])
     layers = Fixed(f"layers of {call.place}")
     last: Dims = (layers, *((batch,) if len(leading) == 2 else ()), hidden)
