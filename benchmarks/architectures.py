@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "graph")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from test_zoo import EXCUSED  # noqa: E402

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -167,7 +168,61 @@ def remember(model: nn.Module, example: Example) -> None:
 
 
 class FirstForward:
-    """Stands where a module's ``forward`` stands until it is called once, and remembers the arguments on the module.
+    """Waits for the first forward pass of a model, or of the network inside that its forward merely calls.
+
+    Where a training step computes the loss by a method of that network, nobody calls the model's own forward.
+
+    Args:
+        model: whose example is looked for, and which remembers it.
+        then: called with the example before the forward pass goes on.
+    """
+
+    def __init__(self, model: nn.Module, then: Callable[[Example], None]) -> None:
+        self._model, self._then = model, then
+        self._standing = [_Standing(model, self._arrive)]
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        for child in model.children():
+            if trained and trained.issubset(map(id, child.parameters())):
+                self._standing.append(_Standing(child, partial(self._arrive_inside, child)))
+
+    def remove(self) -> None:
+        """Put the modules' own forward back."""
+        for standing in self._standing:
+            standing.remove()
+
+    def _arrive(self, example: Example) -> None:
+        self.remove()
+        remember(self._model, example)
+        self._then(example)
+
+    def _arrive_inside(self, child: nn.Module, example: Example) -> None:
+        self.remove()
+        if _computes_as(self._model, child, example):
+            self._arrive(example)
+        else:
+            self._standing = [_Standing(self._model, self._arrive)]
+
+
+def _computes_as(model: nn.Module, child: nn.Module, example: Example) -> bool:
+    """Whether a model takes what its child takes and gives what it gives, in eval mode."""
+    modes = {module: module.training for module in model.modules()}
+    results: list[list[Tensor]] = []
+    try:
+        for module in (model.eval(), child):
+            with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(0)
+                results.append(list(tensors_in(example(module))))
+    except Exception:
+        return False  # it takes something else, or has no forward
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    own, inner = results
+    return len(own) == len(inner) and all(torch.equal(x, y) for x, y in zip(own, inner, strict=True))
+
+
+class _Standing:
+    """Stands where a module's ``forward`` stands until it is called once, and hands on the arguments.
 
     A hook would miss ``self.forward(x)``, and under DDP catch the arguments of ``training_step``.
 
@@ -181,12 +236,12 @@ class FirstForward:
         self._own = vars(module).get("forward")
         vars(module)["forward"] = self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FirstForward":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Standing":
         # a copy of the model, such as a moving average, waits for nothing
-        return FirstForward(copy.deepcopy(self._module, memo), None)
+        return _Standing(copy.deepcopy(self._module, memo), None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FirstForward, (self._module, None)
+        return _Standing, (self._module, None)
 
     def remove(self) -> None:
         """Put the module's own forward back."""
@@ -212,7 +267,5 @@ class FirstForward:
         )
         # a validation runs in inference mode and a training step under autocast: what is bound now outlives both
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            example = first_samples(Example(args, kwargs))
-            remember(self._module, example)
-            self._then(example)
+            self._then(first_samples(Example(args, kwargs)))
         return self._module.forward(*args, **kwargs)

@@ -53,7 +53,8 @@ class Net(L.LightningModule):
             "dataclass": lambda: self(Batch(x, torch.full((len(x),), 3))),
             "named tuple": lambda: self(Pair(x, x)),
             "other shapes later": lambda: self(x[:1].repeat(5, 1, 1, 1)).mean() + self(x).mean(),
-            "never": lambda: self.net(x),
+            "inside": lambda: self.net(x),
+            "never": lambda: self.net[1](self.net[0](x)),
         }
         return calls[self.form]().square().mean()
 
@@ -91,7 +92,9 @@ def test_the_same_bits_as_with_an_example(tmp_path: Path, begin_step: int, sanit
         assert torch.equal(without.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("form", ["forward", "keywords", "dict", "dataclass", "named tuple", "other shapes later"])
+@pytest.mark.parametrize(
+    "form", ["forward", "keywords", "dict", "dataclass", "named tuple", "other shapes later", "inside"]
+)
 def test_forms_of_a_call(tmp_path: Path, form: str) -> None:
     model, _ = pruned(tmp_path, form=form)
     assert model.net[1].out_features == 4
