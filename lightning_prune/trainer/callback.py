@@ -14,11 +14,12 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
 from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
-from lightning_prune.trainer.files import CheckpointFiles
-from lightning_prune.trainer.fit import Course, Fit
+from lightning_prune.trainer._course import Course
+from lightning_prune.trainer._files import CheckpointFiles
+from lightning_prune.trainer._resume import attended
+from lightning_prune.trainer.fit import Fit
 from lightning_prune.trainer.internals import count_epoch
 from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
-from lightning_prune.trainer.resume import attended
 from lightning_prune.trainer.strategy import check_can_shrink, check_strategy, is_sharding
 from lightning_prune.values import check_bool
 

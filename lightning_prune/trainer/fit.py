@@ -3,9 +3,8 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,23 +13,20 @@ from torch.optim import Optimizer
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import applied_plan
 from lightning_prune.compaction.finalization import finalize
-from lightning_prune.distillation import Distillation
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import CompactionError, PruningError
-from lightning_prune.guard import Guard, Trial
+from lightning_prune.guard import Trial
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, FirstForward, example_of, stored
+from lightning_prune.model.example import Example, FirstForward, example_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
-from lightning_prune.run.record import Record, keep
+from lightning_prune.run.record import keep
 from lightning_prune.run.resuming import differences, without_guard
 from lightning_prune.run.run import PruningRun, rehearsal
-from lightning_prune.trainer import averages
-from lightning_prune.trainer.files import CheckpointFiles
-from lightning_prune.trainer.guard import Guarding
-from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
-from lightning_prune.trainer.packages import LightningModule, Trainer, overrides, rank_zero_only, rank_zero_warn
-from lightning_prune.trainer.preconditions import (
+from lightning_prune.trainer import _averages as averages
+from lightning_prune.trainer._course import Course, Settings
+from lightning_prune.trainer._files import CheckpointFiles
+from lightning_prune.trainer._preconditions import (
     check_completes,
     check_length,
     example_on_device,
@@ -39,56 +35,13 @@ from lightning_prune.trainer.preconditions import (
     selection_warnings,
     total_steps,
 )
+from lightning_prune.trainer.guard import Guarding
+from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
+from lightning_prune.trainer.packages import Trainer, overrides, rank_zero_only, rank_zero_warn
 from lightning_prune.trainer.strategy import is_sharding, shrink, warn_sharded
 from lightning_prune.trainer.teaching import Distilling, take_up
 
 log = logging.getLogger(__name__)
-
-
-class Settings(Protocol):
-    """What a fit is told: the arguments of a :class:`PruningCallback`, which is one."""
-
-    recipes: tuple[Recipe, ...]
-    guard: Guard | None
-    distillation: Distillation | None
-    finalize: bool
-    compact_every_event: bool
-    resume_with_other_recipe: bool
-
-
-@dataclass
-class Course:
-    """The pruning of one model over all of its fits: the next one goes on with what this one leaves here.
-
-    Args:
-        model: that is pruned.
-        record: what came of it so far.
-        run: sets masks; None until it is bound to the model.
-        guarding: judges the events of the run; None: nothing does.
-        distilling: teaches the model; None: nobody does.
-    """
-
-    model: LightningModule
-    record: Record = field(default_factory=Record)
-    run: PruningRun | None = None
-    guarding: Guarding | None = None
-    distilling: Distilling | None = None
-
-    @property
-    def active(self) -> PruningRun | None:
-        """The run that still prunes."""
-        return None if self.record.is_done else self.run
-
-    def state_dict(self, trainer: Trainer, settings: Settings) -> dict[str, Any]:
-        """Return what a resume needs beside the weights: plain values and tensors."""
-        entry: dict[str, Any] = {"distillation": None if self.distilling is None else self.distilling.state_dict()}
-        entry["example"] = stored(self.model)
-        if self.run is not None:
-            recipes = [recipe.describe() for recipe in settings.recipes]
-            entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}
-            entry["run"] |= {} if self.record.is_done else self.run.state_dict()
-            entry["run"]["guard"] = None if self.guarding is None else self.guarding.state_dict(trainer)
-        return entry
 
 
 class Fit:

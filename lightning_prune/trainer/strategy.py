@@ -10,10 +10,10 @@ from lightning_prune.errors import PruningError
 from lightning_prune.model.example import Example
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.run import PruningRun
-from lightning_prune.trainer import averages
+from lightning_prune.trainer import _averages as averages
+from lightning_prune.trainer._preconditions import example_on_device
 from lightning_prune.trainer.internals import unwrapped
 from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
-from lightning_prune.trainer.preconditions import example_on_device
 
 log = logging.getLogger(__name__)
 

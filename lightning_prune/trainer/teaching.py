@@ -12,10 +12,10 @@ from lightning_prune.distillation import Distillation, Lessons, Pair, Teacher, f
 from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.selection import Units
-from lightning_prune.trainer.files import CheckpointFiles
+from lightning_prune.trainer._files import CheckpointFiles
+from lightning_prune.trainer._preconditions import example_on_device
 from lightning_prune.trainer.internals import intercept
 from lightning_prune.trainer.packages import LightningModule, Trainer
-from lightning_prune.trainer.preconditions import example_on_device
 
 Saved = Mapping[str, Any]
 """What :meth:`Distilling.state_dict` returned."""

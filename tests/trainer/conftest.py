@@ -1,7 +1,8 @@
 """Which test covers a module that has none of its own name.
 
-files: tests/trainer/test_kill.py
+_course: tests/trainer/test_fit.py
+_files: tests/trainer/test_kill.py
+_preconditions: tests/trainer/test_callback_errors.py
 internals: tests/trainer/test_lightning_features.py
-preconditions: tests/trainer/test_callback_errors.py
 strategy: tests/trainer/test_shrink_while_training.py
 """

@@ -34,7 +34,7 @@ from lightning_prune import (
     Taylor,
 )
 from lightning_prune.model import masks
-from lightning_prune.trainer.preconditions import is_left_out
+from lightning_prune.trainer._preconditions import is_left_out
 
 STEPS = Linear(final_sparsity=0.6, begin_step=2, end_step=9, frequency=3)
 

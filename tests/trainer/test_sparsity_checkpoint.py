@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Targets, summarize
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Guard, Verdict
+from lightning_prune.trainer._preconditions import selection_warnings
 from lightning_prune.trainer.callback import pruning_callback_of
-from lightning_prune.trainer.preconditions import selection_warnings
 from lightning_prune.trainer.sparsity_checkpoint import Point, SparsityCheckpoint
 
 # events at 5, 10, 15 and 20, the ends of the first four epochs of five batches

@@ -12,8 +12,8 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of, remember
 from lightning_prune.run.resuming import check_same
 from lightning_prune.run.run import PruningRun
-from lightning_prune.trainer import averages
-from lightning_prune.trainer.files import CheckpointFiles
+from lightning_prune.trainer import _averages as averages
+from lightning_prune.trainer._files import CheckpointFiles
 from lightning_prune.trainer.fit import Fit
 from lightning_prune.trainer.internals import restored
 from lightning_prune.trainer.packages import LightningModule, Trainer

@@ -1,0 +1,60 @@
+"""The pruning of one model over all of its fits."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lightning_prune.distillation import Distillation
+from lightning_prune.guard import Guard
+from lightning_prune.model.example import stored
+from lightning_prune.recipe import Recipe
+from lightning_prune.run.record import Record
+from lightning_prune.run.run import PruningRun
+from lightning_prune.trainer.guard import Guarding
+from lightning_prune.trainer.packages import LightningModule, Trainer
+from lightning_prune.trainer.teaching import Distilling
+
+
+class Settings(Protocol):
+    """What a fit is told: the arguments of a :class:`PruningCallback`, which is one."""
+
+    recipes: tuple[Recipe, ...]
+    guard: Guard | None
+    distillation: Distillation | None
+    finalize: bool
+    compact_every_event: bool
+    resume_with_other_recipe: bool
+
+
+@dataclass
+class Course:
+    """The pruning of one model over all of its fits: the next one goes on with what this one leaves here.
+
+    Args:
+        model: that is pruned.
+        record: what came of it so far.
+        run: sets masks; None until it is bound to the model.
+        guarding: judges the events of the run; None: nothing does.
+        distilling: teaches the model; None: nobody does.
+    """
+
+    model: LightningModule
+    record: Record = field(default_factory=Record)
+    run: PruningRun | None = None
+    guarding: Guarding | None = None
+    distilling: Distilling | None = None
+
+    @property
+    def active(self) -> PruningRun | None:
+        """The run that still prunes."""
+        return None if self.record.is_done else self.run
+
+    def state_dict(self, trainer: Trainer, settings: Settings) -> dict[str, Any]:
+        """Return what a resume needs beside the weights: plain values and tensors."""
+        entry: dict[str, Any] = {"distillation": None if self.distilling is None else self.distilling.state_dict()}
+        entry["example"] = stored(self.model)
+        if self.run is not None:
+            recipes = [recipe.describe() for recipe in settings.recipes]
+            entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}
+            entry["run"] |= {} if self.record.is_done else self.run.state_dict()
+            entry["run"]["guard"] = None if self.guarding is None else self.guarding.state_dict(trainer)
+        return entry
