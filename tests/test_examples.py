@@ -23,7 +23,8 @@ BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {
     "advice.md": "executorch",
     **dict.fromkeys(
-        ("apps.md", "cli.md", "export.md", "index.md", "inspect-benchmark.md", "quantization.md"), "executorch"
+        ("apps.md", "cli.md", "export.md", "extending.md", "index.md", "inspect-benchmark.md", "quantization.md"),
+        "executorch",
     ),
     "checkpoints.md": "sklearn",
 }

@@ -1,0 +1,57 @@
+"""The pages on the house name what is there: rooms in their order, files, functions; what is copied is short."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from test_layout import ORDER
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+ROOMS = [name for name in ORDER if not name.startswith("_")]
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)`\s+`([\w.]+)`", PAGE)))
+
+
+def test_the_table_has_the_rooms_in_order() -> None:
+    table = PAGE[PAGE.index("| Room |") : PAGE.index("## The path of one weight")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ROOMS
+
+
+def test_the_picture_has_the_rooms_in_order() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    shapes = re.findall(r'<rect class="room \w+" x="(\d+)" y="(\d+)".*?\n.*?class="name".*?>(\w+)<', picture)
+    # from the bottom up, in a storey from left to right
+    assert [name for _, _, name in sorted(shapes, key=lambda room: (-int(room[1]), int(room[0])))] == ROOMS
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED, ids=[" ".join(named) for named in NAMED])
+def test_what_the_paths_name_is_there(file: str, name: str) -> None:
+    body = ast.parse((ROOT / "lightning_prune" / file).read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        places = {node.name: node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        assert part in places, f"{file} has no {name}"
+        body = places[part].body
+
+
+def test_each_path_names_files() -> None:
+    for path in ("weight", "mask", "plan", "program"):
+        start = PAGE.index(f"## The path of one {path}")
+        assert len(re.findall(r"`[\w/]+\.py` `", PAGE[start : PAGE.index("\n## ", start + 1)])) >= 5
+
+
+def test_files_and_tests_of_extensions_are_there() -> None:
+    table = EXTENDING[EXTENDING.index("| ---") : EXTENDING.index("## A schedule")]
+    paths = re.findall(r"`((?:[\w]+/)*\w+\.py|(?:\w+/)+)`", table)
+    assert len(paths) >= 14
+    for path in paths:
+        assert (ROOT / path if path.startswith("tests/") else ROOT / "lightning_prune" / path).exists(), path
+
+
+def test_extensions_are_short() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", EXTENDING, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    for block in blocks:
+        lines = [line for line in block.splitlines() if line.strip()]
+        assert len(lines) <= 15, f"{len(lines)} lines:\n{block}"
