@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_prune.classes.classes import keep_classes
     from lightning_prune.compaction import Compaction, compact
     from lightning_prune.compaction.finalization import finalize
+    from lightning_prune.compensation import LeastSquares
     from lightning_prune.criteria import (
         ActivationCriterion,
         Fisher,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_prune.study.report import Recorder, Report
     from lightning_prune.study.sensitivity import sensitivity
     from lightning_prune.study.significance import significance
+    from lightning_prune.trained import prune
     from lightning_prune.trainer.callback import PruningCallback
     from lightning_prune.trainer.mixin import PruningMixin
     from lightning_prune.trainer.quantization_aware import QuantizationAware
@@ -65,6 +67,7 @@ __all__ = [
     "Iterative",
     "Keep",
     "LRRewind",
+    "LeastSquares",
     "Linear",
     "Magnitude",
     "Mask",
@@ -97,6 +100,7 @@ __all__ = [
     "finalize",
     "history",
     "keep_classes",
+    "prune",
     "recalibrate",
     "sensitivity",
     "significance",
@@ -106,6 +110,7 @@ _HOMES = {
     "classes.classes": "keep_classes",
     "compaction": "Compaction compact",
     "compaction.finalization": "finalize",
+    "compensation": "LeastSquares",
     "criteria": "ActivationCriterion Fisher GradientCriterion Magnitude Random Taylor Wanda",
     "distillation": "Distillation",
     "errors": "PruningError",
@@ -126,6 +131,7 @@ _HOMES = {
     "study.report": "Recorder Report",
     "study.sensitivity": "sensitivity",
     "study.significance": "significance",
+    "trained": "prune",
     "trainer.callback": "PruningCallback",
     "trainer.mixin": "PruningMixin",
     "trainer.quantization_aware": "QuantizationAware",

@@ -20,9 +20,10 @@ ORDER = (
         "criteria",
         "graph",
         "selection",
+        "compensation",
     ),
     *("optimizer", "compaction", "guard", "recipe", "run", "checkpoints", "distillation", "classes"),
-    *("deploy", "trainer", "study", "cli", "__init__"),
+    *("deploy", "trainer", "data", "study", "trained", "cli", "__init__"),
 )
 ONLY_IN = {
     "lightning": ("trainer",),

@@ -8,12 +8,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from lightning_prune.data.losses import loss_of, trainless_copy
+from lightning_prune.data.metrics import MetricLike, check_metric
+from lightning_prune.data.passes import own_random_state
 from lightning_prune.errors import GraphError
 from lightning_prune.model.example import Example, Inputs, example_of
 from lightning_prune.model.summary import measure_macs
-from lightning_prune.study._losses import loss_of, trainless_copy
-from lightning_prune.study._metrics import MetricLike, check_metric
-from lightning_prune.study._passes import own_random_state
 from lightning_prune.study._programs import Empty, ProgramCost, narrower, programs, sparser
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity

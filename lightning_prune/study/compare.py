@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from lightning_prune.data.losses import check_loss
+from lightning_prune.data.metrics import MetricLike, check_metric, is_higher_better, named
+from lightning_prune.data.passes import own_random_state
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import example_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
-from lightning_prune.study._losses import check_loss
-from lightning_prune.study._metrics import MetricLike, check_metric, is_higher_better, named
-from lightning_prune.study._passes import own_random_state
 from lightning_prune.study.comparison import CLOSE, Comparison, Cost, by_side, levels, mean_cost, ranked
 from lightning_prune.study.runners import InTurn, Runner
 from lightning_prune.study.training import Contest, Outcome, Recipes, Training, check_example, loaders_of, measured

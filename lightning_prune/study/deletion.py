@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from lightning_prune.data.losses import Loss, loss_of
+from lightning_prune.data.passes import Passes
 from lightning_prune.errors import PruningError
 from lightning_prune.model.copies import plain_copy
 from lightning_prune.selection import Units
-from lightning_prune.study._losses import Loss, loss_of
-from lightning_prune.study._passes import Passes
 from lightning_prune.study._removal import one_gone, without
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion, Scores
+from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
+from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
@@ -21,8 +23,6 @@ from lightning_prune.model.summary import as_evaluated
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Targets
-from lightning_prune.study._metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
-from lightning_prune.study._passes import Passes, own_random_state
 from lightning_prune.study._removal import held, live_masks, units_for
 from lightning_prune.study.curve import FORM, Sensitivity
 from lightning_prune.values import check_number

@@ -21,14 +21,14 @@ from lightning_prune.criteria import (
     watch,
     watched,
 )
+from lightning_prune.data.losses import Loss, check_loss, loss_of, trainless_copy
+from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
 from lightning_prune.run.binding import check_seen
 from lightning_prune.selection import Units
 from lightning_prune.selection.granularity import Channel, Element, Granularity
 from lightning_prune.selection.targets import Targets
-from lightning_prune.study._losses import Loss, check_loss, loss_of, trainless_copy
-from lightning_prune.study._passes import Passes, own_random_state
 from lightning_prune.study._removal import live_masks, units_for
 from lightning_prune.study.deletion import Deletion, drawn, measure
 from lightning_prune.tables import aligned

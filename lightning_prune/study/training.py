@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.compaction.finalization import finalize
+from lightning_prune.data.losses import check_loss, loss_of, trainless_copy
+from lightning_prune.data.metrics import MetricLike, evaluate
+from lightning_prune.data.passes import Passes, own_random_state, seed_all
 from lightning_prune.model import masks
 from lightning_prune.model.example import example_of
 from lightning_prune.model.summary import as_evaluated, summarize
 from lightning_prune.recipe import Recipe
 from lightning_prune.study._control import small_dense
-from lightning_prune.study._losses import check_loss, loss_of, trainless_copy
-from lightning_prune.study._metrics import MetricLike, evaluate
-from lightning_prune.study._passes import Passes, own_random_state, seed_all
 from lightning_prune.trainer.callback import PruningCallback
 from lightning_prune.trainer.internals import sized_len
 from lightning_prune.trainer.packages import NAMES, LightningDataModule, LightningModule, kinds, trainer_class_for

@@ -1,9 +1,6 @@
 """Which test covers a module that has none of its own name.
 
 _control: tests/study/test_compare.py
-_losses: tests/study/test_significance.py
-_metrics: tests/study/test_sensitivity.py
-_passes: tests/study/test_significance.py
 _programs: tests/study/test_advise.py
 _removal: tests/study/test_significance.py
 comparison: tests/study/test_compare.py

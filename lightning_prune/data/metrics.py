@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.study._passes import Passes
+from lightning_prune.data.passes import Passes
 
 MetricLike = Metric | Callable[[nn.Module, Any], Any]
 """A torchmetrics metric of (model(inputs), targets), or ``metric(model, batch) -> scalar``."""

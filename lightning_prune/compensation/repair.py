@@ -1,0 +1,211 @@
+"""Repair of a cut: targets are recorded before it, weights are refitted after it, layer by layer as they run."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.compensation.least_squares import LeastSquares, Moments, best_fit
+from lightning_prune.compensation.readers import Reader, first_tensor, readers_of, sampled
+from lightning_prune.distributed import ranks
+from lightning_prune.errors import NonFiniteError
+from lightning_prune.model import masks
+from lightning_prune.model.example import Example, tensors_in, walked
+from lightning_prune.model.summary import as_evaluated
+
+EXACT = 1e-10
+"""Relative error below which a layer gives what it gave: the square of float32's resolution on sums of products."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer gave before the cut.
+
+    Args:
+        outputs: shape (groups, rows, outputs), without the bias.
+        samples: rows are of so many samples, one after the other.
+        calls: how often the layer ran; one that runs more than once is left alone.
+    """
+
+    outputs: Tensor
+    samples: int
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What repair did to one layer.
+
+    Args:
+        name: dense name of the weight.
+        before: error of the cut layer on the samples held out, relative to its outputs.
+        after: the same after the repair.
+        damping: λ; None where the weight was left alone.
+        reason: why it was left alone; empty where it was not.
+    """
+
+    name: str
+    before: float
+    after: float
+    damping: float | None
+    reason: str = ""
+
+
+@torch.no_grad()
+def record(model: nn.Module, inputs: Example, repair: LeastSquares) -> dict[str, Target]:
+    """Return what every layer that can be repaired gives, before a cut.
+
+    Args:
+        model: as it is before the event.
+        inputs: arguments of its forward: one batch of samples along the first axis.
+        repair: how much is looked at.
+
+    Raises:
+        NonFiniteError: what enters a layer is NaN or infinite.
+    """
+    targets: dict[str, Target] = {}
+
+    def see(name: str, reader: Reader, x: Tensor) -> None:
+        if name in targets:
+            targets[name] = Target(targets[name].outputs, targets[name].samples, targets[name].calls + 1)
+            return
+        rows = sampled(reader.rows(x), repair.rows, _seed(name))
+        if not bool(torch.isfinite(rows).all()):
+            raise NonFiniteError(
+                f"what enters {name.rpartition('.')[0] or 'the model'} is NaN or infinite on the samples for repair;"
+                " nothing was pruned. Look at the data, or leave Recipe(repair=…) out"
+            )
+        weight = reader.matrix(masks.dense_parameters(model)[name].detach())
+        targets[name] = Target(rows @ weight.mT.to(rows.dtype), len(x))
+
+    _run(model, inputs, see)
+    return targets
+
+
+@torch.no_grad()
+def refit(
+    model: nn.Module, inputs: Example, targets: Mapping[str, Target], repair: LeastSquares, frozen: bool = False
+) -> list[Repair]:
+    """Fit the kept weights of a cut model to what its layers gave before, in the order in which they run.
+
+    Args:
+        model: masked; the masks of the event are written.
+        inputs: the same as :func:`record` saw.
+        targets: what it returned.
+        repair: the same.
+        frozen: whether parameters without gradients may change as well.
+
+    Returns:
+        What was done, in the order in which the layers run.
+
+    Changes:
+        kept entries of weights, and biases.
+    """
+    parameters, live = masks.dense_parameters(model), masks.read(model)
+    repairs: dict[str, Repair] = {}
+
+    def mend(name: str, reader: Reader, x: Tensor) -> None:
+        weight, target = parameters[name], targets.get(name)
+        if target is None or name in repairs:
+            return
+        if target.calls > 1:
+            repairs[name] = Repair(name, 0.0, 0.0, None, "the layer runs more than once in a forward pass")
+            return
+        if not (weight.requires_grad or frozen):
+            repairs[name] = Repair(name, 0.0, 0.0, None, "the weight is frozen")
+            return
+        bias = _bias_of(reader, frozen)
+        rows = sampled(reader.rows(x), repair.rows, _seed(name)).to(target.outputs.dtype)
+        start = reader.matrix(weight.detach())
+        kept = reader.matrix(live[name]) if name in live else torch.ones_like(start, dtype=torch.bool)
+        outputs = target.outputs
+        if bias is not None:
+            offset = bias.detach().view(len(start), -1)
+            outputs = outputs + offset[:, None].to(outputs.dtype)
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], -1)
+            start = torch.cat([start, offset[..., None]], -1)
+            kept = torch.cat([kept, kept.any(-1, keepdim=True)], -1)
+        fitted, repairs[name] = _fitted(name, rows, outputs, start, kept, target.samples)
+        if repairs[name].damping is None:
+            return
+        if bias is not None:
+            bias.copy_(torch.where(kept[..., -1].flatten(), fitted[..., -1].flatten(), bias.flatten()).view_as(bias))
+            fitted = fitted[..., :-1]
+        weight.copy_(reader.fold(fitted))
+
+    _run(model, inputs, mend)
+    masks.refresh(model)
+    return list(repairs.values())
+
+
+def _fitted(
+    name: str, rows: Tensor, outputs: Tensor, start: Tensor, kept: Tensor, samples: int
+) -> tuple[Tensor, Repair]:
+    """Fit on the first three quarters of the samples, judge on the rest; sums run over all ranks."""
+    each = rows.shape[1] // samples
+    border = each * (samples - samples // 4)
+    fitted_on = Moments.of(rows[:, :border], outputs[:, :border])
+    judged_on = Moments.of(rows[:, border:], outputs[:, border:])
+    if ranks.world_size() > 1:
+        for moments in (fitted_on, judged_on):
+            for tensor in moments.tensors():
+                ranks.add_up(tensor)
+    scale = max(float(judged_on.outputs[kept.any(-1)].sum()), 1e-30)
+    if judged_on.error(start * kept, kept.any(-1)) <= EXACT * scale:
+        return start, Repair(name, 0.0, 0.0, None, "nothing is lost")
+    weights, before, after, damping = best_fit(fitted_on, judged_on, start, kept)
+    reason = "" if damping is not None else "no fit did better on the samples held out"
+    return weights, Repair(name, before / scale, after / scale, damping, reason)
+
+
+def _bias_of(reader: Reader, frozen: bool) -> nn.Parameter | None:
+    bias = None if reader.bias is None else reader.module._parameters.get(reader.bias)
+    return bias if bias is not None and (bias.requires_grad or frozen) else None
+
+
+def _seed(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
+def _run(model: nn.Module, inputs: Example, see: Callable[[str, Reader, Tensor], None]) -> None:
+    """Run the model once in eval mode and show what enters each reader before it computes."""
+    handles: list[RemovableHandle] = []
+    for path, module in model.named_modules():
+        for reader in readers_of(module):
+            name = f"{path}.{reader.weight}" if path else reader.weight
+
+            def hook(
+                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, reader: Reader = reader
+            ) -> None:
+                x = first_tensor(args, kwargs)
+                if x is not None and x.numel():
+                    see(name, reader, x)
+
+            # before the mask's own hook, so that the layer computes with what the fit has written
+            handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+    try:
+        with as_evaluated(model):
+            inputs(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def joined(batches: Sequence[Example], most: int) -> Example:
+    """Return several batches as one of at most so many samples; batches of other shapes than the first are left out."""
+    held = [list(tensors_in((batch.args, dict(batch.kwargs)))) for batch in batches]
+    sizes = [next((len(tensor) for tensor in tensors if tensor.dim()), 0) for tensors in held]
+    forms = [[(tensor.shape[1:], tensor.dtype) for tensor in tensors] for tensors in held]
+    alike = [tensors for tensors, form in zip(held, forms, strict=True) if form == forms[0]]
+    places = iter(range(len(held[0])))
+
+    def join(tensor: Tensor) -> Tensor:
+        place = next(places)
+        is_batch = tensor.dim() > 0 and len(tensor) == sizes[0]
+        return torch.cat([tensors[place] for tensors in alike])[:most] if is_batch else tensor
+
+    return walked(batches[0], join)

@@ -1,0 +1,251 @@
+"""A trained model pruned in one call: no Trainer, no optimizer, the same recipe and the same corridor."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lightning_prune.compaction.finalization import finalize
+from lightning_prune.compensation import LeastSquares, Repair, joined, record, refit
+from lightning_prune.compensation.least_squares import MIN_SAMPLES
+from lightning_prune.criteria import GradientCriterion, ObservingCriterion
+from lightning_prune.data.batches import arguments_of, first_samples, loader_of, sample_count
+from lightning_prune.data.losses import Loss, check_loss, loss_of, trainless_copy
+from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
+from lightning_prune.data.passes import Passes, own_random_state
+from lightning_prune.errors import PruningError
+from lightning_prune.model import masks
+from lightning_prune.model.example import Example, Inputs, example_of
+from lightning_prune.model.example import first_samples as first_rows
+from lightning_prune.model.summary import Summary, as_evaluated, summarize
+from lightning_prune.recipe import Recipe
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import Event, Pruner, prune_step
+from lightning_prune.schedules import timed
+from lightning_prune.selection import ChannelUnits
+from lightning_prune.values import check_whole
+
+_STEPS = 100
+"""Optimizer steps that a share of the run stands for, where there is no run: a schedule's events become rounds."""
+
+DEFAULT = LeastSquares()
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :func:`prune` did; ``str()`` of it tells it in a few lines.
+
+    Args:
+        before: the model before, by layers.
+        after: the model after.
+        events: one record a round.
+        repairs: what repair did to each layer in the last round, in the order in which they run; empty without.
+        stayed: channel group -> why its channels cannot go; empty for single weights.
+        metric: name of the metric; empty without one.
+        metric_before: its value before; None without a metric.
+        metric_after: its value after.
+    """
+
+    before: Summary
+    after: Summary
+    events: tuple[Event, ...]
+    repairs: tuple[Repair, ...] = ()
+    stayed: Mapping[str, str] = field(default_factory=dict)
+    metric: str = ""
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+    def __str__(self) -> str:
+        lines = [f"parameters  {self.before.parameters:,} -> {self.after.parameters - self.after.zeros:,}"]
+        if self.before.macs is not None and self.after.effective_macs is not None:
+            lines.append(f"MACs        {self.before.macs:,} -> {self.after.effective_macs:,}")
+        if self.metric_before is not None and self.metric_after is not None:
+            lines.append(f"{self.metric:<11} {self.metric_before:.4f} -> {self.metric_after:.4f}")
+        mended = sum(repair.damping is not None for repair in self.repairs)
+        if self.repairs:
+            lines.append(f"repaired    {mended} of {len(self.repairs)} layers")
+        lines.extend(f"stays       {name}: {reason}" for name, reason in self.stayed.items())
+        return "\n".join(lines)
+
+
+def prune(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Iterable[Any] | Any,  # noqa: ANN401 - a LightningDataModule of either package
+    *,
+    loss: Loss | None = None,
+    metric: MetricLike | None = None,
+    example_inputs: Inputs | None = None,
+    repair: LeastSquares | None = DEFAULT,
+    samples: int = 512,
+    progress: bool = True,
+) -> Pruned:
+    """Prune a trained model without training it: score, cut, let what is left take over for what went, remove.
+
+    A schedule with several events goes in as many rounds; shares of the run count as shares of 100 steps.
+
+    Args:
+        model: in any mode and on any device; it comes back in the same one.
+        recipe: as for a fit. Policies of the optimizer do nothing.
+        repair: how what is left takes over for what goes; None: it does not, and batch norms keep the statistics of
+            the model before.
+        data: batches of inputs, of pairs (inputs, targets) or of dicts, or a LightningDataModule, whose training data
+            is taken. Labels are needed for criteria that watch gradients and for metrics alone.
+        loss: ``loss(model, batch) -> scalar`` for criteria that watch gradients; None: the LightningModule's own
+            ``training_step``.
+        metric: a torchmetrics metric, or ``metric(model, batch) -> scalar``, over all of the data; None: not measured.
+        example_inputs: arguments of forward; None: the model's ``example_input_array``, else the first
+            samples of the data.
+        samples: how many samples are looked at for scores and repair, at most.
+        progress: whether a bar shows the rounds.
+
+    Returns:
+        What was done.
+
+    Raises:
+        TypeError: an argument or a batch is of another kind.
+        ValueError: there are no data, too few for repair, or the recipe does not fit the model; nothing has changed.
+        NonFiniteError: weights, scores or what enters a layer are NaN or infinite; nothing has changed.
+        CompactionError: the compact model would compute something else; nothing has changed.
+
+    Changes:
+        the model: smaller layers (channels), zeros (single weights), repaired weights. It has no masks afterwards.
+        Whatever is raised, an interrupt too, leaves it as it was.
+
+    Example:
+        >>> from lightning_prune import Channel, OneShot
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> data = [torch.randn(64, 8)]
+        >>> pruned = prune(net, Recipe(granularity=Channel(), schedule=OneShot(0.5)), data, progress=False)
+        >>> net[0].out_features, pruned.after.parameters
+        (8, 108)
+    """
+    check_whole("samples", samples, 1)
+    if metric is not None:
+        check_metric(metric)
+    if masks.is_masked(model):
+        raise PruningError(f"{type(model).__name__} carries masks of another run: call finalize(model) first")
+    if isinstance(recipe.criterion, GradientCriterion):
+        check_loss(model, loss)
+    with own_random_state():
+        passes = Passes(loader_of(data), model)
+        batches = first_samples(passes, samples)
+        inputs = joined([arguments_of(model, batch) for batch in batches], samples)
+        if repair is not None and (count := sample_count(inputs)) < MIN_SAMPLES:
+            raise ValueError(
+                f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
+                " (some hundred are better), or write repair=None"
+            )
+        example = _example(model, example_inputs, inputs)
+        before = summarize(model, example)
+        measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
+        with _as_it_was(model):
+            pruner = bind(_after_a_look(recipe), model, example, _STEPS)
+            groups = pruner.units.found if isinstance(pruner.units, ChannelUnits) else ()
+            stayed = {group.name: group.reason for group in groups if not group.prunable}
+            pruner.attach(model)
+            events: list[Event] = []
+            repairs: list[Repair] = []
+            rounds = list(_rounds(pruner))
+            for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
+                _observe(pruner, model, batches, loss)
+                event, repairs = _round(pruner, model, sparsity, step, inputs, repair)
+                events.append(event)
+            finalize(model, example)
+        reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
+    return Pruned(
+        before=before,
+        after=summarize(model, example),
+        events=tuple(events),
+        repairs=tuple(repairs),
+        stayed=stayed,
+        metric="" if metric is None else named(metric),
+        metric_before=measured,
+        metric_after=reached,
+    )
+
+
+def _example(model: nn.Module, given: Inputs | None, inputs: Example) -> Example:
+    example = example_of(model) if given is None else Example.of(given)
+    return (first_rows(inputs) if example is None else example).on_device_of(model)
+
+
+def _after_a_look(recipe: Recipe) -> Recipe:
+    """Let the first round come after step 0, so that a criterion that watches has seen something."""
+    schedule = timed(recipe.schedule)
+    is_at_once = dict(schedule.steps) == {"begin_step": 0}
+    return replace(recipe, schedule=schedule.with_steps({"begin_step": 1})) if is_at_once else recipe
+
+
+def _rounds(pruner: Pruner) -> Iterator[tuple[int, float]]:
+    """Yield the step and sparsity of each event of the schedule."""
+    schedule = pruner.schedule
+    last = schedule.final_step
+    if last is None:
+        raise ValueError(
+            f"{pruner.recipe.schedule} does not tell when it ends: take OneShot, Linear or another built-in one"
+        )
+    before = -1
+    for step in range(last + 1):
+        sparsity = schedule.due(before, step)
+        if sparsity is not None and sparsity > 0:
+            yield step, sparsity
+        before = step
+
+
+def _observe(pruner: Pruner, model: nn.Module, batches: list[Any], loss: Loss | None) -> None:
+    """Let a criterion that watches see all batches on a copy, as often before each round."""
+    criterion = pruner.recipe.criterion
+    if not isinstance(criterion, ObservingCriterion):
+        return
+    copied = trainless_copy(model)
+    handles = pruner.watch(copied)
+    try:
+        for index, batch in enumerate(batches):
+            if isinstance(criterion, GradientCriterion):
+                copied.zero_grad()
+                loss_of(copied, batch, index, loss).backward()
+                pruner.observe(masks.dense_parameters(copied))
+            else:
+                with torch.enable_grad():
+                    arguments_of(copied, batch)(copied)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _round(
+    pruner: Pruner, model: nn.Module, sparsity: float, step: int, inputs: Example, repair: LeastSquares | None
+) -> tuple[Event, list[Repair]]:
+    if repair is None:
+        return prune_step(pruner, model, sparsity, step=step), []
+    targets = record(model, inputs, repair)
+    event = prune_step(pruner, model, sparsity, step=step)
+    return event, refit(model, inputs, targets, repair)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put the model back as it was when anything goes wrong; let weights that are all frozen change meanwhile."""
+    state = {name: tensor.detach().clone() for name, tensor in masks.dense_names(model).items()}
+    parameters = list(model.parameters())
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad and parameter.is_floating_point()]
+    thawed = frozen if len(frozen) == len(parameters) else []
+    try:
+        with as_evaluated(model):
+            for parameter in thawed:
+                parameter.requires_grad_(True)
+            yield
+    except BaseException:
+        masks.fold(model)
+        with torch.no_grad():
+            for name, tensor in masks.dense_names(model).items():
+                tensor.copy_(state[name])
+        raise
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(False)

@@ -1,0 +1,52 @@
+"""What a model is fed with, from whatever gives its data."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.data.batches import arguments_of, first_samples, loader_of, sample_count
+
+
+class Both(nn.Module):
+    """Takes two inputs."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+def test_batches_until_there_are_enough_samples() -> None:
+    batches = [torch.zeros(4, 2), (torch.zeros(4, 2), torch.zeros(4)), {"x": torch.zeros(4, 2)}]
+    assert [sample_count(batch) for batch in batches] == [4, 4, 4]
+    assert len(first_samples(batches, 5)) == 2
+    assert len(first_samples(batches, 100)) == 3
+
+
+def test_arguments_of_a_batch() -> None:
+    x, y = torch.zeros(2, 3), torch.ones(2, 3)
+    assert arguments_of(Both(), x).args == (x,)
+    assert arguments_of(Both(), ((x, y), torch.zeros(2))).args == (x, y)
+    named = arguments_of(Both(), {"a": x, "b": y, "label": torch.zeros(2)})
+    assert (named.args, list(named.kwargs)) == ((), ["a", "b"])
+    with pytest.raises(TypeError, match=r"a batch has c, and forward of Both takes a, b"):
+        arguments_of(Both(), {"c": x})
+    with pytest.raises(TypeError, match="a batch is a tensor of inputs, a dict"):
+        arguments_of(Both(), "text")
+
+
+def test_a_data_module_gives_its_training_data() -> None:
+    class Data:
+        stage = ""
+
+        def prepare_data(self) -> None: ...
+
+        def setup(self, stage: str) -> None:
+            self.stage = stage
+
+        def train_dataloader(self) -> list[Tensor]:
+            return [torch.zeros(2)]
+
+    data = Data()
+    assert len(list(loader_of(data))) == 1
+    assert data.stage == "fit"
+    with pytest.raises(TypeError, match=r"pass \[tensor\]"):
+        loader_of(torch.zeros(3))

@@ -1,0 +1,194 @@
+"""A trained model pruned in one call."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from support import Net, loader
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_prune import (
+    Channel,
+    Element,
+    Fisher,
+    LeastSquares,
+    Linear,
+    OneShot,
+    PruningError,
+    Recipe,
+    Uniform,
+    Wanda,
+    prune,
+)
+from lightning_prune.errors import NonFiniteError
+
+HALF = Recipe(granularity=Channel(), schedule=OneShot(0.5), allocation=Uniform())
+
+
+def redundant(width: int = 16) -> nn.Sequential:
+    """A network whose second half of hidden units are mixtures of the first half."""
+    net = nn.Sequential(nn.Linear(8, width), nn.Identity(), nn.Linear(width, 4))
+    first = net[0]
+    assert isinstance(first, nn.Linear)
+    with torch.no_grad():
+        half = width // 2
+        mixture = torch.randn(half, half) / half
+        first.weight[half:] = mixture @ first.weight[:half]
+        first.bias[half:] = mixture @ first.bias[:half]
+    return net
+
+
+def batches(count: int = 4, size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(size, 8), torch.randint(0, 4, (size,))) for _ in range(count)]
+
+
+def test_what_others_can_make_is_made_by_them() -> None:
+    net, data = redundant(), batches()
+    dense = copy.deepcopy(net)
+    pruned = prune(net, HALF, data, progress=False)
+    assert net[0].out_features == 8
+    x = torch.randn(64, 8)
+    error = (net(x) - dense(x)).abs().max() / dense(x).abs().max()
+    assert error < 0.01
+    assert pruned.after.parameters < pruned.before.parameters
+    assert [event.sparsity for event in pruned.events] == [0.5]
+    assert not any("mask" in name for name, _ in net.named_buffers())
+    assert "repaired" in str(pruned)
+
+
+def test_without_repair_it_is_the_cut_alone() -> None:
+    net, data = redundant(), batches()
+    mended = copy.deepcopy(net)
+    dense = copy.deepcopy(net)
+    prune(net, HALF, data, repair=None, progress=False)
+    prune(mended, HALF, data, progress=False)
+    x = torch.randn(64, 8)
+    assert (net(x) - dense(x)).abs().max() > 20 * (mended(x) - dense(x)).abs().max()
+
+
+def test_rounds_metric_and_a_criterion_that_watches() -> None:
+    net, data = redundant(), batches()
+    recipe = Recipe(granularity=Channel(), schedule=Linear(0.5, end_step=0.9, frequency=30), criterion=Fisher())
+    metric = MulticlassAccuracy(4, average="micro")
+    pruned = prune(net, recipe, data, loss=lambda m, b: cross_entropy(m(b[0]), b[1]), metric=metric, progress=False)
+    assert [event.step for event in pruned.events] == [30, 60, 90]
+    assert pruned.metric == "MulticlassAccuracy"
+    assert pruned.metric_before is not None
+    assert pruned.metric_after is not None
+    assert metric.update_count == 0
+
+
+@pytest.mark.parametrize("recipe", [Recipe(schedule=OneShot(0.75)), Recipe(schedule=OneShot(0.5), criterion=Wanda())])
+def test_single_weights(recipe: Recipe) -> None:
+    net, data = redundant(), batches()
+    dense, cut = copy.deepcopy(net), copy.deepcopy(net)
+    prune(net, recipe, data, progress=False)
+    prune(cut, recipe, data, repair=None, progress=False)
+    zeros = [int((p == 0).sum()) for p in net.parameters() if p.dim() > 1]
+    assert zeros == [int((p == 0).sum()) for p in cut.parameters() if p.dim() > 1]
+    x = torch.cat([x for x, _ in batches()])
+    assert (net(x) - dense(x)).square().mean() < 0.8 * (cut(x) - dense(x)).square().mean()
+
+
+def test_a_lightning_module_with_batch_norm() -> None:
+    model = Net()
+    data = list(loader(8))
+    mode, requires = model.training, [p.requires_grad for p in model.parameters()]
+    random = torch.get_rng_state()
+    pruned = prune(
+        model, Recipe(granularity=Channel(), schedule=OneShot(0.5), criterion=Fisher()), data, progress=False
+    )
+    assert model.training == mode
+    assert [p.requires_grad for p in model.parameters()] == requires
+    assert torch.equal(torch.get_rng_state(), random)
+    assert sum(parameter.numel() for parameter in model.parameters()) == pruned.after.parameters
+    assert pruned.stayed
+
+
+class Named(nn.Module):
+    """Takes its input by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = redundant()
+
+    def forward(self, *, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_dicts_and_frozen_weights() -> None:
+    model = Named().requires_grad_(False)
+    prune(model, HALF, [{"x": x, "label": y} for x, y in batches()], progress=False)
+    assert model.net[0].out_features == 8
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def broken(_: Any) -> Iterator[Any]:
+    yield torch.randn(32, 8)
+    raise KeyboardInterrupt
+
+
+def nan() -> nn.Module:
+    net = redundant()
+    net.insert(0, nn.Threshold(1e9, float("nan")))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "options", "error", "message"),
+    [
+        (redundant, [], {}, ValueError, "the loader is empty"),
+        (redundant, torch.zeros(4, 8), {}, TypeError, r"pass \[tensor\]"),
+        (redundant, [{"y": torch.zeros(2)}], {}, TypeError, r"forward of Sequential takes input"),
+        (redundant, [torch.randn(8, 8)], {}, ValueError, "8 samples are too few for repair"),
+        (redundant, [torch.randn(32, 5)], {}, Exception, "example input"),
+        (redundant, [torch.randn(32, 8)], {"metric": 3}, TypeError, "metric must be"),
+        (nan, [torch.randn(32, 8)], {}, NonFiniteError, "is NaN or infinite on the samples for repair"),
+        (redundant, [torch.randn(32, 8)], {"loss": lambda m, b: m(b)}, ValueError, "must return a scalar"),
+        (redundant, [torch.randn(32, 8)], {"samples": 0}, ValueError, "samples must be at least 1"),
+    ],
+)
+def test_bad_input_changes_nothing(
+    make: Callable[[], nn.Module], data: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    net = make()
+    before = copy.deepcopy(net.state_dict())
+    recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5), criterion=Fisher()) if "loss" in options else HALF
+    with pytest.raises(error, match=message):
+        prune(net, recipe, data, progress=False, **options)
+    assert net.training
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_an_interrupt_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = redundant()
+    before = copy.deepcopy(net.state_dict())
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["lightning_prune.trained.prune"], "finalize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune(net, Recipe(granularity=Element(), schedule=OneShot(0.5)), batches(), progress=False)
+    assert list(net.state_dict()) == list(before)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_masks_of_another_run_are_refused() -> None:
+    from lightning_prune.model import masks
+
+    net = redundant()
+    masks.attach(net, ["0.weight"])
+    with pytest.raises(PruningError, match="carries masks of another run"):
+        prune(net, HALF, batches(), progress=False)
+
+
+def test_repair_is_a_value() -> None:
+    assert LeastSquares(samples=64) != LeastSquares()
