@@ -55,3 +55,12 @@ def test_extensions_are_short() -> None:
     for block in blocks:
         lines = [line for line in block.splitlines() if line.strip()]
         assert len(lines) <= 15, f"{len(lines)} lines:\n{block}"
+
+
+def test_the_api_page_has_the_public_modules() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", text[text.index("## All public modules") :], re.MULTILINE)
+    listed = {f"{package}.{name}" for package, names in rows for name in re.findall(r"`(\w+)`", names)}
+    files = (ROOT / "lightning_prune").rglob("*.py")
+    dotted = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    assert listed == {name for name in dotted if "._" not in name}
