@@ -4,6 +4,7 @@ A checkpoint needs no pickled modules: masked weights show in the names of its s
 ``weight_mask``), sizes in its shapes, and what neither tells stands as plain values under :data:`KEY`.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -18,14 +19,13 @@ from lightning_prune.guard import Guard
 from lightning_prune.model import masks
 from lightning_prune.optimizer import policies
 from lightning_prune.recipe import Recipe
-from lightning_prune.selection import allocation, granularity
-from lightning_prune.selection.targets import Targets
+from lightning_prune.selection import allocation, granularity, targets
 
 KEY = "lightning_prune"
 VERSION = 1
 
 VALUES = (
-    *(Recipe, Targets),
+    *(Recipe, targets.Targets),
     *(granularity.Element, granularity.NOfM, granularity.Block, granularity.Channel),
     *(schedules.OneShot, schedules.Linear, schedules.Polynomial, schedules.Exponential),
     *(schedules.OneCycle, schedules.Iterative),
@@ -39,9 +39,30 @@ VALUES = (
 _BEFORE = (criteria.Magnitude, criteria.Random, criteria.Taylor)
 """Defined in ``lightning_prune.criteria`` itself when older checkpoints were written."""
 
+_FORMER_MODULES = {
+    "lightning_prune.allocation": allocation,
+    "lightning_prune.granularity": granularity,
+    "lightning_prune.policies": policies,
+    "lightning_prune.targets": targets,
+}
+"""Where recipes were defined before the folders were made -> where that is now."""
+
 torch.serialization.add_safe_globals(
-    [*VALUES, *((kind, f"lightning_prune.criteria.{kind.__name__}") for kind in _BEFORE)]
+    [
+        *VALUES,
+        *((kind, f"lightning_prune.criteria.{kind.__name__}") for kind in _BEFORE),
+        *(
+            (kind, f"{name}.{kind.__name__}")
+            for name, home in _FORMER_MODULES.items()
+            for kind in VALUES
+            if kind.__module__ == home.__name__
+        ),
+    ]
 )
+# torch.load(weights_only=False) imports the modules that a pickle names, and hyperparameters of checkpoints written
+# before the folders were made name the former ones; goes with 1.0
+for _name, _home in _FORMER_MODULES.items():
+    sys.modules.setdefault(_name, _home)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:

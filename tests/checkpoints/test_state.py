@@ -1,5 +1,8 @@
 """Checkpoints written before, during and after pruning: loading and resuming lose nothing, bit for bit."""
 
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import (
+    ERK,
     Channel,
+    Global,
     Linear,
     LRRewind,
     NOfM,
@@ -234,6 +239,37 @@ def test_shapes_fit_beside_hyperparameters_of_any_kind(tmp_path: Path) -> None:
     other = Pickled()
     run.validate(other, loader(), ckpt_path=tmp_path / "compact.ckpt", verbose=False, weights_only=False)
     assert torch.equal(outputs(other), outputs(model))
+
+
+FORMER = {
+    "lightning_prune.allocation": (Global, ERK),
+    "lightning_prune.granularity": (Channel, NOfM),
+    "lightning_prune.policies": (Reset, Rewarm),
+    "lightning_prune.targets": (Targets,),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_recipes_pickled_under_the_modules_before_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_only: bool
+) -> None:
+    recipes = [
+        Recipe(schedule=OneShot(0.5, 2), granularity=Channel(), allocation=Global(), targets=Targets(include=("a",))),
+        Recipe(schedule=OneShot(0.5, 2), granularity=NOfM(2, 4), optimizer_policy=(Reset(), Rewarm(2))),
+        Recipe(schedule=OneShot(0.5, 2), allocation=ERK()),
+    ]
+    with monkeypatch.context() as written_then:
+        for module, kinds in FORMER.items():
+            for kind in kinds:
+                written_then.setattr(kind, "__module__", module)
+        torch.save({"hyper_parameters": {"recipes": recipes}}, tmp_path / "old.ckpt")
+    names = zipfile.ZipFile(tmp_path / "old.ckpt").read("old/data.pkl")
+    assert all(module.encode() in names for module in FORMER)
+    code = "import lightning_prune, sys, torch; lightning_prune.Recipe; "
+    code += f"print(torch.load(sys.argv[1], weights_only={weights_only}))"
+    read = subprocess.run([sys.executable, "-c", code, tmp_path / "old.ckpt"], capture_output=True, text=True)
+    assert read.stdout.strip() == repr({"hyper_parameters": {"recipes": recipes}}), read.stderr
 
 
 def test_load_state_dict_by_hand_in_a_fit(tmp_path: Path) -> None:
