@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from lightning_prune.deploy.program.arguments import program_path
 from lightning_prune.deploy.program.eager import given_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
@@ -16,6 +14,7 @@ from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.profiling import Profile
 from lightning_prune.deploy.runtime.profiling import profile as profiled
 from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
+from lightning_prune.model.example import Example, Inputs
 from lightning_prune.tables import aligned
 from lightning_prune.values import check_bool, check_whole
 
@@ -86,7 +85,7 @@ class Latencies(Mapping[str, Latency]):
 
 def benchmark(
     programs: Programs,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Inputs | None = None,
     *,
     rounds: int = 30,
     threads: int = 1,
@@ -103,8 +102,8 @@ def benchmark(
     Args:
         programs: paths of .pte files, named by their stems, or name -> path; the first is the one that ratios refer
             to. One with a manifest beside it must be the file that it describes; one without is marked as unverified.
-        example_inputs: a tensor or a tuple of tensors that every program takes; None: random ones, for each program
-            of the shapes that it takes.
+        example_inputs: a tensor, a tuple of tensors or a dict by their names, which every program takes; None: random
+            ones, for each program of the shapes that it takes.
         rounds: number of rounds, at least 1; at least 3 for a profile.
         threads: of the ExecuTorch runtime.
         profile: whether to measure each operator too; takes about as long again for each operator and delegate.
@@ -132,11 +131,11 @@ def benchmark(
     )
     if not paths:
         raise ValueError("programs: got none, must be the path of a file, or several of them")
-    given = () if example_inputs is None else given_inputs(example_inputs)
+    given = Example() if example_inputs is None else given_inputs(example_inputs)
     with CHILD.releasing():
         models = {name: RuntimeModel(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
         inputs = {
-            name: model.random_inputs() if example_inputs is None else model.prepared(*given)
+            name: model.random_inputs() if example_inputs is None else model.prepared(*given.args, **given.kwargs)
             for name, model in models.items()
         }
         times, runs = in_turns(

@@ -42,6 +42,7 @@ from lightning_prune.deploy.runtime.child import CHILD, EndedError
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 from lightning_prune.model import masks
+from lightning_prune.model.example import Inputs
 from lightning_prune.model.summary import summarize
 from lightning_prune.values import check_bool
 
@@ -54,7 +55,7 @@ def export(
     model: nn.Module,
     path: str | Path,
     *,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Inputs | None = None,
     backend: Backend = _DEFAULT_BACKEND,
     dynamic_shapes: Any = None,  # noqa: ANN401
     methods: Mapping[str, Method] | None = None,
@@ -77,9 +78,11 @@ def export(
     Args:
         model: any module on any device, masked, pruned or dense, in any mode; also a LightningModule with a trainer.
         path: of the .pte, in a folder that exists. The manifest is written beside it, with the suffix .json.
-        example_inputs: a tensor or a tuple of tensors, one per positional argument of ``forward``. Their shapes,
-            batch size included, are those that the program takes, unless ``dynamic_shapes`` lets them vary. None: the
-            model's ``example_input_array``.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of ``forward``; tensors may
+            stand in dicts, named tuples and dataclasses. Each tensor is an input of the program, named by its way:
+            ``audio``, ``batch.x``. Their shapes, batch size included, are those that the program takes, unless
+            ``dynamic_shapes`` lets them vary; plain values beside them become part of it. None: the model's
+            ``example_input_array``, or its first forward pass of a fit.
         backend: where the program will run.
         dynamic_shapes: as in torch.export, by the name of the input: ``{"image": {0: Dim("batch", min=1, max=8)}}``.
             Every size needs a maximum, for which the program plans its memory.
@@ -87,7 +90,8 @@ def export(
         preprocess: folded in before the first input of ``forward``, which is then a uint8 image.
         constants: constant methods, by name: strings, bools, ints, floats or lists of them, for the app to read.
         external_weights: write the weights to ``model.ptd`` beside the .pte, which then holds the graph alone.
-        verify_on: batches ``(inputs, targets)``, or bare tensors when there is no metric; of any batch size.
+        verify_on: batches ``(inputs, targets)``, or bare inputs when there is no metric; of any batch size. Inputs are
+            a tensor, a tuple of them in order, or a dict by their names; a dict may hold the targets too.
         metric: computed on ``verify_on`` for both sides from the first output and the targets; a copy of it is used.
             A LightningModule's own is passed as ``metric=model.val_acc``.
         labels: names of the classes, kept in the manifest and in the constant method ``labels`` for the app.
@@ -142,7 +146,7 @@ def export(
             zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
             verification, notes = _verified(traced, values, backend, files, bounds, batches, metric)
             first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
-            summary = summarize(forward.eager.model, forward.eager.of_model(first))
+            summary = summarize(forward.eager.model, forward.eager.call(first))
 
         artifact = Artifact(
             path=path,
@@ -165,6 +169,7 @@ def export(
                 *_masked(model),
                 *backend.notes(summary.sparsity),
                 *backend.notes_of_lowering(partitioners, summary.sparsity),
+                *_fixed(forward),
                 *left_outside,
                 *notes,
                 *_kept(backend, files),
@@ -267,6 +272,13 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
     entry, quantized = method.entry, method.graph.quantized
     samples, of_graph = ((), ()) if quantized is None else (quantized.samples, quantized.outputs)
     return Candidate(entry.name, run, entry.eager, method.spec, entry.inputs, ends(method.spec), samples, of_graph)
+
+
+def _fixed(forward: EntryPoint) -> tuple[str, ...]:
+    """Return a note where arguments that are no tensors became part of the program."""
+    fixed = {} if forward.eager.arguments is None else forward.eager.arguments.fixed
+    listed = ", ".join(f"{name}={value!r}" for name, value in fixed.items())
+    return (f"Part of the program, as the example inputs have it: {listed}.",) if fixed else ()
 
 
 def _masked(model: nn.Module) -> tuple[str, ...]:

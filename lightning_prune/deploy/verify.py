@@ -12,21 +12,22 @@ from lightning_prune.deploy.checking.comparison import FOR_A_FILE, TOLERANCE, Bo
 from lightning_prune.deploy.checking.verification import Candidate, Verification, check_metric, judged
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.dynamic import LARGEST, ends, resized
-from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
+from lightning_prune.deploy.program.eager import example_arguments, folded_copy, isolated
 from lightning_prune.deploy.program.loaders import checked_batches, first_of, split_batch
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec
+from lightning_prune.deploy.program.structure import shaped
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import VerificationError
-from lightning_prune.model.example import example_of
+from lightning_prune.model.example import Example, Inputs, example_of
 
 
 def verify(
     path: str | Path,
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Inputs | None = None,
     *,
     methods: Mapping[str, Method] | None = None,
     verify_on: Iterable[Any] | None = None,
@@ -43,15 +44,15 @@ def verify(
     Args:
         path: of the .pte. A manifest beside it must describe it; that is checked before anything is run.
         model: what it should compute; left as it is.
-        example_inputs: a tensor or a tuple of tensors, of any sizes that the file takes; None: the model's
+        example_inputs: as to :func:`export`, of any sizes that the file takes; None: the model's
             ``example_input_array``, or else inputs of ``verify_on``, or else random ones of the shapes that the file
             takes. A quantized file is judged on inputs of ``verify_on`` unless there are example inputs of more than
             one value here.
         methods: further methods of the file, as they were given to :func:`export`. One that is left out is looked for
             where the manifest says that it was in the model, or else by its name, and gets the example inputs where
             it takes these, or else random ones.
-        verify_on: batches ``(inputs, targets)`` for ``forward``, or bare tensors when there is no metric; of any batch
-            size.
+        verify_on: batches ``(inputs, targets)`` for ``forward``, or bare inputs when there is no metric; of any batch
+            size, as to :func:`export`.
         metric: computed on ``verify_on`` for both sides; a copy of it is used.
         tolerance: largest absolute difference of any output that is accepted.
         min_sqnr: lowest signal-to-quantization-noise ratio of any output that is accepted, in dB. With neither of the
@@ -108,27 +109,32 @@ def verify(
 def _examples(
     program: RuntimeModel,
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: Inputs | None,
     batches: Iterator[Any] | None,
-) -> tuple[Sequence[Tensor], Iterator[Any] | None]:
-    """Return the example inputs of ``forward``, and all batches.
+) -> tuple[Example, Iterator[Any] | None]:
+    """Return the example inputs of ``forward``, as it takes them, and all batches.
 
     A quantized file is right on inputs like those of its calibration alone, so that ``verify_on`` comes before the
     model's own example and before zeros, by which only the shape was meant.
     """
     has_some = example_inputs is not None or example_of(model) is not None
-    examples = example_tensors(model, example_inputs) if has_some else program.random_inputs()
+    own = example_arguments(model, example_inputs) if has_some else None
+    examples = program.random_inputs() if own is None else own.tensors
+
+    def taken(tensors: Sequence[Tensor]) -> Example:
+        return shaped(model, [x.name for x in program.inputs], tensors) if own is None else own.filled(tensors)
+
     is_meant = example_inputs is not None and not _is_silent(examples)
     if batches is None or (has_some and (is_meant or not _is_quantized(program))):
-        return examples, batches
+        return taken(examples), batches
     first, batches = first_of(batches)
     count = program.inputs[0].shape[0]
     inputs, _ = split_batch(first, program.inputs, needs_targets=False)
-    return [resized(x, [count, *x.shape[1:]]) for x in inputs], batches
+    return taken([resized(x, [count, *x.shape[1:]]) for x in inputs]), batches
 
 
 def _entries(
-    program: RuntimeModel, model: nn.Module, examples: Sequence[Tensor], methods: Mapping[str, Method]
+    program: RuntimeModel, model: nn.Module, examples: Example, methods: Mapping[str, Method]
 ) -> tuple[EntryPoint, ...]:
     """Return the methods of the file on the model's side, ``forward`` first."""
     if unknown := [name for name in methods if name not in program.methods]:
@@ -151,7 +157,7 @@ def _further(program: RuntimeModel, model: nn.Module, given: Method | None, forw
     takes_those_of_forward = len(forward.inputs) == len(program.inputs) and all(
         spec.takes(x) for spec, x in zip(program.inputs, forward.inputs, strict=True)
     )
-    inputs = forward.inputs if takes_those_of_forward else program.random_inputs()
+    inputs = forward.eager.filled(forward.inputs) if takes_those_of_forward else program.random_inputs()
     if given is not None:
         return replace(given, example_inputs=inputs)
     described = {} if program.manifest is None else program.manifest["methods"][program.method]

@@ -22,6 +22,9 @@ def plain_copy(model: _M) -> _M:
     for module in copied.modules():
         for name in [name for name, value in vars(module).items() if _is_compiled(value)]:
             del module.__dict__[name]
+        # what torch.compile(module) returns has no other forward; to ask for its class would import torch._dynamo
+        if (inside := module._modules.get("_orig_mod")) is not None and type(module).__name__ == "OptimizedModule":
+            module.__dict__["forward"] = inside.__call__
     return copied
 
 

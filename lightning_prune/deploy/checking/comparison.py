@@ -15,6 +15,8 @@ from lightning_prune.values import check_number
 TOLERANCE = 1e-4
 """Largest absolute difference that is accepted where nothing else was asked for: float kernels stay below 1e-6."""
 
+_ROUNDING = 0.01
+"""The largest difference, as a share of the largest number of the output, that rounding may be the reason of."""
 _LEAST_POWER = 1e-300
 """Stands for the power of an output that is zero throughout, so that its ratio stays a number that JSON can hold."""
 
@@ -47,11 +49,16 @@ class Remedies:
     """What to do about outputs that are out of bounds.
 
     Args:
-        differs: before "accept it with tolerance=…".
+        differs: where they differ by more than rounding does.
+        rounds: where it may be rounding, before "tolerance=…".
         noisy: where the ratio is too low.
     """
 
-    differs: str = "Compare with another backend, or"
+    differs: str = (
+        "That is no rounding: the backend computes something else. Export with Portable() to compare, and write the"
+        " operator in front of this output another way"
+    )
+    rounds: str = "Compare with another backend, or accept it with"
     noisy: str = (
         "Calibrate on more samples like these, keep sensitive layers in float with min_sqnr= or skip=, or accept it"
         " with a lower min_output_sqnr="
@@ -60,8 +67,9 @@ class Remedies:
 
 FOR_EXPORT = Remedies()
 FOR_A_FILE = Remedies(
+    "That is no rounding: is it the file of this model with these weights? A quantized file is judged by min_sqnr=",
     "Is it the file of this model with these weights? If so, judge a quantized file by min_sqnr= and another one by a"
-    " larger tolerance:",
+    " larger tolerance: accept it with",
     "Is it the file of this model with these weights, and are these inputs like those that it was calibrated on? If so,"
     " accept it with a lower min_sqnr=",
 )
@@ -142,9 +150,15 @@ class Differences:
                         f"output {name!r} on {where} holds NaN or infinities that program and eager model do not share:"
                         " check the weights and the example input"
                     )
+                is_rounding = error <= _ROUNDING * float(wanted.double().abs().max())
                 raise VerificationError(
                     f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the"
-                    f" tolerance is {tolerance:g}. {self._remedies.differs} accept it with tolerance={_above(error):g}"
+                    f" tolerance is {tolerance:g}. "
+                    + (
+                        f"{self._remedies.rounds} tolerance={_above(error):g}"
+                        if is_rounding
+                        else self._remedies.differs
+                    )
                 )
             self._largest[name] = max(self._largest[name], error)
             if wanted.is_floating_point():

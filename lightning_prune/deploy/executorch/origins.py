@@ -2,6 +2,7 @@
 
 import os
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ _OURS = (
     *(f"{_PACKAGES / name}{os.sep}" for name in ("torch", "torchao", "executorch", "coremltools")),
     str(Path(__file__).parents[2]),
 )
+_LIBRARY = sysconfig.get_path("stdlib") + os.sep
+"""Python's own library; a project's packages may lie in a folder of it."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 _OPERATOR = re.compile(r"torch\._ops\.(\w+\.\w+)|[Oo]perator: \[\d+\] (\w+::\w+)|kernel '(\w+::\w+)")
 
@@ -83,8 +86,13 @@ def place(node: Node) -> str:
 
 
 def _line(text: str) -> str:
-    """Return the innermost line of a stack that is not the toolchain's or ours."""
-    frames = [m for m in _FRAME.finditer(text) if not m["file"].startswith((*_OURS, "<"))]
+    """Return the innermost line of a stack that is not the toolchain's, Python's or ours."""
+    frames = [
+        m
+        for m in _FRAME.finditer(text)
+        if not m["file"].startswith((*_OURS, "<"))
+        and (not m["file"].startswith(_LIBRARY) or "-packages" in m["file"].removeprefix(_LIBRARY))
+    ]
     if not frames:
         return ""
     return f"{Path(frames[-1]['file']).name}:{frames[-1]['line']}: {frames[-1]['code'].strip()}"

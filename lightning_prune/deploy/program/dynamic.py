@@ -58,6 +58,9 @@ def checked_shapes(dynamic_shapes: Any, names: Sequence[str], inputs: Sequence[T
 
 def _by_input(dynamic_shapes: Any, names: Sequence[str]) -> list[Any]:  # noqa: ANN401
     if isinstance(dynamic_shapes, Mapping):
+        nested = {top: entry for top, entry in dynamic_shapes.items() if any(n.startswith(f"{top}.") for n in names)}
+        inside = {f"{top}.{key}": dims for top, entry in nested.items() for key, dims in (entry or {}).items()}
+        dynamic_shapes = {name: entry for name, entry in dynamic_shapes.items() if name not in nested} | inside
         unknown = [name for name in dynamic_shapes if name not in names]
         if unknown:
             raise ValueError(

@@ -1,23 +1,26 @@
 """The eager side: a folded copy of the model, and the inputs on which file and copy must agree."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from lightning_prune.deploy.program.signature import describe, flatten_outputs
+from lightning_prune.deploy.program.structure import Arguments, is_record, named_leaves
 from lightning_prune.errors import ExportError
 from lightning_prune.model.copies import plain_copy
-from lightning_prune.model.example import example_of
+from lightning_prune.model.example import Example, Inputs, example_of, walked
 from lightning_prune.model.masks import fold
 
 
 class EagerModel(nn.Module):
     """A method of a model as export sees it: positional tensors in, a flat tuple of tensors out.
+
+    Whatever structure its arguments and outputs have is made and taken apart here.
 
     It is also the root that ExecuTorch needs: its batch-norm fusion fails on a bare ``nn.Sequential``.
 
@@ -25,13 +28,21 @@ class EagerModel(nn.Module):
         model: what :func:`folded_copy` returned.
         method: where the method is: ``forward``, ``embed``, ``encoder.embed``.
         preprocess: applied to the first input; None: nothing is.
+        arguments: where the inputs stand among the arguments of the method; None: each is one of them.
     """
 
-    def __init__(self, model: nn.Module, method: str = "forward", preprocess: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str = "forward",
+        preprocess: nn.Module | None = None,
+        arguments: Arguments | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.method = method
         self.preprocess = preprocess
+        self.arguments = arguments
 
     def __str__(self) -> str:
         return type(self.model).__name__ + ("" if self.method == "forward" else f".{self.method}")
@@ -44,14 +55,23 @@ class EagerModel(nn.Module):
         return owner if name == "forward" else getattr(owner, name)
 
     def of_model(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return what the method is given for inputs of the program."""
+        """Return the tensors that the method is given for inputs of the program."""
         if self.preprocess is None:
             return tuple(inputs)
         return self.preprocess(inputs[0]), *inputs[1:]
 
+    def call(self, inputs: Sequence[Tensor]) -> Example:
+        """Return the arguments of the method for inputs of the program."""
+        return self.filled(self.of_model(inputs))
+
+    def filled(self, tensors: Sequence[Tensor]) -> Example:
+        """Return the arguments of the method with these tensors in them."""
+        return Example(tuple(tensors)) if self.arguments is None else self.arguments.filled(tensors)
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors in what the method returns."""
-        return tuple(pytree.tree_leaves(self.function(*self.of_model(inputs))))
+        call = self.call(inputs)
+        return tuple(leaf for _, leaf in named_leaves(self.function(*call.args, **call.kwargs)))
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the same for inputs that the model may change in place.
@@ -99,48 +119,67 @@ def folded_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def example_tensors(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor] | None, method: str = "forward"
-) -> tuple[Tensor, ...]:
-    """Return the example inputs as tensors of our own: on the CPU, contiguous, without history.
+def example_arguments(
+    model: nn.Module, example_inputs: Inputs | None, function: Callable[..., Any] | None = None, method: str = "forward"
+) -> Arguments:
+    """Return the arguments of an example, with tensors of our own: on the CPU, contiguous, without history.
 
     Args:
         model: whose ``example_input_array`` is taken where ``example_inputs`` is None.
         example_inputs: as given by the caller.
-        method: that they are for, in errors.
+        function: the method that they are for; None: the model's ``forward``.
+        method: its name, in errors.
 
     Raises:
         ValueError: there are none.
-        TypeError: one is no tensor.
+        TypeError: one is neither a tensor nor a plain value nor a container of them.
+        ExportError: the method does not take them.
     """
-    own = example_of(model)
-    inputs = given_inputs(example_inputs) if example_inputs is not None else own and own.positional(model)
-    if not inputs:
+    example = example_of(model) if example_inputs is None else given_inputs(example_inputs)
+    if example is None or not (example.args or example.kwargs):
         raise ValueError(
             f"{type(model).__name__} has no example_input_array: pass inputs of the shape that the app will use, as in"
             " export(model, 'model.pte', example_inputs=torch.zeros(1, 3, 224, 224))"
         )
-    for index, value in enumerate(inputs):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"example_inputs[{index}] is a {type(value).__name__}: pass one tensor per positional argument of"
-                f" {method}, and wrap a model that takes anything else"
-            )
-    return tuple(x.detach().cpu().clone(memory_format=torch.contiguous_format) for x in inputs)
+    try:
+        arguments = Arguments.of(model if function is None else function, example, method)
+    except TypeError as error:
+        if str(error).startswith("example_inputs"):
+            raise
+        raise ExportError(
+            f"{type(model).__name__} rejects the example inputs {example}: {error}; pass example_inputs= that its"
+            f" {method} takes"
+        ) from error
+    own = walked(arguments.example, lambda x: x.detach().cpu().clone(memory_format=torch.contiguous_format))
+    return replace(arguments, example=own)
 
 
-def given_inputs(example_inputs: object, name: str = "example_inputs") -> tuple[Any, ...]:
-    """Return what a caller gave for positional arguments as a tuple.
+def example_tensors(model: nn.Module, example_inputs: Inputs | None) -> tuple[Tensor, ...]:
+    """Return the example inputs of a ``forward`` that takes one tensor per argument; see :func:`example_arguments`.
 
     Raises:
-        TypeError: it is neither a tensor nor a tuple or list.
+        TypeError: it takes anything else.
     """
-    if not isinstance(example_inputs, Tensor | tuple | list):
-        raise TypeError(
-            f"{name}: got a {type(example_inputs).__name__}, must be a tensor or a tuple of tensors, one per positional"
-            f" argument, as in {name}=torch.zeros(1, 3, 224, 224)"
-        )
-    return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    arguments = example_arguments(model, example_inputs)
+    if any(not isinstance(x, Tensor) for x in arguments.example.args) or arguments.example.kwargs:
+        raise TypeError("example_inputs: pass one tensor per positional argument of forward")
+    return arguments.tensors
+
+
+def given_inputs(example_inputs: object, name: str = "example_inputs") -> Example:
+    """Return what a caller gave for the arguments of a method; a named tuple or a dataclass is one argument.
+
+    Raises:
+        TypeError: it is no tensor, tuple, dict or dataclass.
+    """
+    if isinstance(example_inputs, Example | Tensor | tuple | list | Mapping) and not hasattr(example_inputs, "_fields"):
+        return Example.of(example_inputs)
+    if is_record(example_inputs) and not isinstance(example_inputs, type):
+        return Example((example_inputs,))
+    raise TypeError(
+        f"{name}: got a {type(example_inputs).__name__}, must be a tensor, a tuple of positional or a dict of keyword"
+        f" arguments, as in {name}=torch.zeros(1, 3, 224, 224)"
+    )
 
 
 def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -152,7 +191,8 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
     given = [x.clone() for x in eager.of_model(inputs)]
     versions = [x._version for x in given]
     try:
-        outputs = eager.function(*given)
+        call = eager.filled(given)
+        outputs = eager.function(*call.args, **call.kwargs)
     except Exception as error:
         raise ExportError(
             f"{eager} rejects the example inputs {describe(given)}: {error}; pass example_inputs= that its"

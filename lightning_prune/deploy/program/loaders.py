@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, describe, describe_shape, dtype_name
+from lightning_prune.deploy.program.structure import Records
 
 Function = Callable[..., Sequence[Tensor]]
 """Tensors in, a flat sequence of tensors out: the eager model or the program."""
@@ -29,6 +30,7 @@ def checked_batches(
         ValueError: there is none, or it does not fit.
     """
     check_batched(spec.inputs, spec.outputs)
+    loader = Records([each.name for each in spec.inputs], loader, "verify_on")
     first, batches = first_of(loader if preprocess is None else preprocess.images(loader, "verify_on"))
     split_batch(first, spec.inputs, needs_targets)
     return batches

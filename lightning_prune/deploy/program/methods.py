@@ -1,17 +1,18 @@
 """What is exported: methods of a model, each with its example inputs, as values."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_prune.deploy.program.dynamic import Sizes, checked_shapes, traceable
-from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors
+from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_arguments
 from lightning_prune.deploy.program.preprocessing import Normalize
-from lightning_prune.deploy.program.signature import MethodSpec, describe, input_names, specs
+from lightning_prune.deploy.program.signature import MethodSpec, describe, specs
 from lightning_prune.deploy.quantization.calibrated import check_loader
 from lightning_prune.errors import ExportError
+from lightning_prune.model.example import Inputs
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Method:
     Args:
         function: a method of the model or of a module in it, as in ``model.embed``; its name as in ``"embed"`` or
             ``"encoder.embed"``; or a module in the model, whose ``forward`` is meant.
-        example_inputs: a tensor or a tuple of tensors, one per positional argument; None: the model's
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; None: the model's
             ``example_input_array``, and to :func:`verify` those of ``forward`` or random ones.
         dynamic_shapes: as in torch.export; None: every shape is that of the example.
         preprocess: folded in before its first input; None: none.
@@ -31,7 +32,7 @@ class Method:
     """
 
     function: str | Callable[..., Any]
-    example_inputs: Tensor | Sequence[Tensor] | None = None
+    example_inputs: Inputs | None = None
     dynamic_shapes: Any = None
     preprocess: Normalize | None = None
     calibration: Iterable[Any] | None = None
@@ -104,11 +105,13 @@ def entry_points(model: nn.Module, copied: nn.Module, methods: Mapping[str, Meth
     for name, method in methods.items():
         path = _path(model, name, method.function)
         check_loader(f"methods[{name!r}].calibration", method.calibration)
-        eager = EagerModel(copied, path, None if method.preprocess is None else method.preprocess.module())
-        inputs = example_tensors(model, method.example_inputs, name)
+        function = EagerModel(copied, path).function
+        arguments = example_arguments(model, method.example_inputs, function, name)
+        inputs, names = arguments.tensors, arguments.names
+        preprocess = None if method.preprocess is None else method.preprocess.module()
+        eager = EagerModel(copied, path, preprocess, arguments)
         if method.preprocess is not None:
             inputs = (method.preprocess.image_like(inputs[0]), *inputs[1:])
-        names = input_names(eager.function, len(inputs))
         shapes = checked_shapes(method.dynamic_shapes, names, inputs)
         outputs = eager_outputs(eager, inputs)
         spec = MethodSpec(specs(names, inputs), specs(list(outputs), list(outputs.values())))

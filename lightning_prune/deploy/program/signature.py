@@ -1,14 +1,13 @@
 """Names, shapes and dtypes of what goes into a program and comes out of it."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
+from lightning_prune.deploy.program.structure import named_leaves
 from lightning_prune.errors import ExportError
 
 DTYPES = {
@@ -106,62 +105,31 @@ def specs(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[TensorSpec, 
     return tuple(TensorSpec(n, tuple(t.shape), t.dtype) for n, t in zip(names, tensors, strict=True))
 
 
-def input_names(function: Callable[..., Any], count: int) -> list[str]:
-    """Return the names of the first ``count`` positional arguments; ``*args`` give args_0, args_1.
-
-    Args:
-        function: a method, or a module whose ``forward`` is meant.
-        count: how many are used.
-    """
-    function = function.forward if isinstance(function, nn.Module) else function
-    names: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
-        elif parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
-            names.append(parameter.name)
-    return names[:count]
-
-
 def flatten_outputs(outputs: object) -> dict[str, Tensor]:
     """Return the tensors in what a model returned, by name and in the order in which a program gives them.
 
     Args:
-        outputs: a tensor (named ``output``) or a tuple, list, named tuple or dict of such, nested at will; keys and
-            field names become names, positions ``output_0``; levels are joined by a dot.
+        outputs: a tensor (named ``output``) or a tuple, list, named tuple, dict or dataclass of such, nested at will;
+            keys and field names become names, positions ``output_0``; levels are joined by a dot.
 
     Raises:
         ExportError: something in it is no tensor.
     """
+    parts = [("", outputs)]
+    if isinstance(outputs, tuple | list) and not hasattr(outputs, "_fields"):
+        parts = [(f"output_{i}", part) for i, part in enumerate(outputs)]
     named: dict[str, Tensor] = {}
-    for path, leaf in pytree.tree_flatten_with_path(outputs)[0]:
-        name = _name(path)
+    for path, leaf in (leaf for name, part in parts for leaf in named_leaves(part, name)):
+        name = path or "output"
         if not isinstance(leaf, Tensor):
             raise ExportError(
                 f"output {name!r} is a {type(leaf).__name__}, and a .pte gives only tensors: return tensors, or a"
-                " tuple, list or dict of them (wrap the model in a module whose forward leaves the rest out)"
+                " tuple, list, dict or dataclass of them (wrap the model in a module whose forward leaves the rest out)"
             )
         named[name if name not in named else f"{name}_{len(named)}"] = leaf
     if not named:
         raise ExportError("the model returns no tensor: nothing to export")
     return named
-
-
-def _name(path: Sequence[object]) -> str:
-    parts = []
-    for key in path:
-        match key:
-            case pytree.SequenceKey(idx=index):
-                parts.append(str(index))
-            case pytree.MappingKey(key=name):
-                parts.append(str(name))
-            case pytree.GetAttrKey(name=name):
-                parts.append(name)
-            case _:
-                parts.append(str(key))
-    if not parts or isinstance(path[0], pytree.SequenceKey):
-        parts[:1] = ["_".join(["output", *parts[:1]])]
-    return ".".join(parts)
 
 
 def check_labels(labels: Sequence[str] | None, outputs: Sequence[TensorSpec]) -> None:

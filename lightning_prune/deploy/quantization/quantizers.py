@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 
 from lightning_prune.deploy.program.methods import EntryPoint
 from lightning_prune.deploy.program.signature import MethodSpec
+from lightning_prune.deploy.program.structure import Records
 from lightning_prune.deploy.quantization import Quantization, Quantized
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError, UnmatchedError
 from lightning_prune.errors import PruningError
@@ -90,7 +91,10 @@ def _samples(entry: EntryPoint, forward: EntryPoint, quantization: Quantization 
             f" inputs of forward, {_listed(forward.spec)}: give it samples of its own, as in"
             f" Method({entry.eager.method!r}, …, calibration=loader)"
         )
-    return given if given is None or entry.preprocess is None else entry.preprocess.images(given, "calibration")
+    if given is None:
+        return None
+    given = Records(entry.names, given, "calibration")
+    return given if entry.preprocess is None else entry.preprocess.images(given, "calibration")
 
 
 def _inputs(entry: EntryPoint) -> list[tuple[object, ...]]:

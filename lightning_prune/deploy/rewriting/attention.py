@@ -60,14 +60,22 @@ def matmul(editor: Editor, node: Node) -> Node | None:
 
 
 def softmax(editor: Editor, node: Node) -> Node | None:
-    """A softmax over another dimension than the last between two permutations."""
+    """A softmax over the last dimension of a stack of matrices, between two permutations where it is over another.
+
+    XNNPACK keeps images channels-last behind a convolution, and takes the last dimension in memory for the one that
+    was meant (ExecuTorch 1.4.1). A view has the dimensions in order.
+    """
     x, dim, dtype = arguments_of(node).values()
-    last = len(shape_of(node)) - 1
-    if not is_float(node) or not is_float(x) or last < 1 or dim % (last + 1) == last:
+    if not is_float(node) or not is_float(x) or (last := len(shape_of(node)) - 1) < 1:
         return None
     order = list(range(last + 1))
     order[dim % (last + 1)], order[last] = last, dim % (last + 1)
-    return permuted(editor, editor.put(aten.softmax.int, permuted(editor, x, order), last, dtype), order)
+    x = permuted(editor, x, order)
+    stacked = _merged(editor, x, shape_of(x)[:-2]) if last == 3 else x
+    if stacked is None or (stacked is x and dim % (last + 1) == last):
+        return None
+    weights = reshaped(editor, editor.put(aten.softmax.int, stacked, -1, dtype), shape_of(x))
+    return None if weights is None else permuted(editor, weights, order)
 
 
 _UNKNOWN = object()

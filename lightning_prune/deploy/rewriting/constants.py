@@ -43,11 +43,18 @@ def apart(program: ExportedProgram) -> ExportedProgram:
 
     ExecuTorch takes what goes into a delegate out of the tables of the program that it is given. Of a constant with
     several users it makes copies under one name, which torch cannot turn back into a module; of a buffer that is not
-    saved it can, and the file is the same. So every constant becomes such a buffer.
+    saved it can, and the file is the same. So every constant becomes such a buffer; only a kernel becomes one that is
+    saved, since XNNPACK writes that of a 1D convolution anew, among what is saved (ExecuTorch 1.4.1).
     """
     signature = copy.deepcopy(program.graph_signature)
+    named = _kernels(program)
+    kernels = {
+        str(s.target): program.constants[str(s.target)]
+        for s in signature.input_specs
+        if s.arg.name in named and s.kind is InputKind.CONSTANT_TENSOR
+    }
     signature.input_specs[:] = [
-        InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=False)
+        InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=spec.target in kernels)
         if spec.kind is InputKind.CONSTANT_TENSOR
         else spec
         for spec in signature.input_specs
@@ -56,13 +63,19 @@ def apart(program: ExportedProgram) -> ExportedProgram:
         root=program.graph_module,
         graph=copy.deepcopy(program.graph),
         graph_signature=signature,
-        state_dict=dict(program.state_dict),
+        state_dict=program.state_dict | kernels,  # pyright: ignore[reportArgumentType]
         range_constraints=dict(program.range_constraints),
         module_call_graph=copy.deepcopy(program.module_call_graph),
         example_inputs=program.example_inputs,
-        constants=dict(program.constants),
+        constants={name: value for name, value in program.constants.items() if name not in kernels},
         verifiers=program.verifiers,
     )
+
+
+def _kernels(program: ExportedProgram) -> set[str]:
+    """Return the names of the nodes that hold the kernel of a convolution."""
+    calls = (node for node in program.graph.nodes if node.op == "call_function" and "conv" in str(node.target))
+    return {node.args[1].name for node in calls if len(node.args) > 1 and isinstance(node.args[1], Node)}
 
 
 def fold_constants(program: ExportedProgram) -> int:

@@ -1,4 +1,4 @@
-"""Means, sums and layer norms as pooling and products with a vector."""
+"""Means, sums and layer norms as pooling and products with a vector; what XNNPACK has for images alone."""
 
 import math
 from typing import Any
@@ -81,6 +81,29 @@ def average_pool(editor: Editor, node: Node) -> Node | None:
     return editor.put(aten.avg_pool2d.default, x, kernel, stride or kernel, [0, 0], False, False)
 
 
+def max_pool(editor: Editor, node: Node) -> Node | None:
+    """Max pooling without a stride with that of its window, which ExecuTorch 1.4.1 looks for in every call.
+
+    https://github.com/pytorch/executorch/issues/21488
+    """
+    arguments = arguments_of(node)
+    return (
+        None
+        if arguments["stride"]
+        else editor.put(node.target, *(arguments | {"stride": arguments["kernel_size"]}).values())
+    )
+
+
+def prelu(editor: Editor, node: Node) -> Node | None:
+    """relu(x) − weight · relu(−x): XNNPACK has a PReLU for images, and fails on one of tokens (ExecuTorch 1.4.1)."""
+    x, weight = arguments_of(node).values()
+    if not is_float(node) or len(shape_of(x)) == 4:
+        return None
+    spread = reshaped(editor, weight, [-1, *[1] * (len(shape_of(x)) - 2)]) if len(shape_of(x)) > 2 else weight
+    negative = editor.put(aten.relu.default, editor.put(aten.neg.default, x))
+    return editor.put(aten.sub.Tensor, editor.put(aten.relu.default, x), editor.put(aten.mul.Tensor, spread, negative))
+
+
 def adaptive_pool(editor: Editor, node: Node) -> Node | None:
     """Adaptive average pooling of a sequence: a product with a matrix of the shares of each window."""
     x, (count,) = node.args  # type: ignore[misc]
@@ -126,7 +149,8 @@ REDUCTIONS: dict[Any, Rule] = {
     aten.mean.dim: mean,
     aten.sum.dim_IntList: total,
     aten.layer_norm.default: layer_norm,
+    aten.prelu.default: prelu,
 }
 """What XNNPACK reduces over an image alone."""
-POOLING: dict[Any, Rule] = {aten.mean.dim: pooled}
-"""The mean that every backend has, and that quantizers know, as pooling."""
+POOLING: dict[Any, Rule] = {aten.mean.dim: pooled, aten.max_pool2d.default: max_pool}
+"""Pooling in the words that every backend has and quantizers know."""

@@ -15,6 +15,7 @@ from lightning_prune.deploy.artifact.manifest import data_paths, load_manifest, 
 from lightning_prune.deploy.program.arguments import check_seconds, check_text, given_path, program_path
 from lightning_prune.deploy.program.constants import Constant
 from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
+from lightning_prune.deploy.program.structure import flat_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.turns import Turn
 from lightning_prune.errors import ExportError
@@ -79,11 +80,13 @@ class RuntimeModel:
     def __repr__(self) -> str:
         return f"RuntimeModel({str(self.path)!r}, inputs=[{', '.join(map(str, self.inputs))}])"
 
-    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """Run the program.
 
         Args:
-            inputs: tensors of the dtypes and of shapes in the ranges of ``self.inputs``; any memory layout.
+            inputs: tensors of the dtypes and of shapes in the ranges of ``self.inputs``; any memory layout. Dicts,
+                tuples and dataclasses of them are taken apart, one alone by the names of ``self.inputs``.
+            named: those that are given by name.
 
         Returns:
             its outputs, tensors of their own.
@@ -92,7 +95,7 @@ class RuntimeModel:
             ValueError: their number, a shape or a dtype is another.
             ExportError: it fails, takes the process down or does not answer.
         """
-        return self.run(self.prepared(*inputs))
+        return self.run(self.prepared(*inputs, **named))
 
     @property
     def is_verified(self) -> bool:
@@ -115,12 +118,13 @@ class RuntimeModel:
         with CHILD.releasing():
             return {name: tuple(self._ask("run", name, CHILD.number())) for name in names}
 
-    def prepared(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def prepared(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """Return the inputs checked and in the layout of the program (contiguous; another would be read wrongly).
 
         Raises:
             ValueError: number, shape or dtype is another.
         """
+        inputs = flat_inputs([spec.name for spec in self.inputs], inputs, named)
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         wrong = len(tensors) != len(inputs) or len(tensors) != len(self.inputs)
         if wrong or not all(spec.takes(x) for spec, x in zip(self.inputs, tensors, strict=True)):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deploy_models import TwoInputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from lightning_prune.deploy.checking.cases import Case
 from lightning_prune.deploy.checking.comparison import Bounds, Differences, max_abs_difference
 from lightning_prune.deploy.checking.verification import changed_predictions, compare_with
 from lightning_prune.deploy.program.loaders import check_batched, run_in_chunks, split_batch
-from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, flatten_outputs, input_names
+from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, flatten_outputs
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 
@@ -216,17 +215,21 @@ class TestLoader:
     @pytest.mark.parametrize(("error", "hint"), [(0.055, "0.06"), (13.5, "20"), (0.25, "0.3"), (3e-4, "0.0003")])
     def test_the_tolerance_that_is_named_would_do(self, error: float, hint: str):
         x = torch.zeros(4, 3, dtype=torch.float64)
+        x[0] = 1000 * error  # in an output of such numbers it may be rounding
         trials = {"zeros": Case([x], [x[:, :2]])}
-        program = lambda x: [x[:, :2] + error]  # noqa: E731
+        program = lambda x: [torch.where(x > 0, x, error)[:, :2]]  # noqa: E731
         with pytest.raises(VerificationError, match=rf"accept it with tolerance={hint}$"):
             compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(1e-4))
         compare_with(program, lambda x: [x[:, :2]], trials, SPEC, Bounds(float(hint)))
 
+    def test_no_tolerance_is_named_for_what_is_no_rounding(self):
+        x = torch.full((4, 3), 0.5)
+        with pytest.raises(VerificationError, match=r"is 0\.25, .*no rounding.*Portable\(\)") as told:
+            compare_with(lambda x: [x[:, :2] + 0.25], lambda x: [x], {"x": Case([x], [x[:, :2]])}, SPEC, Bounds(1e-4))
+        assert "tolerance=" not in str(told.value)
+
 
 class TestSignature:
-    def test_names_of_inputs(self):
-        assert input_names(TwoInputs(), 3) == ["tokens", "features_0", "features_1"]
-
     def test_names_of_outputs(self):
         x = torch.zeros(1)
         assert list(flatten_outputs(x)) == ["output"]

@@ -71,7 +71,7 @@ class TestExport:
         ("named", "text"),
         [
             ({"example_inputs": [1, 2]}, r"example_inputs\[0\] is a int"),
-            ({"example_inputs": 5}, "example_inputs: got a int, must be a tensor or a tuple"),
+            ({"example_inputs": 5}, "example_inputs: got a int, must be a tensor, a tuple of positional"),
             ({"example_inputs": np.zeros((4, 1, 8, 8))}, "example_inputs: got a ndarray"),
             ({"verify_on": 5}, r"verify_on: got 5 \(int\), must be a DataLoader"),
             ({"verify_on": "abc"}, "verify_on: got 'abc'"),

@@ -3,6 +3,7 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
+from lightning_prune.deploy import export
 from lightning_prune.deploy.backends import XNNPACK, Vulkan
 from lightning_prune.deploy.rewriting import Rewrite, by_operator, rewritten
 from lightning_prune.deploy.rewriting.constants import fold_constants
@@ -114,8 +116,25 @@ class TestAttention:
         assert "matmul.default" in changed(Call(torch.matmul), heads((3, 4, 5), (2, 3, 5, 6)))
 
     def test_softmax_over_another_dimension(self):
-        left = changed(Call(lambda x: x.softmax(1)), (torch.randn(IMAGE),))
+        left = changed(Call(lambda x: x.softmax(1)), (torch.randn(TOKENS),))
         assert left == {"permute.default", "softmax.int"}
+
+    @pytest.mark.parametrize("dim", [1, 2, 3, -1])
+    def test_softmax_of_an_image_is_one_of_a_stack_of_matrices(self, dim: int):
+        left = changed(Call(lambda x: x.softmax(dim)), (torch.randn(IMAGE),))
+        assert left - {"permute.default"} == {"reshape.default", "softmax.int"}
+
+    @pytest.mark.parametrize("shape", [(5, 6), TOKENS, (2, 6, 3, 4, 5)], ids=str)
+    def test_prelu_of_anything_but_an_image(self, shape: tuple[int, ...]):
+        slopes = nn.PReLU(shape[1])
+        slopes.weight.data.uniform_(-1, 1)
+        assert "prelu.default" not in changed(Call(lambda m, x: m(x), slopes), (torch.randn(shape),))
+
+    def test_max_pooling_gets_a_stride(self):
+        for window in (2, (2, 3)):
+            program = rewritten(traced(Call(lambda x: F.max_pool2d(x, window)), (torch.randn(IMAGE),)), FOR_XNNPACK)  # noqa: B023
+            (call,) = (n for n in program.graph.nodes if "max_pool2d" in str(n.target))
+            assert call.args[1] == call.args[2] != []
 
 
 class TestReductions:
@@ -358,3 +377,32 @@ def test_convolutions_that_no_kernel_computes_are_refused_by_name(layer: nn.Modu
     program = traced(Call(lambda parts, x: parts["after"](parts["stem"](x)), model), (torch.randn(1, 2, 5, 5, 5),))
     with pytest.raises(ExportError, match=r"parts\.0\.stem: ExecuTorch has no kernel for convolutions of three"):
         rewritten(program, XNNPACK().rewrites())
+
+
+def behind_a_convolution(function: Callable[..., Any], *parts: nn.Module) -> nn.Module:
+    return Call(lambda conv, *rest: function(*rest[:-1], conv(rest[-1])), nn.Conv2d(3, 6, 3, padding=1), *parts)
+
+
+@needs_executorch
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(behind_a_convolution(lambda y: y.softmax(1)), id="softmax over channels"),
+        pytest.param(behind_a_convolution(lambda y: y.softmax(3)), id="softmax over columns"),
+        pytest.param(behind_a_convolution(lambda y: F.max_pool2d(y, 2)), id="max pooling without a stride"),
+        pytest.param(
+            behind_a_convolution(lambda m, y: m(y.permute(0, 2, 3, 1).view(2, -1, 6)), nn.PReLU()), id="permute, view"
+        ),
+    ],
+)
+def test_a_file_computes_what_stands_behind_a_convolution(model: nn.Module, tmp_path: Path):
+    artifact = export(model.eval(), tmp_path / "m.pte", example_inputs=torch.randn(2, 3, 8, 8))
+    assert artifact.max_abs_error < 1e-5
+    assert not artifact.notes  # nothing of it stays outside
+
+
+@needs_executorch
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_sequence_convolution_whose_weight_is_computed(norm: Callable[..., nn.Module], tmp_path: Path):
+    model = nn.Sequential(norm(nn.Conv1d(3, 4, 3)), nn.ReLU(), norm(nn.Conv1d(4, 2, 1))).eval()
+    assert export(model, tmp_path / "m.pte", example_inputs=torch.randn(2, 3, 8)).max_abs_error < 1e-5
