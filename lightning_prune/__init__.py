@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lightning_prune._version import __version__
 
 if TYPE_CHECKING:
+    from lightning_prune.checkpoints.adopting import adopting, load
     from lightning_prune.classes.classes import keep_classes
     from lightning_prune.compaction import Compaction, compact
     from lightning_prune.compaction.finalization import finalize
@@ -93,6 +94,7 @@ __all__ = [
     "Uniform",
     "Wanda",
     "__version__",
+    "adopting",
     "advise",
     "channel_groups",
     "compact",
@@ -100,6 +102,7 @@ __all__ = [
     "finalize",
     "history",
     "keep_classes",
+    "load",
     "prune",
     "recalibrate",
     "sensitivity",
@@ -107,6 +110,7 @@ __all__ = [
     "summarize",
 ]
 _HOMES = {
+    "checkpoints.adopting": "adopting load",
     "classes.classes": "keep_classes",
     "compaction": "Compaction compact",
     "compaction.finalization": "finalize",

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.checkpoints.adopting import adopting
 from lightning_prune.checkpoints.summary import read_checkpoint
 from lightning_prune.cli.references import load, made
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import load_module
-from lightning_prune.trainer.mixin import PruningMixin
 from lightning_prune.trainer.packages import kinds
 
 
@@ -31,11 +31,9 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
     found = load(reference)
     if isinstance(found, type) and issubclass(found, kinds("LightningModule")) and checkpoint is not None:
         read_checkpoint(checkpoint, is_trusted=is_trusted)  # refuses a damaged file in words of its own
-        if not issubclass(found, PruningMixin):
-            name, module = found.__name__, found.__module__
-            found = type(name, (PruningMixin, found), {"__module__": module, "__qualname__": name})
         try:
-            return load_module(found, checkpoint, is_trusted=is_trusted).eval()
+            with adopting():
+                return load_module(found, checkpoint, is_trusted=is_trusted).eval()
         except (RuntimeError, TypeError, KeyError) as error:
             raise CheckpointError(f"{checkpoint} does not fit {found.__name__}: {error}") from error
     model = made(reference, nn.Module)

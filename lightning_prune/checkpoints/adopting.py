@@ -1,0 +1,129 @@
+"""Pruned checkpoints in classes that one does not own, by whichever call their project loads them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_prune.checkpoints.state import KEY, adapt
+from lightning_prune.compaction import Compaction
+
+_Made = TypeVar("_Made", covariant=True)
+
+
+class Loadable(Protocol[_Made]):
+    """A class with a ``load_from_checkpoint`` of Lightning's form, or of its project's."""
+
+    def load_from_checkpoint(self, path: Any, /, **kwargs: Any) -> _Made:  # noqa: ANN401
+        """Return the model of a file."""
+        ...
+
+
+def load(kind: Loadable[_Made], path: str | Path, **kwargs: Any) -> _Made:
+    """Return ``kind.load_from_checkpoint(path, **kwargs)`` of a dense, masked or compact checkpoint.
+
+    Args:
+        kind: a LightningModule's class, :class:`~lightning_prune.PruningMixin` or not, or another class with that call.
+        path: of the checkpoint.
+        **kwargs: of ``load_from_checkpoint``.
+
+    Raises:
+        CheckpointError: the checkpoint is of a model built with other shapes, or of a newer version.
+    """
+    with adopting():
+        return kind.load_from_checkpoint(path, **kwargs)
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """Inside, a model takes the shape and the masks of what ``torch.load`` has read, whoever loads it.
+
+    Tensors are known again by identity, so a loader may drop, add or change prefixes and leave parts out; a loader
+    that copies them first (``.half()``) is not followed. Of a file without our key shapes and masks speak for
+    themselves, but not sizes that no shape tells, such as the groups of a convolution.
+
+    Changes:
+        ``torch.load`` and ``nn.Module.load_state_dict``, until the block is left.
+    """
+    read, take = torch.load, nn.Module.load_state_dict
+    files: list[Mapping[str, Any]] = []  # held, so that no id is used twice
+    known: dict[int, tuple[str, Mapping[str, Any]]] = {}
+
+    def remembering(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        content = read(*args, **kwargs)
+        state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+        if isinstance(state, Mapping):
+            files.append(content)
+            known.update({id(tensor): (name, content) for name, tensor in state.items() if isinstance(tensor, Tensor)})
+        return content
+
+    def adapting(model: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        origins = {name: known[id(tensor)] for name, tensor in state_dict.items() if id(tensor) in known}
+        if origins:
+            content = next(iter(origins.values()))[1]
+            names = {name: now for now, (name, of) in origins.items() if of is content}
+            entry = content.get(KEY)
+            if entry is not None or _differs(model, state_dict):
+                state_dict = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
+                adapt(model, state_dict, None if entry is None else _renamed(entry, names))
+        return take(model, state_dict, *args, **kwargs)
+
+    torch.load = remembering
+    nn.Module.load_state_dict = adapting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.load, nn.Module.load_state_dict = read, take
+
+
+def _differs(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
+    """Say whether a state without an entry shows another shape than the model's, or masks."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return any(
+        f"{name}_orig" in state_dict
+        or (name in state_dict and not is_lazy(tensor) and state_dict[name].shape != tensor.shape)
+        for name, tensor in own.items()
+    )
+
+
+def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return an entry as it concerns tensors that a loader has renamed; what the loader left out is not in it.
+
+    Args:
+        entry: of the checkpoint.
+        names: in the checkpoint's state dict -> in the one that is loaded.
+    """
+    if all(name == now for name, now in names.items()):
+        return dict(entry)
+    live = {name: now for name, now in names.items() if name.endswith("_orig") and now.endswith("_orig")}
+    dense = {**names, **{name.removesuffix("_orig"): now.removesuffix("_orig") for name, now in live.items()}}
+    renamed = {**entry, "structured": [dense[name] for name in entry.get("structured", ()) if name in dense]}
+    if entry.get("compaction") is not None:
+        renamed["compaction"] = _renamed_plan(Compaction.from_json(entry["compaction"]), dense).to_json()
+    return renamed
+
+
+def _renamed_plan(plan: Compaction, names: Mapping[str, str]) -> Compaction:
+    removals = {}
+    for group, removal in plan.removals.items():
+        entries = {names[name]: axes for name, axes in removal.entries.items() if name in names}
+        unmasked = {names[name]: axes for name, axes in removal.unmasked.items() if name in names}
+        if entries:
+            removals[group] = replace(removal, entries=entries, unmasked=unmasked)
+    attributes = {}
+    for path, (name, axis) in plan.attributes.items():
+        owner, _, attribute = path.rpartition(".")
+        inside = owner and f"{owner}."
+        # an attribute's module goes where any tensor in it has gone
+        ways = ((now, old.removeprefix(inside)) for old, now in names.items() if old.startswith(inside))
+        place = next((now.removesuffix(rest) for now, rest in ways if now.endswith(rest)), None)
+        if name in names and place is not None:
+            attributes[f"{place}{attribute}"] = (names[name], axis)
+    shapes = {names[name]: shape for name, shape in plan.shapes.items() if name in names}
+    return Compaction(shapes, removals, attributes)

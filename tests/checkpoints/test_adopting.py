@@ -1,0 +1,129 @@
+"""Pruned checkpoints in classes without the mixin: by Lightning's call, by hand, under other names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packages import SAFELY, L
+from support import loader, trainer
+from torch import Tensor, nn
+
+from lightning_prune import Channel, OneShot, PruningCallback, Recipe, adopting, load
+from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.compaction import applied_plan
+from lightning_prune.errors import CheckpointError
+from lightning_prune.model import masks
+
+X = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+RAW = torch.load, nn.Module.load_state_dict
+
+
+class Plain(L.LightningModule):
+    """As a project writes it: no mixin, no example; a grouped convolution, whose groups no shape tells."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            *(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+            *(nn.Conv2d(width, width, 3, groups=width), nn.Flatten(), nn.Linear(4 * width, 2)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self(X).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Plain()
+
+
+@pytest.fixture(scope="module", params=["compact", "masked", "structured"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plain]:
+    """A checkpoint of a run at its end, or under way, and the model that it is of."""
+    folder, model = tmp_path_factory.mktemp("adopting"), Plain()
+    options: dict[str, Any] = {} if request.param == "masked" else {"granularity": Channel()}
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, 2), **options), finalize=request.param == "compact")
+    run = trainer(folder, callback)
+    run.fit(model, loader())
+    run.save_checkpoint(folder / "a.ckpt")
+    return folder / "a.ckpt", model.eval()
+
+
+def check(loaded: nn.Module, model: Plain) -> None:
+    assert torch.equal(loaded.eval()(X), model(X))
+    assert (torch.load, nn.Module.load_state_dict) == RAW
+
+
+def test_load(saved: tuple[Path, Plain]) -> None:
+    path, model = saved
+    loaded = load(Plain, path, **SAFELY)
+    assert type(loaded) is Plain
+    check(loaded, model)
+    assert applied_plan(loaded) == applied_plan(model)
+    assert masks.read(loaded).keys() == masks.read(model).keys()
+    assert masks.structured_names(loaded) == masks.structured_names(model)
+
+
+def test_class_call_inside(saved: tuple[Path, Plain]) -> None:
+    path, model = saved
+    with adopting(), adopting():
+        loaded = Plain.load_from_checkpoint(path, **SAFELY)
+    check(loaded, model)
+
+
+def test_own_loader_that_renames(saved: tuple[Path, Plain]) -> None:
+    path, model = saved
+    inner, outer = Plain().net, Around()
+    with adopting():
+        state = torch.load(path, weights_only=True)["state_dict"]
+        inner.load_state_dict({name.removeprefix("net."): tensor for name, tensor in state.items()})
+        outer.load_state_dict({f"model.{name}": tensor for name, tensor in state.items()})
+    check(inner, model)
+    check(outer.model, model)
+    plan = applied_plan(model)
+    assert applied_plan(outer) == (None if plan is None else checkpointed(plan.under("model"), plan))
+
+
+def checkpointed(under: Any, plan: Any) -> Any:
+    """Group names are those of the run, wherever its tensors have gone."""
+    return type(under)(under.shapes, {n: under.removals[f"model.{n}"] for n in plan.removals}, under.attributes)
+
+
+def test_bare_state_dict(saved: tuple[Path, Plain], tmp_path: Path) -> None:
+    _, model = saved
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    loaded = Plain()
+    with adopting():
+        loaded.load_state_dict(torch.load(tmp_path / "bare.pt", weights_only=True))
+    assert loaded.net[0].weight.shape == model.net[0].weight.shape
+    loaded.net[3].groups = model.net[3].groups  # type: ignore[assignment]  # no shape tells it, only the entry does
+    check(loaded, model)
+
+
+def test_failing_load_leaves_no_patch(saved: tuple[Path, Plain]) -> None:
+    path, _ = saved
+    with pytest.raises(CheckpointError, match="build it with the same arguments"):
+        load(Plain, path, width=6, **SAFELY)
+    assert (torch.load, nn.Module.load_state_dict) == RAW
+    with pytest.raises(FileNotFoundError):
+        load(Plain, path.with_name("none.ckpt"))
+    assert (torch.load, nn.Module.load_state_dict) == RAW
+
+
+def test_other_files_load_as_ever(tmp_path: Path) -> None:
+    model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    with adopting():
+        other.load_state_dict(torch.load(tmp_path / "a.pt", weights_only=True))
+        other.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert torch.equal(other.weight, model.weight)
+    assert checkpoints.KEY not in torch.load(tmp_path / "a.pt", weights_only=True)
