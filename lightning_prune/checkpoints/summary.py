@@ -147,15 +147,15 @@ def _stored(state: Mapping[str, Any]) -> Iterator[StoredTensor]:
     order = [name.removesuffix("_orig") if name.removesuffix("_orig") in masked else name for name in tensors]
     dense = dense_state(tensors, masked)
     for name in (name for name in order if name in dense):
-        kept = _kept(name, dense[name], tensors[f"{name}_mask"]) if name in masked else dense[name]
+        kept = dense[name]
+        if name in masked:
+            mask = tensors[f"{name}_mask"]
+            if kept.shape != mask.shape:
+                shapes = f"shape {tuple(mask.shape)}, its weight {tuple(kept.shape)}"
+                raise CheckpointError(f"the mask of {name} has {shapes}")
+            kept = kept * mask.to(kept.dtype)
         zeros = kept.numel() - int(torch.count_nonzero(kept))
         yield StoredTensor(name, tuple(kept.shape), kept.numel(), zeros, name in masked)
-
-
-def _kept(name: str, weight: Tensor, mask: Tensor) -> Tensor:
-    if weight.shape != mask.shape:
-        raise CheckpointError(f"the mask of {name} has shape {tuple(mask.shape)}, its weight {tuple(weight.shape)}")
-    return weight * mask.to(weight.dtype)
 
 
 def _facts(checkpoint: Mapping[str, Any]) -> dict[str, str]:

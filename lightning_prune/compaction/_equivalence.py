@@ -63,7 +63,8 @@ def largest_errors(
             one.double() if dtype is torch.float64 else one.float()
             empty(one, caches)
         try:
-            references = list(_references(masked, _cast(inputs, dtype)))
+            cast = _map_tensors(lambda x, dtype=dtype: x.to(dtype) if x.is_floating_point() else x, inputs)
+            references = list(_references(masked, cast))
         except Exception as error:
             if errors:
                 break
@@ -110,10 +111,6 @@ def _second_batch(inputs: Inputs, permuted: bool) -> Inputs:
 
 def _map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return walked(inputs, change)
-
-
-def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    return _map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, inputs)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:

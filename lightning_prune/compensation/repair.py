@@ -118,7 +118,9 @@ def refit(
         if not (weight.requires_grad or frozen):
             repairs[name] = Repair(name, 0.0, 0.0, None, "the weight is frozen")
             return
-        bias = _bias_of(reader, frozen)
+        bias = None if reader.bias is None else reader.module._parameters.get(reader.bias)
+        if bias is not None and not (bias.requires_grad or frozen):
+            bias = None
         rows = sampled(reader.rows(x), repair.rows, _seed(name)).to(target.outputs.dtype)
         start = reader.matrix(weight.detach())
         kept = reader.matrix(live[name]) if name in live else torch.ones_like(start, dtype=torch.bool)
@@ -160,11 +162,6 @@ def _fitted(
     weights, before, after, damping = best_fit(fitted_on, judged_on, start, kept)
     reason = "" if damping is not None else "no fit did better on the samples held out"
     return weights, Repair(name, before / scale, after / scale, damping, reason)
-
-
-def _bias_of(reader: Reader, frozen: bool) -> nn.Parameter | None:
-    bias = None if reader.bias is None else reader.module._parameters.get(reader.bias)
-    return bias if bias is not None and (bias.requires_grad or frozen) else None
 
 
 def _seed(name: str) -> int:

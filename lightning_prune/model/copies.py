@@ -20,13 +20,12 @@ def plain_copy(model: _M) -> _M:
     history = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}
     copied = copy.deepcopy(model, history)
     for module in copied.modules():
-        for name in [name for name, value in vars(module).items() if _is_compiled(value)]:
+        # what torch.compile stands in for carries the original under this name (torch 2.13)
+        held = vars(module).items()
+        compiled = [name for name, value in held if getattr(value, "_torchdynamo_orig_callable", None) is not None]
+        for name in compiled:
             del module.__dict__[name]
         # what torch.compile(module) returns has no other forward; to ask for its class would import torch._dynamo
         if (inside := module._modules.get("_orig_mod")) is not None and type(module).__name__ == "OptimizedModule":
             module.__dict__["forward"] = inside.__call__
     return copied
-
-
-def _is_compiled(value: object) -> bool:
-    return getattr(value, "_torchdynamo_orig_callable", None) is not None

@@ -140,7 +140,8 @@ def prune(
                 f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
                 " (some hundred are better), or write repair=None"
             )
-        example = _example(model, example_inputs, inputs)
+        example = example_of(model) if example_inputs is None else Example.of(example_inputs)
+        example = (first_rows(inputs) if example is None else example).on_device_of(model)
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
@@ -167,11 +168,6 @@ def prune(
         metric_before=measured,
         metric_after=reached,
     )
-
-
-def _example(model: nn.Module, given: Inputs | None, inputs: Example) -> Example:
-    example = example_of(model) if given is None else Example.of(given)
-    return (first_rows(inputs) if example is None else example).on_device_of(model)
 
 
 def _after_a_look(recipe: Recipe) -> Recipe:

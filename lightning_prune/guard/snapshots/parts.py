@@ -103,7 +103,11 @@ def _module_state(module: nn.Module) -> State:
         "masks": {name: masks.mask_of(owner, attr) for name, owner, attr, _ in masks.masked_places(module)},
         "structured": list(masks.structured_names(module)),
         "removed": None if plan is None else plan.to_json(),
-        "extra": {path: one.get_extra_state() for path, one in module.named_modules() if _has_extra_state(one)},
+        "extra": {
+            path: one.get_extra_state()
+            for path, one in module.named_modules()
+            if type(one).get_extra_state is not nn.Module.get_extra_state
+        },
     }
 
 
@@ -113,10 +117,6 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor | None]]:
         for path, one in module.named_modules()
         for name, buffer in one._buffers.items()
     ]
-
-
-def _has_extra_state(module: nn.Module) -> bool:
-    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def _check_tensors(module: nn.Module, saved: State) -> None:
@@ -208,17 +208,17 @@ def _optimizer_state(optimizer: Optimizer) -> State:
         {
             "of": numbers.get(key, key),
             "values": values,
-            "on_cpu": [name for name, value in values.items() if _is_on_cpu(value)],
+            "on_cpu": [
+                name
+                for name, value in values.items()
+                if all(leaf.device.type == "cpu" for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+            ],
             "sharded": [name for name, value in values.items() if is_shard(value)],
         }
         for key, values in references(optimizer).items()
         if key in numbers or isinstance(key, str)
     ]
     return {"parameters": len(numbers), "entries": entries, "groups": hyperparameters(optimizer)}
-
-
-def _is_on_cpu(value: object) -> bool:
-    return all(leaf.device.type == "cpu" for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: State) -> None:

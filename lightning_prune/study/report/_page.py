@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from lightning_prune._version import __version__
 from lightning_prune.guard import Verdict
-from lightning_prune.study.report._figures import Figure, Section
+from lightning_prune.study.report._figures import Section
 from lightning_prune.study.report._numbers import brief, share
 from lightning_prune.study.report._pictures import draw
 from lightning_prune.study.report._texts import cleaned
@@ -38,13 +38,11 @@ def page(title: str, facts: Sequence[Fact], sections: Sequence[Section]) -> str:
     )
     # a figure with its unit is not broken over lines as words are
     environment.tests["quantity"] = re.compile(r"[−–+±]?\s?[\d∞].{0,24}").fullmatch
-    environment.filters["drawn"] = _drawn
+    environment.filters["drawn"] = lambda figure, name: Markup(
+        ElementTree.tostring(draw(figure, name), encoding="unicode")
+    )
     template = environment.get_template("page.html")
     return template.render(title=title, facts=facts, sections=sections, version=__version__)
-
-
-def _drawn(figure: Figure, name: str) -> Markup:
-    return Markup(ElementTree.tostring(draw(figure, name), encoding="unicode"))
 
 
 def facts(history: History, known: Sequence[Variant], metric: str) -> Iterator[Fact]:
