@@ -148,6 +148,7 @@ def export(
             first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
             summary = summarize(forward.eager.model, forward.eager.call(first))
 
+        of_backend = *backend.notes(summary.sparsity), *backend.notes_of_lowering(partitioners, summary.sparsity)
         artifact = Artifact(
             path=path,
             manifest_path=files.manifest_path,
@@ -165,15 +166,7 @@ def export(
             labels=labels,
             preprocessing=preprocess,
             quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
-            notes=(
-                *_masked(model),
-                *backend.notes(summary.sparsity),
-                *backend.notes_of_lowering(partitioners, summary.sparsity),
-                *_fixed(forward),
-                *left_outside,
-                *notes,
-                *_kept(backend, files),
-            ),
+            notes=(*_masked(model), *of_backend, *_fixed(forward), *left_outside, *notes, *_kept(backend, files)),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from lightning_prune.deploy.backends.base import Backend
 from lightning_prune.deploy.quantization import Quantization
 from lightning_prune.deploy.quantization.calibrated import check_loader, described
+from lightning_prune.values import check_whole
 
 EthosTarget = Literal[
     "ethos-u55-32",
@@ -49,8 +50,7 @@ class EthosU(Backend):
         check_loader("EthosU.calibration", self.calibration)
         if self.calibration is None:
             raise TypeError("EthosU.calibration: got None; Ethos-U computes in integers alone: pass a loader")
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"EthosU.samples: got {self.samples!r}, must be a whole number from 1")
+        check_whole("EthosU.samples", self.samples, 1)
         if self.target not in get_args(EthosTarget):
             allowed = ", ".join(map(repr, get_args(EthosTarget)))
             raise ValueError(f"target: got {self.target!r}, must be one of {allowed}")

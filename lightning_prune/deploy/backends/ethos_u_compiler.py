@@ -147,7 +147,10 @@ class EthosInt8(Quantization):
 
 
 def _with_long_zero_points(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Hold zero points as int64, which ExecuTorch's kernels read without a look at their type."""
+    """Hold zero points as int64, which ExecuTorch's kernels read without a look at their type (1.4.1).
+
+    Arm's quantizer leaves them int32: the graph is verified on the portable kernels, and these would read two at once.
+    """
     for node in graph.graph.nodes:
         if node.op == "call_function" and "per_channel" in str(node.target) and node.args[2].op == "get_attr":
             owner, _, name = node.args[2].target.rpartition(".")

@@ -112,7 +112,10 @@ def graph_of(
 def with_external_weights(program: ExportedProgram, inputs: Sequence[Tensor]) -> ExportedProgram:
     """Return a program whose weights are marked to be written apart from it, in the delegate too.
 
-    Batch norms are folded into convolutions first: ExecuTorch would fold them later and lose the mark.
+    Batch norms are folded into convolutions first: ExecuTorch 1.4.1 would fold them later and lose the mark. The marks
+    that reach into a delegate are set by a pass that is in no public place, since the option ``external_constants``
+    alone leaves what a delegate holds where it is:
+    https://github.com/pytorch/executorch/blob/v1.4.1/exir/passes/external_constants_pass.py#L99
 
     Raises:
         ExportError: it cannot be traced again.
@@ -215,6 +218,7 @@ def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = (
     """
     if isinstance(backend, Portable):
         return ()
+    # the only mark by which an operator differs from a delegate's call (1.4.1, exir/dialects/edge/_ops.py#L291)
     operator = imported("executorch.exir.dialects.edge._ops").EdgeOpOverload
     notes = []
     for method in methods:

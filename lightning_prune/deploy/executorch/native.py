@@ -19,7 +19,7 @@ Run = Callable[[Sequence[Tensor]], Sequence[object]]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class RuntimeMethod:
     """A method, ready to be run.
 
     Args:
@@ -42,7 +42,7 @@ def bindings() -> ModuleType:
     return portable_lib
 
 
-def load(path: str, method: str, data: str | None) -> Loaded:
+def load(path: str, method: str, data: str | None) -> RuntimeMethod:
     """Load a method of a file.
 
     Args:
@@ -65,10 +65,10 @@ def load(path: str, method: str, data: str | None) -> Loaded:
     return _loaded(lambda inputs, _program=program: loaded(inputs), loaded.method_meta())
 
 
-def _loaded(run: Run, meta: Any) -> Loaded:  # noqa: ANN401
+def _loaded(run: Run, meta: Any) -> RuntimeMethod:  # noqa: ANN401
     takes = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
     inputs = [(list(x.sizes()), SCALAR_TYPES.get(x.dtype(), f"scalar type {x.dtype()}")) for x in takes]
-    return Loaded(run, inputs, meta.num_outputs())
+    return RuntimeMethod(run, inputs, meta.num_outputs())
 
 
 def backends() -> list[str]:

@@ -4,7 +4,6 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -40,18 +39,16 @@ def origin(error: BaseException | str, program: ExportedProgram | None = None) -
         ''
     """
     message = str(error)
-    for name in _operators(message) if program is not None else ():
-        if (node := _node(program, name)) is not None:
-            return _told(_module(node), _line(node.meta.get("stack_trace") or ""))
+    for match in _OPERATOR.finditer(message) if program is not None else ():
+        operator = next(name for name in match.groups() if name).replace(".", "::")
+        if (node := _node(program, operator)) is not None:
+            path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
+            module = path.removeprefix("model").removeprefix(".")
+            return _told(module, _line(node.meta.get("stack_trace") or ""))
     if line := _line(message):
         return _told("", line)
     frames = traceback.extract_tb(error.__traceback__) if isinstance(error, BaseException) else []
     return _told("", _line("\n".join(f'File "{f.filename}", line {f.lineno}, in {f.name}\n{f.line}' for f in frames)))
-
-
-def _operators(message: str) -> Iterator[str]:
-    for match in _OPERATOR.finditer(message):
-        yield next(name for name in match.groups() if name).replace(".", "::")
 
 
 def _node(program: ExportedProgram | None, operator: str) -> Node | None:
@@ -67,17 +64,10 @@ def _node(program: ExportedProgram | None, operator: str) -> Node | None:
 
 
 def _first(program: ExportedProgram, operator: str) -> Node | None:
-    calls = (node for node in program.graph.nodes if node.op == "call_function")
-    return next((n for n in calls if isinstance(n.target, torch._ops.OpOverload) and _is(n.target, operator)), None)
-
-
-def _is(target: torch._ops.OpOverload, operator: str) -> bool:
-    return target._schema.name == operator
-
-
-def _module(node: Node) -> str:
-    path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
-    return path.removeprefix("model").removeprefix(".")
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.name == operator:
+            return node
+    return None
 
 
 def place(node: Node) -> str:

@@ -12,7 +12,8 @@ from torch.fx import GraphModule
 
 from lightning_prune.deploy.quantization.base import Quantization, Quantized
 from lightning_prune.deploy.quantization.calibration import Sample, calibration_samples, check_batched, drawn_samples
-from lightning_prune.deploy.quantization.choosing import Bounds, quantized_within
+from lightning_prune.deploy.quantization.choosing import NoiseBounds, quantized_within
+from lightning_prune.values import check_number, check_whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,14 +30,17 @@ class Calibrated(Quantization):
     samples: int = 256
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "skip", _patterns(self._name, self.skip))
+        patterns = () if isinstance(self.skip, str) else tuple(self.skip)
+        if isinstance(self.skip, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise TypeError(
+                f"{self._name}.skip takes a sequence of name patterns, got {self.skip!r}; write ('head', 'stem.*')"
+            )
+        object.__setattr__(self, "skip", patterns)
         check_loader(f"{self._name}.calibration", self.calibration)
-        for field in ("min_sqnr", "min_output_sqnr"):
-            _check_ratio(self._name, field, getattr(self, field))
-        if self.min_output_sqnr is None:
-            raise ValueError(f"{self._name}.min_output_sqnr: got None, must be a number of dB, as in 10.0")
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise ValueError(f"{self._name}.samples: got {self.samples!r}, must be a whole number from 1")
+        if self.min_sqnr is not None:
+            check_number(f"{self._name}.min_sqnr", self.min_sqnr, why=": it is a ratio in dB")
+        check_number(f"{self._name}.min_output_sqnr", self.min_output_sqnr, why=": it is a ratio in dB")
+        check_whole(f"{self._name}.samples", self.samples, 1)
 
     @abstractmethod
     def convert(
@@ -51,7 +55,7 @@ class Calibrated(Quantization):
         else:
             check_batched(inputs)
             samples = calibration_samples(self.calibration, inputs, self.samples)
-        bounds = Bounds(self._name, tuple(self.skip), self.min_sqnr, self.min_output_sqnr)
+        bounds = NoiseBounds(self._name, tuple(self.skip), self.min_sqnr, self.min_output_sqnr)
         return quantized_within(program, samples, self.convert, bounds)
 
     def looks_at(self) -> Iterable[Any] | None:
@@ -111,15 +115,3 @@ def check_loader(owner: str, loader: object) -> None:
             f"{owner}: got a {type(loader).__name__}, must be a DataLoader or a list of batches, which can"
             " be read more than once"
         )
-
-
-def _patterns(owner: str, patterns: Iterable[str]) -> tuple[str, ...]:
-    given = () if isinstance(patterns, str) else tuple(patterns)
-    if isinstance(patterns, str) or not all(isinstance(p, str) for p in given):
-        raise TypeError(f"{owner}.skip takes a sequence of name patterns, got {patterns!r}; write ('head', 'stem.*')")
-    return given
-
-
-def _check_ratio(owner: str, name: str, ratio: float | None) -> None:
-    if ratio is not None and (isinstance(ratio, bool) or not abs(ratio) < float("inf")):
-        raise ValueError(f"{owner}.{name}: got {ratio!r}, must be a finite number of dB, as in {name}=20.0")

@@ -1,7 +1,7 @@
 """Which layers become integers: all but those to skip, and but the worst ones where a ratio must be reached."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torch.fx import GraphModule
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError, Quantized, decibels
 from lightning_prune.deploy.quantization.calibration import Sample
 from lightning_prune.deploy.quantization.graphs import fused, holders, retraced
-from lightning_prune.deploy.quantization.layers import Layer, chosen, layers_of
-from lightning_prune.deploy.quantization.noise import Measured, Pair, blame, measure, recorded, unbounded
+from lightning_prune.deploy.quantization.layers import chosen, layers_of
+from lightning_prune.deploy.quantization.noise import GraphPair, Measured, blame, measure, recorded, unbounded
 from lightning_prune.errors import VerificationError
 
 Way = Callable[[torch.export.ExportedProgram, frozenset[str], Sequence[Sample]], tuple[GraphModule, frozenset[str]]]
@@ -25,7 +25,7 @@ _SHOWN = 2
 
 
 @dataclass(frozen=True)
-class Bounds:
+class NoiseBounds:
     """What stays in float and what is refused; the fields are those of Int8.
 
     Args:
@@ -42,7 +42,7 @@ class Bounds:
 
 
 def quantized_within(
-    program: torch.export.ExportedProgram, samples: Sequence[Sample], way: Way, bounds: Bounds
+    program: torch.export.ExportedProgram, samples: Sequence[Sample], way: Way, bounds: NoiseBounds
 ) -> Quantized:
     """Return the quantized program, as many layers in float as the bounds ask for.
 
@@ -61,9 +61,14 @@ def quantized_within(
     while True:
         quantized, taken = way(program, frozenset(layers.keys() - kept), samples)
         if not taken:
-            raise NothingToQuantizeError(_nothing(bounds, layers.values()))
+            names = ", ".join(layer.name for layer in layers.values()) or "none"
+            raise NothingToQuantizeError(
+                f"{bounds.name} leaves nothing to quantize: the layers that could be ({names}) are skipped, too noisy"
+                " for min_sqnr or of a kind that the backend has no kernel for. Lower min_sqnr, skip fewer, take"
+                " another quantization, or export without one"
+            )
         watched = {node: (v.output, holders(quantized, v)) for node, v in layers.items() if node in taken}
-        pair = Pair(graph, quantized, watched)
+        pair = GraphPair(graph, quantized, watched)
         measured = measure(pair, samples, bounds.min_sqnr is not None)
         too_noisy = _too_noisy(pair, measured, samples, bounds.min_sqnr)
         if not too_noisy:
@@ -78,7 +83,7 @@ def quantized_within(
     return Quantized(again, sqnr, in_float, measured.outputs, shown, outputs)
 
 
-def _too_noisy(pair: Pair, measured: Measured, samples: Sequence[Sample], min_sqnr: float | None) -> set[str]:
+def _too_noisy(pair: GraphPair, measured: Measured, samples: Sequence[Sample], min_sqnr: float | None) -> set[str]:
     if min_sqnr is None:
         return set()
     failing = [node for node, ratio in measured.layers.items() if not ratio >= min_sqnr]
@@ -91,7 +96,7 @@ def _too_noisy(pair: Pair, measured: Measured, samples: Sequence[Sample], min_sq
     return {min(blamed, key=lambda node: blamed[node])}
 
 
-def _check(sqnr: Mapping[str, float], outputs: Sequence[float], bounds: Bounds) -> None:
+def _check(sqnr: Mapping[str, float], outputs: Sequence[float], bounds: NoiseBounds) -> None:
     worst = sorted(sqnr, key=lambda name: -math.inf if math.isnan(sqnr[name]) else sqnr[name])[:3]
     layers = ", ".join(f"{name} ({decibels(sqnr[name])})" for name in worst)
     nan = [name for name, ratio in sqnr.items() if math.isnan(ratio)]
@@ -108,12 +113,3 @@ def _check(sqnr: Mapping[str, float], outputs: Sequence[float], bounds: Bounds) 
                 f" min_output_sqnr is {bounds.min_output_sqnr:g} dB. The noisiest layers: {layers}; keep such in float"
                 f" with skip= or min_sqnr=, or calibrate on samples like those that the app will see"
             )
-
-
-def _nothing(bounds: Bounds, layers: Iterable[Layer]) -> str:
-    names = ", ".join(layer.name for layer in layers) or "none"
-    return (
-        f"{bounds.name} leaves nothing to quantize: the layers that could be ({names}) are skipped, too noisy for"
-        " min_sqnr or of a kind that the backend has no kernel for. Lower min_sqnr, skip fewer, take another"
-        " quantization, or export without one"
-    )

@@ -65,22 +65,22 @@ class Layer:
 
 def layers_of(graph: GraphModule) -> dict[str, Layer]:
     """Return what may be quantized in a traced graph, by node and in order."""
-    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and n.target in WEIGHTED | PLAIN]
-    nodes = [n for n in nodes if _is_float(n) and (n.target in PLAIN or _has_stored_weight(n))]
-    paths = {n.name: module_path(n) for n in nodes}
-    weighted = Counter(paths[n.name] for n in nodes if n.target in WEIGHTED)
-    return {n.name: _layer(n, paths[n.name], weighted[paths[n.name]]) for n in nodes}
-
-
-def _layer(node: Node, path: str, calls: int) -> Layer:
-    has_weight = node.target in WEIGHTED
-    name = path if path and has_weight and calls == 1 else f"{path}:{node.name}".removeprefix(":")
-    return Layer(name, path, node.name, _output(node).name, has_weight)
-
-
-def _output(node: Node) -> Node:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and is_relu(users[0]) else node
+    nodes = []
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        is_float = not isinstance(value, torch.Tensor) or value.dtype == torch.float32
+        is_layer = node.op == "call_function" and node.target in WEIGHTED | PLAIN
+        if is_layer and is_float and (node.target in PLAIN or _has_stored_weight(node)):
+            nodes.append(node)
+    weighted = Counter(module_path(node) for node in nodes if node.target in WEIGHTED)
+    layers = {}
+    for node in nodes:
+        path, has_weight, users = module_path(node), node.target in WEIGHTED, list(node.users)
+        is_alone = path and has_weight and weighted[path] == 1
+        name = path if is_alone else f"{path}:{node.name}".removeprefix(":")
+        output = users[0] if len(users) == 1 and is_relu(users[0]) else node
+        layers[node.name] = Layer(name, path, node.name, output.name, has_weight)
+    return layers
 
 
 def is_relu(node: Node) -> bool:
@@ -99,11 +99,6 @@ def _has_stored_weight(layer: Node) -> bool:
             seen.add(node)
             todo += node.all_input_nodes
     return True
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return not isinstance(value, torch.Tensor) or value.dtype == torch.float32
 
 
 def module_path(node: Node) -> str:

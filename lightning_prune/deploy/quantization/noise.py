@@ -46,7 +46,7 @@ def sqnr_db(expected: Tensor, got: Tensor) -> float:
     return one.ratios()[""]
 
 
-class Recorder(Interpreter):
+class RecordingInterpreter(Interpreter):
     """Runs a traced graph and keeps the values of some nodes.
 
     Args:
@@ -78,7 +78,7 @@ def recorded(
     replaced: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """Return the values of the watched nodes, and the outputs."""
-    recorder = Recorder(graph, watched, replaced or {})
+    recorder = RecordingInterpreter(graph, watched, replaced or {})
     with torch.no_grad():
         outputs = recorder.run(*(x.clone() for x in inputs))
     return recorder.values, tuple(pytree.tree_leaves(outputs))
@@ -100,7 +100,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Pair:
+class GraphPair:
     """A graph in float, the same in integers, and where both hold the same values.
 
     Args:
@@ -124,7 +124,7 @@ class Pair:
         return {node: name for name, (_, nodes) in self.watched.items() for node in nodes}
 
 
-def measure(pair: Pair, samples: Iterable[Sequence[Tensor]], with_own: bool) -> Measured:
+def measure(pair: GraphPair, samples: Iterable[Sequence[Tensor]], with_own: bool) -> Measured:
     """Run both graphs on the same samples.
 
     Args:
@@ -151,7 +151,7 @@ def _add_outputs(noise: Noise, name: str, expected: Sequence[Tensor], got: Seque
         noise.add(name.format(index), *((y, z) if y.is_floating_point() else (torch.zeros(()), torch.zeros(()))))
 
 
-def blame(pair: Pair, samples: Iterable[Sequence[Tensor]], harmed: str | None) -> dict[str, float]:
+def blame(pair: GraphPair, samples: Iterable[Sequence[Tensor]], harmed: str | None) -> dict[str, float]:
     """Return for each watched layer the ratio that is left where its noise is the only one.
 
     Args:

@@ -29,11 +29,23 @@ def halve_images(graph: GraphModule, nodes: frozenset[str]) -> int:
 
     Changes: the graph.
     """
-    found = [node for node in graph.graph.nodes if node.name in nodes and _is_fitting(graph, node)]
-    for node in found:
-        _rewrite(graph, node)
+    fitting = [node for node in graph.graph.nodes if node.name in nodes and _is_fitting(graph, node)]
+    for node in fitting:
+        source, weight, bias, _, padding, _, _ = _arguments(node)
+        made, borders = halved(attribute(graph, weight.target).detach(), list(padding), source.meta["val"].shape[2:])
+        name = f"{node.name}_halved"
+        graph.register_parameter(name, nn.Parameter(made, requires_grad=False))
+        with graph.graph.inserting_before(node):
+            own = graph.graph.get_attr(name)
+            quarters = graph.graph.call_function(torch.ops.aten.pixel_unshuffle.default, (source, 2))
+            framed = graph.graph.call_function(torch.ops.aten.pad.default, (quarters, borders))
+        own.meta = {**weight.meta, "val": made}
+        for new in (quarters, framed):
+            value = new.target(new.args[0].meta["val"], *new.args[1:])  # pyright: ignore
+            new.meta = {"nn_module_stack": node.meta.get("nn_module_stack", {}), "val": value}
+        node.args = (framed, own, bias)
     graph.recompile()
-    return len(found)
+    return len(fitting)
 
 
 def _is_fitting(graph: GraphModule, node: Node) -> bool:
@@ -51,22 +63,6 @@ def _is_fitting(graph: GraphModule, node: Node) -> bool:
 def _arguments(node: Node) -> tuple:
     defaults = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
     return (*node.args, *defaults[len(node.args) :])
-
-
-def _rewrite(graph: GraphModule, node: Node) -> None:
-    source, weight, bias, _, padding, _, _ = _arguments(node)
-    made, borders = halved(attribute(graph, weight.target).detach(), list(padding), source.meta["val"].shape[2:])
-    name = f"{node.name}_halved"
-    graph.register_parameter(name, nn.Parameter(made, requires_grad=False))
-    with graph.graph.inserting_before(node):
-        own = graph.graph.get_attr(name)
-        quarters = graph.graph.call_function(torch.ops.aten.pixel_unshuffle.default, (source, 2))
-        framed = graph.graph.call_function(torch.ops.aten.pad.default, (quarters, borders))
-    own.meta = {**weight.meta, "val": made}
-    for new in (quarters, framed):
-        value = new.target(new.args[0].meta["val"], *new.args[1:])  # pyright: ignore
-        new.meta = {"nn_module_stack": node.meta.get("nn_module_stack", {}), "val": value}
-    node.args = (framed, own, bias)
 
 
 def halved(weight: Tensor, padding: list[int], size: torch.Size) -> tuple[Tensor, list[int]]:

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from lightning_prune.deploy.rewriting.constants import constant_value
@@ -41,7 +40,14 @@ def attention(editor: Editor, node: Node) -> Node | None:
     scale = arguments["scale"] if arguments["scale"] is not None else 1 / math.sqrt(width)
     scaled = editor.put(aten.mul.Tensor, merged[0], editor.constant(torch.tensor([scale])))
     scores = editor.put(aten.bmm.default, scaled, permuted(editor, merged[1], (0, 2, 1)))  # type: ignore[arg-type]
-    weights = _softmax(editor, scores, added, [*heads, length, source])
+    if added is None:
+        weights = editor.put(aten.softmax.int, scores, -1)
+    else:
+        unmerged = reshaped(editor, scores, [*heads, length, source])
+        if unmerged is None:
+            return None
+        masked = editor.put(aten.add.Tensor, unmerged, added)
+        weights = reshaped(editor, editor.put(aten.softmax.int, masked, -1), shape_of(scores))
     return None if weights is None else _product(editor, weights, merged[2], shape_of(node))  # type: ignore[arg-type]
 
 
@@ -88,17 +94,12 @@ def _mask(editor: Editor, mask: Node | None, is_causal: bool, length: Any, sourc
     if is_causal and not (isinstance(length, int) and isinstance(source, int)):
         return _UNKNOWN
     causal = torch.ones(length, source, dtype=torch.bool).tril() if is_causal else None
-    given = causal if mask is None else constant_value(editor.program, mask)
-    if given is None or (added := _finite(given)) is None:
+    known = causal if mask is None else constant_value(editor.program, mask)
+    if known is None:
         return _UNKNOWN
-    return editor.constant(added)
-
-
-def _finite(mask: Tensor) -> Tensor | None:
-    """Return what a mask adds, without infinities; None where a row leaves nothing, whose softmax has no meaning."""
-    added = torch.where(mask, 0.0, LOWEST) if mask.dtype is torch.bool else mask.float().clamp(min=LOWEST)
-    alive = (added > LOWEST).any(-1).all()
-    return added if alive else None
+    added = torch.where(known, 0.0, LOWEST) if known.dtype is torch.bool else known.float().clamp(min=LOWEST)
+    # the softmax of a row in which nothing is left has no meaning that finite numbers could keep
+    return editor.constant(added) if (added > LOWEST).any(-1).all() else _UNKNOWN
 
 
 def _merged(editor: Editor, x: Node, batch: list[Any]) -> Node | None:
@@ -108,16 +109,6 @@ def _merged(editor: Editor, x: Node, batch: list[Any]) -> Node | None:
     if not isinstance(flat, int):
         return reshaped(editor, x, [flat, shape_of(x)[-2], last]) if shape_of(x)[:-2] == batch else None
     return reshaped(editor, x, [flat, rows // flat, last])
-
-
-def _softmax(editor: Editor, scores: Node, added: Node | None, shape: list[Any]) -> Node | None:
-    if added is None:
-        return editor.put(aten.softmax.int, scores, -1)
-    flat, apart = shape_of(scores), reshaped(editor, scores, shape)
-    if apart is None:
-        return None
-    masked = editor.put(aten.add.Tensor, apart, added)
-    return reshaped(editor, editor.put(aten.softmax.int, masked, -1), flat)
 
 
 def _product(editor: Editor, left: Node, right: Node, shape: list[Any]) -> Node | None:

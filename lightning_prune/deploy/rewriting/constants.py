@@ -41,10 +41,11 @@ def constant_value(program: ExportedProgram, node: Node) -> Tensor | None:
 def apart(program: ExportedProgram) -> ExportedProgram:
     """Return a program that may be lowered: the same graph and tensors, in tables and a signature of its own.
 
-    ExecuTorch takes what goes into a delegate out of the tables of the program that it is given. Of a constant with
-    several users it makes copies under one name, which torch cannot turn back into a module; of a buffer that is not
-    saved it can, and the file is the same. So every constant becomes such a buffer; only a kernel becomes one that is
-    saved, since XNNPACK writes that of a 1D convolution anew, among what is saved (ExecuTorch 1.4.1).
+    ExecuTorch 1.4.1 takes what goes into a delegate out of the tables of the program that it is given. Of a constant
+    with several users it makes copies under one name, which torch cannot turn back into a module; of a buffer that is
+    not saved it can, and the file is the same. So every constant becomes such a buffer, until this copies them too:
+    https://github.com/pytorch/executorch/blob/v1.4.1/exir/lowered_backend_module.py#L962
+    Only a kernel becomes one that is saved, since XNNPACK writes that of a 1D convolution anew, among what is saved.
     """
     signature = copy.deepcopy(program.graph_signature)
     named = _kernels(program)
@@ -78,9 +79,14 @@ def _kernels(program: ExportedProgram) -> set[str]:
     return {node.args[1].name for node in calls if len(node.args) > 1 and isinstance(node.args[1], Node)}
 
 
+@torch.no_grad()
 def fold_constants(program: ExportedProgram) -> int:
     """Store the results of operators that depend on no input, unless that takes more room than what they come from."""
-    known = _computed(program)
+    known: dict[Node, Any] = dict(stored(program))
+    for node in program.graph_module.graph.nodes:
+        if node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
+            arguments, options = pytree.tree_map_only(Node, known.__getitem__, (node.args, node.kwargs))
+            known[node] = node.target(*arguments, **options)  # type: ignore[operator]
     editor, changed = Editor(program), 0
     room = max(_SMALL, _SHARE * sum(map(_bytes, stored(program).values())))
     for node, value in known.items():
@@ -94,16 +100,6 @@ def fold_constants(program: ExportedProgram) -> int:
         changed += 1
     editor.finish()
     return changed
-
-
-@torch.no_grad()
-def _computed(program: ExportedProgram) -> dict[Node, Any]:
-    known: dict[Node, Any] = dict(stored(program))
-    for node in program.graph_module.graph.nodes:
-        if node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
-            arguments, options = pytree.tree_map_only(Node, known.__getitem__, (node.args, node.kwargs))
-            known[node] = node.target(*arguments, **options)  # type: ignore[operator]
-    return known
 
 
 def _is_pure(node: Node) -> bool:

@@ -59,16 +59,13 @@ class Editor:
         index = next(i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT)
         first = [n for n in self.graph.nodes if n.op == "placeholder"][index]
         with self.graph.inserting_before(first):
-            node = self.graph.placeholder(self._free_name())
+            numbered = (f"c_rewritten_{number}" for number in itertools.count())
+            node = self.graph.placeholder(next(name for name in numbered if name not in self.program.constants))
         node.meta["val"] = self.fake.from_tensor(value, static_shapes=True)  # type: ignore[union-attr]
         specs.insert(index, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), node.name))
         self.program.constants[node.name] = value
         self._constants[key] = node
         return node
-
-    def _free_name(self) -> str:
-        names = (f"c_rewritten_{number}" for number in itertools.count())
-        return next(name for name in names if name not in self.program.constants)
 
     def replace(self, node: Node, new: Node) -> None:
         """Let every user of a node use another one instead."""
@@ -78,15 +75,6 @@ class Editor:
     def finish(self) -> None:
         """Drop what nothing uses any more, constants included, and bring the signature up to date."""
         self.graph.eliminate_dead_code()
-        self._drop_constants()
-        output = next(n for n in self.graph.nodes if n.op == "output")
-        for spec, node in zip(self.program.graph_signature.output_specs, output.args[0], strict=True):
-            if isinstance(node, Node) and isinstance(spec.arg, TensorArgument):
-                spec.arg = TensorArgument(node.name)
-        self.graph.lint()
-        self.program.graph_module.recompile()
-
-    def _drop_constants(self) -> None:
         signature = self.program.graph_signature
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         kept = []
@@ -96,6 +84,12 @@ class Editor:
             else:
                 self.graph.erase_node(node)
         signature.input_specs[:] = kept
+        output = next(n for n in self.graph.nodes if n.op == "output")
+        for spec, node in zip(signature.output_specs, output.args[0], strict=True):
+            if isinstance(node, Node) and isinstance(spec.arg, TensorArgument):
+                spec.arg = TensorArgument(node.name)
+        self.graph.lint()
+        self.program.graph_module.recompile()
 
 
 Rule = Callable[[Editor, Node], Node | None]

@@ -17,7 +17,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     What changes a tensor that nothing else looks at, such as ``relu_`` after a convolution, is replaced on the spot;
     anything else is left to torch, which traces the program again.
     """
-    changing = [node for node in calls(program) if _is_mutable(node)]
+    overloads = [node for node in calls(program) if isinstance(node.target, torch._ops.OpOverload)]
+    changing = [node for node in overloads if node.target._schema.is_mutable]  # type: ignore[union-attr]
     if any(_without_effect(node) is None for node in changing):
         return program.run_decompositions({})
     for node in changing:
@@ -30,10 +31,6 @@ def any_strides(program: ExportedProgram) -> None:
     for node in calls(program):
         if node.target is torch.ops.aten.view.default and is_static(node):
             node.target = torch.ops.aten.reshape.default
-
-
-def _is_mutable(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _without_effect(node: Node) -> Any:  # noqa: ANN401
@@ -50,14 +47,11 @@ def _is_alone(node: Node) -> bool:
     changed = node.args[0]
     user = node
     while isinstance(changed, Node) and changed.op == "call_function" and set(changed.users) == {user}:
-        if not _is_view(changed):
+        target = changed.target
+        # what is no operator of its own takes a part of several results, and counts as a view of them
+        returned = target._schema.returns if isinstance(target, torch._ops.OpOverload) else None
+        is_new = returned is not None and all(result.alias_info is None for result in returned)
+        if is_new and target._opname not in _MAYBE_VIEWS:  # type: ignore[union-attr]
             return True
         user, changed = changed, changed.args[0]
     return False
-
-
-def _is_view(node: Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return True
-    returned = node.target._schema.returns
-    return any(r.alias_info is not None for r in returned) or node.target._opname in _MAYBE_VIEWS

@@ -20,7 +20,11 @@ def in_turns(turns: Mapping[Key, Turn], rounds: int) -> tuple[dict[Key, list[flo
     Returns:
         key -> seconds per run in each round, and key -> runs per turn.
     """
-    runs = {key: _calibrated(turn) for key, turn in turns.items()}
+    runs = {}
+    for key, turn in turns.items():
+        turn(1)
+        rough = max(1, math.ceil(_SECONDS_PER_TURN / turn(3)))
+        runs[key] = max(1, math.ceil(_SECONDS_PER_TURN / turn(rough)))
     times: dict[Key, list[float]] = {key: [] for key in turns}
     keys = list(turns)
     for index in range(rounds):
@@ -28,12 +32,6 @@ def in_turns(turns: Mapping[Key, Turn], rounds: int) -> tuple[dict[Key, list[flo
         for key in (*keys[first:], *keys[:first]):
             times[key].append(turns[key](runs[key]))
     return times, runs
-
-
-def _calibrated(turn: Turn) -> int:
-    turn(1)
-    runs = max(1, math.ceil(_SECONDS_PER_TURN / turn(3)))
-    return max(1, math.ceil(_SECONDS_PER_TURN / turn(runs)))
 
 
 def interquartile_range(values: list[float]) -> float:

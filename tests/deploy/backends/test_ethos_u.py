@@ -66,7 +66,7 @@ class TestValues:
         [
             ({"calibration": None}, TypeError, "EthosU.calibration: got None"),
             ({"calibration": iter(BATCHES)}, TypeError, "EthosU.calibration: got a list_iterator"),
-            ({"calibration": BATCHES, "samples": 0}, ValueError, "EthosU.samples: got 0"),
+            ({"calibration": BATCHES, "samples": 0}, ValueError, "EthosU.samples must be at least 1, got 0"),
             ({"calibration": BATCHES, "target": "u55"}, ValueError, "target: got 'u55', must be one of"),
         ],
     )

@@ -1,5 +1,6 @@
 """What a .pte holds, as plain values; nothing of it is run."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,11 +40,17 @@ def _method(plan: Any, file: PteFile, segments: Sequence[bytes]) -> dict[str, ob
     names = [f"{operator.name}.{operator.overload}".rstrip(".") for operator in plan.operators]
     outside = Counter(names[call.op_index] for call in kinds.get("KernelCall", ()))
     delegated = Counter(call.delegate_index for call in kinds.get("DelegateCall", ()))
+    delegates = []
+    for index, delegate in enumerate(plan.delegates):
+        payload = _payload(delegate, file, segments)
+        inside = xnnpack_graph.operators(payload) if delegate.id == _XNNPACK else None
+        calls = delegated[index]
+        delegates.append({"backend": delegate.id, "calls": calls, "bytes": len(payload), "operators": inside})
     return {
         "name": plan.name,
         "inputs": [_value(plan.values[index].val) for index in plan.inputs],
         "outputs": [_value(plan.values[index].val) for index in plan.outputs],
-        "delegates": [_delegate(one, delegated[i], file, segments) for i, one in enumerate(plan.delegates)],
+        "delegates": delegates,
         "outside": dict(outside.most_common()),
         "planned_bytes": list(plan.non_const_buffer_sizes[1:]),
     }
@@ -59,12 +66,6 @@ def _value(value: Any) -> dict[str, object]:  # noqa: ANN401
     return {"kind": kind, "value": fields[0] if fields and isinstance(fields[0], str | int | float | bool) else None}
 
 
-def _delegate(delegate: Any, calls: int, file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:  # noqa: ANN401
-    payload = _payload(delegate, file, segments)
-    inside = xnnpack_graph.operators(payload) if delegate.id == _XNNPACK else None
-    return {"backend": delegate.id, "calls": calls, "bytes": len(payload), "operators": inside}
-
-
 def _payload(delegate: Any, file: PteFile, segments: Sequence[bytes]) -> bytes:  # noqa: ANN401
     index = delegate.processed.index
     if int(delegate.processed.location) == _INLINE:
@@ -77,11 +78,14 @@ def _weigh(file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:
     found = list(_constants(file, segments))
     readable = {one.identity: one for one in found if _is_readable(one)}
     packed = {one.identity: one for one in found if not _is_readable(one)}
+    delegates = [delegate for plan in file.program.execution_plan for delegate in plan.delegates]
+    payloads = [(delegate.id, _payload(delegate, file, segments)) for delegate in delegates]
+    opaque = [data for backend, data in payloads if backend != _XNNPACK or xnnpack_graph.operators(data) is None]
     return {
         "bytes": sum(len(one.data) for one in (readable | packed).values()),
         "elements": sum(one.elements for one in readable.values()),
         "zeros": sum(_zeros(one) for one in readable.values()),
-        "unread_bytes": sum(len(one.data) for one in packed.values()) + _opaque_bytes(file, segments),
+        "unread_bytes": sum(len(one.data) for one in packed.values()) + sum(map(len, opaque)),
     }
 
 
@@ -99,62 +103,44 @@ def _is_external(file: PteFile, segments: Sequence[bytes]) -> bool:
     return False
 
 
-def _constants(file: PteFile, segments: Sequence[bytes]) -> Iterator[xnnpack_graph.Constant]:
+def _constants(file: PteFile, segments: Sequence[bytes]) -> Iterator[xnnpack_graph.StoredConstant]:
     named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
-    buffers = _buffers(file, segments)
+    place = file.program.constant_segment
+    if place is None or not place.offsets:
+        buffers = [buffer.storage or b"" for buffer in file.program.constant_buffer or ()]
+    else:
+        segment = segments[place.segment_index]
+        ends = [*place.offsets[1:], len(segment)]
+        buffers = [segment[start:end] for start, end in zip(place.offsets, ends, strict=True)]
     for plan in file.program.execution_plan:
         for value in plan.values:
             tensor = value.val
-            if type(tensor).__name__ == "Tensor" and tensor.data_buffer_idx and tensor.allocation_info is None:
-                yield _portable(tensor, buffers)
+            if type(tensor).__name__ != "Tensor" or not tensor.data_buffer_idx or tensor.allocation_info is not None:
+                continue
+            index, elements = tensor.data_buffer_idx, math.prod(tensor.sizes)
+            dtype = SCALAR_TYPES.get(int(tensor.scalar_type))
+            data = buffers[index] if index < len(buffers) else b""
+            data = data if dtype is None else data[: elements * _width(dtype)]  # what follows is padding
+            yield xnnpack_graph.StoredConstant(("buffer", index), dtype, elements, data)
         for delegate in plan.delegates:
             if delegate.id == _XNNPACK:
                 yield from xnnpack_graph.constants(_payload(delegate, file, segments), named)
-
-
-def _buffers(file: PteFile, segments: Sequence[bytes]) -> list[bytes]:
-    place = file.program.constant_segment
-    if place is None or not place.offsets:
-        return [buffer.storage or b"" for buffer in file.program.constant_buffer or ()]
-    segment = segments[place.segment_index]
-    ends = [*place.offsets[1:], len(segment)]
-    return [segment[start:end] for start, end in zip(place.offsets, ends, strict=True)]
-
-
-def _portable(tensor: Any, buffers: Sequence[bytes]) -> xnnpack_graph.Constant:  # noqa: ANN401
-    index, elements = tensor.data_buffer_idx, 1
-    for size in tensor.sizes:
-        elements *= size
-    dtype = SCALAR_TYPES.get(int(tensor.scalar_type))
-    data = buffers[index] if index < len(buffers) else b""
-    width = 0 if dtype is None else _width(dtype)
-    return xnnpack_graph.Constant(("buffer", index), dtype, elements, data[: elements * width] if width else data)
 
 
 def _width(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
-def _is_readable(constant: xnnpack_graph.Constant) -> bool:
+def _is_readable(constant: xnnpack_graph.StoredConstant) -> bool:
     if constant.dtype == "int4":
         return 2 * len(constant.data) == constant.elements
     return constant.dtype is not None and len(constant.data) == constant.elements * _width(constant.dtype)
 
 
-def _zeros(constant: xnnpack_graph.Constant) -> int:
+def _zeros(constant: xnnpack_graph.StoredConstant) -> int:
     if constant.dtype == "bfloat16":
         return int(np.count_nonzero(np.frombuffer(constant.data, np.uint16) & 0x7FFF == 0))
     if constant.dtype == "int4":
         pairs = np.frombuffer(constant.data, np.uint8)
         return int(np.count_nonzero(pairs & 15 == _INT4_ZERO) + np.count_nonzero(pairs >> 4 == _INT4_ZERO))
     return constant.elements - int(np.count_nonzero(np.frombuffer(constant.data, constant.dtype)))
-
-
-def _opaque_bytes(file: PteFile, segments: Sequence[bytes]) -> int:
-    """Return the size of the payloads that only their own backend can read."""
-    payloads = (
-        (delegate, _payload(delegate, file, segments))
-        for plan in file.program.execution_plan
-        for delegate in plan.delegates
-    )
-    return sum(len(data) for one, data in payloads if one.id != _XNNPACK or xnnpack_graph.operators(data) is None)

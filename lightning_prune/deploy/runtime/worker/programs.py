@@ -19,7 +19,7 @@ class Programs:
     """Programs by their number; one whose file changed is loaded again."""
 
     def __init__(self) -> None:
-        self._loaded: dict[int, tuple[object, native.Loaded]] = {}
+        self._loaded: dict[int, tuple[object, native.RuntimeMethod]] = {}
         self._threads = self._usual = 0
 
     def load(self, place: Place) -> dict[str, object]:
@@ -51,7 +51,9 @@ class Programs:
         for number in numbers:
             self._loaded.pop(number, None)
 
-    def _program(self, number: int, path: str, method: str, data: str | None, threads: int | None) -> native.Loaded:
+    def _program(
+        self, number: int, path: str, method: str, data: str | None, threads: int | None
+    ) -> native.RuntimeMethod:
         self._use(threads)
         about = os.stat(path)
         version = (path, method, data, about.st_size, about.st_mtime_ns)
@@ -59,7 +61,14 @@ class Programs:
             try:
                 self._loaded[number] = version, native.load(path, method, data)
             except RuntimeError as error:
-                raise RefusedError(_reason(path, str(error))) from error
+                needed = {delegate.id for plan in read(path).program.execution_plan for delegate in plan.delegates}
+                missing = sorted(needed.difference(native.backends()))
+                raise RefusedError(
+                    f"it is made for {', '.join(missing)}, which the runtime on this machine has not: run it on its"
+                    " device"
+                    if missing
+                    else f"the ExecuTorch runtime refuses it ({error}): it is damaged, or made for another version"
+                ) from error
         return self._loaded[number][1]
 
     def _use(self, threads: int | None) -> None:
@@ -73,10 +82,3 @@ class Programs:
         if (got := native.threads()) != threads:
             raise RefusedError(f"ExecuTorch runs on {got} threads where {threads} were asked for: pass threads={got}")
         self._threads = threads
-
-
-def _reason(path: str, error: str) -> str:
-    needed = {delegate.id for plan in read(path).program.execution_plan for delegate in plan.delegates}
-    if missing := sorted(needed.difference(native.backends())):
-        return f"it is made for {', '.join(missing)}, which the runtime on this machine has not: run it on its device"
-    return f"the ExecuTorch runtime refuses it ({error}): it is damaged, or made for another version"

@@ -40,7 +40,7 @@ _NO_OFFSET = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
-class Constant:
+class StoredConstant:
     """A tensor that a payload stores.
 
     Args:
@@ -65,7 +65,7 @@ def operators(payload: bytes) -> dict[str, int] | None:
     return dict(Counter(_NODES[kind] if kind < len(_NODES) else f"operator {kind}" for kind in kinds).most_common())
 
 
-def constants(payload: bytes, named: Mapping[str, bytes]) -> list[Constant]:
+def constants(payload: bytes, named: Mapping[str, bytes]) -> list[StoredConstant]:
     """Return the constants of a payload, those included that stand outside of it by name; empty for another layout."""
     graph = _graph(payload)
     if graph is None:
@@ -78,20 +78,19 @@ def constants(payload: bytes, named: Mapping[str, bytes]) -> list[Constant]:
         if tensor is not None and _number(value, 0, number_types.Uint8Flags) == _QUANTIZED_TENSOR:
             tensor = _table(tensor, 0)
         index = 0 if tensor is None else _number(tensor, 3, number_types.Uint32Flags)
-        if tensor is not None and 0 < index < len(stored):
-            read.append(_constant(tensor, stored[index], payload, base, named))
+        if tensor is None or not 0 < index < len(stored):
+            continue
+        place = stored[index]
+        offset, size = (_number(place, field, number_types.Uint64Flags) for field in (0, 1))
+        dtype = _DTYPES.get(_number(tensor, 0, number_types.Int16Flags))
+        elements = math.prod(tensor.Get(number_types.Uint32Flags, length) for length in _places(tensor, 2))
+        if at := place.Offset(_slot(2)):
+            key = place.String(place.Pos + at).decode("utf-8", errors="replace")
+            read.append(StoredConstant(key, dtype, elements, named.get(key, b"")[:size]))
+        else:
+            start = base + (0 if offset == _NO_OFFSET else offset)
+            read.append(StoredConstant((hash(payload), start), dtype, elements, payload[start : start + size]))
     return read
-
-
-def _constant(tensor: Table, place: Table, payload: bytes, base: int, named: Mapping[str, bytes]) -> Constant:
-    offset, size = (_number(place, field, number_types.Uint64Flags) for field in (0, 1))
-    dtype = _DTYPES.get(_number(tensor, 0, number_types.Int16Flags))
-    elements = math.prod(tensor.Get(number_types.Uint32Flags, place) for place in _places(tensor, 2))
-    if at := place.Offset(_slot(2)):
-        key = place.String(place.Pos + at).decode("utf-8", errors="replace")
-        return Constant(key, dtype, elements, named.get(key, b"")[:size])
-    start = base + (0 if offset == _NO_OFFSET else offset)
-    return Constant((hash(payload), start), dtype, elements, payload[start : start + size])
 
 
 def _graph(payload: bytes) -> Table | None:
