@@ -23,7 +23,7 @@ from torch import nn
 
 from lightning_prune.deploy import RuntimeModel, benchmark, export, latency_table
 from lightning_prune.deploy.executorch.quiet import imported, quiet_native
-from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
+from lightning_prune.deploy.runtime.turns import in_turns
 
 SHAPES = ((1, 3, 8, 8), (1, 3, 224, 224), (16, 3, 224, 224))
 
@@ -67,9 +67,9 @@ def calls(folder: Path, rounds: int) -> None:
         turns[shape, "there"] = turn_of(lambda there=there, x=x: there(x))
         turns[shape, "reported"] = there.timed(there.prepared(x), statistics.fmean)
     times = in_turns(turns, rounds)[0]
+    print(f"{'inputs':>18}  {'':<8}  {'median µs':>9}  {'least µs':>9}")
     for (shape, where), taken in times.items():
-        spread = 1e6 * interquartile_range(taken)
-        print(f"{shape!s:>18}  {where:<8}  {1e6 * statistics.median(taken):9.1f} µs  ± {spread / 2:.1f}")
+        print(f"{shape!s:>18}  {where:<8}  {1e6 * statistics.median(taken):9.1f}  {1e6 * min(taken):9.1f}")
 
 
 def timed(what: str, module: str, run: Callable[[], object]) -> object:
