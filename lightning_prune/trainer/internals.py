@@ -41,8 +41,8 @@ def forget_data(trainer: Trainer) -> None:
     """Let Lightning ask for the training data again when it resumes.
 
     Whoever asks for ``estimated_stepping_batches``, as we and OneCycleLR do, has it set them up, and then it leaves out
-    putting them back to the position that they had when the checkpoint was written. Goes when that is done anyway:
-    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/fit_loop.py#L227
+    putting them back to the position that they had when the checkpoint was written. Goes with
+    https://github.com/Lightning-AI/pytorch-lightning/issues/20550
     """
     if trainer.ckpt_path is not None:
         trainer.fit_loop._combined_loader = None
