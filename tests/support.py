@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packages import Callback, L, ModelCheckpoint, Trainer
+from packages import VERSION, Callback, L, ModelCheckpoint, Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 from torch.optim import Optimizer
@@ -87,11 +87,15 @@ class Resumable:
     def __init__(self, batches: int = 5) -> None:
         self._batches = list(loader(batches))
         self._done = 0
+        self._is_over = False
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
+        if self._is_over:
+            self._is_over = False
+            return
         for index in range(self._done % len(self), len(self)):
             self._done = index + 1
             yield self._batches[index]
@@ -101,6 +105,8 @@ class Resumable:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._done = state["done"]
+        # Lightning 2.4 goes through the rest of an epoch whose last batch is done, and expects nothing
+        self._is_over = VERSION < (2, 5) and self._done == len(self)
 
 
 def loader(batches: int = 5, batch_size: int = 4) -> DataLoader[Any]:

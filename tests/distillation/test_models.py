@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from distillation_cases import SPARSE, TAUGHT, THIN, WEIGHT, T, assert_close, fitted, seeded, weights
-from packages import ModelCheckpoint
+from packages import VERSION, ModelCheckpoint
 from support import Net, Resumable, loader, trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, relu
@@ -82,6 +82,7 @@ def test_a_given_teacher_comes_to_the_type_of_the_model(dtype: torch.dtype, prec
     assert_close(*models)
 
 
+@pytest.mark.skipif(VERSION < (2, 5), reason="Lightning 2.4 validates at other steps after a resume")
 @pytest.mark.parametrize("shrinks", [False, True])
 def test_a_guard_that_rolls_back_leaves_the_teacher_and_resumes(shrinks: bool, tmp_path: Path) -> None:
     class Falling(Net):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from packages import L, ModelCheckpoint
-from support import loader, trainer
+from support import Resumable, loader, trainer
 from torch import Tensor, nn
 
 from lightning_prune import Channel, Linear, OneShot, PruningCallback, PruningError, Recipe
@@ -136,7 +136,7 @@ def test_a_resumed_run_has_the_example_of_its_checkpoint(tmp_path: Path, shrinks
         recipe = Recipe(granularity=Channel(), schedule=Linear(0.75, begin_step=0, end_step=9, frequency=3))
         callback = PruningCallback(recipe, compact_every_event=shrinks)
         trainer(tmp_path, callback, *others, num_sanity_val_steps=0, **options).fit(
-            model, loader(), ckpt_path=ckpt_path, weights_only=True
+            model, Resumable(), ckpt_path=ckpt_path, weights_only=True
         )
         return model
 

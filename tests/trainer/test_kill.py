@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from guard_cases import Brittle
-from packages import Callback, L, ModelCheckpoint
+from packages import VERSION, Callback, L, ModelCheckpoint
 from processes import alone
 from support import LinearNet, MixedNet, Net, Resumable, loader, trainer
 from torch import Tensor, optim
@@ -275,6 +275,8 @@ MORE += [(name, "rollback", seed) for name in ("guarded", "guarded and shrinking
 def test_killed_and_resumed_ends_as_one_never_stopped(
     name: str, place: str, seed: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    if VERSION < (2, 5) and name.startswith("guarded"):
+        pytest.skip("Lightning 2.4 validates at other steps after a resume")
     expected, told = whole(name, tmp_path_factory)
     chance = random.Random(f"{name} {place} {seed}")
     kills = 1 + seed % 2  # every other point kills the resumed process too
