@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     )
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+    from lightning.pytorch.tuner import Tuner
 else:
     L = import_module(NAME)
     fabric = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}[NAME]
     TorchCheckpointIO = import_module(f"{fabric}.plugins").TorchCheckpointIO
+    Tuner = import_module(f"{NAME}.tuner").Tuner
     for part in ("callbacks", "loggers", "strategies"):
         module = import_module(f"{NAME}.{part}")
         globals().update({name: getattr(module, name) for name in module.__all__})
@@ -69,6 +71,7 @@ __all__ = [
     "Timer",
     "TorchCheckpointIO",
     "Trainer",
+    "Tuner",
     "WandbLogger",
     "WeightAveraging",
 ]

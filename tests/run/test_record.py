@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from packages import ModelCheckpoint
 from support import MixedNet, Net, loader, trainer
 
 from lightning_prune import Channel, OneShot, PruningCallback, PruningError, Recipe, history

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.tuner.tuning import Tuner
+from packages import Tuner
 from support import LinearNet, Net, loader, momentum_sgd, trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
