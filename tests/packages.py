@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     )
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-    from lightning.pytorch.tuner import Tuner
+    from lightning.pytorch.tuner.tuning import Tuner
 else:
     L = import_module(NAME)
     fabric = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}[NAME]
