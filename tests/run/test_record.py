@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
-from packages import ModelCheckpoint
+from packages import SAFELY, ModelCheckpoint
 from support import MixedNet, Net, loader, trainer
 
 from lightning_prune import Channel, OneShot, PruningCallback, PruningError, Recipe, history
@@ -28,8 +28,9 @@ def test_the_small_model_is_on_disk(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path / "kept")
     trainer(tmp_path, PruningCallback(RECIPE), saving).fit(model, loader())
     path = history(model).checkpoint
+    assert path is not None
     assert path == tmp_path / "kept" / "pruned.ckpt"
-    loaded = MixedNet.load_from_checkpoint(path, weights_only=True)
+    loaded = MixedNet.load_from_checkpoint(path, **SAFELY)
     shapes = [parameter.shape for parameter in model.parameters()]
     assert [parameter.shape for parameter in loaded.parameters()] == shapes
     assert shapes != [parameter.shape for parameter in MixedNet().parameters()]
