@@ -70,8 +70,9 @@ def adopting() -> Iterator[None]:
             names = {name: now for now, (name, of) in origins.items() if of is content}
             entry = content.get(KEY)
             if entry is not None or _differs(model, state_dict):
-                state_dict = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
-                adapt(model, state_dict, None if entry is None else _renamed(entry, names))
+                adapted: Any = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
+                adapt(model, adapted, None if entry is None else _renamed(entry, names))
+                state_dict = adapted
         return take(model, state_dict, *args, **kwargs)
 
     torch.load = remembering
@@ -99,11 +100,13 @@ def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
         entry: of the checkpoint.
         names: in the checkpoint's state dict -> in the one that is loaded.
     """
-    if all(name == now for name, now in names.items()):
-        return dict(entry)
+    # in format 1 a masked weight has this ending
     live = {name: now for name, now in names.items() if name.endswith("_orig") and now.endswith("_orig")}
     dense = {**names, **{name.removesuffix("_orig"): now.removesuffix("_orig") for name, now in live.items()}}
     renamed = {**entry, "structured": [dense[name] for name in entry.get("structured", ()) if name in dense]}
+    renamed["masks"] = {dense[name]: mask for name, mask in entry.get("masks", {}).items() if name in dense}
+    if all(name == now for name, now in names.items()):
+        return renamed
     if entry.get("compaction") is not None:
         renamed["compaction"] = _renamed_plan(Compaction.from_json(entry["compaction"]), dense).to_json()
     return renamed

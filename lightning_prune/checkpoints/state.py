@@ -1,11 +1,11 @@
 """What a checkpoint says about pruning, and how a model takes the shape that a checkpoint has.
 
-A checkpoint needs no pickled modules: masked weights show in the names of its state dict (``weight_orig`` beside
-``weight_mask``), sizes in its shapes, and what neither tells stands as plain values under :data:`KEY`.
+A checkpoint needs no pickled modules: its state dict is that of a plain model, with zeros where it is pruned, sizes
+show in its shapes, and masks and what else is to be known stand as tensors and plain values under :data:`KEY`.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.selection import allocation, granularity, targets
 
 KEY = "lightning_prune"
-VERSION = 1
+VERSION = 2
 
 VALUES = (
     *(Recipe, targets.Targets),
@@ -66,99 +66,125 @@ for _name, _home in _FORMER_MODULES.items():
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """Return what a checkpoint must say of the model besides its state dict: plain values only.
+    """Return what a checkpoint must say of the model besides its state dict: plain values and masks.
 
     Returns:
-        ``version``; ``structured``: dense names whose masks cover whole channels; ``compaction``: the plan of what is
-        removed already as JSON, or None.
+        ``version``; ``masks``: dense name -> mask, bool, True = keep; ``structured``: the names among them whose masks
+        cover whole channels; ``compaction``: the plan of what is removed already as JSON, or None.
     """
     plan = applied_plan(model)
     return {
         "version": VERSION,
+        "masks": {name: mask.cpu() for name, mask in masks.ours(model).items()},
         "structured": list(masks.structured_names(model)),
         "compaction": None if plan is None else plan.to_json(),
     }
+
+
+def upgraded(
+    model: nn.Module, state_dict: MutableMapping[str, Tensor], entry: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return an entry with its masks, those of a checkpoint of format 1 among them.
+
+    In format 1 masked weights showed in the names of the state dict: ``weight_orig`` beside ``weight_mask``.
+
+    Args:
+        model: into which the state dict will load.
+        state_dict: of any format.
+        entry: what stood under :data:`KEY` in its checkpoint; None: nothing.
+
+    Raises:
+        CheckpointError: a mask has another shape than its weight.
+
+    Changes:
+        the state dict: it has the names of a plain model.
+    """
+    entry = dict(entry or {})
+    found = {name: state_dict[f"{name}_mask"].bool() for name in masked_in(state_dict, model)}
+    entry["masks"] = {**entry.get("masks", {}), **found}
+    for name in found:
+        state_dict[name] = state_dict.pop(f"{name}_orig")
+        del state_dict[f"{name}_mask"]
+    if "structured" not in entry and any(mask.dim() == 1 for mask in found.values()):
+        entry["structured"] = list(found)
+    for name, mask in entry["masks"].items():
+        if name in state_dict and state_dict[name].shape != mask.shape:
+            raise CheckpointError(
+                f"the checkpoint's mask of {name} has shape {tuple(mask.shape)} and its weight"
+                f" {tuple(state_dict[name].shape)}: it is damaged; take another one"
+            )
+    for name, mask in found.items():  # torch's own methods leave weights as they are behind the mask
+        state_dict[name] = torch.where(mask, state_dict[name], 0)
+    return entry
+
+
+def masked_in(state_dict: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
+    """Return the dense names of the model's parameters that are masked in a state dict of format 1.
+
+    A name counts only when ``_orig`` and ``_mask`` stand side by side in the place of a parameter that the model has,
+    so a buffer of the user's that happens to be called ``attn_mask`` is none, nor is what torch's own methods write.
+    """
+    own = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in state_dict]
+    return tuple(name for name in own if f"{name}_orig" in state_dict and f"{name}_mask" in state_dict)
 
 
 def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
     """Refuse what the model cannot take; see :func:`adapt`.
 
     Raises:
-        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes, or holds
-            a mask of another shape than its weight.
+        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes.
     """
     if entry.get("version", VERSION) > VERSION:
         raise CheckpointError(
             f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
         )
-    masked = masked_in(state_dict, model)
-    _check_masks(state_dict, masked)
     if "compaction" in entry:
-        _check_built_alike(model, dense_state(state_dict, masked), _plan_in(entry))
+        _check_built_alike(model, state_dict, _plan_in(entry))
 
 
-def masked_in(state_dict: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
-    """Return the dense names of the model's parameters that are masked in a state dict.
-
-    A name counts only when ``_orig`` and ``_mask`` stand side by side and the model has that parameter, so a buffer
-    of the user's that happens to be called ``attn_mask`` is none.
-    """
-    known = masks.dense_parameters(model)
-    return tuple(name for name in known if f"{name}_orig" in state_dict and f"{name}_mask" in state_dict)
+def fits(model: nn.Module, state_dict: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Say whether an upgraded entry and its state dict have the masks and the shapes that the model has already."""
+    shapes = all(t.shape == state_dict[n].shape for n, t in masks.dense_names(model).items() if n in state_dict)
+    return shapes and set(entry["masks"]) == set(masks.ours(model))
 
 
-def fits(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
-    """Say whether a state dict has the masks and the shapes that the model has already."""
-    wanted = masked_in(state_dict, model)
-    if set(wanted) != set(masks.read(model)):
-        return False
-    dense = dense_state(state_dict, wanted)
-    return all(t.shape == dense[name].shape for name, t in masks.dense_names(model).items() if name in dense)
-
-
-def adapt(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str, Any] | None) -> None:
+def adapt(model: nn.Module, state_dict: MutableMapping[str, Tensor], entry: Mapping[str, Any] | None) -> dict[str, Any]:
     """Let the model take the shape and the masks of a state dict, so that it can be loaded strictly.
 
     Args:
         model: dense, masked or compact.
         state_dict: of a dense, masked or compact model of the same class.
-        entry: what stood under :data:`KEY` in its checkpoint; None: the state dict has to speak for itself.
+        entry: what stood under :data:`KEY` in its checkpoint; None: the state is of a model without masks.
+
+    Returns:
+        the entry, upgraded.
 
     Raises:
         CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes, or holds
             a mask of another shape than its weight. Nothing has changed then.
 
     Changes:
-        hooks, mask buffers, shapes and size attributes of the model's layers; its weights are to be loaded next.
+        hooks, masks, shapes and size attributes of the model's layers, whose weights are to be loaded next; a state
+        dict of format 1 becomes a plain one.
     """
-    entry = entry or {}
+    check(model, {}, entry or {})
+    entry = upgraded(model, state_dict, entry)
     check(model, state_dict, entry)
-    plan = _plan_in(entry)
-    wanted = masked_in(state_dict, model)
-    dense = dense_state(state_dict, wanted)
-    masks.detach(model, set(masks.read(model)) - set(wanted))
+    plan, wanted = _plan_in(entry), entry["masks"]
+    masks.detach(model, [n for n in masks.read(model) if n not in wanted and f"{n}_orig" not in state_dict])
     known = [p for p in (applied_plan(model), plan) if p is not None]
-    reshape_like(model, dense, {k: v for p in known for k, v in p.attributes.items()})
+    reshape_like(model, state_dict, {k: v for p in known for k, v in p.attributes.items()})
     set_plan(model, plan)
-    flat = any(state_dict[f"{name}_mask"].dim() == 1 for name in wanted)
-    structured = set(entry.get("structured", wanted if flat else ()))
+    structured = set(entry.get("structured", ()))
     masks.attach(model, [name for name in wanted if name in structured], is_structured=True)
     masks.attach(model, [name for name in wanted if name not in structured])
+    masks.put(model, wanted)
+    return entry
 
 
 def _plan_in(entry: Mapping[str, Any]) -> Compaction | None:
     text = entry.get("compaction")
     return None if text is None else Compaction.from_json(text)
-
-
-def _check_masks(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> None:
-    for name in masked:
-        weight, mask = state_dict[f"{name}_orig"], state_dict[f"{name}_mask"]
-        if weight.shape != mask.shape:
-            raise CheckpointError(
-                f"the checkpoint's mask of {name} has shape {tuple(mask.shape)} and its weight {tuple(weight.shape)}:"
-                " it is damaged; take another one"
-            )
 
 
 def _check_built_alike(model: nn.Module, dense: Mapping[str, Tensor], plan: Compaction | None) -> None:
@@ -183,7 +209,7 @@ def take_base(model: nn.Module, base: Compaction | None) -> None:
         base: the removals that had shaped it then; None: the shape that it was built with.
 
     Changes:
-        hooks, mask buffers, shapes and size attributes of the model's layers.
+        hooks, masks, shapes and size attributes of the model's layers.
     """
     current = applied_plan(model)
     if current == base:
@@ -193,25 +219,3 @@ def take_base(model: nn.Module, base: Compaction | None) -> None:
     known = {path: follows for plan in (current, base) if plan is not None for path, follows in plan.attributes.items()}
     reshape_like(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, known)
     set_plan(model, base)
-
-
-def dense_state(state_dict: Mapping[str, Tensor], masked: Iterable[str]) -> dict[str, Tensor]:
-    """Return a state dict under dense names: ``weight_orig`` as ``weight``, mask buffers left out."""
-    dense = dict(state_dict)
-    for name in masked:
-        dense[name] = dense.pop(f"{name}_orig")
-        del dense[f"{name}_mask"]
-    return dense
-
-
-def add_masks(model: nn.Module, state_dict: MutableMapping[str, Tensor]) -> None:
-    """Rename what the model has masked and the state dict has not, so that an unmasked state can be loaded.
-
-    Changes:
-        the state dict: ``weight`` becomes ``weight_orig`` beside an all-True ``weight_mask``.
-    """
-    for name in masks.read(model):
-        if name in state_dict and f"{name}_orig" not in state_dict:
-            weight = state_dict.pop(name)
-            state_dict[f"{name}_orig"] = weight
-            state_dict[f"{name}_mask"] = torch.ones_like(weight, dtype=torch.bool)

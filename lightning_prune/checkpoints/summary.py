@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prune.checkpoints.state import KEY, VERSION, dense_state
+from lightning_prune.checkpoints.state import KEY, VERSION
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.tables import aligned
@@ -27,7 +27,7 @@ class StoredTensor:
         shape: of it.
         elements: their number.
         zeros: how many of them are zero.
-        is_masked: whether a mask stands beside it.
+        is_masked: whether the file holds a mask of it.
     """
 
     name: str
@@ -96,7 +96,9 @@ def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> Check
     """
     checkpoint = read_checkpoint(path, is_trusted=is_trusted)
     state = checkpoint.get("state_dict", checkpoint)
-    tensors = tuple(_stored(state)) if isinstance(state, Mapping) else ()
+    entry = checkpoint.get(KEY)
+    masked = entry.get("masks", {}) if isinstance(entry, Mapping) else {}
+    tensors = tuple(_stored(state, masked)) if isinstance(state, Mapping) else ()
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: name a checkpoint of Lightning's, or a state dict")
     return CheckpointSummary(Path(path), tensors, _facts(checkpoint))
@@ -140,22 +142,24 @@ def _refusal(path: Path, text: str) -> str:
     )
 
 
-def _stored(state: Mapping[str, Any]) -> Iterator[StoredTensor]:
+def _stored(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> Iterator[StoredTensor]:
+    """Yield what a state dict holds; in format 1, and in torch's own, masks stood beside ``weight_orig``."""
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     endings = {name.removesuffix("_orig") for name in tensors if name.endswith("_orig")}
-    masked = {name for name in endings if f"{name}_mask" in tensors}
-    order = [name.removesuffix("_orig") if name.removesuffix("_orig") in masked else name for name in tensors]
-    dense = dense_state(tensors, masked)
-    for name in (name for name in order if name in dense):
-        kept = dense[name]
+    beside = {name: tensors[f"{name}_mask"] for name in endings if f"{name}_mask" in tensors}
+    masked = {**masks, **beside}
+    for held_as, tensor in tensors.items():
+        name = held_as.removesuffix("_orig") if held_as.removesuffix("_orig") in beside else held_as
+        if name.removesuffix("_mask") in beside and name not in beside:
+            continue
         if name in masked:
-            mask = tensors[f"{name}_mask"]
-            if kept.shape != mask.shape:
-                shapes = f"shape {tuple(mask.shape)}, its weight {tuple(kept.shape)}"
+            mask = masked[name]
+            if tensor.shape != mask.shape:
+                shapes = f"shape {tuple(mask.shape)}, its weight {tuple(tensor.shape)}"
                 raise CheckpointError(f"the mask of {name} has {shapes}")
-            kept = kept * mask.to(kept.dtype)
-        zeros = kept.numel() - int(torch.count_nonzero(kept))
-        yield StoredTensor(name, tuple(kept.shape), kept.numel(), zeros, name in masked)
+            tensor = tensor * mask.to(tensor.dtype)
+        zeros = tensor.numel() - int(torch.count_nonzero(tensor))
+        yield StoredTensor(name, tuple(tensor.shape), tensor.numel(), zeros, name in masked)
 
 
 def _facts(checkpoint: Mapping[str, Any]) -> dict[str, str]:

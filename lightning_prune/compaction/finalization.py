@@ -44,8 +44,9 @@ def finalize(
         CompactionError: the compact model would compute something else; the model stays masked.
 
     Changes:
-        the model in place: shapes, size attributes, hooks, mask buffers; the optimizers' state.
+        the model in place: shapes, size attributes, hooks; the optimizers' state.
     """
+    masks.zero_pruned(model)  # somebody may have copied averages over it
     if masks.structured_names(model):
         example = example_of(model) if example_inputs is None else Example.of(example_inputs)
         if example is None:

@@ -26,7 +26,7 @@ from lightning_prune.compaction._entries import (
 from lightning_prune.documents import Form
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
-from lightning_prune.model.masks import dense_names, dense_parameters, read, refresh
+from lightning_prune.model.masks import dense_names, dense_parameters, read, zero_pruned
 
 FORM = Form("lightning_prune.compaction", 1, "plan")
 _HELD_AS = "_compaction"
@@ -221,7 +221,7 @@ class Compaction:
             for name in masked.keys() & parameters.keys():
                 for axis, gone in masked[name].items():
                     parameters[name].index_fill_(axis, torch.tensor(gone, device=parameters[name].device), 0)
-        refresh(model)
+        zero_pruned(model)
 
     def rebuild(self, model: nn.Module) -> nn.Module:
         """Bring a fresh model into the pruned shape, in place, ready for ``load_state_dict``; returns it.

@@ -23,8 +23,9 @@ from lightning_prune.model.masks import (
     locate,
     mask_of,
     masked_places,
-    original_of,
-    refresh,
+    parameter_of,
+    set_mask,
+    zero_pruned,
 )
 from lightning_prune.optimizer.surgery import take
 
@@ -89,7 +90,7 @@ def reshape_like(model: nn.Module, state_dict: Mapping[str, Tensor], attributes:
 
     Args:
         model: dense, masked or compact.
-        state_dict: dense names, or ``weight_orig`` for ``weight``.
+        state_dict: by dense names.
         attributes: module attributes that follow a length in proportion, see :attr:`Compaction.attributes`.
 
     Changes:
@@ -97,7 +98,7 @@ def reshape_like(model: nn.Module, state_dict: Mapping[str, Tensor], attributes:
     """
     changes: _Changes = {}
     for name, tensor in dense_names(model).items():
-        wanted = state_dict.get(name, state_dict.get(f"{name}_orig"))
+        wanted = state_dict.get(name)
         if wanted is not None and wanted.dim() == tensor.dim() and wanted.shape != tensor.shape:
             changes[id(tensor)] = (tensor, partial(_blank, shape=wanted.shape))
     with all_or_nothing() as undo:
@@ -114,16 +115,16 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
     new = {key: change(tensor.detach()) for key, (tensor, change) in changes.items()}
     grads = {key: change(t.grad) for key, (t, change) in changes.items() if t.grad is not None}
     masks = [
-        (module._buffers, f"{name}_mask", changes[id(original)][1](mask_of(module, name)))
+        (module, name, changes[id(parameter)][1](mask_of(module, name)))
         for _, module, name, _ in masked_places(model)
-        if id(original := original_of(module, name)) in changes
+        if id(parameter := parameter_of(module, name)) in changes
     ]
     for key, (tensor, _) in changes.items():
         undo.append(partial(_set_tensor, tensor, tensor.data, tensor.grad))
         _set_tensor(tensor, new[key], grads.get(key))
-    for buffers, name, mask in masks:
-        undo.append(partial(buffers.__setitem__, name, buffers[name]))
-        buffers[name] = mask
+    for module, name, mask in masks:
+        undo.append(partial(set_mask, module, name, mask_of(module, name)))
+        set_mask(module, name, mask)
     if masks:
         _refresh(model, undo)
     for path, before in proportions.items():
@@ -154,8 +155,9 @@ def _set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
 
 def _refresh(model: nn.Module, undo: Undo) -> None:
     for _, module, name, _ in masked_places(model):
-        undo.append(partial(module.__dict__.__setitem__, name, module.__dict__[name]))
-    refresh(model)
+        if name in module.__dict__:  # as torch's own methods show it
+            undo.append(partial(module.__dict__.__setitem__, name, module.__dict__[name]))
+    zero_pruned(model)
 
 
 def _length(model: nn.Module, dense_name: str, axis: int) -> int:

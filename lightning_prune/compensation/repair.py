@@ -140,7 +140,7 @@ def refit(
         weight.copy_(reader.fold(fitted))
 
     _run(model, inputs, mend)
-    masks.refresh(model)
+    masks.zero_pruned(model)
     return list(repairs.values())
 
 

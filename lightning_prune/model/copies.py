@@ -13,8 +13,8 @@ def plain_copy(model: _M) -> _M:
     """Return a deep copy without what ``torch.compile`` put in front of ``forward``.
 
     A compiled ``forward`` that Lightning has set on a module belongs to that very object, so a deep copy that kept it
-    would go on computing with the original's weights. Tensors with a history, which a masked module and a recorded
-    activation have and ``copy.deepcopy`` refuses, are copied without it.
+    would go on computing with the original's weights. Tensors with a history, such as a recorded activation,
+    which ``copy.deepcopy`` refuses, are copied without it.
     """
     held = pytree.tree_leaves([list(vars(module).values()) for module in model.modules()])
     history = {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf}

@@ -1,81 +1,50 @@
-"""Masks on a model: attach, read, write and fold them; the only file that touches torch.nn.utils.prune.
+"""Masks on a model: attach, read, write and fold them; nothing else touches torch.nn.utils.prune.
 
-A masked parameter ``weight`` of a module is stored as the parameter ``weight_orig`` and the bool buffer
-``weight_mask`` (True = keep), and recomputed as the plain attribute ``weight`` before each forward pass. Everything
-outside this file speaks of it by its *dense name*, the one that it has in the unpruned model.
+A masked parameter ``weight`` stays the leaf that it was, at its place and under its name, zero where it is pruned: what
+reads the model's parameters, buffers or state dict sees a plain model. While its module computes, ``weight * mask``
+stands before it. The mask (bool, True = keep) lives in the pruning method, among the module's forward pre-hooks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.distributed import ranks
-from lightning_prune.distributed.shards import is_sharded, local, part
+from lightning_prune.distributed.shards import is_sharded
 from lightning_prune.errors import PruningError
-
-
-class MaskMethod(prune.BasePruningMethod):
-    """A forward pre-hook that sets ``weight = weight_orig * mask`` from a bool mask.
-
-    Unlike torch's own methods it can be overwritten without piling up, and lets the module be deep-copied at any
-    moment. The mask is widened to the weight's dtype once per change, not at each forward pass.
-
-    Args:
-        is_structured: whether the mask covers whole channels that can be removed afterwards.
-    """
-
-    PRUNING_TYPE = "unstructured"
-
-    def __init__(self, is_structured: bool) -> None:
-        self.is_structured = is_structured
-        self._widened: Tensor | None = None
-        self._made_from: Tensor | None = None
-        self._made_at: tuple[object, ...] = ()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the widened mask out of copies: it is made again when needed."""
-        return self.__dict__ | {"_widened": None, "_made_from": None, "_made_at": ()}
-
-    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the mask to begin with: all True, shape of ``t``."""
-        return torch.ones_like(default_mask, dtype=torch.bool)
-
-    def apply_mask(self, module: nn.Module) -> Tensor:
-        """Return the masked weight, shape of ``weight_orig``."""
-        mask, original = mask_of(module, self._tensor_name), original_of(module, self._tensor_name)
-        if torch.compiler.is_compiling() or mask.is_inference():
-            return original * mask
-        weight = original * self._factor(mask, original.dtype)
-        if weight.requires_grad:
-            # a non-leaf tensor refuses copy.deepcopy; its copy is recomputed before the next forward pass anyway
-            weight.__deepcopy__ = partial(_detached, mask, original)
-        return weight
-
-    def _factor(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the mask as numbers; made anew whenever the mask was written, moved or replaced."""
-        state = (mask._version, dtype, mask.device, mask.shape)
-        if self._widened is None or self._made_from is not mask or self._made_at != state:
-            self._widened, self._made_from, self._made_at = mask.to(dtype), mask, state
-        return self._widened
-
-
-def _detached(mask: Tensor, original: Tensor, memo: dict[int, Any]) -> Tensor:
-    return torch.where(mask, original.detach(), 0)
+from lightning_prune.model._mask_method import MaskMethod, Notice, zero_where
 
 
 def mask_of(module: nn.Module, name: str) -> Tensor:
-    """Return the mask buffer of the masked parameter ``name`` of this module."""
-    return cast(Tensor, getattr(module, f"{name}_mask"))
+    """Return the live mask of the masked parameter ``name`` of this module."""
+    return _mask(module, _hooks(module)[name])
 
 
-def original_of(module: nn.Module, name: str) -> nn.Parameter:
-    """Return the live parameter behind the masked parameter ``name`` of this module."""
-    return cast(nn.Parameter, getattr(module, f"{name}_orig"))
+def _mask(module: nn.Module, hook: prune.BasePruningMethod) -> Tensor:
+    return (
+        hook.mask(module)
+        if isinstance(hook, MaskMethod)
+        else cast(Tensor, getattr(module, f"{hook._tensor_name}_mask"))
+    )
+
+
+def set_mask(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Put another mask, perhaps of another shape, in the place of this one."""
+    hook = _hooks(module)[name]
+    if isinstance(hook, MaskMethod):
+        hook.set_mask(mask)
+    else:
+        module._buffers[f"{name}_mask"] = mask
+
+
+def parameter_of(module: nn.Module, name: str) -> nn.Parameter:
+    """Return the Parameter that is masked as ``name`` in this module; torch's own methods keep it as ``name_orig``."""
+    own = module._parameters.get(name)
+    return cast(nn.Parameter, module._parameters[f"{name}_orig"] if own is None else own)
 
 
 def _hooks(module: nn.Module) -> dict[str, prune.BasePruningMethod]:
@@ -101,18 +70,17 @@ def structured_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def dense_names(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer by its dense name: ``weight_orig`` as ``weight``, mask buffers left out.
+    """Return every parameter and buffer by its dense name, the one that it has in the plain model.
 
-    A tensor that stands under several names appears under each.
+    It differs from the present name where torch's own methods prune alone: ``weight_orig`` stands as ``weight`` and
+    their mask buffers are left out. A tensor that stands under several names appears under each.
     """
     tensors: dict[str, Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        masked = _hooks(module)
-        hidden = {f"{name}_mask" for name in masked}
-        shown = {f"{name}_orig": name for name in masked}
+        others = [name for name, hook in _hooks(module).items() if not isinstance(hook, MaskMethod)]
+        shown = {f"{name}_orig": name for name in others} | {f"{name}_mask": "" for name in others}
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and name not in hidden:
-                name = shown.get(name, name)
+            if tensor is not None and (name := shown.get(name, name)):
                 tensors[f"{path}.{name}" if path else name] = tensor
     return tensors
 
@@ -138,18 +106,6 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in dense_names(model).items()}
 
 
-def _renamed(module: nn.Module, old: str, new: str, change: Callable[[], object]) -> None:
-    """Run ``change``, which renames a parameter, and put it back at its place in the module's order of parameters.
-
-    Optimizer states in a checkpoint are numbered in that order.
-    """
-    order = [new if name == old else name for name in module._parameters]
-    change()
-    held = dict(module._parameters)
-    module._parameters.clear()
-    module._parameters.update({name: held[name] for name in order})
-
-
 def attach(model: nn.Module, names: Iterable[str], is_structured: bool = False) -> None:
     """Put an all-True mask on each named parameter; one that is masked already keeps its mask.
 
@@ -159,50 +115,64 @@ def attach(model: nn.Module, names: Iterable[str], is_structured: bool = False) 
         is_structured: whether the masks will cover whole channels.
 
     Raises:
-        PruningError: a parameter is pruned by somebody else's torch.nn.utils.prune hook, is sharded already, or its
-            module has an attribute in the way; nothing is masked then.
+        PruningError: a parameter is pruned by somebody else's torch.nn.utils.prune hook, or is sharded already; nothing
+            is masked then.
 
     Changes:
-        the modules: ``weight`` becomes ``weight_orig`` (the same Parameter), ``weight_mask`` and a forward pre-hook.
+        the hooks of the modules; parameters and buffers stay as they are.
     """
     parameters = dense_parameters(model)
     places = list(_places_of(model, [parameters[name] for name in names]))
     for dense_name, module, name, hook in places:
-        if not isinstance(hook, MaskMethod):
-            _check_free(dense_name, module, name, hook)
-            _check_not_sharded(dense_name, parameters[dense_name])
+        if hook is not None and not isinstance(hook, MaskMethod):
+            raise PruningError(
+                f"{dense_name} is already pruned by {type(hook).__name__} of torch.nn.utils.prune: make that permanent"
+                " first, with torch.nn.utils.prune.remove(module, name) or lightning_prune.finalize(model)"
+            )
+        if hook is None and is_sharded(parameter_of(module, name)):
+            raise PruningError(
+                f"{dense_name} is sharded over several ranks already, and masks have to be there first: build the"
+                " layers in __init__ and shard them in configure_model, or call fully_shard after the masks are"
+                " attached"
+            )
+    known = (hook.notice for *_, hook in masked_places(model) if isinstance(hook, MaskMethod))
+    notice = next(known, None) or Notice()
     for _, module, name, hook in places:
         if isinstance(hook, MaskMethod):
             hook.is_structured |= is_structured
         else:
-            _renamed(module, name, f"{name}_orig", partial(MaskMethod.apply, module, name, is_structured))
+            parameter = parameter_of(module, name)
+            device = "cpu" if parameter.is_meta else parameter.device
+            mask = torch.ones(parameter.shape, dtype=torch.bool, device=device)
+            MaskMethod(name, mask, is_structured, notice).put_on(module)
     _serve_attention(model)
-    _spare_broadcasts(model)
-
-
-def _spare_broadcasts(model: nn.Module) -> None:
-    """Let a DistributedDataParallel around this model leave our masks, the same on all ranks, out of each forward."""
-    ours = {f"{name}_mask" for name, *_ in masked_places(model)}
-    there = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    others = there & set(vars(model).pop("_ddp_params_and_buffers_to_ignore", ()))
-    if ours | others:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sorted(ours | others))
 
 
 def _serve_attention(model: nn.Module) -> None:
     """Let each nn.MultiheadAttention run the mask hooks of its ``out_proj``, whose weights it reads without a call."""
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention):
-            own = [key for key, hook in module._forward_pre_hooks.items() if hook is _mask_out_proj]
-            if _hooks(module.out_proj) and not own:
-                module.register_forward_pre_hook(_mask_out_proj)
-            elif own and not _hooks(module.out_proj):
-                del module._forward_pre_hooks[own[0]]
+            for table, hook in (
+                (module._forward_pre_hooks, _mask_out_proj),
+                (module._forward_hooks, _uncover_out_proj),
+            ):
+                own = [key for key, held in table.items() if held is hook]
+                if _hooks(module.out_proj) and not own:
+                    handle = RemovableHandle(table)
+                    table[handle.id] = hook
+                elif own and not _hooks(module.out_proj):
+                    del table[own[0]]
 
 
 def _mask_out_proj(attention: nn.MultiheadAttention, inputs: object) -> None:
     for hook in _hooks(attention.out_proj).values():
         hook(attention.out_proj, inputs)
+
+
+def _uncover_out_proj(attention: nn.MultiheadAttention, *_: object) -> None:
+    for hook in _hooks(attention.out_proj).values():
+        if isinstance(hook, MaskMethod):
+            hook.uncover(attention.out_proj)
 
 
 def _places_of(
@@ -212,29 +182,15 @@ def _places_of(
     wanted = {id(parameter) for parameter in parameters}
     for path, module in model.named_modules():
         hooks = _hooks(module)
-        shown = {f"{name}_orig": name for name in hooks}
+        shown = {f"{name}_orig": name for name, hook in hooks.items() if not isinstance(hook, MaskMethod)}
         for held_as, held in module._parameters.items():
             if id(held) in wanted:
                 name = shown.get(held_as, held_as)
                 yield (f"{path}.{name}" if path else name), module, name, hooks.get(name)
 
 
-def _check_free(dense_name: str, module: nn.Module, name: str, hook: prune.BasePruningMethod | None) -> None:
-    if hook is not None:
-        raise PruningError(
-            f"{dense_name} is already pruned by {type(hook).__name__} of torch.nn.utils.prune: make that permanent"
-            " first, with torch.nn.utils.prune.remove(module, name) or lightning_prune.finalize(model)"
-        )
-    for taken in (f"{name}_orig", f"{name}_mask"):
-        if hasattr(module, taken):
-            raise PruningError(
-                f"{dense_name} cannot be masked: its module already has an attribute {taken!r}, which"
-                " torch.nn.utils.prune needs; rename it or exclude this target"
-            )
-
-
 def detach(model: nn.Module, names: Iterable[str] | None = None) -> None:
-    """Fold each mask into its weight: hooks and mask buffers go, the Parameter object stays.
+    """Fold each mask into its weight: the hooks go, the Parameter object stays.
 
     Args:
         model: any module; torch's own pruning hooks are folded too.
@@ -247,30 +203,21 @@ def detach(model: nn.Module, names: Iterable[str] | None = None) -> None:
         the weights (exactly zero where the mask was False) and the modules (plain again, same parameter order).
     """
     wanted = None if names is None else set(names)
-    found = [place for place in masked_places(model) if wanted is None or place[0] in wanted]
-    _check_whole(found)
-    for _, module, name, hook in found:
-        _zero_pruned(mask_of(module, name), original_of(module, name))
-        _renamed(module, f"{name}_orig", name, partial(_unhook, module, name, hook))
-    _serve_attention(model)
-    _spare_broadcasts(model)
-
-
-def _check_not_sharded(dense_name: str, parameter: nn.Parameter) -> None:
-    if is_sharded(parameter):
-        raise PruningError(
-            f"{dense_name} is sharded over several ranks already, and masks have to be there first: build the layers in"
-            " __init__ and shard them in configure_model, or call fully_shard after the masks are attached"
-        )
-
-
-def _check_whole(places: Iterable[tuple[str, nn.Module, str, object]]) -> None:
+    places = [place for place in masked_places(model) if wanted is None or place[0] in wanted]
     for dense_name, module, name, _ in places:
-        if is_sharded(original_of(module, name)):
+        if is_sharded(parameter_of(module, name)):
             raise PruningError(
-                f"{dense_name} is sharded over several ranks, which find it under its present name, so its mask stays:"
-                " load the checkpoint into a model in one process and call finalize(model) there"
+                f"{dense_name} is sharded over several ranks, so its mask stays: load the checkpoint into a model in"
+                " one process and call finalize(model) there"
             )
+    for _, module, name, _ in places:
+        order = [held.removesuffix("_orig") if held == f"{name}_orig" else held for held in module._parameters]
+        prune.remove(module, name)
+        # torch puts a weight that its own methods have pruned behind the others (2.13), and optimizer states in a
+        # checkpoint are numbered in that order
+        for held in order:
+            module._parameters[held] = module._parameters.pop(held)
+    _serve_attention(model)
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -279,19 +226,14 @@ def fold(model: nn.Module) -> nn.Module:
     return model
 
 
-def _unhook(module: nn.Module, name: str, hook: prune.BasePruningMethod) -> None:
-    for key, held in list(module._forward_pre_hooks.items()):
-        if held is hook:
-            del module._forward_pre_hooks[key]
-    parameter = original_of(module, name)
-    delattr(module, name)
-    del module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
-    module.register_parameter(name, parameter)
-
-
 def read(model: nn.Module) -> dict[str, Tensor]:
     """Return the live mask of every masked parameter by dense name: bool, parameter's shape, True = keep."""
-    return {name: mask_of(module, attr).bool() for name, module, attr, _ in masked_places(model)}
+    return {name: _mask(module, hook).bool() for name, module, _, hook in masked_places(model)}
+
+
+def ours(model: nn.Module) -> dict[str, Tensor]:
+    """Return the same of this package's masks alone, which stand in no state dict."""
+    return {name: hook.mask(module) for name, module, _, hook in masked_places(model) if isinstance(hook, MaskMethod)}
 
 
 @torch.no_grad()
@@ -304,43 +246,50 @@ def write(model: nn.Module, masks: Iterable[tuple[str, Tensor]]) -> None:
             never holds more than one new mask.
 
     Changes:
-        the mask buffers, the live weights (zero where pruned) and the modules' ``weight`` attributes.
+        the masks and the live weights (zero where pruned).
     """
-    places: dict[int, list[tuple[nn.Module, str, prune.BasePruningMethod]]] = {}
+    places: dict[int, list[tuple[nn.Module, prune.BasePruningMethod]]] = {}
     by_name: dict[str, int] = {}
     for dense_name, module, name, hook in masked_places(model):
-        key = by_name[dense_name] = id(original_of(module, name))
-        places.setdefault(key, []).append((module, name, hook))
+        key = by_name[dense_name] = id(parameter_of(module, name))
+        places.setdefault(key, []).append((module, hook))
     for dense_name, mask in masks:
-        for module, name, hook in places[by_name[dense_name]]:
-            mask_of(module, name).logical_and_(mask.to(mask_of(module, name).device))
-            _settle(module, name, hook)
+        for module, hook in places[by_name[dense_name]]:
+            live = _mask(module, hook)
+            live.logical_and_(mask.to(live.device))
+            _settle(module, hook)
 
 
-def refresh(model: nn.Module) -> None:
-    """Zero every live weight where its mask is False and bring the ``weight`` attributes up to date with it."""
-    for _, module, name, hook in masked_places(model):
-        _settle(module, name, hook)
+@torch.no_grad()
+def put(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Let these be this package's masks, by dense name, and all True where none is named; weights stay as they are."""
+    for name, mask in ours(model).items():
+        mask.copy_(masks[name]) if name in masks else mask.fill_(True)
 
 
-def _settle(module: nn.Module, name: str, hook: prune.BasePruningMethod) -> None:
-    """Zero the live weight where it is pruned; show it as ``weight``, in place where that has the right form."""
-    original, shown = original_of(module, name), getattr(module, name)
-    _zero_pruned(mask_of(module, name), original)
-    if is_sharded(original):
-        setattr(module, name, original.detach())
-        return
-    same = (shown.shape, shown.dtype, shown.device) == (original.shape, original.dtype, original.device)
-    if same and not shown.is_inference():
-        shown.data.copy_(original.data)
-    else:
+def zero_pruned(model: nn.Module) -> None:
+    """Set the live weights to zero wherever their mask is False, in place (what an optimizer moved goes back)."""
+    for _, module, _, hook in masked_places(model):
+        _settle(module, hook)
+
+
+@torch.no_grad()
+def zero_gradients(model: nn.Module) -> None:
+    """Set gradients to zero wherever their mask is False, in place.
+
+    A module's own use of its weight gives zeros there; that of a weight which others read outside of it does not.
+    """
+    for _, module, _, hook in masked_places(model):
+        if isinstance(hook, MaskMethod):
+            hook.zero_gradient(module)
+
+
+def _settle(module: nn.Module, hook: prune.BasePruningMethod) -> None:
+    name = hook._tensor_name
+    zero_where(_mask(module, hook), parameter_of(module, name))
+    if not isinstance(hook, MaskMethod):
         with torch.enable_grad():
             setattr(module, name, hook.apply_mask(module))
-
-
-def _zero_pruned(mask: Tensor, original: Tensor) -> None:
-    zero, own = torch.zeros((), dtype=original.dtype, device=original.device), local(original.data)
-    torch.where(part(mask, original).bool(), own, zero, out=own)
 
 
 def check_same(model: nn.Module) -> None:
@@ -349,12 +298,6 @@ def check_same(model: nn.Module) -> None:
         ranks.check_same({name: ranks.digest(mask) for name, mask in read(model).items()}, "mask")
 
 
-def zero_pruned(model: nn.Module) -> None:
-    """Set the live weights to zero wherever their mask is False, in place (what an optimizer moved goes back)."""
-    for _, module, name, _ in masked_places(model):
-        _zero_pruned(mask_of(module, name), original_of(module, name))
-
-
 def masks_by_parameter(model: nn.Module) -> Mapping[nn.Parameter, Tensor]:
     """Return the live mask of every masked parameter, keyed by the Parameter object that the optimizer holds."""
-    return {original_of(module, name): mask_of(module, name) for _, module, name, _ in masked_places(model)}
+    return {parameter_of(module, name): _mask(module, hook) for _, module, name, hook in masked_places(model)}

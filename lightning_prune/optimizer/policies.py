@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.errors import CheckpointError, PruningError
-from lightning_prune.model.masks import dense_names, refresh
+from lightning_prune.model.masks import dense_names
 from lightning_prune.optimizer import surgery
 from lightning_prune.optimizer.context import PolicyContext
 from lightning_prune.values import Choice, check_whole
@@ -350,7 +350,6 @@ class RewindWeights(_Rewinding):
             named[name].copy_(tensor)
         for parameter, mask in context.masks.items():
             parameter.masked_fill_(~mask, 0)
-        refresh(context.model)
 
     def after_removal(self, kept: dict[str, Any], cut: Callable[[str, Tensor], Tensor]) -> None:
         """Cut the snapshot."""

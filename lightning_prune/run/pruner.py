@@ -66,11 +66,6 @@ class Progress:
     asked: float = 0.0
     observed: Observations = field(default_factory=Observations)
 
-    def start_over(self) -> None:
-        """Forget everything: the masks are new."""
-        self.asked = 0.0
-        self.observed.clear()
-
 
 @dataclass(frozen=True, eq=False)
 class Pruner:

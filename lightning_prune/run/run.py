@@ -138,7 +138,7 @@ class PruningRun:
                 check_masked(pruner, model)
             _check_finite(model)
             masks.check_same(model)
-        masks.refresh(model)
+        masks.zero_pruned(model)
         parameters = masks.dense_parameters(model)
         owned = {parameters[name] for pruner in self.pruners for name in pruner.units.weights}
         owners = [o for o in optimizers if owned & set(parameters_of(o))]
@@ -176,7 +176,12 @@ class PruningRun:
         self._runtimes, self._handles = [], []
 
     def observe(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Show the gradient criteria this step's gradients, before the optimizer steps."""
+        """Show the gradient criteria this step's gradients, before the optimizer steps.
+
+        Changes:
+            the gradients of masked weights: zero where they are pruned, whatever else reads the weight.
+        """
+        masks.zero_gradients(model)
         watching = [pruner for pruner in self.pruners if pruner.is_watching]
         if watching:
             held = {id(p) for p in parameters_of(optimizer)}
@@ -306,12 +311,6 @@ class PruningRun:
     def ask_again(self) -> None:
         """Make what the schedules ask for by now due anew, after the next step."""
         self._looked_at, self._waits_at = -1, self.step
-
-    def start_over(self) -> None:
-        """Take all masks for new: somebody has loaded other ones; what the schedules ask for by now is due anew."""
-        for pruner in self.pruners:
-            pruner.progress.start_over()
-        self.ask_again()
 
 
 def rehearsal(recipe: Recipe) -> Recipe:

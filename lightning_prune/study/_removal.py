@@ -90,7 +90,7 @@ def held(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[Gone], No
     Each call starts from the parameters as they were.
 
     Changes:
-        the parameters, in place; ``weight`` attributes of a masked model follow at the end.
+        the parameters, in place.
     """
     parameters = masks.dense_parameters(model)
     places = {name: (parameters[name].data, parameters[name].data.clone()) for name in names}
@@ -105,8 +105,6 @@ def held(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[Gone], No
         yield zero
     finally:
         zero({})
-        if masks.is_masked(model):
-            masks.refresh(model)
 
 
 @contextmanager

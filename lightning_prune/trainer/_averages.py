@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import Compaction, applied_plan
 from lightning_prune.model import masks
+from lightning_prune.optimizer.surgery import take
 from lightning_prune.run.removal import removed_since
 from lightning_prune.trainer.internals import averages_of, copy_average
 from lightning_prune.trainer.packages import LightningModule, Trainer
@@ -40,10 +42,40 @@ def take_masks(trainer: Trainer, model: LightningModule) -> None:
         _mask(average, model)
 
 
-def lose(trainer: Trainer, plan: Compaction) -> None:
-    """Remove the channels of a plan from the averages too."""
+def lose(trainer: Trainer, model: LightningModule, plan: Compaction) -> None:
+    """Remove the channels of a plan, that the model has lost, from the averages too.
+
+    Those of other callbacks, and of the model itself, are known by their shapes: a mapping by the names of parameters,
+    a list in their order, or a copy of the model as the ``module`` of another, as AveragedModel and timm hold it. What
+    was kept from before a removal is cut like an average.
+    """
     for average in averages_of(trainer):
         plan.rebuild(average)
+    order, torchs = [name for name, _ in model.named_parameters()], vars(nn.Module())
+    held = [value for name, value in vars(model).items() if name not in torchs]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        held += vars(callback).values()
+    for value in held:
+        if isinstance(value, dict):
+            _cut(value, plan)
+        elif isinstance(value, list) and len(value) == len(order):
+            by_name = dict(zip(order, value, strict=True))
+            _cut(by_name, plan)
+            value[:] = by_name.values()
+        elif isinstance(value, nn.Module):
+            copied = value._modules.get("module")
+            named = {} if copied is None else masks.dense_names(copied)
+            shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+            if copied is not None and plan.shapes.items() <= shapes.items():
+                plan.rebuild(copied)
+
+
+def _cut(tensors: dict[Any, Any], plan: Compaction) -> None:
+    for name in plan.keep:
+        tensor = tensors.get(name)
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) == plan.shapes[name]:
+            left = {axis: torch.tensor(kept) for axis, kept in plan.keep[name].items()}
+            tensors[name] = take(tensor, left).requires_grad_(tensor.requires_grad)
 
 
 def copy_again(trainer: Trainer, model: LightningModule, pruning: object) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lightning_prune.compaction import Compaction
 from lightning_prune.distillation import Distillation
 from lightning_prune.guard import Guard
 from lightning_prune.model.example import stored
@@ -35,6 +36,7 @@ class Course:
         run: sets masks; None until it is bound to the model.
         guarding: judges the events of the run; None: nothing does.
         distilling: teaches the model; None: nobody does.
+        stages: what had been removed from it before each removal; None: nothing had. States of these stages still load.
     """
 
     model: LightningModule
@@ -42,6 +44,7 @@ class Course:
     run: PruningRun | None = None
     guarding: Guarding | None = None
     distilling: Distilling | None = None
+    stages: list[Compaction | None] = field(default_factory=list)
 
     @property
     def active(self) -> PruningRun | None:

@@ -3,20 +3,19 @@
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
+from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of, remember
 from lightning_prune.run.resuming import check_same
-from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer import _averages as averages
 from lightning_prune.trainer._files import CheckpointFiles
 from lightning_prune.trainer.fit import Fit
 from lightning_prune.trainer.internals import restored
 from lightning_prune.trainer.packages import LightningModule, Trainer
+from lightning_prune.trainer.strategy import is_sharding
 
 
 class Loading:
@@ -45,12 +44,23 @@ class Loading:
         checkpoint = {} if self._trainer is None else restored(self._trainer)
         running = None if self._fit is None else self._fit.course.run
         if running is not None and running.is_started and not checkpoint:
-            _take_over(running, model, state_dict)
-            return
+            for name in earlier.strangers(model, state_dict):
+                raise CheckpointError(
+                    f"{name} has shape {tuple(state_dict[name].shape)} in the state that is loaded and"
+                    f" {tuple(masks.dense_names(model)[name].shape)} in the model, and training is under way: load it"
+                    " before the fit, or resume from a checkpoint with trainer.fit(…, ckpt_path=…)"
+                )
+            return  # the masks hold
         if self._trainer is not None:
             # Lightning does so only after the weights have loaded, which rounds those of a 64-true run
             self._trainer.precision_plugin.convert_module(model)
-        entry = checkpoint.get(checkpoints.KEY, {})
+        if checkpoint:
+            earlier.forget(model)
+        saved = checkpoint.get(checkpoints.KEY, {})
+        checkpoints.check(model, {}, saved)
+        if self._trainer is not None and is_sharding(self._trainer) and self._trainer.ckpt_path is not None:
+            masks.put(model, {})  # weights load before the masks that belong to them: those come in on_load_checkpoint
+        entry = checkpoints.upgraded(model, state_dict, saved)
         checkpoints.check(model, state_dict, entry)
         if example_of(model) is None and (example := entry.get("example")) is not None:
             remember(model, Example(tuple(example["args"]), example["kwargs"]))
@@ -62,37 +72,16 @@ class Loading:
             # a run that goes on is set up on the shape that the model had when it began
             checkpoints.take_base(model, None if saved["base"] is None else Compaction.from_json(saved["base"]))
             run = self._fit.bind_for(saved)
-        if not checkpoints.fits(model, state_dict):
+        # a bare state dict does not say what is masked: masks hold
+        if not checkpoint and not entry["masks"] and not earlier.strangers(model, state_dict):
+            entry["masks"] = masks.ours(model)
+        elif not checkpoints.fits(model, state_dict, entry):
             checkpoints.adapt(model, state_dict, entry)
         if run is None and self._fit is not None:
             run = self._fit.bind_for(saved or {})
         if run is not None:
             run.attach(model)
-            checkpoints.add_masks(model, state_dict)
-
-
-def _take_over(run: PruningRun, model: LightningModule, state_dict: dict[str, Any]) -> None:
-    """Let weights that somebody loads in the middle of training be pruned like those before.
-
-    The masks of the state count, and a state without any brings back all weights; then the run starts over, and what
-    the schedule asks for by now goes after the next step.
-
-    Raises:
-        CheckpointError: a tensor of the state has another shape than in the model, whose optimizers cannot follow.
-    """
-    checkpoints.add_masks(model, state_dict)
-    for name, tensor in model.state_dict().items():
-        if name in state_dict and state_dict[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(state_dict[name].shape)} in the state that is loaded and"
-                f" {tuple(tensor.shape)} in the model, and training is under way: load it before the fit, or resume"
-                " from a checkpoint with trainer.fit(…, ckpt_path=…)"
-            )
-    for name, mask in masks.read(model).items():
-        loaded = state_dict.get(f"{name}_mask")
-        if loaded is not None and not torch.equal(mask, loaded.to(mask.device).bool()):
-            run.start_over()
-            return
+        masks.put(model, entry["masks"])
 
 
 def attended(trainer: Trainer, model: LightningModule, fit: Fit | None, files: CheckpointFiles) -> ExitStack:

@@ -10,6 +10,7 @@ from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.distillation import Distillation
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Guard, Trial
+from lightning_prune.model import masks
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
 from lightning_prune.run.record import Record
@@ -18,7 +19,7 @@ from lightning_prune.trainer._course import Course
 from lightning_prune.trainer._files import CheckpointFiles
 from lightning_prune.trainer._resume import attended
 from lightning_prune.trainer.fit import Fit
-from lightning_prune.trainer.internals import count_epoch
+from lightning_prune.trainer.internals import count_epoch, intercept
 from lightning_prune.trainer.packages import AnyCallback, LightningModule, Trainer
 from lightning_prune.trainer.strategy import check_can_shrink, check_strategy, is_sharding
 from lightning_prune.values import check_bool
@@ -186,10 +187,11 @@ class PruningCallback(AnyCallback):
             self._fit.judge()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finalize at the normal end; say so when the run stopped short of its target."""
+        """Say so when the run stopped short of its target; finalize after the hooks of everybody else."""
         if self._fit is not None:
             self._fit.stop_teaching()
-            self._fit.finish()
+            if self._fit.conclude():
+                self._undo.callback(intercept(trainer.strategy, "on_train_end", self._fit.finalize_after))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""
@@ -214,6 +216,9 @@ class PruningCallback(AnyCallback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up a run that was stopped; the weights are loaded already."""
+        if is_sharding(trainer):
+            masks.put(pl_module, checkpoint.get(checkpoints.KEY, {}).get("masks", {}))
+            masks.zero_pruned(pl_module)
         if self._fit is not None:
             self._fit.load(checkpoint)
 

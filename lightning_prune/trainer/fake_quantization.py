@@ -121,10 +121,9 @@ class FakeQuantization:
 
 def _put(layer: nn.Module, weight: Tensor) -> None:
     """Let ``layer.weight`` be another tensor; a parameter keeps its place in the order of parameters."""
-    if "weight" in layer._parameters:
-        layer._parameters["weight"] = weight  # pyright: ignore[reportArgumentType]
-    else:
-        layer.weight = weight
+    # while a masked layer computes, its masked weight stands before the parameter
+    table: dict[str, Any] = layer.__dict__ if "weight" in layer.__dict__ else layer._parameters
+    table["weight"] = weight
 
 
 def follow(layers: Mapping[str, FakeQuantization]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import applied_plan
 from lightning_prune.compaction.finalization import finalize
@@ -127,6 +128,7 @@ class Fit:
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Note where the run of a checkpoint was; its weights are loaded already."""
+        self.course.stages.clear()
         finish_epoch(self.trainer, checkpoint)
         forget_data(self.trainer)  # again: a strategy that shards restores after on_fit_start
         entry = checkpoint.get(checkpoints.KEY, {})
@@ -143,6 +145,7 @@ class Fit:
     def start(self) -> None:
         """Fit the run to the weights that have loaded."""
         forget_data(self.trainer)
+        earlier.serve(self.model, self.course.stages)
         if self.record.is_done:
             return
         run, guarding = self.bind(), self.course.guarding
@@ -260,7 +263,9 @@ class Fit:
             guarding.watch.begin(run.step, before, asked)
         averages.take_masks(trainer, model)
         if self.settings.compact_every_event:
+            self.course.stages.append(applied_plan(model))
             shrink(run, trainer, model)
+            earlier.serve(model, self.course.stages)
         self.record.events += events
         self._note()
         for event in events:
@@ -299,13 +304,14 @@ class Fit:
         record.sparsity = 0.0 if course.run is None else course.run.sparsity
         record.trials = [] if course.guarding is None else list(course.guarding.watch.history)
         if failed is not None:
+            earlier.serve(self.model, course.stages)
             record.events = [event for event in record.events if event.step < failed.step]
 
-    def finish(self) -> None:
-        """Finalize at the normal end; say so when the run stopped short of its target."""
+    def conclude(self) -> bool:
+        """Let go of the optimizers at the normal end and tell what was reached; False where nothing was pruned."""
         run, guarding, trainer, model = self.course.active, self.course.guarding, self.trainer, self.model
         if run is None:
-            return
+            return False
         failed = None if guarding is None else guarding.end(run, trainer, model)
         self._note(failed)
         if failed is not None:
@@ -321,18 +327,33 @@ class Fit:
                     " train longer or let the schedule end earlier",
                     stacklevel=3,
                 )
-        if self.settings.finalize and is_sharding(trainer):
+        return True
+
+    def finalize_after(self, end: Callable[[], object]) -> None:
+        """Finalize when the training has ended for everybody: averages may be copied in any ``on_train_end``."""
+        end()
+        self.finalize()
+
+    def finalize(self) -> None:
+        """Make the model plain, where that is asked for; states from before still load into it."""
+        trainer, model = self.trainer, self.model
+        if not self.settings.finalize:
+            return
+        if is_sharding(trainer):
             warn_sharded(model)
-        elif self.settings.finalize:
-            ranks.copy_from_first(model.buffers())  # what is exact is then the same on all ranks
-            try:
-                finalize(model, optimizer=trainer.optimizers)
-            except CompactionError as error:
-                warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
-                masks.fold(model)
-            averages.settle(trainer, model)
-            self.record.is_done = True
-            self._save()
+            return
+        before, pruned = applied_plan(model), {name: mask.clone() for name, mask in masks.read(model).items()}
+        ranks.copy_from_first(model.buffers())  # what is exact is then the same on all ranks
+        try:
+            finalize(model, optimizer=trainer.optimizers)
+        except CompactionError as error:
+            warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
+            masks.fold(model)
+        averages.settle(trainer, model)
+        self.record.is_done = True
+        self.course.stages.append(before)
+        earlier.serve(model, self.course.stages, pruned)
+        self._save()
 
     def _save(self) -> None:
         """Write the small model beside the Trainer's checkpoints, which hold it with masks, if it writes any."""
@@ -350,7 +371,8 @@ class Fit:
         if not self._has_trained and is_over(trainer) and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
             if run is not None and guarding is not None:
                 guarding.catch_up(trainer)
-            self.finish()
+            if self.conclude():
+                self.finalize()
 
     def stop_teaching(self) -> None:
         """Let the teacher go; the next fit of the model has it again."""

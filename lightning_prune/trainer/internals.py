@@ -169,12 +169,13 @@ def unwrapped(trainer: Trainer) -> Iterator[None]:
 def intercept(strategy: Strategy, name: str, ours: Callable[..., Any]) -> Callable[[], None]:
     """Let a call of the strategy go to us, with the original as first argument; return what ends that.
 
-    Goes when a callback can change the loss before the backward pass:
+    Goes when a callback can change the loss before the backward pass, and can ask for a call after the ``on_train_end``
+    of all callbacks and of the module, while the model still lies where it trained:
     https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/strategies/strategy.py#L192
 
     Args:
         strategy: of the fit.
-        name: of the method, "training_step" or "backward".
+        name: of the method: "training_step", "backward" or "on_train_end", which is the last hook of all.
         ours: takes the original and its arguments.
     """
     setattr(strategy, name, partial(ours, getattr(strategy, name)))

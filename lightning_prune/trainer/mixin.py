@@ -78,7 +78,9 @@ class PruningMixin(_Base):
         """Take the shape and masks of the checkpoint, before its weights load; an override calls ``super()``."""
         super().on_load_checkpoint(checkpoint)
         if "state_dict" in checkpoint:  # a strategy that shards has loaded it already
-            checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
+            entry = checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
+            if checkpoints.KEY in checkpoint:
+                checkpoint[checkpoints.KEY] = entry
 
     def to_executorch(self, path: str | Path, backend: "Backend | None" = None, **options: Any) -> "Artifact":
         """Export to a verified ``.pte`` file with its manifest beside it.

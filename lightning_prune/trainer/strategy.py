@@ -95,6 +95,6 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
         warnings.warn(f"these channel groups stay masked, because removing them is not exact:\n{reasons}", stacklevel=2)
     if changes:
         log.warning(INEXACT, run.step, max(changes.values()))
-    averages.lose(trainer, cut)
+    averages.lose(trainer, model, cut)
     run.follow(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))

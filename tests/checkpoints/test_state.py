@@ -283,13 +283,19 @@ def test_load_state_dict_by_hand_in_a_fit(tmp_path: Path) -> None:
 def test_describe_holds_plain_values_only() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     masks.attach(model, ["0.weight"], is_structured=True)
-    assert checkpoints.describe(model) == {"version": 1, "structured": ["0.weight"], "compaction": None}
+    assert torch.equal(checkpoints.describe(model)["masks"]["0.weight"], torch.ones(4, 4, dtype=torch.bool))
+    assert checkpoints.describe(model) | {"masks": {}} == {
+        "version": 2,
+        "masks": {},
+        "structured": ["0.weight"],
+        "compaction": None,
+    }
 
 
 def test_newer_version_is_refused() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(CheckpointError, match="lightning_prune version 2, this package reads up to 1; upgrade it"):
-        checkpoints.adapt(model, model.state_dict(), {"version": 2})
+    with pytest.raises(CheckpointError, match="lightning_prune version 3, this package reads up to 2; upgrade it"):
+        checkpoints.adapt(model, model.state_dict(), {"version": 3})
 
 
 def test_buffer_called_mask_beside_a_parameter_called_orig_is_the_users_own() -> None:
@@ -302,21 +308,21 @@ def test_buffer_called_mask_beside_a_parameter_called_orig_is_the_users_own() ->
             self.register_buffer("query_mask", torch.ones(3, dtype=torch.bool))
             self.layer = nn.Linear(3, 3)
 
-    odd = Odd()
-    assert checkpoints.masked_in(odd.state_dict(), odd) == ()
-    masks.attach(odd, ["layer.weight"])
-    assert checkpoints.masked_in(odd.state_dict(), odd) == ("layer.weight",)
-    plain = Odd()
-    checkpoints.adapt(plain, odd.state_dict(), None)
-    plain.load_state_dict(odd.state_dict())
-    assert list(masks.read(plain)) == ["layer.weight"]
+    odd, old = Odd(), Odd().state_dict()
+    assert checkpoints.masked_in(old, odd) == ()
+    old["layer.weight_orig"], old["layer.weight_mask"] = old.pop("layer.weight"), torch.eye(3).bool()
+    assert checkpoints.masked_in(old, odd) == ("layer.weight",)
+    checkpoints.adapt(odd, old, None)
+    odd.load_state_dict(old)
+    assert list(masks.read(odd)) == ["layer.weight"]
+    assert odd.layer.weight.count_nonzero() == 3
 
 
-def test_add_masks_lets_a_dense_state_load() -> None:
+def test_a_dense_state_loads_and_the_masks_hold() -> None:
     masked, dense = nn.Linear(3, 2), nn.Linear(3, 2)
     masks.attach(masked, ["weight"])
-    state = dense.state_dict()
-    checkpoints.add_masks(masked, state)
-    masked.load_state_dict(state)
-    assert torch.equal(masked.weight_orig, dense.weight)  # type: ignore[arg-type]
-    assert bool(masks.read(masked)["weight"].all())
+    masks.write(masked, [("weight", torch.eye(2, 3).bool())])
+    with pytest.warns(UserWarning, match=r"weights that are pruned by now, Linear.weight among them: they stay zero"):
+        masked.load_state_dict(dense.state_dict())
+    masked.load_state_dict(dense.state_dict())  # it is said once
+    assert torch.equal(masked.weight, dense.weight * torch.eye(2, 3))

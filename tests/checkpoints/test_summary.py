@@ -7,6 +7,7 @@ from packages import Trainer
 from support import AfterStep, Net, loader, trainer
 
 from lightning_prune import Channel, Element, Linear, OneShot, PruningCallback, Recipe, summarize
+from lightning_prune.checkpoints.state import KEY, describe
 from lightning_prune.checkpoints.summary import read_checkpoint, summarize_checkpoint
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
@@ -40,7 +41,7 @@ def test_masks_count_as_zeros(tmp_path: Path):
     names = [name for name, p in model.named_parameters() if p.dim() > 1]
     masks.attach(model, names)
     masks.write(model, [(name, torch.rand_like(mask.float()) > 0.7) for name, mask in masks.read(model).items()])
-    torch.save(model.state_dict(), tmp_path / "a.ckpt")
+    torch.save({"state_dict": model.state_dict(), KEY: describe(model)}, tmp_path / "a.ckpt")
     found = {one.name: one for one in summarize_checkpoint(tmp_path / "a.ckpt").tensors}
     told = {name: mask.numel() - int(mask.sum()) for name, mask in masks.read(model).items()}
     assert {name: found[name].zeros for name in told} == told

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_prune import Channel, OneShot, PruningCallback, PruningMixin, Recipe, finalize, keep_classes
 from lightning_prune.classes.classes import ClassScores
 from lightning_prune.compaction import applied_plan
+from lightning_prune.model import masks
 from lightning_prune.run.run import PruningRun
 
 LABELS = ["a", "b", "c", "d"]
@@ -204,7 +205,7 @@ class TestAfterwards:
         run.start([torch.optim.SGD(model.parameters(), lr=0.1)], [], model)
         run.prune_if_due(model)
         subset = keep_classes(model, classes=["a", "b"], labels=LABELS, loader=batches)
-        assert subset.model.head.weight_mask.shape == (2, 8)  # type: ignore[union-attr]
+        assert masks.mask_of(subset.model.head, "weight").shape == (2, 8)  # type: ignore[union-attr]
         assert subset.max_abs_error < 1e-5
 
 

@@ -43,7 +43,7 @@ def busy() -> tuple[nn.Module, list[torch.optim.Optimizer], Compaction]:
     for optimizer in optimizers:
         optimizer.step()
     masks.zero_pruned(model)
-    masks.refresh(model)
+    masks.zero_pruned(model)
     return model, optimizers, half_plan(model, RESIDUAL_INPUT)
 
 

@@ -109,7 +109,7 @@ def with_a_changed_weight() -> str:
         pruner = bound(Recipe(schedule=OneShot(0.5), allocation=uniform), net)
         if rank == 1:
             with torch.no_grad():
-                masks.original_of(net[0], "weight")[0] = 100.0
+                masks.parameter_of(net[0], "weight")[0] = 100.0
         return message(event, pruner, net)
 
 
@@ -128,7 +128,7 @@ def with_a_broken_weight() -> tuple[str, int]:
         pruner = bound(RECIPES["magnitude"](), net)
         if rank == 1:
             with torch.no_grad():
-                masks.original_of(net[2], "weight")[0, 0] = torch.nan
+                masks.parameter_of(net[2], "weight")[0, 0] = torch.nan
         text = message(event, pruner, net)
         dist.barrier()  # the ranks are in step with each other afterwards
         return text, sum(int((~mask).sum()) for mask in masks.read(net).values())

@@ -39,7 +39,8 @@ def test_the_round_trip_keeps_identity_order_and_names() -> None:
     state = list(model.state_dict())
     masks.attach(model, NAMES)
     assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
-    assert [name.replace("_orig", "") for name, _ in model.named_parameters()] == names
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(model.state_dict()) == state
     masks.write(model, draw(model).items())
     masks.attach(model, [*NAMES, "norm.weight"])
     assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
@@ -66,7 +67,7 @@ def test_the_numbers_of_an_optimizer_checkpoint_stay() -> None:
         assert torch.equal(state["exp_avg"], other["state"][index]["exp_avg"])
 
 
-def test_masks_are_bool_buffers_all_true_at_first() -> None:
+def test_masks_are_bool_and_all_true_at_first() -> None:
     model = masked()
     assert masks.is_masked(model)
     assert not masks.is_masked(Net())
@@ -76,7 +77,8 @@ def test_masks_are_bool_buffers_all_true_at_first() -> None:
         assert mask.dtype == torch.bool
         assert bool(mask.all())
         assert mask.shape == masks.dense_parameters(model)[name].shape
-    assert live["conv.weight"] is model.conv.get_buffer("weight_mask")
+    assert live["conv.weight"] is masks.mask_of(model.conv, "weight")
+    assert [name for name, _ in model.named_buffers()] == [name for name, _ in Net().named_buffers()]
 
 
 def test_write_zeroes_and_never_brings_back() -> None:
@@ -117,7 +119,7 @@ def test_the_tenth_write_costs_and_stores_no_more_than_the_first() -> None:
     assert places == {name: mask.data_ptr() for name, mask in masks.read(model).items()}
     assert [type(hook) for hook in model.head._forward_pre_hooks.values()] == [MaskMethod]
     assert [type(hook) for hook in model.conv._forward_pre_hooks.values()] == [MaskMethod] * 2
-    assert len(model.state_dict()) == len(Net().state_dict()) + len(NAMES)
+    assert len(model.state_dict()) == len(Net().state_dict())
 
 
 def test_a_second_attach_changes_nothing_but_whether_channels_are_meant() -> None:
@@ -137,7 +139,7 @@ def test_dense_names_are_those_of_the_unpruned_model() -> None:
     known = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
     assert set(masks.dense_names(model)) == set(known)
     assert set(masks.dense_parameters(model)) == {name for name, _ in plain.named_parameters()}
-    assert masks.dense_parameters(model)["conv.weight"] is model.conv.get_parameter("weight_orig")
+    assert masks.dense_parameters(model)["conv.weight"] is model.conv.get_parameter("weight")
     assert masks.locate(model, "conv.weight") == (model.conv, "weight")
     assert masks.locate(model, "scale") == (model, "scale")
 
@@ -178,8 +180,8 @@ def test_deepcopy_right_after_a_training_forward() -> None:
     assert torch.equal(twin(X), model(X))
     twin(X).sum().backward()
     with torch.no_grad():
-        held(twin, "head", "weight_orig").fill_(3.0)
-    assert held(model, "head", "weight_orig").max() < 3
+        held(twin, "head", "weight").fill_(3.0)
+    assert held(model, "head", "weight").max() < 3
     assert not torch.equal(twin(X), model(X))
     masks.write(twin, [("head.weight", torch.zeros(3, 4, dtype=torch.bool))])
     assert bool(masks.read(model)["head.weight"].any())
@@ -200,6 +202,8 @@ def test_a_state_dict_loads_into_a_fresh_masked_model() -> None:
     masks.write(model, draw(model).items())
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(X), model(X))
+    masks.put(other, masks.read(model))
+    assert torch.equal(other(X), model(X))
     assert all(torch.equal(mask, masks.read(model)[name]) for name, mask in masks.read(other).items())
 
 
@@ -212,7 +216,7 @@ def test_write_after_the_model_was_converted(change: Callable[[nn.Module], objec
     new = draw(model)
     masks.write(model, new.items())
     weight = model.conv.weight
-    assert weight.dtype == held(model, "conv", "weight_orig").dtype
+    assert weight.dtype == held(model, "conv", "weight").dtype
     assert torch.equal(weight != 0, new["conv.weight"])
 
 

@@ -124,6 +124,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
+            "masks": self.masks,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "runtime": self.runtime.state_dict(),
@@ -132,6 +133,7 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> "Run":
         self.model.load_state_dict(state["model"])
+        masks.put(self.model, state["masks"])
         self.runtime.load_state_dict(state["runtime"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:

@@ -138,7 +138,7 @@ def test_units_are_drawn_once_each_and_the_same_again() -> None:
 def test_what_is_pruned_already_is_not_drawn() -> None:
     model = Net()
     masks.attach(model, ["conv1.weight"])
-    gone = torch.zeros_like(model.conv1.weight_orig, dtype=torch.bool)  # type: ignore[arg-type]
+    gone = torch.zeros_like(model.conv1.weight, dtype=torch.bool)  # type: ignore[arg-type]
     gone[:6] = True
     masks.write(model, [("conv1.weight", ~gone)])
     with untouched(model):

@@ -63,7 +63,11 @@ def test_layers_shrink_on_the_way_and_carry_no_dead_channel(tmp_path: Path) -> N
     def look(_: object, model: Net) -> None:
         widths.append((model.conv1.out_channels, model.conv2.out_channels))
         assert all(bool(mask.all()) for mask in masks.read(model).values())
-        assert model.conv2.weight_orig.shape == model.conv2.weight_mask.shape == (widths[-1][1], widths[-1][0], 3, 3)
+        assert (
+            model.conv2.weight.shape
+            == masks.mask_of(model.conv2, "weight").shape
+            == (widths[-1][1], widths[-1][0], 3, 3)
+        )
 
     fitted(tmp_path, RECIPES["macs"](), True, AfterStep(look))
     assert widths[0] == (8, 8)

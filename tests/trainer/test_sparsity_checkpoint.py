@@ -78,7 +78,7 @@ def test_best_at_the_target_and_the_pareto_set(tmp_path: Path, mode: Any) -> Non
     assert Path(saving.best_model_path).name == f"sparsity={154 / 256:.4f}-val_score={sign * 0.7:.4f}.ckpt"
     assert float(saving.best_model_score) == pytest.approx(sign * 0.7)  # type: ignore[arg-type]
     state = torch.load(saving.best_model_path, weights_only=True)
-    assert sum(int((~mask).sum()) for name, mask in state["state_dict"].items() if name.endswith("weight_mask")) == 154
+    assert sum(int((~mask).sum()) for mask in state["lightning_prune"]["masks"].values()) == 154
 
 
 def test_the_best_of_equals_is_the_smaller_and_a_dominated_best_stays(tmp_path: Path) -> None:
@@ -211,13 +211,13 @@ def test_best_is_what_the_trainer_tests(tmp_path: Path) -> None:
     model = Net()
     run = fit(tmp_path, model, saving)
     run.test(model, loader(), ckpt_path="best", verbose=False, weights_only=True)
-    state = torch.load(saving.best_model_path, weights_only=True)["state_dict"]
+    state = torch.load(saving.best_model_path, weights_only=True)["lightning_prune"]
     fresh = Net()
     trainer(tmp_path, PruningCallback(RECIPE)).validate(
         fresh, loader(), ckpt_path=saving.best_model_path, verbose=False, weights_only=True
     )
     assert torch.equal(outputs(model), outputs(fresh))
-    assert any(name.endswith("weight_mask") for name in state)
+    assert not all(bool(mask.all()) for mask in state["masks"].values())
 
 
 def test_two_of_them_keep_their_states_apart() -> None:

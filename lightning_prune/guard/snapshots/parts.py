@@ -1,7 +1,7 @@
 """What a snapshot says of each part of a training run, and how the part takes it back."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -146,7 +146,9 @@ def restore_module(module: nn.Module, saved: State) -> bool:
         owner._buffers[attr] = None
     for name, owner, attr, hook in masks.masked_places(module):
         _overwrite(masks.mask_of(owner, attr), saved["masks"][name])
-        _show(owner, attr, hook)
+        if attr in owner.__dict__:  # as torch's own methods show it
+            with torch.enable_grad():
+                hook(owner, None)
     for path, extra in saved["extra"].items():
         module.get_submodule(path).set_extra_state(tree_map(fresh, extra))
     return reshaped
@@ -185,21 +187,6 @@ def _overwrite(live: Tensor, saved: Tensor) -> None:
         own.copy_(saved)
     else:
         live.data = saved.to(live.device, copy=True)
-
-
-def _show(owner: nn.Module, attr: str, hook: Callable[[nn.Module, object], object]) -> None:
-    """Recompute the plain attribute of a masked weight; not one bit of the weight behind it changes.
-
-    Of a sharded weight it is made in the forward pass, when the whole weight is there.
-    """
-    original, shown = masks.original_of(owner, attr), getattr(owner, attr)
-    if is_shard(original):
-        return
-    if _has_form(shown, original) and shown.device == original.device and not shown.is_inference():
-        torch.mul(original.data, masks.mask_of(owner, attr), out=shown.data)
-    else:
-        with torch.enable_grad():
-            hook(owner, None)
 
 
 def _optimizer_state(optimizer: Optimizer) -> State:

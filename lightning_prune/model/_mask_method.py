@@ -1,0 +1,169 @@
+"""The pruning method that lets a module compute with ``weight * mask``, through torch.nn.utils.prune."""
+
+import warnings
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from lightning_prune.distributed.shards import local, part
+
+
+class Notice:
+    """Says once, for all masks of a model, that a state came with weights which are pruned by now."""
+
+    def __init__(self) -> None:
+        self._is_given = False
+
+    def give(self, name: str) -> None:
+        """Warn, unless it was said before; ``name`` is of a parameter that the state concerns."""
+        if not self._is_given:
+            self._is_given = True
+            warnings.warn(
+                f"a state was loaded with weights that are pruned by now, {name} among them: they stay zero, so a score"
+                " that was measured with them is not this model's. To have them back, load it into a new model",
+                stacklevel=2,
+            )
+
+
+class MaskMethod(prune.BasePruningMethod):
+    """Lets a module compute with ``weight * mask`` while the Parameter stays where it is.
+
+    A forward pre-hook puts the product into the instance's dict, where attribute access meets it before the Parameter,
+    and a hook after the forward pass takes it away. Weights that are loaded become zero where the mask is False. The
+    mask is widened to the weight's dtype once per change, not at each forward pass.
+
+    Args:
+        name: of the parameter in its module.
+        mask: bool, True = keep, shape of the parameter.
+        is_structured: whether the mask covers whole channels that can be removed afterwards.
+        notice: shared by all masks of a model.
+    """
+
+    PRUNING_TYPE = "unstructured"
+
+    def __init__(self, name: str, mask: Tensor, is_structured: bool, notice: Notice) -> None:
+        self._tensor_name = name
+        self._mask = mask
+        self.is_structured = is_structured
+        self.notice = notice
+        self._widened: Tensor | None = None
+        self._made_at: tuple[object, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the widened mask out of copies: it is made again when needed."""
+        return self.__dict__ | {"_widened": None, "_made_at": ()}
+
+    def put_on(self, module: nn.Module) -> None:
+        """Register the hooks."""
+        module.register_forward_pre_hook(self)
+        # not always_call, which torch.compile leaves out of its graphs (2.13); what a forward pass that raises leaves
+        # behind is overwritten by the next one
+        module.register_forward_hook(self.uncover)
+        module.register_load_state_dict_pre_hook(self.translate)
+        module.register_load_state_dict_post_hook(self.hold)
+
+    def remove(self, module: nn.Module) -> None:
+        """Zero what is pruned and take the hooks away, as ``torch.nn.utils.prune.remove`` asks; its own goes there."""
+        zero_where(self.mask(module), cast(nn.Parameter, module._parameters[self._tensor_name]))
+        self.uncover(module)
+        for table in (module._forward_hooks, module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):
+            for key, held in list(table.items()):
+                if getattr(getattr(held, "hook", held), "__self__", None) is self:
+                    del table[key]
+
+    def mask(self, module: nn.Module) -> Tensor:
+        """Return the live mask, on the device of the parameter."""
+        parameter = module._parameters[self._tensor_name]
+        if parameter is not None and self._mask.device != parameter.device and not parameter.is_meta:
+            with torch.inference_mode(False):
+                self._mask = self._mask.to(parameter.device)
+        return self._mask
+
+    def set_mask(self, mask: Tensor) -> None:
+        """Put another mask in the place of this one."""
+        self._mask, self._widened = mask, None
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the mask, as torch asks of each method."""
+        return self._mask & default_mask.bool()
+
+    def __call__(self, module: nn.Module, inputs: object) -> None:
+        """Show the product for this forward pass."""
+        self._show(module, self.apply_mask(module))
+
+    def uncover(self, module: nn.Module, *_: object) -> None:
+        """Take the product away after the forward pass."""
+        if self._tensor_name in module.__dict__:
+            object.__delattr__(module, self._tensor_name)  # torch.compile warns where the product is looked at (2.13)
+            if isinstance(module, nn.RNNBase):
+                self._show_flat(module, cast(Tensor, module._parameters[self._tensor_name]))
+
+    def _show(self, module: nn.Module, weight: Tensor) -> None:
+        vars(module)[self._tensor_name] = weight
+        if isinstance(module, nn.RNNBase):
+            self._show_flat(module, weight)
+
+    def _show_flat(self, module: nn.RNNBase, weight: Tensor) -> None:
+        """Put a weight among those that a recurrent layer computes with."""
+        if self._tensor_name in module._flat_weights_names:
+            module._flat_weights[module._flat_weights_names.index(self._tensor_name)] = weight
+
+    def apply_mask(self, module: nn.Module) -> Tensor:
+        """Return the masked weight, shape of the parameter."""
+        original = cast(nn.Parameter, module._parameters[self._tensor_name])
+        if torch.compiler.is_compiling() or original.is_inference():
+            return original * self._mask
+        mask = self.mask(module)
+        weight = original * self._factor(mask, original.dtype)
+        if weight.requires_grad:
+            # left behind where forward raises, it must not keep copy.deepcopy from working: no leaf can be copied
+            weight.__deepcopy__ = partial(_detached, mask, original)
+        return weight
+
+    def _factor(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the mask as numbers; made anew whenever the mask was written, moved or replaced."""
+        state = (mask._version, dtype, mask.device)
+        if self._widened is None or self._made_at != state:
+            with torch.inference_mode(False):  # a validation may come first after an event
+                self._widened, self._made_at = mask.to(dtype), state
+        return self._widened
+
+    def translate(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+        """Read a state of format 1, in which ``weight_orig`` stood beside ``weight_mask``."""
+        name = prefix + self._tensor_name
+        if name not in state_dict and f"{name}_orig" in state_dict and f"{name}_mask" in state_dict:
+            mask, saved = self.mask(module), state_dict.pop(f"{name}_mask").bool()
+            state_dict[name] = state_dict.pop(f"{name}_orig")
+            if mask.shape == saved.shape == state_dict[name].shape:
+                state_dict[name] = torch.where(saved, state_dict[name], 0)
+                mask.logical_and_(saved.to(mask.device))
+
+    def hold(self, module: nn.Module, incompatible_keys: object) -> None:
+        """Prune what was loaded."""
+        parameter = module._parameters[self._tensor_name]
+        if parameter is None or parameter.is_meta:
+            return
+        mask = self.mask(module)
+        if bool((local(parameter.data) * ~part(mask, parameter)).count_nonzero()):
+            zero_where(mask, parameter)
+            self.notice.give(f"{type(module).__name__}.{self._tensor_name}")
+
+    def zero_gradient(self, module: nn.Module) -> None:
+        """Set the gradient to zero wherever the mask is False, in place."""
+        parameter = cast(nn.Parameter, module._parameters[self._tensor_name])
+        if parameter.grad is not None and not parameter.grad.is_sparse:
+            factor = self._factor(self.mask(module), parameter.grad.dtype)
+            local(parameter.grad.data).mul_(part(factor, parameter))
+
+
+def _detached(mask: Tensor, original: Tensor, memo: dict[int, Any]) -> Tensor:
+    return torch.where(mask, original.detach(), 0)
+
+
+def zero_where(mask: Tensor, tensor: Tensor) -> None:
+    """Set a parameter or gradient, whole or sharded, to zero wherever its whole mask is False, in place."""
+    own = local(tensor.data)
+    own.masked_fill_(~part(mask, tensor).to(own.device, torch.bool), 0)
