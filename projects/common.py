@@ -244,6 +244,14 @@ class Row(dict[str, Any]):
             return None
         return value
 
+    def told(self) -> str:
+        """Return what happened, in a line and one for each failure."""
+        sizes = f", {self['parameters']:,} parameters, {self['parameters_left']:,} left" if "parameters" in self else ""
+        failures = (
+            f"{stage}: {failure['message']} ({failure['place']})" for stage, failure in self["failures"].items()
+        )
+        return "\n  ".join([f"{self['seconds']} s{sizes}", *(" ".join(text.split()) for text in failures)])
+
 
 def one_fit(case: Case, granularity: str) -> Row:
     """Fit once, and judge what comes out."""
@@ -376,6 +384,6 @@ def run(project: str, version: str, cases: Sequence[Case]) -> None:
             runs = (rows[case.name] or {}).get("runs", {})
             for granularity in [chosen.only] if chosen.only else GRANULARITIES:
                 runs[granularity] = one_fit(case, granularity)
-                print(project, case.name, json.dumps(runs[granularity], indent=1), flush=True)
+                print(f"{project}, {case.name}, {granularity}: {runs[granularity].told()}", flush=True)
             rows[case.name] = about | {"added": case.added, "remark": case.remark, "runs": runs}
             path.write_text(json.dumps([row for row in rows.values() if row], indent=1) + "\n")

@@ -4,6 +4,7 @@ python -m projects.table
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def main() -> None:
     PAGE.write_text(HEAD + "\n".join(parts) + "\n", encoding="utf-8")
 
 
-STAYS = """Channels of `Channel` that are not removed, by reason; the inputs and outputs of the network itself are left
+STAYS = """Entries of axes that `Channel` cannot remove, by reason; inputs and outputs of the network itself are left
 out."""
 
 
@@ -139,8 +140,14 @@ def failing(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         for granularity, run in row["runs"].items():
             for stage, failure in run["failures"].items():
-                message = " ".join(failure["message"].split()).replace("|", "\\|")
+                message = shortened(" ".join(failure["message"].split()))
                 yield f"- {row['project']}, {row['model']}, `{granularity}`, {STAGES[stage]}: `{message}`"
+
+
+def shortened(message: str) -> str:
+    """Return its beginning, at most some three lines of the page, without machine paths."""
+    message = re.sub(r"/\S*/site-packages/", "", message).replace("|", "\\|").replace("`", "'")
+    return message if len(message) <= 320 else message[:320].rsplit(" ", 1)[0] + " …"
 
 
 if __name__ == "__main__":
