@@ -103,14 +103,14 @@ class Looping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.states = 8, 4
-        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(4, 4), nn.Linear(8, 2)
+        self.a, self.b, self.read, self.c = nn.Linear(4, 8), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
         self.decay = nn.Parameter(torch.rand(8, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.zeros(x.shape[0], self.inner, self.states, dtype=x.dtype)
         for t in range(x.shape[1]):
             h = self.decay * h + self.a(x[:, t]).unsqueeze(-1) * self.b(x[:, t]).unsqueeze(1)
-        return self.c(h.sum(-1))
+        return self.c((h @ self.read(x[:, -1]).unsqueeze(-1)).squeeze(-1))
 
 
 @pytest.mark.parametrize(("model", "name", "held"), [(Stateful(), "lstm", "hidden"), (Looping(), "decay", "inner")])

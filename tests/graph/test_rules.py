@@ -1,5 +1,6 @@
 """One rule at a time: the axes that it joins, and the ones that it keeps."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -141,7 +142,7 @@ REFUSED: list[tuple[Callable[[Tensor], Tensor], int, str]] = [
     (lambda x: torch.log(x.abs()), 8, "log @ may not be finite where a channel is zero"),
     (lambda x: x.abs() ** -0.5, 8, "pow @ may not be finite where a channel is zero"),
     (lambda x: x + torch.ones(8, 1, 1), 8, "constant made by ones @"),
-    (lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2))[..., None], 8, "multiplies two activations"),
+    (lambda x: (x.flatten(2).transpose(1, 2) @ x.flatten(2))[..., None], 36, "multiplies two activations"),
 ]  # fmt: skip
 
 
@@ -380,3 +381,19 @@ def test_scalar_prelu_slope_is_no_channel():
     groups = check_exact(model, X2)
     assert sizes(groups) == {"0": 8}
     assert all(group.name != "1" for group in groups)
+
+
+def test_a_loss_that_the_forward_computes_keeps_the_logits_and_nothing_is_said():
+    class Labelled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.b(torch.relu(self.a(x)))
+            return nn.functional.cross_entropy(logits, labels), logits
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        groups = channel_groups(Labelled(), (torch.randn(2, 4), torch.tensor([0, 2])))
+    assert sizes(groups) == {"a": 8}

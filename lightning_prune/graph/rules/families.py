@@ -34,6 +34,13 @@ CREATIONS = _words(
 )
 """Operators that make a constant."""
 
+LOSSES = _words(
+    "cross_entropy_loss nll_loss nll_loss_nd nll_loss2d mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss "
+    "binary_cross_entropy binary_cross_entropy_with_logits kl_div poisson_nll_loss margin_ranking_loss ctc_loss "
+    "multi_margin_loss multilabel_margin_loss hinge_embedding_loss cosine_embedding_loss triplet_margin_loss"
+)
+"""Losses, which a forward that is given labels computes: what they compare is an output of the model."""
+
 SPATIAL = {
     f"{kind}{count}d{suffix}": count
     for kind in (
