@@ -96,10 +96,8 @@ class MaskMethod(prune.BasePruningMethod):
 
     def uncover(self, module: nn.Module, *_: object) -> None:
         """Take the product away after the forward pass."""
-        if self._tensor_name in module.__dict__:
-            object.__delattr__(module, self._tensor_name)  # torch.compile warns where the product is looked at (2.13)
-            if isinstance(module, nn.RNNBase):
-                self._show_flat(module, cast(Tensor, module._parameters[self._tensor_name]))
+        if vars(module).pop(self._tensor_name, None) is not None and isinstance(module, nn.RNNBase):
+            self._show_flat(module, cast(Tensor, module._parameters[self._tensor_name]))
 
     def _show(self, module: nn.Module, weight: Tensor) -> None:
         vars(module)[self._tensor_name] = weight
