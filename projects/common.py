@@ -107,9 +107,13 @@ class Callback(PruningCallback):
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Copy, finalize, copy."""
+        """Copy before it is finalized."""
         SEEN.masked = without_trainer(pl_module)
         super().on_train_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Copy after it was finalized."""
+        super().on_fit_end(trainer, pl_module)
         SEEN.plain = without_trainer(pl_module)
         SEEN.sparsity, SEEN.events = self.sparsity, len(self.events)
 
@@ -171,9 +175,14 @@ def evaluated(model: nn.Module) -> Iterator[nn.Module]:
     """Run without dropout, gradients and random draws, and without kernels that the counter does not know."""
     model.eval()
     kernels = sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False), torch.no_grad()
-    with torch.random.fork_rng(devices=[]), kernels[0], kernels[1], kernels[2]:
-        torch.manual_seed(0)
-        yield model
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=[]), kernels[0], kernels[1], kernels[2]:
+            torch.manual_seed(0)
+            yield model
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def macs(model: nn.Module, arguments: Arguments) -> int:
@@ -355,8 +364,7 @@ def reloaded(case: Case, fitted: Any, folder: Path) -> float:
 def exported(network: nn.Module, arguments: Arguments, folder: Path) -> float:
     """Return the largest absolute difference of the verified .pte."""
     args, kwargs = copied(arguments)
-    given = {"example_kwargs": kwargs} if kwargs else {}
-    return export(network, folder / "model.pte", example_inputs=args, **given).max_abs_error
+    return export(network, folder / "model.pte", example_inputs=kwargs or args).max_abs_error
 
 
 def run(project: str, version: str, cases: Sequence[Case]) -> None:

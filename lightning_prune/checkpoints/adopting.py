@@ -57,10 +57,10 @@ def adopting() -> Iterator[None]:
 
     def remembering(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         content = read(*args, **kwargs)
-        state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-        if isinstance(state, Mapping):
+        if isinstance(content, Mapping):
             files.append(content)
-            known.update({id(tensor): (name, content) for name, tensor in state.items() if isinstance(tensor, Tensor)})
+            for name, tensor in _tensors_in(content):
+                known[id(tensor)] = name, content
         return content
 
     def adapting(model: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -81,6 +81,15 @@ def adopting() -> Iterator[None]:
         yield
     finally:
         torch.load, nn.Module.load_state_dict = read, take
+
+
+def _tensors_in(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file with their names in its state dict, which projects put where they like."""
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping) and name != KEY:
+            yield from _tensors_in(value)
 
 
 def _differs(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:

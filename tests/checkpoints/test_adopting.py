@@ -109,6 +109,19 @@ def test_bare_state_dict(saved: tuple[Path, Plain], tmp_path: Path) -> None:
     check(loaded, model)
 
 
+def test_state_in_a_bundle_of_a_project(tmp_path: Path) -> None:
+    model = Plain()
+    run = trainer(tmp_path, PruningCallback(Recipe(schedule=OneShot(0.5, 2), granularity=Channel())))
+    run.fit(model, loader())
+    bundle = {"kind": "Plain", "parts": {"task_model_state_dict": model.net[:3].state_dict()}}
+    torch.save(bundle, tmp_path / "bundle.pt")
+    whole = Plain()
+    with adopting():
+        whole.net[:3].load_state_dict(torch.load(tmp_path / "bundle.pt")["parts"]["task_model_state_dict"])
+    assert whole.net[0].out_channels == model.net[0].out_channels < 8
+    assert torch.equal(whole.net[0].weight, model.net[0].weight)
+
+
 def test_failing_load_leaves_no_patch(saved: tuple[Path, Plain]) -> None:
     path, _ = saved
     with pytest.raises(CheckpointError, match="build it with the same arguments"):
