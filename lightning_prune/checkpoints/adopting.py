@@ -42,11 +42,11 @@ def load(kind: Loadable[_Made], path: str | Path, **kwargs: Any) -> _Made:
 
 @contextmanager
 def adopting() -> Iterator[None]:
-    """Inside, a model takes the shape and the masks of what ``torch.load`` has read, whoever loads it.
+    """Inside, a model takes the shape and the masks of the state that it loads, whoever has read it.
 
-    Tensors are known again by identity, so a loader may drop, add or change prefixes and leave parts out; a loader
-    that copies them first (``.half()``) is not followed. Of a file without our key shapes and masks speak for
-    themselves, but not sizes that no shape tells, such as the groups of a convolution.
+    Tensors are known again by identity, so a loader may drop, add or change prefixes and leave parts out. Where a
+    loader copies them first (``.half()``), reads them by other means (safetensors), or the file is without our key,
+    shapes and masks speak for themselves, but not sizes that no shape tells, such as the groups of a convolution.
 
     Changes:
         ``torch.load`` and ``nn.Module.load_state_dict``, until the block is left.
@@ -65,14 +65,13 @@ def adopting() -> Iterator[None]:
 
     def adapting(model: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         origins = {name: known[id(tensor)] for name, tensor in state_dict.items() if id(tensor) in known}
-        if origins:
-            content = next(iter(origins.values()))[1]
-            names = {name: now for now, (name, of) in origins.items() if of is content}
-            entry = content.get(KEY)
-            if entry is not None or _differs(model, state_dict):
-                adapted: Any = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
-                adapt(model, adapted, None if entry is None else _renamed(entry, names))
-                state_dict = adapted
+        content = next(iter(origins.values()))[1] if origins else {}
+        names = {name: now for now, (name, of) in origins.items() if of is content}
+        entry = content.get(KEY)
+        if entry is not None or _differs(model, state_dict):
+            adapted: Any = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
+            adapt(model, adapted, None if entry is None else _renamed(entry, names))
+            state_dict = adapted
         return take(model, state_dict, *args, **kwargs)
 
     torch.load = remembering

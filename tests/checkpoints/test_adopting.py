@@ -109,6 +109,15 @@ def test_bare_state_dict(saved: tuple[Path, Plain], tmp_path: Path) -> None:
     check(loaded, model)
 
 
+def test_state_that_was_read_by_other_means() -> None:
+    small = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    loaded = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with adopting():
+        loaded.load_state_dict({name: tensor.clone() for name, tensor in small.state_dict().items()})
+    assert loaded[0].out_features == loaded[2].in_features == 3
+    assert torch.equal(loaded(torch.ones(1, 4)), small(torch.ones(1, 4)))
+
+
 def test_state_in_a_bundle_of_a_project(tmp_path: Path) -> None:
     model = Plain()
     run = trainer(tmp_path, PruningCallback(Recipe(schedule=OneShot(0.5, 2), granularity=Channel())))
