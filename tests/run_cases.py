@@ -91,7 +91,7 @@ class Loop:
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
-            "run": self.run.state_dict(),
+            "run": self.run.state_dict(self.model),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)

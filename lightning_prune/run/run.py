@@ -268,9 +268,15 @@ class PruningRun:
         live = [mask for name, mask in BoundModel(model, self.base).masks().items() if first[name] == name]
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return counters, observations and policy snapshots: plain values and tensors."""
+    def state_dict(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """Return counters, observations and policy snapshots: plain values and tensors.
+
+        Args:
+            model: whose masks stand in it too, for no state dict of the model has them; None: they are kept elsewhere.
+        """
+        held = {} if model is None else {"masks": {name: mask.clone() for name, mask in masks.ours(model).items()}}
         return {
+            **held,
             "step": self.step,
             "looked_at": self._looked_at,
             "waits_at": self._waits_at,
@@ -298,6 +304,9 @@ class PruningRun:
         """
         if not other_recipes:
             check_same(state["recipes"], [pruner.recipe for pruner in self.pruners])
+        if "masks" in state:
+            masks.put(model, state["masks"])
+            masks.zero_pruned(model)
         self.pruners, kept, is_other = take_up(self.pruners, state, model)
         self.step, self._stay = state["step"], set(state["stay"])
         self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import PruningError
 from lightning_prune.recipe import Recipe
-from lightning_prune.trainer.callback import PruningCallback
+from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
 from lightning_prune.trainer.packages import Callback, LightningModule, kinds
 
 _Callbacks = Sequence[Callback] | Callback
@@ -77,7 +77,8 @@ class PruningMixin(_Base):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the shape and masks of the checkpoint, before its weights load; an override calls ``super()``."""
         super().on_load_checkpoint(checkpoint)
-        if "state_dict" in checkpoint:  # a strategy that shards has loaded it already
+        is_awaited = self._trainer is not None and pruning_callback_of(self._trainer) is not None  # it adapts the model
+        if "state_dict" in checkpoint and not is_awaited:  # a strategy that shards has loaded it already
             entry = checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
             if checkpoints.KEY in checkpoint:
                 checkpoint[checkpoints.KEY] = entry

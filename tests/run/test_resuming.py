@@ -154,7 +154,7 @@ def test_recipes_in_another_order_go_on_to_the_last_bit() -> None:
     again = Loop([SECOND, FIRST], "AdamW")
     with pytest.raises(CheckpointError, match="recipe 0: schedule was"):
         again.load(first.save(), 10)
-    state = first.run.state_dict()
+    state = first.run.state_dict(first.model)
     again.model.load_state_dict(first.model.state_dict())
     for one, other in zip(again.optimizers, first.optimizers, strict=True):
         one.load_state_dict(other.state_dict())
