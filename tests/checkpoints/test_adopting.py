@@ -127,8 +127,8 @@ def test_state_in_a_bundle_of_a_project(tmp_path: Path) -> None:
     whole = Plain()
     with adopting():
         whole.net[:3].load_state_dict(torch.load(tmp_path / "bundle.pt")["parts"]["task_model_state_dict"])
-    assert whole.net[0].out_channels == model.net[0].out_channels < 8
-    assert torch.equal(whole.net[0].weight, model.net[0].weight)
+    assert whole.net[0].out_channels == model.net[0].out_channels < 8  # type: ignore
+    assert torch.equal(whole.net[0].weight, model.net[0].weight)  # type: ignore
 
 
 def test_failing_load_leaves_no_patch(saved: tuple[Path, Plain]) -> None:

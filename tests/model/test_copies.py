@@ -13,7 +13,7 @@ from lightning_prune.model.copies import plain_copy
 def test_a_compiled_module_computes_in_a_copy_with_the_copys_weights(place: str):
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3)).eval()
     model = (
-        torch.compile(net, backend="eager") if place == "around" else nn.Sequential(torch.compile(net, backend="eager"))
+        torch.compile(net, backend="eager") if place == "around" else nn.Sequential(torch.compile(net, backend="eager"))  # type: ignore
     )
     x = torch.randn(1, 3, 8, 8)
     expected = model(x)
@@ -59,7 +59,7 @@ def test_a_compiled_module_is_pruned(granularity: Channel | Element, in_place: b
     recipe = Recipe(granularity=granularity, schedule=Linear(final_sparsity=0.5, end_step=0.5, frequency=2))
     callback = PruningCallback(recipe)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, callbacks=[callback], **options)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, callbacks=[callback], **options)  # type: ignore
     trainer.fit(model, torch.utils.data.DataLoader(batches, batch_size=None))  # pyright: ignore[reportArgumentType]
     assert len(callback.events) == 2
     first = next(model.parameters())
