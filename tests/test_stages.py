@@ -89,10 +89,11 @@ def test_a_model_of_any_shape_takes_the_shape_of_any_checkpoint(seen: Seen, firs
 def test_with_the_mixin_no_callback_is_needed(seen: Seen, tmp_path: Path) -> None:
     model, run = seen.net(), trainer(tmp_path)
     for index, name in enumerate((*STATES, *reversed(STATES))):
-        if seen.net is MixedNet or name == "dense":
+        # masks stand beside the weights in a checkpoint, not among them: only smaller shapes need the mixin
+        if seen.net is MixedNet or name in ("dense", "masked", "sparse"):
             check(run, ASKS[index % 3], model, seen, name)
         else:
-            with pytest.raises(RuntimeError, match=r"size mismatch for conv1.weight|Missing key.* \"\w+.weight\""):
+            with pytest.raises(RuntimeError, match=r"size mismatch for conv1\.weight"):
                 ask(run, ASKS[index % 3], model, seen.path(name))
 
 

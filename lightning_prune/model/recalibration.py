@@ -11,6 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 _M = TypeVar("_M", bound=nn.Module)
 
 
+def frozen_statistics(model: nn.Module) -> list[str]:
+    """Return the names of the batch norms whose running statistics a forward pass does not change as modes stand."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.track_running_stats
+        and (not module.training or module.momentum == 0)
+    ]
+
+
 def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
     """Measure the running mean and variance of each batch norm anew; nothing is learned and no label is looked at.
 

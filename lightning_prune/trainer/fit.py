@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_prune.checkpoints import earlier
@@ -19,6 +18,7 @@ from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.guard import Trial
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of
+from lightning_prune.model.recalibration import frozen_statistics
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Event
 from lightning_prune.run.record import keep
@@ -276,13 +276,7 @@ class Fit:
         """Say once which batch norms keep the statistics of the network before the cut while it trains."""
         if self._has_warned or not self.model.training:
             return
-        frozen = [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, _BatchNorm)
-            and module.track_running_stats
-            and (not module.training or module.momentum == 0)
-        ]
+        frozen = frozen_statistics(self.model)
         if frozen:
             self._has_warned = True
             more = f" and {len(frozen) - 5} more" if len(frozen) > 5 else ""

@@ -173,7 +173,12 @@ def test_every_built_in_part_is_in_the_list() -> None:
     names = (getattr(lightning_prune, name) for name in lightning_prune.__all__)
     exported = {v for v in names if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}
     abstract = {v for v in exported if getattr(v, "__abstractmethods__", None)}
-    others = {lightning_prune.Candidates, lightning_prune.Compaction, lightning_prune.Distillation}
+    others = {
+        lightning_prune.Candidates,
+        lightning_prune.Compaction,
+        lightning_prune.Distillation,
+        lightning_prune.LeastSquares,
+    }
     assert exported - abstract - others - {lightning_prune.Report} <= set(ALL)
 
 

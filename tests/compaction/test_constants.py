@@ -203,7 +203,7 @@ class NoWeights(nn.Module):
         (lambda x: x.mean(1), "mean in the model's own forward reduces it"),
         (lambda x: x.sum((1, 2, 3)), "sum in the model's own forward reduces it"),
         (lambda x: x.flatten(1).amax(1), "amax in the model's own forward reduces it"),
-        (lambda x: x.flatten(2) @ x.flatten(2).mT, "matmul in the model's own forward multiplies two activations"),
+        (lambda x: x.flatten(2) @ x.flatten(2).mT, "model output"),
         (lambda x: torch.einsum("bchw,bchw->bhw", x, x), "einsum in the model's own forward sums over it"),
     ],
 )
