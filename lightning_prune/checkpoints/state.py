@@ -182,6 +182,26 @@ def adapt(model: nn.Module, state_dict: MutableMapping[str, Tensor], entry: Mapp
     return entry
 
 
+def restore(model: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool = True) -> None:
+    """Let a model take what a checkpoint holds: its shape, its masks, its weights.
+
+    Args:
+        model: dense, masked or compact.
+        checkpoint: of Lightning's, or a bare state dict, of a model built with the same arguments; it stays as it is.
+        strict: refuse a state with other names than the model's.
+
+    Raises:
+        CheckpointError: see :func:`adapt`.
+        RuntimeError: the names of a state are others than the model's.
+
+    Changes:
+        the model.
+    """
+    state = dict(checkpoint.get("state_dict", checkpoint))
+    adapt(model, state, checkpoint.get(KEY))
+    model.load_state_dict(state, strict=strict)
+
+
 def _plan_in(entry: Mapping[str, Any]) -> Compaction | None:
     text = entry.get("compaction")
     return None if text is None else Compaction.from_json(text)

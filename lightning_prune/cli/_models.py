@@ -39,10 +39,8 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
     model = made(reference, nn.Module)
     if checkpoint is not None:
         content = read_checkpoint(checkpoint, is_trusted=is_trusted)
-        state = content.get("state_dict", content)
         try:
-            checkpoints.adapt(model, state, content.get(checkpoints.KEY))
-            model.load_state_dict(state)
+            checkpoints.restore(model, content)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{checkpoint} does not fit {type(model).__name__}: {error}; is it the class that was trained?"

@@ -1,6 +1,7 @@
 """Finalize: remove the channels that are masked out, fold every mask into its weight, and leave plain modules."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -8,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.compaction import Compaction, compact
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.graph import channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of
@@ -66,6 +67,22 @@ def finalize(
                 )
     masks.fold(model)
     return model
+
+
+def finalize_or_fold(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> None:
+    """Finalize; where removing the channels is not exact they stay, at zero, and a warning says so.
+
+    Raises:
+        PruningError: channels are to be removed and there is no example input.
+
+    Changes:
+        as of :func:`finalize`.
+    """
+    try:
+        finalize(model, optimizer=optimizer)
+    except CompactionError as error:
+        warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
+        masks.fold(model)
 
 
 def _plan(model: nn.Module, example: Example) -> Compaction:

@@ -22,6 +22,7 @@ class Record:
         sparsity: reached so far, in what the recipe counts.
         is_done: whether the model is finalized.
         checkpoint: the checkpoint of the finalized model; None where none was written.
+        best_checkpoint: the same of the best model that a SparsityCheckpoint has kept.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -29,6 +30,7 @@ class Record:
     sparsity: float = 0.0
     is_done: bool = False
     checkpoint: Path | None = None
+    best_checkpoint: Path | None = None
 
 
 def keep(model: nn.Module, record: Record) -> None:

@@ -12,7 +12,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from lightning_prune.errors import CheckpointError
-from lightning_prune.trainer.internals import exists, is_plain_writer
+from lightning_prune.trainer.internals import exists, is_plain_writer, trust
 
 
 @contextmanager
@@ -109,6 +109,10 @@ class CheckpointFiles(CheckpointIO):
                     f"{path} holds no state_dict, so it is no checkpoint of Lightning's; name another"
                 )
             return checkpoint
+
+    def load_own(self, path: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Read what this very fit has written, with whatever a user's hyperparameters are made of."""
+        return self.load_checkpoint(path, **trust(self.inner.load_checkpoint))
 
     def remove_checkpoint(self, path: Any) -> None:  # noqa: ANN401
         """Remove as the other one does; keep it where the one that should replace it could not be written."""

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import applied_plan
-from lightning_prune.compaction.finalization import finalize
+from lightning_prune.compaction.finalization import finalize_or_fold
 from lightning_prune.distributed import ranks
-from lightning_prune.errors import CompactionError, PruningError
+from lightning_prune.errors import PruningError
 from lightning_prune.guard import Trial
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of
@@ -40,7 +40,7 @@ from lightning_prune.trainer._preconditions import (
 )
 from lightning_prune.trainer.guard import Guarding
 from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
-from lightning_prune.trainer.packages import Trainer, overrides, rank_zero_only, rank_zero_warn
+from lightning_prune.trainer.packages import Trainer, overrides, rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning_prune.trainer.strategy import is_sharding, shrink, warn_sharded
 from lightning_prune.trainer.teaching import Distilling, take_up
 
@@ -338,11 +338,7 @@ class Fit:
             return
         before, pruned = applied_plan(model), {name: mask.clone() for name, mask in masks.read(model).items()}
         ranks.copy_from_first(model.buffers())  # what is exact is then the same on all ranks
-        try:
-            finalize(model, optimizer=trainer.optimizers)
-        except CompactionError as error:
-            warnings.warn(f"the channels stay, at zero, because removing them is not exact: {error}", stacklevel=2)
-            masks.fold(model)
+        finalize_or_fold(model, trainer.optimizers)
         averages.settle(trainer, model)
         self.record.is_done = True
         self.course.stages.append(before)
@@ -357,7 +353,7 @@ class Fit:
             path = Path(folder) / "pruned.ckpt"
             trainer.save_checkpoint(path)
             self.record.checkpoint = path
-            log.info("the pruned model is in %s", path)
+            rank_zero_info(f"the pruned model is in {path}")
 
     def finish_untrained(self) -> None:
         """Finish where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""

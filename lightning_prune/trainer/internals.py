@@ -99,10 +99,14 @@ def load_module(kind: type[LightningModule], path: Path, *, is_trusted: bool) ->
         path: of the checkpoint.
         is_trusted: read pickled objects too; the caller has looked at what is in the file.
     """
+    return kind.load_from_checkpoint(path, map_location="cpu", **trust(kind.load_from_checkpoint, is_trusted))
+
+
+def trust(reading: Callable[..., Any], is_trusted: bool = True) -> dict[str, Any]:
+    """Return the options by which a call of Lightning's reads pickled objects of a checkpoint, or refuses to."""
     # 2.4 and 2.5 know no weights_only and would hand it to the module
-    knows = "weights_only" in inspect.signature(kind.load_from_checkpoint).parameters
-    options: dict[str, Any] = {"weights_only": not is_trusted} if knows else {}
-    return kind.load_from_checkpoint(path, map_location="cpu", **options)
+    knows = "weights_only" in inspect.signature(reading).parameters
+    return {"weights_only": not is_trusted} if knows else {}
 
 
 def exists(path: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeGuard, TypeVar
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning_utilities.core.overrides import is_overridden
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "is_lightning_module",
     "kinds",
     "overrides",
+    "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
     "trainer_class_for",

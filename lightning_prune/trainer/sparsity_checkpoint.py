@@ -1,6 +1,7 @@
 """Checkpoints that know of sparsity: the best model at the target, and the best one for each size."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -8,15 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import schedules
+from lightning_prune.checkpoints import earlier
+from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.compaction.finalization import finalize_or_fold
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
+from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import Example, example_of
 from lightning_prune.model.summary import measure_macs
+from lightning_prune.run.record import history
 from lightning_prune.selection.budget import Budget
+from lightning_prune.trainer._files import CheckpointFiles
 from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
-from lightning_prune.trainer.internals import SelectingCheckpoint
-from lightning_prune.trainer.packages import LightningModule, Trainer, rank_zero_warn
+from lightning_prune.trainer.internals import SelectingCheckpoint, exists
+from lightning_prune.trainer.packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_prune.values import check_number
+
+_OF_FIT = ("optimizer_states", "lr_schedulers", "callbacks")
+"""What Lightning leaves out of a checkpoint of weights alone (``save_weights_only``, 2.6.6)."""
 
 Against = Literal["sparsity", "params", "macs", "bytes"]
 
@@ -44,7 +54,8 @@ class SparsityCheckpoint(SelectingCheckpoint):
 
     A checkpoint belongs to the Pareto set when no other one is at least as good in both. ``best_model_path`` is the
     best by the metric among those at the target, of equals the smaller one, so ``trainer.test(ckpt_path="best")``
-    takes that. All other files are deleted.
+    takes that. All other files are deleted. Where the fit finalizes its model, the best one is finalized too, in a file
+    of its own beside the masked one: ``best_pruned_path``.
 
     Args:
         dirpath: as of ModelCheckpoint.
@@ -89,6 +100,7 @@ class SparsityCheckpoint(SelectingCheckpoint):
         super().__init__(dirpath, filename or made, monitor=monitor, mode=mode, **options)
         self.target, self.against = target, against
         self.points: dict[str, Point] = {}
+        self.best_pruned_path = ""
         self._validated_at: tuple[float, ...] | None = None
 
     @property
@@ -142,6 +154,24 @@ class SparsityCheckpoint(SelectingCheckpoint):
                 f"SparsityCheckpoint wrote no checkpoint at the target sparsity; the Pareto set holds"
                 f" {', '.join(self.pareto) or 'none'}: pass one as ckpt_path, or set a lower target"
             )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the best model with its masks folded and its channels removed, where the last one is so by now."""
+        super().on_fit_end(trainer, pl_module)
+        callback, files = pruning_callback_of(trainer), trainer.strategy.checkpoint_io
+        if callback is None or not (callback.finalize and callback.is_done) or not isinstance(files, CheckpointFiles):
+            return
+        written = ""
+        if trainer.is_global_zero and self.best_model_path and exists(self.best_model_path):
+            checkpoint = files.load_own(self.best_model_path)
+            # with save_weights_only the callback's part is left out, and nothing tells what is masked
+            if checkpoints.KEY in checkpoint:
+                root, ending = os.path.splitext(self.best_model_path)
+                written = f"{root}-pruned{ending}"
+                files.save_checkpoint(_finalized(pl_module, checkpoint, callback), written)
+                rank_zero_info(f"the pruned model of the best checkpoint is in {written}")
+        self.best_pruned_path = trainer.strategy.broadcast(written)
+        history(pl_module).best_checkpoint = Path(self.best_pruned_path) if self.best_pruned_path else None
 
     def sizes(self, trainer: Trainer) -> dict[str, Tensor]:
         """Return what the metric is set against, and the sparsity, for file names."""
@@ -221,6 +251,18 @@ class SparsityCheckpoint(SelectingCheckpoint):
         super().load_state_dict(state_dict)
         if state_dict["dirpath"] == self.dirpath:
             self.points = {path: Point(*point) for path, point in state_dict["points"].items()}
+
+
+def _finalized(model: LightningModule, checkpoint: dict[str, Any], pruning: PruningCallback) -> dict[str, Any]:
+    """Return a checkpoint with its model finalized, and without the state of a fit that would go on with it."""
+    copied = plain_copy(model)
+    earlier.forget(copied)
+    checkpoints.restore(copied, checkpoint, strict=model.strict_loading)
+    finalize_or_fold(copied)
+    run = {"is_done": True, "recipes": [recipe.describe() for recipe in pruning.recipes], "guard": None}
+    entry = {**checkpoint[checkpoints.KEY], **checkpoints.describe(copied), "run": run}
+    held = {name: value for name, value in checkpoint.items() if name not in _OF_FIT}
+    return {**held, "state_dict": copied.state_dict(), checkpoints.KEY: entry}
 
 
 def _front(points: dict[str, Point]) -> set[str]:

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from packages import Callback, EarlyStopping, L, ModelCheckpoint
+from packages import SAFELY, Callback, EarlyStopping, L, ModelCheckpoint
 from processes import file_limit
 from support import LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer
 from torch import Tensor
 
-from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Targets, summarize
+from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Targets, history, summarize
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Guard, Verdict
+from lightning_prune.model import masks
 from lightning_prune.trainer._preconditions import selection_warnings
 from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.sparsity_checkpoint import Point, SparsityCheckpoint
@@ -52,8 +53,8 @@ def fit(
 
 
 def names(folder: Path) -> list[str]:
-    """The files that the checkpoint has kept; the callback's own, the finalized model, lies beside them."""
-    return sorted(path.name for path in folder.iterdir() if path.name != "pruned.ckpt")
+    """The files that the checkpoint has kept; finalized models, the last and the best one, lie beside them."""
+    return sorted(path.name for path in folder.iterdir() if not path.stem.endswith("pruned"))
 
 
 def keeping(folder: Path, **options: Any) -> SparsityCheckpoint:
@@ -327,6 +328,56 @@ class TestWarnings:
         last = ModelCheckpoint(str(tmp_path / "b"), every_n_train_steps=10)
         assert self.at_start(tmp_path, PruningCallback(RECIPE), last, keeping(tmp_path / "c")) == []
         assert self.at_start(tmp_path, EarlyStopping("val/score", patience=9)) == []
+
+
+class Brisk(Thinned):
+    """The same without the mixin's example: its first forward pass gives one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = None
+
+
+@pytest.mark.parametrize("shrinks", [False, True])
+@pytest.mark.parametrize("kind", [Thinned, Brisk])
+def test_the_best_model_is_on_disk_without_its_masks(tmp_path: Path, shrinks: bool, kind: Any) -> None:
+    saving, model = keeping(tmp_path / "kept", target=0.4), kind()
+    recipe = Recipe(schedule=STEPS, granularity=Channel())
+    run = trainer(tmp_path, PruningCallback(recipe, compact_every_event=shrinks), saving, max_epochs=6)
+    run.fit(model, Resumable(), loader(1))
+    path = Path(saving.best_pruned_path)
+    assert path.name == f"{Path(saving.best_model_path).stem}-pruned.ckpt"
+    assert history(model).best_checkpoint == path
+    content = torch.load(path, weights_only=True)
+    assert not content["lightning_prune"]["masks"]
+    assert content["lightning_prune"]["run"]["is_done"]
+    assert "optimizer_states" not in content
+    small, best = kind.load_from_checkpoint(path, **SAFELY), kind.load_from_checkpoint(saving.best_model_path, **SAFELY)
+    # an earlier one than the last, with more channels left
+    assert summarize(model).parameters < summarize(small).parameters < summarize(Thinned()).parameters
+    torch.testing.assert_close(outputs(small), outputs(best), rtol=0, atol=1e-6)
+    assert masks.is_masked(best)
+
+
+def test_the_best_model_of_single_weights_is_folded(tmp_path: Path) -> None:
+    saving = keeping(tmp_path / "kept")
+    fit(tmp_path, Scored(QUALITY), saving)
+    best, folded = (torch.load(path, weights_only=True) for path in (saving.best_model_path, saving.best_pruned_path))
+    assert all(torch.equal(folded["state_dict"][name], tensor) for name, tensor in best["state_dict"].items())
+    assert not folded["lightning_prune"]["masks"]
+
+
+def test_no_finalized_best_where_none_is_asked_for_or_known(tmp_path: Path) -> None:
+    saving = keeping(tmp_path / "masked")
+    trainer(tmp_path, PruningCallback(RECIPE, finalize=False), saving, max_epochs=6).fit(
+        Scored(QUALITY), Resumable(), loader(1)
+    )
+    assert saving.best_model_path
+    assert saving.best_pruned_path == ""
+    bare = keeping(tmp_path / "bare", save_weights_only=True)
+    fit(tmp_path, Scored(QUALITY), bare)
+    assert bare.best_model_path
+    assert bare.best_pruned_path == ""
 
 
 def test_point_covers() -> None:
