@@ -1,23 +1,94 @@
 """What each command does with its arguments; it imports what it needs when it runs, so that help is there at once."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_prune.cli.references import first_on_path, made
+from lightning_prune.cli.references import first_on_path, load, made
 
-if TYPE_CHECKING:
-    pass
+KEPT = {
+    "macs": "share of the multiply-accumulates that stays; channels go",
+    "params": "share of the parameters that stays; channels go",
+    "channels": "share of the channels that stays",
+    "weights": "share of the single weights that stays; the others become zeros",
+}
+"""Option of ``prune`` -> what it means."""
+
+CRITERIA = ("magnitude", "taylor", "fisher", "wanda")
+ALLOCATIONS = ("global", "uniform", "erk")
+
+
+def prune_model(arguments: argparse.Namespace) -> None:
+    """Prune a trained model, write it as a checkpoint and print what was done."""
+    import torch
+
+    from lightning_prune import criteria
+    from lightning_prune.checkpoints import state as checkpoints
+    from lightning_prune.cli._models import example, loaded_model
+    from lightning_prune.compensation import LeastSquares
+    from lightning_prune.data.batches import DataModule
+    from lightning_prune.deploy.artifact.files import writing
+    from lightning_prune.recipe import Recipe
+    from lightning_prune.schedules import OneShot
+    from lightning_prune.selection import allocation
+    from lightning_prune.selection.granularity import Channel, Element
+    from lightning_prune.trained import prune
+
+    what, kept = next((name, share) for name in KEPT if (share := getattr(arguments, f"keep_{name}")) is not None)
+    output: Path = arguments.output
+    if not 0 < kept < 1:
+        raise ValueError(f"--keep-{what}: got {kept:g}, must be a share between 0 and 1")
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"--output: there is no folder {output.resolve().parent}")
+    parts: dict[str, Any] = {"granularity": Element() if what == "weights" else Channel()}
+    if what in ("macs", "params"):
+        parts["count"] = what
+    if arguments.criterion is not None:
+        parts["criterion"] = getattr(criteria, arguments.criterion.capitalize())()
+    if arguments.allocation is not None:
+        known = (allocation.Global, allocation.Uniform, allocation.ERK)
+        parts["allocation"] = {value.__name__.lower(): value for value in known}[arguments.allocation]()
+    model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+    pruned = prune(
+        model,
+        Recipe(schedule=OneShot(1 - kept), **parts),
+        made(arguments.data, (Iterable, DataModule)),
+        loss=None if arguments.loss is None else load(arguments.loss),
+        metric=None if arguments.metric is None else _metric(arguments.metric),
+        example_inputs=example(arguments.example),
+        repair=None if arguments.no_repair else LeastSquares(samples=arguments.samples),
+        samples=arguments.samples,
+        progress=sys.stderr.isatty(),
+    )
+    temporary = output.with_name(f".{output.name}.tmp")
+    with writing(output):
+        torch.save({"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}, temporary)
+        temporary.replace(output)
+    more = "" if arguments.example is None else f" --example {arguments.example}"
+    _say(
+        f"{pruned}\nwritten     {output}\nfor a phone lightning-prune export --model {arguments.model} --checkpoint"
+        f" {output}{more} -o {output.with_suffix('.pte')}"
+    )
+
+
+def _metric(reference: str) -> Any:  # noqa: ANN401
+    """Return a torchmetrics metric, or the function ``metric(model, batch)`` that a reference names."""
+    from torchmetrics import Metric
+
+    named = load(reference)
+    is_of_a_batch = inspect.isfunction(named) and len(inspect.signature(named).parameters) == 2
+    return named if is_of_a_batch else made(reference, Metric)
 
 
 def inspect_files(arguments: argparse.Namespace) -> None:
     """Print what .pte files hold."""
-    from lightning_prune.deploy import inspect
+    from lightning_prune.deploy import inspect as inspected
 
     for path in arguments.programs:
-        _say(inspect(path))
+        _say(inspected(path))
 
 
 def benchmark_files(arguments: argparse.Namespace) -> None:

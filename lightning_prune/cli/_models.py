@@ -29,8 +29,10 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
         CheckpointError: the checkpoint cannot be read or does not fit the model.
     """
     found = load(reference)
-    if isinstance(found, type) and issubclass(found, kinds("LightningModule")) and checkpoint is not None:
-        read_checkpoint(checkpoint, is_trusted=is_trusted)  # refuses a damaged file in words of its own
+    # read first: it refuses a damaged file in words of its own
+    content = {} if checkpoint is None else read_checkpoint(checkpoint, is_trusted=is_trusted)
+    is_class = isinstance(found, type) and issubclass(found, kinds("LightningModule"))
+    if checkpoint is not None and is_class and "pytorch-lightning_version" in content:
         try:
             with adopting():
                 return load_module(found, checkpoint, is_trusted=is_trusted).eval()
@@ -38,7 +40,6 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
             raise CheckpointError(f"{checkpoint} does not fit {found.__name__}: {error}") from error
     model = made(reference, nn.Module)
     if checkpoint is not None:
-        content = read_checkpoint(checkpoint, is_trusted=is_trusted)
         try:
             checkpoints.restore(model, content)
         except RuntimeError as error:

@@ -10,9 +10,10 @@ from lightning_prune.cli import _backends, _commands
 from lightning_prune.errors import PruningError
 
 _DESCRIPTION = """\
-Export pruned models to verified ExecuTorch files, and look at such files.
+Prune trained models, export them to verified ExecuTorch files, and look at such files.
 
 examples:
+  lightning-prune prune --model net.py:make --data net.py:loader --keep-macs 0.5 -o small.pt
   lightning-prune summarize last.ckpt
   lightning-prune export --checkpoint last.ckpt --model my.module:Digits -o model.pte
   lightning-prune inspect model.pte
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lightning-prune {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     found = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_export, _inspect, _benchmark, _verify, _summarize):
+    for add in (_prune, _export, _inspect, _benchmark, _verify, _summarize):
         add(found)
     return parser
 
@@ -63,6 +64,28 @@ def _command(found: "argparse._SubParsersAction[argparse.ArgumentParser]", name:
     parser = found.add_parser(name, help=about, description=text, formatter_class=raw)
     parser.set_defaults(run=run)
     return parser
+
+
+def _prune(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "prune",
+        "prune a trained model without training, repair it on some data, and write the small one as a checkpoint",
+        "lightning-prune prune --model net.py:make --data net.py:loader --keep-macs 0.5 -o small.pt",
+        _commands.prune_model,
+    )
+    _add_model(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="path of the checkpoint to write")
+    parser.add_argument("--data", required=True, metavar="REF", help="loader, other batches, or a LightningDataModule")
+    budgets = parser.add_mutually_exclusive_group(required=True)
+    for what, about in _commands.KEPT.items():
+        budgets.add_argument(f"--keep-{what}", type=float, metavar="SHARE", help=about)
+    parser.add_argument("--criterion", choices=_commands.CRITERIA, help="which units matter; else the recipe's default")
+    parser.add_argument("--allocation", choices=_commands.ALLOCATIONS, help="how the cut is spread over the layers")
+    parser.add_argument("--loss", metavar="REF", help="function loss(model, batch), for taylor and fisher")
+    parser.add_argument("--metric", metavar="REF", help="torchmetrics metric or metric(model, batch), before and after")
+    parser.add_argument("--samples", type=int, default=256, help="looked at for scores and repair, at most (256)")
+    parser.add_argument("--no-repair", action="store_true", help="leave the kept weights as they are")
 
 
 def _export(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_DATA = "a loader or another iterable of batches"
+
 
 def load(reference: str) -> Any:  # noqa: ANN401
     """Return what a reference names; its module is imported, with the working folder on the path.
@@ -32,7 +34,7 @@ def load(reference: str) -> Any:  # noqa: ANN401
     return found
 
 
-def made(reference: str, kind: type) -> Any:  # noqa: ANN401
+def made(reference: str, kind: type | tuple[type, ...]) -> Any:  # noqa: ANN401
     """Return what a reference names where it is of a kind, and what it gives where it is a function or a class.
 
     Raises:
@@ -49,7 +51,7 @@ def made(reference: str, kind: type) -> Any:  # noqa: ANN401
                 f"{reference}() fails: {type(error).__name__}: {error}; name a function that needs no arguments"
             ) from error
     if not isinstance(found, kind):
-        needed = "a loader or another iterable of batches" if kind is Iterable else f"a {kind.__name__}"
+        needed = f"a {kind.__name__}" if isinstance(kind, type) and kind is not Iterable else _DATA
         raise ValueError(f"{reference} gives {found!r:.60} ({type(found).__name__}): {needed} is needed")
     return found
 

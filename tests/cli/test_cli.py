@@ -28,6 +28,16 @@ def calibration():
 def accuracy():
     return MulticlassAccuracy(4, average="micro")
 
+def loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+def share_right(model, batch):
+    return float((model(batch[0]).argmax(1) == batch[1]).float().mean())
+
+def many():
+    torch.manual_seed(0)
+    return [(torch.rand(16, 1, 6, 6), torch.randint(0, 4, (16,))) for _ in range(3)]
+
 def failing():
     raise KeyError("nothing")
 
@@ -161,12 +171,64 @@ class TestErrors:
             main(["--traceback", "inspect", str(folder / "none.pte")])
 
 
-@pytest.mark.parametrize("command", ["export", "inspect", "benchmark", "verify", "summarize"])
+@pytest.mark.parametrize("command", ["prune", "export", "inspect", "benchmark", "verify", "summarize"])
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
     assert f"example:\n  lightning-prune {command}" in capsys.readouterr().out
+
+
+class TestPrune:
+    def test_then_export(self, capsys: pytest.CaptureFixture[str], folder: Path):
+        small, data = folder / "small.pt", folder / "data.py"
+        code, out, err = run(
+            capsys, "prune", "--model", MODEL, "--data", f"{data}:many", "--keep-macs", 0.5, "-o", small,
+            "--metric", f"{data}:share_right", "--criterion", "fisher", "--loss", f"{data}:loss",
+            "--allocation", "uniform",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        assert "share_right" in out
+        assert f"lightning-prune export --model {MODEL} --checkpoint {small} -o {small.with_suffix('.pte')}" in out
+        model = loaded_model(MODEL, small)
+        assert isinstance(model, Net)
+        assert model.conv1.out_channels < Net().conv1.out_channels
+        command = out[out.index("lightning-prune export") :].split()[1:]
+        code, out, err = run(capsys, *command)
+        assert (code, err) == (0, "")
+        assert small.with_suffix(".pte").is_file()
+        assert not list(folder.glob(".small*"))
+
+    def test_single_weights_without_repair(self, capsys: pytest.CaptureFixture[str], folder: Path):
+        sparse = folder / "sparse.pt"
+        options = ("--keep-weights", 0.25, "--no-repair", "--metric", f"{folder / 'data.py'}:accuracy", "-o", sparse)
+        code, out, _ = run(capsys, "prune", "--model", MODEL, "--data", f"{folder / 'data.py'}:many", *options)
+        assert code == 0
+        assert "MulticlassAccuracy" in out
+        assert "repaired" not in out
+        weight = torch.load(sparse, weights_only=True)["state_dict"]["conv2.weight"]
+        assert float((weight == 0).float().mean()) > 0.5
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            (("--keep-macs", 1.5), "--keep-macs: got 1.5, must be a share between 0 and 1"),
+            (("--keep-macs", 0.5, "--data", "{}:number"), "a loader or another iterable of batches is needed"),
+            (("--keep-macs", 0.5, "--samples", 4), "LeastSquares.samples"),
+            (("--keep-macs", 0.5, "--metric", "{}:loss_"), "has no 'loss_'"),
+            (("--keep-macs", 0.5, "-o", "no/where/small.pt"), "there is no folder"),
+        ],
+    )
+    def test_what_is_refused(
+        self, capsys: pytest.CaptureFixture[str], folder: Path, options: tuple[object, ...], text: str
+    ):
+        data = str(folder / "data.py")
+        given = [str(option).format(data) for option in options]
+        start = ("prune", "--model", MODEL, "--data", f"{data}:many", "-o", folder / "refused.pt")
+        code, _, err = run(capsys, *start, *given)
+        assert code == 2
+        assert text in err
+        assert not (folder / "refused.pt").exists()
 
 
 def test_summarize(capsys: pytest.CaptureFixture[str], folder: Path):
