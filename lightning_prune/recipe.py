@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_prune import schedules
+from lightning_prune.compensation import LeastSquares
 from lightning_prune.criteria import ActivationCriterion, GradientCriterion, Magnitude, ObservingCriterion
 from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
@@ -32,6 +33,7 @@ class Recipe:
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
             (weights of the targets; channels).
         optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
+        repair: how what is left takes over for what went, at each event; None: training alone makes up for it.
 
     Example:
         >>> recipe = Recipe(schedule=schedules.OneShot(final_sparsity=0.5, begin_step=30))
@@ -47,6 +49,7 @@ class Recipe:
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
     optimizer_policy: OptimizerPolicy | Sequence[OptimizerPolicy] = field(default_factory=Mask)
+    repair: LeastSquares | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.granularity, Granularity | Channel):
@@ -64,7 +67,14 @@ class Recipe:
             raise ValueError(f'Recipe.count must be "channels", "params" or "macs", got {self.count!r}')
         if self.count == "channels" and not self.is_structured:
             raise ValueError(f'Recipe.count = "channels" needs granularity=Channel(), got {self.granularity}')
-        as_policies(self.optimizer_policy)
+        policies = as_policies(self.optimizer_policy)
+        if not isinstance(self.repair, LeastSquares | None):
+            raise TypeError(f"Recipe.repair must be LeastSquares() or None, got {self.repair!r}")
+        if self.repair is not None and any(policy.keeps_weights for policy in policies):
+            raise ValueError(
+                f"Recipe.repair changes weights, and optimizer_policy={self.optimizer_policy!r} sets them back after"
+                " each event: leave one of them out"
+            )
         self._check_schedule()
 
     def _check_schedule(self) -> None:

@@ -27,8 +27,8 @@ class LeastSquares(Choice):
     one of five that does best on samples held out; where none does better than no repair the layer is left as it is.
 
     Args:
-        samples: how many samples are looked at, at most; a fourth of them is held out.
-        rows: how many rows (samples times positions) of each layer enter the fit, at most.
+        samples: how many samples are looked at, at most, over all ranks; a fourth of them is held out.
+        rows: how many rows (samples times positions) of each layer enter the fit, at most, on each rank.
 
     Source: the reconstruction of He, Zhang and Sun 2017 (Channel Pruning, equation 5), with the sequential targets of
     their section 3.2; one ridge for all layers and a held-out choice of it are ours. Frantar and Alistarh 2023

@@ -11,11 +11,14 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compensation.least_squares import LeastSquares, Moments, best_fit
 from lightning_prune.compensation.readers import Reader, first_tensor, readers_of, sampled
+from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, tensors_in, walked
 from lightning_prune.model.summary import as_evaluated
+
+Run = Callable[[nn.Module], Any]
 
 EXACT = 1e-10
 """Relative error below which a layer gives what it gave: the square of float32's resolution on sums of products."""
@@ -56,30 +59,33 @@ class Repair:
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Example, repair: LeastSquares) -> dict[str, Target]:
+def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Target]:
     """Return what every layer that can be repaired gives, before a cut.
 
     Args:
         model: as it is before the event.
-        inputs: arguments of its forward: one batch of samples along the first axis.
+        inputs: runs it on one batch of samples along the first axis, as an Example does.
         repair: how much is looked at.
 
     Raises:
         NonFiniteError: what enters a layer is NaN or infinite.
     """
     targets: dict[str, Target] = {}
+    parameters = masks.dense_parameters(model)
 
     def see(name: str, reader: Reader, x: Tensor) -> None:
+        if name not in parameters:  # computed from others
+            return
         if name in targets:
             targets[name] = Target(targets[name].outputs, targets[name].samples, targets[name].calls + 1)
             return
-        rows = sampled(reader.rows(x), repair.rows, _seed(name))
+        rows = sampled(reader.rows(x), repair.rows, _seed(name)).to(wide(x))
         if not bool(torch.isfinite(rows).all()):
             raise NonFiniteError(
                 f"what enters {name.rpartition('.')[0] or 'the model'} is NaN or infinite on the samples for repair;"
                 " nothing was pruned. Look at the data, or leave Recipe(repair=…) out"
             )
-        weight = reader.matrix(masks.dense_parameters(model)[name].detach())
+        weight = reader.matrix(parameters[name].detach())
         targets[name] = Target(rows @ weight.mT.to(rows.dtype), len(x))
 
     _run(model, inputs, see)
@@ -87,9 +93,7 @@ def record(model: nn.Module, inputs: Example, repair: LeastSquares) -> dict[str,
 
 
 @torch.no_grad()
-def refit(
-    model: nn.Module, inputs: Example, targets: Mapping[str, Target], repair: LeastSquares, frozen: bool = False
-) -> list[Repair]:
+def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Target], repair: LeastSquares) -> list[Repair]:
     """Fit the kept weights of a cut model to what its layers gave before, in the order in which they run.
 
     Args:
@@ -97,7 +101,6 @@ def refit(
         inputs: the same as :func:`record` saw.
         targets: what it returned.
         repair: the same.
-        frozen: whether parameters without gradients may change as well.
 
     Returns:
         What was done, in the order in which the layers run.
@@ -115,11 +118,11 @@ def refit(
         if target.calls > 1:
             repairs[name] = Repair(name, 0.0, 0.0, None, "the layer runs more than once in a forward pass")
             return
-        if not (weight.requires_grad or frozen):
+        if not weight.requires_grad:
             repairs[name] = Repair(name, 0.0, 0.0, None, "the weight is frozen")
             return
         bias = None if reader.bias is None else reader.module._parameters.get(reader.bias)
-        if bias is not None and not (bias.requires_grad or frozen):
+        if bias is not None and not bias.requires_grad:
             bias = None
         rows = sampled(reader.rows(x), repair.rows, _seed(name)).to(target.outputs.dtype)
         start = reader.matrix(weight.detach())
@@ -138,6 +141,8 @@ def refit(
             bias.copy_(torch.where(kept[..., -1].flatten(), fitted[..., -1].flatten(), bias.flatten()).view_as(bias))
             fitted = fitted[..., :-1]
         weight.copy_(reader.fold(fitted))
+        # the same sums need not give the same bits on another machine
+        ranks.copy_from_first([weight] if bias is None else [weight, bias])
 
     _run(model, inputs, mend)
     masks.zero_pruned(model)
@@ -153,6 +158,7 @@ def _fitted(
     fitted_on = Moments.of(rows[:, :border], outputs[:, :border])
     judged_on = Moments.of(rows[:, border:], outputs[:, border:])
     if ranks.world_size() > 1:
+        ranks.check_same({"the layer to repair": name}, "name")
         for moments in (fitted_on, judged_on):
             for tensor in moments.tensors():
                 ranks.add_up(tensor)
@@ -168,7 +174,7 @@ def _seed(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _run(model: nn.Module, inputs: Example, see: Callable[[str, Reader, Tensor], None]) -> None:
+def _run(model: nn.Module, inputs: Run, see: Callable[[str, Reader, Tensor], None]) -> None:
     """Run the model once in eval mode and show what enters each reader before it computes."""
     handles: list[RemovableHandle] = []
     for path, module in model.named_modules():

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from lightning_prune.model.example import Example, tensors_in
+from lightning_prune.model.example import Example, sample_count
 
 
 @runtime_checkable
@@ -51,12 +51,6 @@ def first_samples(batches: Iterable[Any], samples: int) -> list[Any]:
         if count >= samples:
             break
     return taken
-
-
-def sample_count(batch: object) -> int:
-    """Return the length of the first axis of the first tensor of a batch; 1 where there is none."""
-    first = next((tensor for tensor in tensors_in(batch) if tensor.dim()), None)
-    return 1 if first is None else max(1, len(first))
 
 
 def arguments_of(model: nn.Module, batch: Any) -> Example:  # noqa: ANN401

@@ -34,6 +34,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_rank() -> int:
+    """Return the number of this rank; 0 without torch.distributed."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 @contextmanager
 def together(what: str) -> Iterator[None]:
     """Do something on all ranks or on none: an exception on one of them raises on all.
@@ -66,7 +71,7 @@ def _announce(failure: str = "") -> None:
     failed = torch.tensor([int(bool(failure))], device=_device())
     dist.all_reduce(failed)
     if int(failed):
-        texts = [f"rank {rank}: {text}" for rank, text in enumerate(_gathered(failure)) if text]
+        texts = [f"rank {rank}: {text}" for rank, text in enumerate(gathered(failure)) if text]
         raise _Told("; ".join(texts))
 
 
@@ -76,7 +81,10 @@ def agree() -> None:
         _announce()
 
 
-def _gathered(value: _T) -> list[_T]:
+def gathered(value: _T) -> list[_T]:
+    """Return what each rank has, in their order."""
+    if world_size() == 1:
+        return [value]
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
@@ -145,7 +153,7 @@ def check_same(values: Mapping[str, object], what: str) -> None:
     if world_size() == 1:
         return
     _announce()
-    found = _gathered(dict(values))
+    found = gathered(dict(values))
     for name in dict.fromkeys(name for of_rank in found for name in of_rank):
         odd = [rank for rank, of_rank in enumerate(found) if of_rank.get(name) != found[0].get(name)]
         if odd:
@@ -169,6 +177,6 @@ def average(tensors: Mapping[str, Tensor]) -> None:
     if world_size() == 1:
         return
     _announce()
-    found = _gathered({name: _sum_of_bits(tensor) for name, tensor in tensors.items()})
+    found = gathered({name: _sum_of_bits(tensor) for name, tensor in tensors.items()})
     for name in (name for name in tensors if any(one[name] != found[0][name] for one in found)):
         add_up(tensors[name].div_(world_size()))

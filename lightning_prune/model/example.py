@@ -143,15 +143,25 @@ def first_samples(example: Example, rows: int = ROWS) -> Example:
     return cast(Example, walked(example, lambda x: (x[:rows] if is_batch and x.dim() else x).detach().clone()))
 
 
+def sample_count(value: object) -> int:
+    """Return the length of the first axis of the first tensor in it; 1 where there is none."""
+    first = next((tensor for tensor in tensors_in(value) if tensor.dim()), None)
+    return 1 if first is None else max(1, len(first))
+
+
 def stored(model: nn.Module) -> dict[str, Any] | None:
     """Return the example of the model's first forward pass as values that ``torch.load(weights_only=True)`` reads.
 
     None where there is none, or where it holds objects of other classes than tensors, numbers, texts and containers.
     """
     example = model.__dict__.get(_HELD_AS)
-    if not isinstance(example, Example) or not _is_plain((example.args, dict(example.kwargs))):
-        return None
-    return {"args": example.args, "kwargs": dict(example.kwargs)}
+    return as_plain(example) if isinstance(example, Example) else None
+
+
+def as_plain(example: Example) -> dict[str, Any] | None:
+    """Return the arguments as values that ``torch.load(weights_only=True)`` reads; None where they are no such."""
+    plain = {"args": example.args, "kwargs": dict(example.kwargs)}
+    return plain if _is_plain(tuple(plain.values())) else None
 
 
 def _is_plain(value: object) -> bool:
@@ -167,6 +177,13 @@ def remember(model: nn.Module, example: Example) -> None:
     model.__dict__[_HELD_AS] = example
 
 
+def whole_networks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the children that hold every trained parameter of a model, by name: it may be called in its place."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    children = model.named_children() if trained else ()
+    return {name: child for name, child in children if trained.issubset(map(id, child.parameters()))}
+
+
 class FirstForward:
     """Waits for the first forward pass of a model, or of the network inside that its forward merely calls.
 
@@ -179,11 +196,9 @@ class FirstForward:
 
     def __init__(self, model: nn.Module, then: Callable[[Example], None]) -> None:
         self._model, self._then = model, then
-        self._standing = [_Standing(model, self._arrive)]
-        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-        for child in model.children():
-            if trained and trained.issubset(map(id, child.parameters())):
-                self._standing.append(_Standing(child, partial(self._arrive_inside, child)))
+        self._standing = [Standing(model, self._arrive)]
+        for child in whole_networks(model).values():
+            self._standing.append(Standing(child, partial(self._arrive_inside, child)))
 
     def remove(self) -> None:
         """Put the modules' own forward back."""
@@ -192,15 +207,19 @@ class FirstForward:
 
     def _arrive(self, example: Example) -> None:
         self.remove()
-        remember(self._model, example)
-        self._then(example)
+        device = next((tensor.device.type for tensor in tensors_in((example.args, dict(example.kwargs)))), "cpu")
+        # a validation runs in inference mode and a training step under autocast: what is bound now outlives both
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            example = first_samples(example)
+            remember(self._model, example)
+            self._then(example)
 
     def _arrive_inside(self, child: nn.Module, example: Example) -> None:
         self.remove()
-        if _computes_as(self._model, child, example):
+        if _computes_as(self._model, child, first_samples(example)):
             self._arrive(example)
         else:
-            self._standing = [_Standing(self._model, self._arrive)]
+            self._standing = [Standing(self._model, self._arrive)]
 
 
 def _computes_as(model: nn.Module, child: nn.Module, example: Example) -> bool:
@@ -221,51 +240,53 @@ def _computes_as(model: nn.Module, child: nn.Module, example: Example) -> bool:
     return len(own) == len(inner) and all(torch.equal(x, y) for x, y in zip(own, inner, strict=True))
 
 
-class _Standing:
-    """Stands where a module's ``forward`` stands until it is called once, and hands on the arguments.
+class Standing:
+    """Stands where a module's ``forward`` stands and shows its arguments, until it is removed.
 
     A hook would miss ``self.forward(x)``, and under DDP catch the arguments of ``training_step``.
 
     Args:
-        module: whose example is looked for.
-        then: called with the example before the forward pass goes on; None: nobody waits, as in a copy of the module.
+        module: whose arguments are looked for.
+        then: called with the arguments before the forward pass goes on; it may remove this.
     """
 
-    def __init__(self, module: nn.Module, then: Callable[[Example], None] | None) -> None:
-        self._module, self._then = module, then
+    def __init__(self, module: nn.Module, then: Callable[[Example], None]) -> None:
+        self._module = module
+        self._then: Callable[[Example], None] | None = then
         self._own = vars(module).get("forward")
         vars(module)["forward"] = self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Standing":
-        # a copy of the model, such as a moving average, waits for nothing
-        return _Standing(copy.deepcopy(self._module, memo), None)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        # a copy of the model, such as a moving average, has its plain forward
+        module = copy.deepcopy(self._module, memo)
+        return type(module).forward.__get__(module) if self._own is None else copy.deepcopy(self._own, memo)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Standing, (self._module, None)
+        return getattr, (self._module, "forward")
 
     def remove(self) -> None:
-        """Put the module's own forward back."""
+        """Put the module's own forward back; where somebody else has come to stand before it, show nothing more."""
+        self._then = None
         if vars(self._module).get("forward") is self:
             if self._own is None:
                 del vars(self._module)["forward"]
             else:
                 vars(self._module)["forward"] = self._own
 
+    def _forward(self) -> Callable[..., Any]:
+        return self._own or type(self._module).forward.__get__(self._module)
+
     @property
     def __signature__(self) -> inspect.Signature:
         """The signature of the module's own forward."""
-        return inspect.signature(self._own or type(self._module).forward.__get__(self._module))
+        return inspect.signature(self._forward())
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Take the arguments down, then run the module's own forward."""
-        self.remove()
-        if self._then is None:
-            return self._module.forward(*args, **kwargs)
-        device = next(
-            (leaf.device.type for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "cpu"
-        )
-        # a validation runs in inference mode and a training step under autocast: what is bound now outlives both
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            self._then(first_samples(Example(args, kwargs)))
-        return self._module.forward(*args, **kwargs)
+        before = vars(self._module).get("forward")
+        if self._then is not None:
+            self._then(Example(args, kwargs))
+        # whoever was called may have put something else in this place
+        is_as_before = vars(self._module).get("forward") is before
+        return (self._forward() if is_as_before else self._module.forward)(*args, **kwargs)

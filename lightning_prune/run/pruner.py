@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
+from lightning_prune.compensation import Call, Repair, record, refit
 from lightning_prune.criteria import (
     ActivationCriterion,
     GradientCriterion,
@@ -44,6 +45,7 @@ class Event:
         layers: dense name of each masked weight with two or more axes -> share of it that is pruned.
         params: parameters left in the whole network.
         macs: multiply-accumulates left in it; None without an example input.
+        repairs: what repair did to each layer, in the order in which they run; empty without.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Event:
     layers: Mapping[str, float]
     params: int
     macs: int | None
+    repairs: tuple[Repair, ...] = ()
 
 
 @dataclass
@@ -219,6 +222,7 @@ def prune_step(
     sparsity: float,
     carry: Callable[[Mapping[nn.Parameter, Tensor]], None] | None = None,
     step: int = 0,
+    inputs: Call | None = None,
 ) -> Event:
     """Prune a masked model to a cumulative sparsity: the whole corridor of one event.
 
@@ -228,9 +232,10 @@ def prune_step(
         sparsity: what to reach, in [0, 1), in what the recipe counts.
         carry: called with the masks by Parameter after the weights are zero, to carry the optimizers along.
         step: completed optimizer steps, for the record.
+        inputs: run the model on the samples that the recipe's repair looks at; None: nothing is repaired.
 
     Raises:
-        NonFiniteError: a weight or score is NaN or infinite; nothing is changed then.
+        NonFiniteError: a weight, a score or what enters a layer is NaN or infinite; nothing is changed then.
         PruningError: a target lost its mask, since its module was replaced; nothing is changed then. Or another rank
             failed, or the masks of the ranks differ: then it is raised on all of them.
 
@@ -247,7 +252,11 @@ def prune_step(
         candidates = pruner.candidates(scores, bound.masks())
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
+        repair, targets = pruner.recipe.repair, {}
+        if repair is not None and inputs is not None:
+            targets = record(model, inputs, repair)
         bound.write(pruner.units.masks(candidates, removed, scores))
+        repairs = refit(model, inputs, targets, repair) if repair is not None and inputs is not None else []
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)
@@ -256,7 +265,7 @@ def prune_step(
         pruner.observed.clear()
     else:
         pruner.observed.start_anew()
-    return describe(pruner, model, step)
+    return replace(describe(pruner, model, step), repairs=tuple(repairs))
 
 
 def check_masked(pruner: Pruner, model: nn.Module) -> None:
@@ -279,6 +288,11 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
             raise PruningError(
                 f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
                 " several ranks: leave it out, or train with DDP"
+            )
+        if pruner.recipe.repair is not None:
+            raise PruningError(
+                f"Recipe.repair fits whole weights, and {next(iter(spread.rows))} is sharded over several ranks: leave"
+                " it out, or train with DDP"
             )
         pruner.units.check_spread(spread)
 

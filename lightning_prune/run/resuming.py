@@ -17,9 +17,14 @@ Described = Mapping[str, str]
 _UNITS = {"granularity", "targets", "count"}
 
 
+_LATER = {"repair": repr(None)}
+"""Fields that recipes in older checkpoints lack, with what they mean by that."""
+
+
 def changed(old: Described, recipe: Recipe) -> set[str]:
     """Return the names of the fields in which a recipe differs from one that was described; {}: from none, in all."""
-    return {name for name, text in recipe.describe().items() if old.get(name) != text}
+    known = {**_LATER, **old} if old else old
+    return {name for name, text in recipe.describe().items() if known.get(name) != text}
 
 
 def differences(saved: Sequence[Described], recipes: Sequence[Recipe]) -> list[str]:
@@ -30,7 +35,7 @@ def differences(saved: Sequence[Described], recipes: Sequence[Recipe]) -> list[s
     return [
         f"{prefix.format(index)}{name} was {text}, is {recipe.describe().get(name)}"
         for index, (old, recipe) in enumerate(zip(saved, recipes, strict=True))
-        for name, text in old.items()
+        for name, text in {**_LATER, **old}.items()
         if name in changed(old, recipe)
     ]
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import schedules
 from lightning_prune.compaction import Compaction
+from lightning_prune.compensation import LastInputs
 from lightning_prune.distributed import ranks, shards
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
@@ -61,6 +62,8 @@ class PruningRun:
         self._runtimes: list[PolicyRuntime] = []
         self._policy_state: list[Mapping[str, Any]] = []
         self._handles: list[RemovableHandle] = []
+        repairs = [recipe.repair for recipe in recipes if recipe.repair is not None]
+        self._inputs = LastInputs(max((repair.samples for repair in repairs), default=0), self._is_repair_near)
         self.attach(model)
 
     @property
@@ -162,6 +165,16 @@ class PruningRun:
             self._handles.append(optimizer.register_step_post_hook(self._count))
         for pruner in self.pruners:
             self._handles.extend(pruner.watch(model))
+        self._inputs.listen(model)
+
+    def _is_repair_near(self, steps: int) -> bool:
+        """Whether an event that is to be repaired is due within so many steps; put off ones are."""
+        ahead = [
+            (pruner.schedule.due(self._looked_at, self.step + steps), pruner.asked)
+            for pruner in self.pruners
+            if pruner.recipe.repair is not None and not pruner.is_finished
+        ]
+        return any(sparsity is not None and sparsity > asked for sparsity, asked in ahead)
 
     def _count(self, *_: object) -> None:
         self.step += 1
@@ -173,6 +186,7 @@ class PruningRun:
             runtime.stop()
         for handle in self._handles:
             handle.remove()
+        self._inputs.stop()
         self._runtimes, self._handles = [], []
 
     def observe(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -211,11 +225,15 @@ class PruningRun:
             self._looked_at = self.step
         for index in asked:
             self._runtimes[index].before_event(self.step, model)
+        is_repairing = any(self.pruners[index].recipe.repair is not None for index in asked)
+        inputs = self._inputs.joined(model, self.step) if is_repairing else None
         events = []
         # channels first: weights that leave with them count for no other recipe
         for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
             carry = partial(self._runtimes[index].after_event, self.step, model=model)
-            events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step))
+            events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step, inputs))
+        if is_repairing:
+            self._inputs.after_event()
         self.sparsity = self.measure(model)
         return events
 
@@ -268,13 +286,15 @@ class PruningRun:
         live = [mask for name, mask in BoundModel(model, self.base).masks().items() if first[name] == name]
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
-    def state_dict(self, model: nn.Module | None = None) -> dict[str, Any]:
-        """Return counters, observations and policy snapshots: plain values and tensors.
+    def state_dict(self, model: nn.Module | None = None, with_inputs: bool = True) -> dict[str, Any]:
+        """Return counters, observations, policy snapshots and inputs kept for repair: plain values and tensors.
 
         Args:
             model: whose masks stand in it too, for no state dict of the model has them; None: they are kept elsewhere.
+            with_inputs: False: what is kept for repair stands in it not.
         """
         held = {} if model is None else {"masks": {name: mask.clone() for name, mask in masks.ours(model).items()}}
+        held |= {"inputs": self._inputs.state_dict()} if with_inputs else {}
         return {
             **held,
             "step": self.step,
@@ -311,6 +331,8 @@ class PruningRun:
         self.step, self._stay = state["step"], set(state["stay"])
         self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]
         self._policy_state = list(kept)
+        if "inputs" in state:
+            self._inputs.load_state_dict(state["inputs"])
         for runtime, saved in zip(self._runtimes, self._policy_state, strict=False):
             runtime.load_state_dict(saved)
         if is_other:

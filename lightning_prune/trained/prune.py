@@ -10,16 +10,16 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_prune.compaction.finalization import finalize
-from lightning_prune.compensation import LeastSquares, Repair, joined, record, refit
+from lightning_prune.compensation import Call, LeastSquares, Repair, joined
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import GradientCriterion, ObservingCriterion
-from lightning_prune.data.batches import arguments_of, first_samples, loader_of, sample_count
+from lightning_prune.data.batches import arguments_of, first_samples, loader_of
 from lightning_prune.data.losses import Loss, check_loss, loss_of, trainless_copy
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, Inputs, example_of
+from lightning_prune.model.example import Example, Inputs, example_of, sample_count
 from lightning_prune.model.example import first_samples as first_rows
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
 from lightning_prune.recipe import Recipe
@@ -43,7 +43,6 @@ class Pruned:
         before: the model before, by layers.
         after: the model after.
         events: one record a round.
-        repairs: what repair did to each layer in the last round, in the order in which they run; empty without.
         stayed: channel group -> why its channels cannot go; empty for single weights.
         metric: name of the metric; empty without one.
         metric_before: its value before; None without a metric.
@@ -53,11 +52,15 @@ class Pruned:
     before: Summary
     after: Summary
     events: tuple[Event, ...]
-    repairs: tuple[Repair, ...] = ()
     stayed: Mapping[str, str] = field(default_factory=dict)
     metric: str = ""
     metric_before: float | None = None
     metric_after: float | None = None
+
+    @property
+    def repairs(self) -> tuple[Repair, ...]:
+        """What repair did to each layer in the last round, in the order in which they run; empty without."""
+        return self.events[-1].repairs
 
     def __str__(self) -> str:
         lines = [f"parameters  {self.before.parameters:,} -> {self.after.parameters - self.after.zeros:,}"]
@@ -91,8 +94,8 @@ def prune(
     Args:
         model: in any mode and on any device; it comes back in the same one.
         recipe: as for a fit. Policies of the optimizer do nothing.
-        repair: how what is left takes over for what goes; None: it does not, and batch norms keep the statistics of
-            the model before.
+        repair: how what is left takes over for what went, where the recipe does not say; None: it does not, and batch
+            norms keep the statistics of the model before.
         data: batches of inputs, of pairs (inputs, targets) or of dicts, or a LightningDataModule, whose training data
             is taken. Labels are needed for criteria that watch gradients and for metrics alone.
         loss: ``loss(model, batch) -> scalar`` for criteria that watch gradients; None: the LightningModule's own
@@ -131,11 +134,12 @@ def prune(
         raise PruningError(f"{type(model).__name__} carries masks of another run: call finalize(model) first")
     if isinstance(recipe.criterion, GradientCriterion):
         check_loss(model, loss)
+    repair = recipe.repair or repair
     with own_random_state():
         passes = Passes(loader_of(data), model)
         batches = first_samples(passes, samples)
         inputs = joined([arguments_of(model, batch) for batch in batches], samples)
-        if repair is not None and (count := sample_count(inputs)) < MIN_SAMPLES:
+        if repair is not None and (count := sample_count((inputs.args, dict(inputs.kwargs)))) < MIN_SAMPLES:
             raise ValueError(
                 f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
                 " (some hundred are better), or write repair=None"
@@ -145,24 +149,21 @@ def prune(
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
-            pruner = bind(_after_a_look(recipe), model, example, _STEPS)
+            pruner = bind(replace(_after_a_look(recipe), repair=repair), model, example, _STEPS)
             groups = pruner.units.found if isinstance(pruner.units, ChannelUnits) else ()
             stayed = {group.name: group.reason for group in groups if not group.prunable}
             pruner.attach(model)
             events: list[Event] = []
-            repairs: list[Repair] = []
             rounds = list(_rounds(pruner))
             for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
                 _observe(pruner, model, batches, loss)
-                event, repairs = _round(pruner, model, sparsity, step, inputs, repair)
-                events.append(event)
+                events.append(prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs)))
             finalize(model, example)
         reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
     return Pruned(
         before=before,
         after=summarize(model, example),
         events=tuple(events),
-        repairs=tuple(repairs),
         stayed=stayed,
         metric="" if metric is None else named(metric),
         metric_before=measured,
@@ -212,16 +213,6 @@ def _observe(pruner: Pruner, model: nn.Module, batches: list[Any], loss: Loss | 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _round(
-    pruner: Pruner, model: nn.Module, sparsity: float, step: int, inputs: Example, repair: LeastSquares | None
-) -> tuple[Event, list[Repair]]:
-    if repair is None:
-        return prune_step(pruner, model, sparsity, step=step), []
-    targets = record(model, inputs, repair)
-    event = prune_step(pruner, model, sparsity, step=step)
-    return event, refit(model, inputs, targets, repair)
 
 
 @contextmanager

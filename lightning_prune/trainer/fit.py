@@ -386,11 +386,14 @@ def _log_event(trainer: Trainer, event: Event) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(values, step=event.step)
     macs = "" if event.macs is None else f", {event.macs:,} MACs"
+    mended = sum(repair.damping is not None for repair in event.repairs)
+    repaired = f", {mended} of {len(event.repairs)} layers repaired" if event.repairs else ""
     log.info(
-        "step %d: sparsity %.4f (asked %.4f), %s parameters%s left",
+        "step %d: sparsity %.4f (asked %.4f), %s parameters%s left%s",
         event.step,
         event.sparsity,
         event.asked,
         f"{event.params:,}",
         macs,
+        repaired,
     )

@@ -32,7 +32,7 @@ class _RunState:
         self._run, self._model = run, model
 
     def state_dict(self) -> dict[str, Any]:
-        return self._run.state_dict()
+        return self._run.state_dict(with_inputs=False)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._run.load_state_dict({**state, "step": self._run.step}, self._model)

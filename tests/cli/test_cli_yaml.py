@@ -24,6 +24,7 @@ from lightning_prune import (
     Guard,
     Iterative,
     Keep,
+    LeastSquares,
     Linear,
     LRRewind,
     Magnitude,
@@ -146,6 +147,7 @@ VALUES: list[tuple[str, Any]] = [
     ("optimizer_policy", Rewarm(5)),
     ("optimizer_policy", LRRewind(2)),
     ("optimizer_policy", RewindWeights(3)),
+    ("repair", LeastSquares(samples=64)),
 ]
 
 

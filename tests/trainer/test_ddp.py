@@ -18,7 +18,7 @@ from ranks_cases import by_data, read
 from support import AfterStep, LinearNet, Net, Resumable, loader, momentum_sgd, trainer
 from torch import Tensor
 
-from lightning_prune import Channel, Linear, PruningCallback, Random, Recipe, Taylor, Uniform
+from lightning_prune import Channel, LeastSquares, Linear, PruningCallback, Random, Recipe, Taylor, Uniform
 from lightning_prune.model import masks
 
 RISE = Linear(final_sparsity=0.6, begin_step=1, end_step=4, frequency=1)
@@ -27,6 +27,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "taylor": lambda: Recipe(schedule=RISE, criterion=Taylor()),
     "by data": lambda: Recipe(schedule=RISE, criterion=by_data),
     "channels": lambda: Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor()),
+    "repair": lambda: Recipe(schedule=RISE, granularity=Channel(), repair=LeastSquares(samples=32)),
 }
 
 
@@ -179,12 +180,12 @@ def test_ranks_with_other_buffers_shrink_alike(kind: type[Net], tmp_path: Path) 
     assert all((others[name] == weight).all() for name, weight in weights.items())
 
 
-def stopped_and_resumed(folder: str) -> Any:
+def stopped_and_resumed(folder: str, name: str) -> Any:
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     ends = []
     for path in (None, f"{folder}/step=3.ckpt"):
         torch.manual_seed(len(ends))
-        model, callback = Net(make_optimizer=momentum_sgd), PruningCallback(RECIPES["taylor"]())
+        model, callback = Net(make_optimizer=momentum_sgd), PruningCallback(RECIPES[name]())
         fit = trainer(Path(folder), callback, *([] if ends else [saving]), strategy=strategy(), devices=2)
         rank = int(os.environ["RANK"])
         batches = Resumable(10)
@@ -194,7 +195,21 @@ def stopped_and_resumed(folder: str) -> Any:
     return ends
 
 
-def test_a_resumed_fit_ends_as_one_never_stopped(tmp_path: Path) -> None:
-    for whole, again in on_ranks(stopped_and_resumed, 2, str(tmp_path)):
+@pytest.mark.parametrize("name", ["taylor", "repair"])
+def test_a_resumed_fit_ends_as_one_never_stopped(name: str, tmp_path: Path) -> None:
+    for whole, again in on_ranks(stopped_and_resumed, 2, str(tmp_path), name):
         assert all((again[name] == weight).all() for name, weight in whole.items())
-        assert any((weight == 0).any() for weight in whole.values())
+        assert name == "repair" or any((weight == 0).any() for weight in whole.values())
+
+
+def repairs_of_fit(folder: str) -> Any:
+    _, _, callback = fitted(folder, RECIPES["repair"](), 2)
+    return [(event.step, event.repairs) for event in callback.events]
+
+
+def test_the_ranks_repair_on_the_samples_of_all(tmp_path: Path) -> None:
+    first, second = on_ranks(repairs_of_fit, 2, str(tmp_path))
+    assert first == second
+    assert [step for step, _ in first] == [2, 3, 4]  # from step 2 on both have seen 16 samples together
+    assert all(len(repairs) == 4 for _, repairs in first)
+    assert any(repair.damping is not None for _, repairs in first for repair in repairs)

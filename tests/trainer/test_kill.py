@@ -25,6 +25,7 @@ from lightning_prune import (
     Channel,
     Guard,
     Keep,
+    LeastSquares,
     Linear,
     LRRewind,
     NOfM,
@@ -144,6 +145,9 @@ CASES: dict[str, Case] = {
             ]
         ),
     ),
+    "repaired": Case(
+        lambda: Net(make_optimizer=adamw), lambda: PruningCallback(channels(repair=LeastSquares(samples=24))), shuffled
+    ),
     "by hand": Case(
         Manual,
         lambda: PruningCallback(Recipe(schedule=Linear(0.5, 2, 12, 4), granularity=NOfM(2, 4)), finalize=False),
@@ -259,6 +263,7 @@ POINTS = [
     ("element", "writing", 1),
     ("rewound", "event", 1),
     ("rewarmed", "optimizer", 1),
+    ("repaired", "anywhere", 1),
     ("by hand", "anywhere", 1),
     ("half-way shrunk", "removal", 2),
     ("guarded", "rollback", 1),

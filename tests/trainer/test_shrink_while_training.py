@@ -12,7 +12,17 @@ from processes import on_ranks
 from support import AfterStep, MixedNet, Net, Resumable, loader, outputs, trainer
 from torch import Tensor
 
-from lightning_prune import Channel, Element, Linear, PruningCallback, Recipe, RewindWeights, Targets, Taylor
+from lightning_prune import (
+    Channel,
+    Element,
+    LeastSquares,
+    Linear,
+    PruningCallback,
+    Recipe,
+    RewindWeights,
+    Targets,
+    Taylor,
+)
 from lightning_prune.model import masks
 
 RISE = Linear(final_sparsity=0.6, begin_step=2, end_step=8, frequency=2)
@@ -21,6 +31,7 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "taylor": lambda: Recipe(granularity=Channel(), schedule=RISE, criterion=Taylor()),
     "macs": lambda: Recipe(granularity=Channel(), schedule=RISE, count="macs"),
     "rewind": lambda: Recipe(granularity=Channel(), schedule=RISE, optimizer_policy=RewindWeights(2)),
+    "repair": lambda: Recipe(granularity=Channel(), schedule=RISE, repair=LeastSquares(samples=24)),
     "beside single weights": lambda: [
         Recipe(granularity=Channel(), schedule=RISE, targets=CONVOLUTIONS),
         Recipe(schedule=Linear(0.6, 3, 9, 2), targets=Targets(("head",)), criterion=Taylor()),
@@ -50,7 +61,10 @@ def test_training_goes_on_as_with_masks(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     shrunk, removed = fitted(tmp_path, RECIPES[name](), True)
     assert len(removed.events) >= 3
-    assert [vars(e) | {"layers": None} for e in removed.events] == [vars(e) | {"layers": None} for e in carried.events]
+    repaired = [[(r.name, r.damping) for r in e.repairs] for e in removed.events]
+    assert repaired == [[(r.name, r.damping) for r in e.repairs] for e in carried.events]
+    plain: dict[str, Any] = {"layers": None, "repairs": None}
+    assert [vars(e) | plain for e in removed.events] == [vars(e) | plain for e in carried.events]
     assert [e.layers for e in removed.events] == [e.layers for e in carried.events]
     for (path, a), (_, b) in zip(masked.named_parameters(), shrunk.named_parameters(), strict=True):
         assert a.shape == b.shape
