@@ -9,8 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.compaction import Compaction, compact
+from lightning_prune.compaction.twins import followers, joined
 from lightning_prune.errors import CompactionError, PruningError
-from lightning_prune.graph import channel_groups
+from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of
 
@@ -56,7 +57,11 @@ def finalize(
                 " finalize(model, torch.zeros(1, …)) or set example_input_array"
             )
         example = example.on_device_of(model)
-        plan = _plan(model, example)
+        plan, groups = _plan(model, example)
+        plan, stay = joined(plan, groups, followers(model, plan, groups))
+        if stay:
+            reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
+            warnings.warn(f"these channel groups stay, at zero:\n{reasons}", stacklevel=2)
         if plan.keep:
             report = compact(model, plan, example_inputs=example, optimizer=optimizer)
             if report.changes:
@@ -85,13 +90,15 @@ def finalize_or_fold(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer
         masks.fold(model)
 
 
-def _plan(model: nn.Module, example: Example) -> Compaction:
+def _plan(model: nn.Module, example: Example) -> tuple[Compaction, ChannelGroups]:
     """Plan from the masks; channels under a normalisation go only where masks cover more than exact removals tell."""
-    plan = Compaction.from_masks(model, channel_groups(model, example))
+    groups = channel_groups(model, example)
+    plan = Compaction.from_masks(model, groups)
     if _explains(plan, model):
-        return plan
-    more = Compaction.from_masks(model, channel_groups(model, example, allow_inexact=True))
-    return more if any(removal.is_inexact for removal in more.removals.values()) else plan
+        return plan, groups
+    wider = channel_groups(model, example, allow_inexact=True)
+    more = Compaction.from_masks(model, wider)
+    return (more, wider) if any(removal.is_inexact for removal in more.removals.values()) else (plan, groups)
 
 
 def _explains(plan: Compaction, model: nn.Module) -> bool:

@@ -5,9 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -15,7 +13,6 @@ from lightning_prune import schedules
 from lightning_prune.compaction import Compaction
 from lightning_prune.compensation import LastInputs
 from lightning_prune.distributed import ranks, shards
-from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
 from lightning_prune.model.frame import Frame
@@ -26,8 +23,8 @@ from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.bound import BoundModel
-from lightning_prune.run.pruner import Event, Pruner, check_masked, describe, prune_step
-from lightning_prune.run.removal import next_removal
+from lightning_prune.run.following import Following
+from lightning_prune.run.pruner import Event, Pruner, check_finite, check_masked, describe, prune_step
 from lightning_prune.run.resuming import check_same, take_up
 from lightning_prune.selection import ChannelUnits
 
@@ -64,6 +61,7 @@ class PruningRun:
         self._handles: list[RemovableHandle] = []
         repairs = [recipe.repair for recipe in recipes if recipe.repair is not None]
         self._inputs = LastInputs(max((repair.samples for repair in repairs), default=0), self._is_repair_near)
+        self._following: Following | None = None
         self.attach(model)
 
     @property
@@ -139,7 +137,7 @@ class PruningRun:
             shards.reshard(model)
             for pruner in self.pruners:
                 check_masked(pruner, model)
-            _check_finite(model)
+            check_finite(model)
             masks.check_same(model)
         masks.zero_pruned(model)
         parameters = masks.dense_parameters(model)
@@ -166,6 +164,8 @@ class PruningRun:
         for pruner in self.pruners:
             self._handles.extend(pruner.watch(model))
         self._inputs.listen(model)
+        channels = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
+        self._following = Following(model, channels, self.base)
 
     def _is_repair_near(self, steps: int) -> bool:
         """Whether an event that is to be repaired is due within so many steps; put off ones are."""
@@ -234,6 +234,7 @@ class PruningRun:
             events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step, inputs))
         if is_repairing:
             self._inputs.after_event()
+        self.mask_copies(model)
         self.sparsity = self.measure(model)
         return events
 
@@ -254,11 +255,16 @@ class PruningRun:
 
     def next_removal(self, model: nn.Module) -> Compaction | None:
         """Plan to remove the channels that are masked out entirely; None when there are none."""
-        units = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
-        if not units:
-            return None
-        bound = BoundModel(model, self.base)
-        return next_removal(units, bound.masks(), bound.removed, self._stay)
+        return None if self._following is None else self._following.next_removal(model, self._stay, self.step)
+
+    def mask_copies(self, model: nn.Module) -> None:
+        """Let what is masked out be zero as well in copies that follow a pruned part and that forward does not reach.
+
+        Changes:
+            the copies, in place.
+        """
+        if self._following is not None:
+            self._following.mask(model, self._stay)
 
     def follow(self, plan: Compaction, stay: Iterable[str] = ()) -> None:
         """Let observations and snapshots follow a removal of channels from the model.
@@ -381,16 +387,3 @@ def _introduced(pruners: Sequence[Pruner]) -> list[Pruner]:
             )
         introduced.append(replace(pruner, others=reaching) if reaching or pruner.others else pruner)
     return introduced
-
-
-def _check_finite(model: nn.Module) -> None:
-    broken = [
-        name
-        for name, tensor in masks.dense_names(model).items()
-        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(shards.local(tensor)).all())
-    ]
-    if broken:
-        raise NonFiniteError(
-            f"{', '.join(broken[:5])} of {type(model).__name__} is NaN or infinite before the first step; nothing was"
-            " pruned. Load other weights, or mend the initialisation"
-        )

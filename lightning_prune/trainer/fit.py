@@ -24,8 +24,6 @@ from lightning_prune.run.pruner import Event
 from lightning_prune.run.record import keep
 from lightning_prune.run.resuming import differences, without_guard
 from lightning_prune.run.run import PruningRun, rehearsal
-from lightning_prune.run.twins import twins
-from lightning_prune.selection import ChannelUnits
 from lightning_prune.trainer import _averages as averages
 from lightning_prune.trainer._course import Course, Settings
 from lightning_prune.trainer._files import CheckpointFiles
@@ -204,24 +202,12 @@ class Fit:
             if course.guarding is not None:
                 course.guarding.catch_up(trainer)
             if course.active.step == 0:
-                self._warn_of_twins(course.active)
                 self._prune()
         elif self.record.is_done and not all(recipe.is_structured for recipe in self.settings.recipes):
             warnings.warn(
                 "pruning of this model is done and its masks are folded, so this fit may bring zeros back to life;"
                 " PruningCallback(recipe, finalize=False) keeps the masks over several fits",
                 stacklevel=2,
-            )
-
-    def _warn_of_twins(self, run: PruningRun) -> None:
-        """Name what looks like a copy that follows a pruned part: it keeps its shape when channels leave that part."""
-        units = [pruner.units for pruner in run.pruners if isinstance(pruner.units, ChannelUnits)]
-        # no refusal: a teacher that never changes looks the same, and goes on well
-        for twin, original in twins(self.model, units).items() if self.settings.compact_every_event else ():
-            rank_zero_warn(
-                f"{twin} looks like a frozen copy of {original}, and forward does not reach it, so it keeps its shape:"
-                f" if your code updates it from {original}, that fails after the first removal. Leave"
-                " compact_every_event out, so that shapes hold until the end of the fit, or prune with Element()"
             )
 
     def observe(self, optimizer: Optimizer) -> None:
@@ -336,6 +322,8 @@ class Fit:
         if is_sharding(trainer):
             warn_sharded(model)
             return
+        if self.course.run is not None:
+            self.course.run.mask_copies(model)
         before, pruned = applied_plan(model), {name: mask.clone() for name, mask in masks.read(model).items()}
         ranks.copy_from_first(model.buffers())  # what is exact is then the same on all ranks
         finalize_or_fold(model, trainer.optimizers)

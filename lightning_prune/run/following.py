@@ -1,0 +1,112 @@
+"""Copies of pruned parts while training goes on: which of them follow their originals, and what they lose with them."""
+
+import logging
+import warnings
+from collections.abc import Collection, Sequence
+
+from torch import nn
+
+from lightning_prune.compaction import Compaction
+from lightning_prune.compaction.twins import joined, twins
+from lightning_prune.distributed import shards
+from lightning_prune.run.bound import BoundModel
+from lightning_prune.run.removal import next_removal
+from lightning_prune.selection import ChannelUnits
+
+log = logging.getLogger(__name__)
+
+
+class Following:
+    """Tells a copy that follows from a teacher: its values have changed since the start, and no gradient has done that.
+
+    Args:
+        model: at the start of the training.
+        units: of the recipes that remove channels, from one trace of the model; there may be none.
+        base: the removals that had shaped the model when the recipes were bound to it.
+
+    Attributes:
+        copies: path of each copy that may follow -> path of its original.
+    """
+
+    def __init__(self, model: nn.Module, units: Sequence[ChannelUnits], base: Compaction | None) -> None:
+        self._units, self._base = units, base
+        pruned = {name for one in units for name in one.shapes}
+        is_sharded = any(shards.is_sharded(parameter) for parameter in model.parameters())
+        self.copies = twins(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
+        self._start = {twin: _fingerprint(model, twin) for twin in self.copies}
+
+    def _follow(self, model: nn.Module) -> dict[str, str]:
+        return {
+            twin: original
+            for twin, original in self.copies.items()
+            if _fingerprint(model, twin) != self._start[twin]
+            and all(parameter.grad is None for parameter in model.get_submodule(twin).parameters())
+        }
+
+    def _of_originals(self, model: nn.Module, stay: Collection[str]) -> Compaction | None:
+        bound = BoundModel(model, self._base)
+        return next_removal(self._units, bound.masks(), bound.removed, stay) if self._units else None
+
+    def mask(self, model: nn.Module, stay: Collection[str]) -> None:
+        """Let what is masked out of the originals be zero in the copies that follow.
+
+        Args:
+            model: masked.
+            stay: the channel groups that do not leave.
+
+        Changes:
+            the copies, in place.
+        """
+        following = self._follow(model)
+        plan = self._of_originals(model, stay) if following else None
+        if plan is not None:
+            joined(plan, self._units[0].found, following)[0].mask(model)
+
+    def next_removal(self, model: nn.Module, stay: Collection[str], step: int) -> Compaction | None:
+        """Plan to remove what is masked out entirely, from the copies that follow too; None when nothing goes.
+
+        Args:
+            model: masked.
+            stay: the channel groups that do not leave.
+            step: of the run.
+        """
+        plan = self._of_originals(model, stay)
+        if plan is None or not self.copies:
+            return plan
+        following = self._follow(model)
+        others = {twin: original for twin, original in self.copies.items() if twin not in following}
+        touched = {
+            twin: [
+                name
+                for name, removal in plan.removals.items()
+                if any(entry.startswith(f"{original}.") for entry in removal.entries)
+            ]
+            for twin, original in others.items()
+        }
+        waiting = {name for names in touched.values() for name in names} if step < _TOLD_AT else set[str]()
+        if waiting:
+            log.info("step %d: %s stay masked until it is known whether a copy follows", step, ", ".join(waiting))
+            plan = plan.only(plan.removals.keys() - waiting)
+        for twin, names in touched.items():
+            if names and not waiting:
+                del self.copies[twin]
+                warnings.warn(
+                    f"{twin} looks like a copy of {others[twin]} that forward does not reach, and has not changed since"
+                    " the start of the fit, so it is taken for a teacher and keeps its shape. If your code updates it"
+                    f" from {others[twin]} later, begin pruning after that, or leave out compact_every_event",
+                    stacklevel=2,
+                )
+        both, held = joined(plan, self._units[0].found, following)
+        if held:
+            reasons = "\n".join(f"{name}: {reason}" for name, reason in held.items())
+            warnings.warn(f"these channel groups stay masked:\n{reasons}", stacklevel=2)
+        return both if both.removals else None
+
+
+_TOLD_AT = 2
+"""The step at which a moving average has moved: it may be taken before the step that moves its original."""
+
+
+def _fingerprint(model: nn.Module, path: str) -> list[tuple[float, float]]:
+    values = [parameter.detach().double() for parameter in model.get_submodule(path).parameters()]
+    return [(float(value.sum()), float(value.abs().sum())) for value in values]
