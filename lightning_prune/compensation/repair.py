@@ -153,6 +153,10 @@ def _fitted(
     name: str, rows: Tensor, outputs: Tensor, start: Tensor, kept: Tensor, samples: int
 ) -> tuple[Tensor, Repair]:
     """Fit on the first three quarters of the samples, judge on the rest; sums run over all ranks."""
+    whole, live = start, kept.any(2).any(0)[:, None] & kept.any(1).any(0)
+    # what is gone from every group costs nothing: the sums grow with the square of the columns
+    start, kept = (x[:, live.any(1)][..., live.any(0)] for x in (start, kept))
+    rows, outputs = rows[..., live.any(0)], outputs[..., live.any(1)]
     each = rows.shape[1] // samples
     border = each * (samples - samples // 4)
     fitted_on = Moments.of(rows[:, :border], outputs[:, :border])
@@ -164,10 +168,12 @@ def _fitted(
                 ranks.add_up(tensor)
     scale = max(float(judged_on.outputs[kept.any(-1)].sum()), 1e-30)
     if judged_on.error(start * kept, kept.any(-1)) <= EXACT * scale:
-        return start, Repair(name, 0.0, 0.0, None, "nothing is lost")
+        return whole, Repair(name, 0.0, 0.0, None, "nothing is lost")
     weights, before, after, damping = best_fit(fitted_on, judged_on, start, kept)
     reason = "" if damping is not None else "no fit did better on the samples held out"
-    return weights, Repair(name, before / scale, after / scale, damping, reason)
+    fitted = torch.zeros_like(whole)
+    fitted[:, live] = weights.flatten(1)
+    return fitted, Repair(name, before / scale, after / scale, damping, reason)
 
 
 def _seed(name: str) -> int:
