@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -19,10 +20,14 @@ from lightning_prune.model.summary import measure_macs
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.selection.budget import smallest_share
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Target, Targets, recurrent_weights
 
 log = logging.getLogger(__name__)
+
+_RESOLUTION = 1e-4
+"""Of shares of a group's channels: one channel in ten thousand."""
 
 
 def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_steps: int | None = None) -> Pruner:
@@ -61,9 +66,10 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
             most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
             raise ValueError(
                 f"{pruner.schedule} asks for sparsity {final:g} of {recipe.count or 'channels'}, but the chosen"
-                f" targets can give {most:.4f} at most; lower final_sparsity, min_channels or round_to, or widen the"
-                " targets"
+                f" targets can give {most:.4f} at most; lower final_sparsity, min_channels, min_share or round_to, or"
+                " widen the targets"
             )
+    pruner = _with_floor(pruner)
     criterion = recipe.criterion
     if isinstance(criterion, ObservingCriterion) and pruner.is_watching and pruner.schedule.due(-1, 0):
         raise ValueError(
@@ -72,6 +78,26 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         )
     check_seen(criterion, pruner.units, model)
     return pruner
+
+
+def _with_floor(pruner: Pruner) -> Pruner:
+    """Return the pruner with the share that each channel group keeps, where the recipe leaves it open.
+
+    It is half of what the same share everywhere would leave at the end. Where widths are bounded otherwise, and the
+    budget could not be met with that, it is as much less as it takes.
+    """
+    units, limit = pruner.units, cost_limit(pruner, pruner.schedule.final_sparsity)
+    if not isinstance(units, ChannelUnits) or units.granularity.min_share is not None:
+        return pruner
+
+    def left_at(removed: float) -> float:
+        return cost_left(pruner, {name: removed * size for name, size in units.sizes.items()})
+
+    def least_left(given_up: float) -> float:
+        return cost_left(pruner, units.keeping(half * (1 - given_up)).most_removable())
+
+    half = (1 - smallest_share(left_at, limit, _RESOLUTION)) / 2
+    return replace(pruner, units=units.keeping(half * (1 - smallest_share(least_left, limit, _RESOLUTION))))
 
 
 def units_of(

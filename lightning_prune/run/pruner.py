@@ -65,10 +65,13 @@ class Progress:
     Args:
         asked: the sparsity of the last event.
         observed: what an observing criterion has seen since then.
+        scales: channel group -> mean score of its channels at the first event, which is what Global divides by; None:
+            there was no event yet.
     """
 
     asked: float = 0.0
     observed: Observations = field(default_factory=Observations)
+    scales: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +143,19 @@ class Pruner:
         }
 
     def candidates(self, scores: Scores, live: Masks) -> Candidates:
-        """Return the units that may be removed, with what each costs; masks in the shapes of the bound model."""
-        return replace(self.units.candidates(scores, live, self.in_play(live)), costs=self.unit_costs)
+        """Return the units that may be removed, with what each costs; masks in the shapes of the bound model.
+
+        Gradients tell the loss, which compares as it is. Any other score of a channel grows with the number and the
+        scale of the weights that go with it, so it counts in parts of the mean of its group, that of the dense network.
+        """
+        candidates = replace(self.units.candidates(scores, live, self.in_play(live)), costs=self.unit_costs)
+        if not self.recipe.is_structured or isinstance(self.recipe.criterion, GradientCriterion):
+            return candidates
+        if self.progress.scales is not None:
+            return replace(candidates, scales=self.progress.scales)
+        left = {name: units[units != -torch.inf] for name, units in candidates.scores.items()}
+        means = {name: float(units.abs().mean()) for name, units in left.items()}
+        return replace(candidates, scales={name: mean if mean > 0 else 1.0 for name, mean in means.items()})
 
     def in_play(self, live: Masks) -> dict[str, Tensor]:
         """Return the weights that have not left with another recipe's channels, where some could: True = in play."""
@@ -162,6 +176,8 @@ class Pruner:
             "past": sorted(self.observed.past),
             "groups": self.units.chosen(),
             "schedule": self.schedule.steps,
+            "scales": self.progress.scales,
+            "min_share": self.units.granularity.min_share if isinstance(self.units, ChannelUnits) else None,
         }
 
     def restored(self, state: Mapping[str, Any], model: nn.Module) -> "Pruner":
@@ -180,11 +196,12 @@ class Pruner:
         # in place: hooks on the layers of an activation criterion hold it, and a guard restores while they are there
         self.progress.asked = state["asked"]
         self.progress.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
-        return replace(
-            self,
-            schedule=self.schedule.with_steps(state["schedule"]),
-            units=self.units.only(state["groups"], parameters),
-        )
+        # a run from before there were scales and shares that groups keep goes on without
+        self.progress.scales = state.get("scales", {})
+        units = self.units.only(state["groups"], parameters)
+        if isinstance(units, ChannelUnits):
+            units = units.keeping(state.get("min_share", 0.0))
+        return replace(self, schedule=self.schedule.with_steps(state["schedule"]), units=units)
 
     def attach(self, model: nn.Module) -> None:
         """Put all-True masks on the parameters that this pruner masks; see :func:`masks.attach`."""
@@ -261,7 +278,7 @@ def prune_step(
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)
-    pruner.progress.asked = sparsity
+    pruner.progress.asked, pruner.progress.scales = sparsity, candidates.scales
     if pruner.is_finished:
         pruner.observed.clear()
     else:
@@ -348,7 +365,7 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
     return spread(share)
 
 
-def cost_left(pruner: Pruner, removed: Mapping[str, int]) -> float:
+def cost_left(pruner: Pruner, removed: Mapping[str, float]) -> float:
     """Return what is left, in what the recipe counts, when so many units go."""
     if pruner.budget is not None:
         return pruner.budget.remaining(pruner.units.densities(removed))

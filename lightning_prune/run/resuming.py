@@ -10,6 +10,7 @@ from lightning_prune.errors import CheckpointError
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, describe
+from lightning_prune.selection import ChannelUnits
 
 Described = Mapping[str, str]
 """What :meth:`Recipe.describe` returns."""
@@ -105,9 +106,12 @@ def take_up(
             going_on.append(pruner)
             continue
         saved = state["pruners"][index]
+        if "schedule" in differing and isinstance(pruner.units, ChannelUnits):
+            saved = {**saved, "min_share": pruner.units.granularity.min_share}
         restored = pruner.restored({**saved, "schedule": {}} if "schedule" in differing else saved, model)
         if "criterion" in differing:
             restored.observed.clear()
+            restored.progress.scales = None
         going_on.append(restored)
     return going_on, kept, any(told)
 

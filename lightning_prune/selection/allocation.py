@@ -31,7 +31,7 @@ class Candidates:
         removed: name -> how many of them are removed already.
         dtype: float64 if any score is, otherwise float32.
         costs: "params" and, with an example input, "macs" -> name -> what one of its units costs in the dense network.
-        scales: name -> what its scores are divided by before they are ranked; 1 where missing.
+        scales: name -> what its scores are divided by before they are ranked, positive; 1 where missing.
         in_play: name -> bool mask of the weights that units are made of, where that is not all of them: the rest has
             left with channels that another recipe removed.
         spread: the ranks over which the scores lie; each reads those of its own rows alone. All other fields, and
@@ -101,7 +101,8 @@ class Candidates:
             _check_cost(name, costs[name])
         key = tuple((name, float(costs[name])) for name in self.sizes)
         if key not in self._per_cost:
-            self._per_cost[key] = replace(self, scales=costs, _cuts={}, _per_cost={})
+            scales = {name: cost * self.scales.get(name, 1.0) for name, cost in key}
+            self._per_cost[key] = replace(self, scales=scales, _cuts={}, _per_cost={})
         return self._per_cost[key]
 
     @property

@@ -1,5 +1,6 @@
 """Channels, which span layers."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,10 @@ class ChannelUnits:
         shapes = {name: self.found.shapes[name] for name in members if name in parameters}
         return replace(self, groups=groups, shapes=shapes)
 
+    def keeping(self, share: float) -> "ChannelUnits":
+        """Return the units of which each group keeps this share at least."""
+        return replace(self, granularity=replace(self.granularity, min_share=share))
+
     @property
     def weights(self) -> list[str]:
         """Dense names of the weights that make the channels."""
@@ -104,16 +109,23 @@ class ChannelUnits:
         return found
 
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
-        """Return every channel; its score is the sum over all weights that go with it."""
+        """Return every channel; its score is the sum over all weights that go with it.
+
+        Where neighbours have left, the mean over what is left of a weight's slice stands for the rest of it: a channel
+        is not worth less because others went before, or each cut would call for the next one beside it.
+        """
         totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in self.groups}
+        there = self._there(masks)
         for parameter, members in self._members().items():
             if parameter in scores:
                 values = finite(scores[parameter])
+                left = {axis: int(some.count_nonzero()) / len(some) for axis, some in there[parameter].items()}
                 for group, axis, indices in members:
                     along = _sum_along(values, axis).cpu().double()
                     if axis == 0 and scores.spread.is_sharded:
                         along = scores.spread.in_place(parameter, along, self.shapes[parameter][0])
-                    totals[group.name] += along[indices].sum(dim=1)
+                    beside = math.prod(share for other, share in left.items() if other != axis)
+                    totals[group.name] += along[indices].sum(dim=1) / (beside or 1.0)
         totals = {name: scores.spread.sum(total) for name, total in totals.items()}
         gone = self.gone(masks)
         units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
@@ -126,12 +138,20 @@ class ChannelUnits:
 
     def gone(self, masks: Masks) -> dict[str, Tensor]:
         """Return for each group which channels (bool, shape (size,)) are masked out everywhere."""
+        there = self._there(masks)
         alive = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in self.groups}
         for parameter, members in self._members().items():
             for group, axis, indices in members:
-                along = _sum_along(masks[parameter].to(torch.int32), axis).cpu() > 0
-                alive[group.name] |= along[indices].any(dim=1)
+                alive[group.name] |= there[parameter][axis][indices].any(dim=1)
         return {name: ~some for name, some in alive.items()}
+
+    def _there(self, masks: Masks) -> dict[str, dict[int, Tensor]]:
+        """Return for each axis of a parameter that holds channels where anything is left along it (bool)."""
+        members = self._members()
+        return {
+            parameter: {axis: _sum_along(masks[parameter].to(torch.int32), axis).cpu() > 0 for axis in axes}
+            for parameter, axes in ((name, {axis for _, axis, _ in held}) for name, held in members.items())
+        }
 
     def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
         """Return how many channels go per group, moved to a width that the granularity allows.
@@ -146,9 +166,9 @@ class ChannelUnits:
             result[group.name] = max(group.size - kept, candidates.removed[group.name])
         return result
 
-    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+    def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
         """Return the share of each member parameter that is left."""
-        lost: dict[tuple[str, int], int] = defaultdict(int)
+        lost: dict[tuple[str, int], float] = defaultdict(float)
         for parameter, members in self._members(("output", "input", "unmasked")).items():
             for group, axis, indices in members:
                 lost[parameter, axis] += removed[group.name] * indices.shape[1]

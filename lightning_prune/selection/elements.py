@@ -105,9 +105,11 @@ class ElementUnits:
         """Return how many units go per target: exact in the sum."""
         return apportion(shares, candidates.sizes, candidates.removed)
 
-    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+    def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
         """Return the share of each target's weights that is left."""
-        return {t.name: 1 - self.granularity.zeros(removed[t.name], t) / math.prod(t.shape) for t in self.targets}
+        return {
+            t.name: 1 - self.granularity.zeros(round(removed[t.name]), t) / math.prod(t.shape) for t in self.targets
+        }
 
     def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
         """Yield the mask of each target."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.selection.targets import Target
-from lightning_prune.values import Choice, check_bool, check_whole
+from lightning_prune.values import Choice, check_bool, check_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Block(Granularity):
         return removed * math.prod(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Channel(Choice):
     """Whole output channels of coupled layers: weight rows, bias, batch-norm entries, consumers' input slices.
 
@@ -233,6 +233,10 @@ class Channel(Choice):
         round_to: kept widths are multiples of this where the group is wide enough (backends like 8 or 16).
         allow_inexact: let channels go, too, over which a layer, group or RMS norm runs, such as the width of a
             transformer. The compact network then computes something else than the masked one; by how much is reported.
+        min_share: the share of its channels that each channel group keeps at least, in [0, 1). None: half of what the
+            same share everywhere would leave when the schedule ends, which is half of the kept share of "channels",
+            and nearly half of its root for "params" and "macs" where inputs and outputs of most layers shrink; less
+            where the budget could not be met with it.
     """
 
     is_single: ClassVar[bool] = False
@@ -240,11 +244,19 @@ class Channel(Choice):
     min_channels: int = 1
     round_to: int = 1
     allow_inexact: bool = False
+    min_share: float | None = None
 
     def __post_init__(self) -> None:
         check_bool("Channel.allow_inexact", self.allow_inexact)
         check_whole("Channel.min_channels", self.min_channels, 1, "channels")
         check_whole("Channel.round_to", self.round_to, 1, "channels")
+        if self.min_share is not None:
+            check_number("Channel.min_share", self.min_share, 0, below=1, why=": it is the share kept at least")
+
+    def __repr__(self) -> str:
+        # checkpoints keep this text, and those from before there was a share have it without
+        names = ("min_channels", "round_to", "allow_inexact", *(() if self.min_share is None else ("min_share",)))
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def widths(self, size: int) -> tuple[int, ...]:
         """Return the widths that a group of ``size`` channels may have, widest first.
@@ -252,6 +264,9 @@ class Channel(Choice):
         Example:
             >>> Channel(min_channels=4, round_to=8).widths(20)
             (20, 16, 8)
+            >>> Channel(min_share=0.75).widths(8)
+            (8, 7, 6)
         """
-        narrower = range(size - 1, min(size, self.min_channels) - 1, -1)
+        least = max(self.min_channels, math.ceil((self.min_share or 0.0) * size - 1e-9))
+        narrower = range(size - 1, min(size, least) - 1, -1)
         return (size, *(width for width in narrower if width % self.round_to == 0))

@@ -75,7 +75,7 @@ class Units(Protocol):
         """Return how many units go per name, those removed already included."""
         ...
 
-    def densities(self, removed: Mapping[str, int]) -> dict[str, float]:
+    def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
         """Return the share of each parameter's elements that is left when so many units go."""
         ...
 

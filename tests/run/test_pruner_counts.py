@@ -154,7 +154,7 @@ def test_a_budget_is_met_from_below_and_one_unit_fewer_would_miss_it(
 
 def test_channels_are_counted_exactly() -> None:
     dense = network()
-    pruner = ready(Recipe(schedule=OneShot(0.9), granularity=Channel()), dense)
+    pruner = ready(Recipe(schedule=OneShot(0.94), granularity=Channel()), dense)
     for share in np.linspace(0.01, 0.94, 60):
         model = copy.deepcopy(dense)
         event = prune_step(pruner, model, float(share))

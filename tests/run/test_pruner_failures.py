@@ -32,6 +32,10 @@ from lightning_prune.selection.targets import Targets
             "asks for sparsity 0.5 of channels, but the chosen targets can give 0.4231 at most; .*min_channels",
         ),
         (
+            Recipe(schedule=OneShot(0.5), granularity=Channel(min_share=0.75), count="macs"),
+            "asks for sparsity 0.5 of macs, but the chosen targets can give 0.3.* at most; .*min_share",
+        ),
+        (
             Recipe(schedule=OneShot(0.5), granularity=Channel(), count="macs", targets=Targets(("fc",))),
             r"asks for sparsity 0.5 of macs, but the chosen targets can give 0.0111 at most",
         ),

@@ -200,11 +200,28 @@ def test_a_granularity_of_ones_own() -> None:
             "Channel.round_to must be an int, a number of channels, got 8.0",
         ),
         (lambda: Channel(min_channels=True), TypeError, "Channel.min_channels must be an int"),
+        (
+            lambda: Channel(min_share=1.0),
+            ValueError,
+            "Channel.min_share must be a number at least 0 and below 1, got 1.0",
+        ),
+        (lambda: Channel(min_share=-0.1), ValueError, "Channel.min_share must be a number at least 0 and below 1, got"),
+        (lambda: Channel(min_share=float("nan")), ValueError, "Channel.min_share must be a number at least 0"),
+        (
+            lambda: Channel(min_share=bad("half")),
+            TypeError,
+            "Channel.min_share must be a number at least 0 and below 1",
+        ),
     ],
 )
 def test_bad_arguments(build: Callable[[], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         build()
+
+
+def test_the_share_that_groups_keep_shows_where_it_is_set() -> None:
+    assert repr(Channel()) == "Channel(min_channels=1, round_to=1, allow_inexact=False)"
+    assert repr(Channel(min_share=0.0)) == "Channel(min_channels=1, round_to=1, allow_inexact=False, min_share=0.0)"
 
 
 @pytest.mark.parametrize(
