@@ -1,0 +1,473 @@
+"""Peers beside ours, from the same dense networks, on the same batches, with one counter of multiply-accumulates.
+
+Structured: whole channels go down to a share of the multiply-accumulates. Unstructured: a share of the single weights
+of Linear layers and convolutions becomes zero. After training: everybody prunes along the same ten events in the first
+half of the same epochs. No training: everybody cuts the dense network at once.
+
+    make bench                                   # digits and characters, one seed, in an environment with the peers
+    python -m benchmarks.peers --seeds 3         # what docs/peers.md shows; rows that are there already are kept
+    python -m benchmarks.peers --page            # write the tables of docs/peers.md from the results
+    python -m benchmarks.peers --check           # run again, and compare with the results that were kept
+
+A peer that is not installed is left out; one that fails is shown with its message.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.utils.prune as torch_prune
+from lightning.pytorch.callbacks import ModelPruning
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.tasks import Task, accuracy, dense, fit, layers, macs, small, task
+from lightning_prune import (
+    Channel,
+    Element,
+    Fisher,
+    LeastSquares,
+    OneShot,
+    Polynomial,
+    PruningCallback,
+    Recipe,
+    Taylor,
+    Uniform,
+    finalize,
+    prune,
+    recalibrate,
+)
+
+RESULTS = Path(__file__).parent / "results" / "peers.json"
+PAGE = Path(__file__).parents[1] / "docs" / "peers.md"
+PACKAGES = ("torch", "lightning", "torch-pruning", "nncf")
+
+Callbacks = Callable[[Task, float, int], Sequence[L.Callback]]
+
+
+def events(task: Task, final: float) -> dict[int, float]:
+    """Return step -> sparsity of the events that everybody has: cubic, in the first half of the steps."""
+    begin, end, frequency = timing(task)
+    steps = [*range(begin + frequency, end, frequency), end]
+    return {step: final * (1 - (1 - (step - begin) / (end - begin)) ** 3) for step in steps}
+
+
+def timing(task: Task) -> tuple[int, int, int]:
+    """Return begin, end and frequency of the events."""
+    total = task.more * task.steps
+    begin, end = round(0.01 * total), round(0.5 * total)
+    return begin, end, max(1, (end - begin) // 10)
+
+
+def ours(count: str | None = None, **parts: Any) -> Callbacks:
+    """Return our callback; ``count="macs"`` for channels."""
+
+    def callbacks(task: Task, final: float, _: int) -> list[L.Callback]:
+        begin, end, frequency = timing(task)
+        schedule = Polynomial(final, begin_step=begin, end_step=end, frequency=frequency)
+        granularity = Element() if count is None else Channel()
+        return [PruningCallback(Recipe(schedule=schedule, granularity=granularity, count=count, **parts))]  # type: ignore[arg-type]
+
+    return callbacks
+
+
+class TorchPruning(L.Callback):
+    """torch-pruning in the same loop: at the same steps down to the same multiply-accumulates, group by group.
+
+    Args:
+        task: of the fit.
+        final: share of the multiply-accumulates that goes.
+        score: "Magnitude", "Taylor" or "GroupNorm", which also drives groups to zero between the steps.
+        is_global: one ranking over all layers.
+        seed: of the batches that Taylor sees.
+    """
+
+    def __init__(self, task: Task, final: float, score: str, is_global: bool, seed: int) -> None:
+        self.task, self.score, self.is_global, self.seed = task, score, is_global, seed
+        self.events = events(task, final)
+
+    def start(self, net: nn.Module) -> None:
+        """Build the pruner for a network."""
+        import torch_pruning as tp
+
+        self.total = macs(net, self.task.example)
+        by_gradient = self.score == "Taylor"
+        score = tp.importance.GroupTaylorImportance() if by_gradient else tp.importance.GroupMagnitudeImportance()
+        kind = tp.pruner.GroupNormPruner if self.score == "GroupNorm" else tp.pruner.BasePruner
+        # its regularizer divides by zero where a group has come down to one channel
+        options = {"max_pruning_ratio": 0.9} if self.score == "GroupNorm" else {}
+        head = layers(net)[-1]
+        self.pruner = kind(net, self.task.example, importance=score, global_pruning=self.is_global, pruning_ratio=1.0,
+                           iterative_steps=120, ignored_layers=[head], **options)  # fmt: skip
+
+    def cut(self, net: nn.Module, share: float, step: int) -> None:
+        """Remove groups until no more than 1 - share of the multiply-accumulates is left."""
+        limit = self.total * (1 - share) + 1e-6
+        net.eval()
+        while macs(net, self.task.example) > limit and self.pruner.current_step < self.pruner.iterative_steps - 1:
+            if self.score == "Taylor":
+                net.zero_grad()
+                for images, classes in seen(self.task, 4, step + 1000 * self.seed):
+                    cross_entropy(net(images), classes).backward()
+            for group in self.pruner.step(interactive=True):
+                group.prune()
+                if macs(net, self.task.example) <= limit:
+                    break
+        net.zero_grad()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Build the pruner."""
+        self.start(pl_module.net)  # type: ignore[arg-type]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Drive groups to zero, where that is asked for."""
+        if self.score == "GroupNorm" and trainer.global_step <= max(self.events):
+            self.pruner.regularize(pl_module.net)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Cut, and give the optimizer the new parameters: torch-pruning replaces them, so state goes."""
+        step = trainer.global_step
+        if step not in self.events:
+            return
+        self.cut(pl_module.net, self.events[step], step)  # type: ignore[arg-type]
+        pl_module.train()
+        if self.score == "GroupNorm":
+            self.pruner.update_regularizer()
+        optimizer = trainer.optimizers[0]
+        optimizer.param_groups[0]["params"] = list(pl_module.parameters())
+        optimizer.state.clear()
+
+
+def peer(score: str, is_global: bool) -> Callbacks:
+    """Return torch-pruning's callback."""
+    return lambda task, final, seed: [TorchPruning(task, final, score, is_global, seed)]
+
+
+class TorchPrune(L.Callback):
+    """torch.nn.utils.prune, global magnitude, at the same steps."""
+
+    def __init__(self, task: Task, final: float) -> None:
+        self.events, self.pruned = events(task, final), 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Prune what the step asks for."""
+        if trainer.global_step not in self.events:
+            return
+        weights = [(layer, "weight") for layer in layers(pl_module)]
+        wanted = round(self.events[trainer.global_step] * sum(layer.weight.numel() for layer, _ in weights))  # type: ignore[operator]
+        amount, self.pruned = wanted - self.pruned, wanted
+        torch_prune.global_unstructured(weights, torch_prune.L1Unstructured, amount=amount)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fold the masks."""
+        for layer in layers(pl_module):
+            torch_prune.remove(layer, "weight")
+
+
+class _Weights(ModelPruning):
+    """Lightning's own callback, on the weights that everybody prunes."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the weights."""
+        self._parameters_to_prune = [(layer, "weight") for layer in layers(pl_module)]
+        super().setup(trainer, pl_module, stage)
+
+
+def model_pruning(task: Task, final: float, _: int) -> list[L.Callback]:
+    """Return Lightning's ModelPruning: the same share of what is left after each epoch of the first half."""
+    last = task.more // 2
+    share = 1 - (1 - final) ** (1 / last)
+    return [_Weights("l1_unstructured", amount=lambda epoch: share if epoch < last else 0.0,
+                     use_lottery_ticket_hypothesis=False)]  # fmt: skip
+
+
+class Nncf(L.Callback):
+    """NNCF's global magnitude, which divides by each layer's norm, at the same steps."""
+
+    def __init__(self, task: Task, final: float) -> None:
+        self.task, self.events = task, events(task, final)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Wrap the network."""
+        import nncf
+
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        mode = nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL
+        pl_module.net = nncf.prune(pl_module.net.eval(), mode, examples_inputs=self.task.example, ratio=0.0)  # type: ignore[operator, union-attr]
+        pl_module.net.train()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        """Raise the ratio."""
+        import nncf
+        from nncf.torch.function_hook.pruning.magnitude.algo import update_pruning_ratio
+
+        if trainer.global_step in self.events:
+            ratio = self.events[trainer.global_step]
+            update_pruning_ratio(pl_module.net, nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL, ratio)  # type: ignore[arg-type]
+
+
+STRUCTURED: dict[str, Callbacks] = {
+    "ours, as it comes": ours("macs"),
+    "ours, Fisher Uniform": ours("macs", criterion=Fisher(), allocation=Uniform()),
+    "ours, Taylor Uniform": ours("macs", criterion=Taylor(), allocation=Uniform()),
+    "torch-pruning Magnitude local": peer("Magnitude", False),
+    "torch-pruning Magnitude global": peer("Magnitude", True),
+    "torch-pruning Taylor local": peer("Taylor", False),
+    "torch-pruning Taylor global": peer("Taylor", True),
+    "torch-pruning GroupNorm local": peer("GroupNorm", False),
+}
+UNSTRUCTURED: dict[str, Callbacks] = {
+    "ours, as it comes": ours(),
+    "ours, Taylor Global": ours(criterion=Taylor()),
+    "ours, Fisher Global": ours(criterion=Fisher()),
+    "torch.nn.utils.prune": lambda task, final, _: [TorchPrune(task, final)],
+    "ModelPruning": model_pruning,
+    "NNCF magnitude": lambda task, final, _: [Nncf(task, final)],
+}
+BUDGETS = {"structured": (0.5, 0.3, 0.2, 0.1), "unstructured": (0.2, 0.1, 0.05, 0.02), "untrained": (0.7, 0.5)}
+
+
+def seen(task: Task, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return some batches of the training data, augmented: what may be looked at without training."""
+    generator = torch.Generator().manual_seed(seed * 17 + 3)
+    batches = []
+    for _ in range(count):
+        index = torch.randint(len(task.train[0]), (task.batch,), generator=generator)
+        batches.append((task.augment(task.train[0][index], generator), task.train[1][index]))
+    return batches
+
+
+def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the cross entropy."""
+    return cross_entropy(net(batch[0]), batch[1])
+
+
+def our_cut(repair: LeastSquares | None = LeastSquares(), **parts: Any) -> Callable[..., nn.Module]:  # noqa: B008
+    """Return our cut of a dense network without training."""
+
+    def cut(net: nn.Module, task: Task, budget: float, seed: int) -> nn.Module:
+        recipe = Recipe(granularity=Channel(), count="macs", schedule=OneShot(1 - budget), **parts)
+        batches = seen(task, 8, seed)
+        prune(net, recipe, batches, loss=loss, repair=repair, samples=400, progress=False)
+        return net if repair is not None else recalibrated(net, batches)
+
+    return cut
+
+
+def their_cut(score: str, is_global: bool) -> Callable[..., nn.Module]:
+    """Return torch-pruning's cut of a dense network, with batch norms measured anew."""
+
+    def cut(net: nn.Module, task: Task, budget: float, seed: int) -> nn.Module:
+        pruner = TorchPruning(task, 1 - budget, score, is_global, seed)
+        pruner.start(net)
+        pruner.cut(net, 1 - budget, seed)
+        return recalibrated(net, seen(task, 8, seed))
+
+    return cut
+
+
+def recalibrated(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> nn.Module:
+    """Return the network with batch norms measured anew, if it has any."""
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    return recalibrate(net, batches) if has_norms else net
+
+
+UNTRAINED: dict[str, Callable[..., nn.Module]] = {
+    "ours, as it comes": our_cut(),
+    "ours, Uniform": our_cut(allocation=Uniform()),
+    "ours, Fisher Uniform": our_cut(criterion=Fisher(), allocation=Uniform()),
+    "ours, Uniform, recalibrate instead of repair": our_cut(None, allocation=Uniform()),
+    "torch-pruning Magnitude local + recalibrate": their_cut("Magnitude", False),
+    "torch-pruning Magnitude global + recalibrate": their_cut("Magnitude", True),
+    "torch-pruning Taylor local + recalibrate": their_cut("Taylor", False),
+}
+
+
+def run(kind: str, method: str, name: str, budget: float, seed: int) -> dict[str, Any]:
+    """Return the row of one method: accuracy in percent, what is left, seconds; or its error."""
+    chosen, net = task(name), dense(name, seed)
+    total, begin = macs(net, chosen.example), time.perf_counter()
+    try:
+        if method == "small dense":
+            torch.manual_seed(500 + seed)
+            net = fit(chosen.make(*small(chosen, budget)), chosen, chosen.first + chosen.more, seed)
+        elif kind == "untrained":
+            net = UNTRAINED[method](net, chosen, budget, seed)
+        else:
+            methods = STRUCTURED if kind == "structured" else UNSTRUCTURED
+            net = fit(net, chosen, chosen.more, seed, methods[method](chosen, 1 - budget, seed))
+            finalize(net) if method.startswith("ours") else None
+    except ImportError:
+        raise
+    except Exception as error:  # a peer may fail in any way, and is shown with it
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
+    weights = [layer.get_parameter("weight") for layer in layers(net)] if "NNCF" not in method else []
+    left = macs(net, chosen.example) / total if kind != "unstructured" else None
+    if kind == "unstructured" and weights:
+        left = sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
+    return {"accuracy": accuracy(net, chosen), "left": left, "seconds": round(time.perf_counter() - begin, 1)}
+
+
+def rows(kinds: Sequence[str], names: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """Return what is to be run, one method after the other for each seed: interleaved."""
+    methods = {"structured": [*STRUCTURED, "small dense"], "unstructured": [*UNSTRUCTURED], "untrained": [*UNTRAINED]}
+    return [
+        {"kind": kind, "task": name, "budget": budget, "method": method, "seed": seed}
+        for seed in range(seeds)
+        for name in names
+        for kind in kinds
+        for budget in BUDGETS[kind]
+        for method in methods[kind]
+    ]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a row from others."""
+    return row["kind"], row["task"], row["budget"], row["method"], row["seed"]
+
+
+def read() -> dict[str, Any]:
+    """Return the results that were kept."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": []}
+
+
+def measure(todo: list[dict[str, Any]], kept: list[dict[str, Any]], *, is_kept: bool) -> list[dict[str, Any]]:
+    """Return the rows, measured; written down one by one where they are to be kept."""
+    for index, row in enumerate(todo):
+        try:
+            found = row | run(row["kind"], row["method"], row["task"], row["budget"], row["seed"])
+        except ImportError as error:
+            print(f"left out: {row['method']} ({error})")
+            continue
+        kept = [*kept, found]
+        told = found.get("error") or f"{found['accuracy']:.2f} %"
+        print(f"{index + 1}/{len(todo)} {' '.join(map(str, key(row)))}: {told}", flush=True)
+        if is_kept:
+            RESULTS.parent.mkdir(exist_ok=True)
+            lines = ",\n".join(json.dumps(row) for row in kept)
+            about = json.dumps(
+                {"command": "python -m benchmarks.peers " + " ".join(sys.argv[1:]), "versions": versions()}
+            )
+            RESULTS.write_text(f'{about[:-1]}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    return kept
+
+
+def versions() -> dict[str, str]:
+    """Return package -> version of what took part."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def table(results: list[dict[str, Any]], kind: str, name: str) -> str:
+    """Return a table in Markdown: a method a line, a budget a column, mean and spread over the seeds."""
+    own = [row for row in results if row["kind"] == kind and row["task"] == name]
+    budgets = [budget for budget in BUDGETS[kind] if any(row["budget"] == budget for row in own)]
+    lines = ["| | " + " | ".join(f"{budget:.0%}" for budget in budgets) + " |", "| --- |" + " ---: |" * len(budgets)]
+    values = {}
+    for row in own:
+        values.setdefault((row["method"], row["budget"]), []).append(row)
+    means = {
+        at: mean(row["accuracy"] for row in found)
+        for at, found in values.items()
+        if all("accuracy" in row for row in found)
+    }
+    for method in dict.fromkeys(row["method"] for row in own):
+        cells = []
+        for budget in budgets:
+            found = values.get((method, budget), [])
+            if (method, budget) not in means:
+                cells.append(next((row["error"][:60] for row in found if "error" in row), "–"))
+                continue
+            several = [row["accuracy"] for row in found]
+            cell = f"{means[method, budget]:.1f}" + (f" ± {stdev(several):.1f}" if several[1:] else "")
+            best = max(value for (_, at), value in means.items() if at == budget)
+            cells.append(f"**{cell}**" if means[method, budget] == best else cell)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TITLES = {
+    "structured": "channels; share of the multiply-accumulates left, after training",
+    "unstructured": "single weights; share left, after training",
+    "untrained": "channels; share of the multiply-accumulates left, no training",
+}
+
+
+def write_page() -> None:
+    """Write the tables into docs/peers.md, between its marks."""
+    results, text = read(), PAGE.read_text(encoding="utf-8")
+    head, _, rest = text.partition("<!-- results -->")
+    parts = []
+    for name in ("digits", "plain", "characters"):
+        for kind, title in TITLES.items():
+            if any(row["kind"] == kind and row["task"] == name for row in results["rows"]):
+                parts.append(f"### {name}: {title}\n\n{table(results['rows'], kind, name)}\n")
+    about = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    body = f"\n\nMeasured with {about}, on the CPU, one thread.\n\n" + "\n".join(parts) + "\n"
+    PAGE.write_text(head + "<!-- results -->" + body + "<!-- end -->" + rest.partition("<!-- end -->")[2], "utf-8")
+
+
+def compare(before: list[dict[str, Any]], after: list[dict[str, Any]], margin: float) -> list[str]:
+    """Return what became worse: ours against the best peer of the same cell, beside the results that were kept."""
+
+    def leads(results: list[dict[str, Any]]) -> dict[tuple[Any, ...], float]:
+        cells: dict[tuple[Any, ...], dict[str, float]] = {}
+        for row in results:
+            if "accuracy" in row:
+                cells.setdefault((row["kind"], row["task"], row["budget"], row["seed"]), {})[row["method"]] = row[
+                    "accuracy"
+                ]
+        return {
+            at: max(v for m, v in cell.items() if m.startswith("ours"))
+            - max(v for m, v in cell.items() if "ours" not in m)
+            for at, cell in cells.items()
+            if len({m.startswith("ours") for m in cell}) == 2
+        }
+
+    old, new = leads(before), leads(after)
+    return [f"{at}: {old[at]:+.2f} -> {new[at]:+.2f} points" for at in new if at in old and new[at] < old[at] - margin]
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tasks", nargs="+", default=["digits", "characters"])
+    parser.add_argument("--kinds", nargs="+", default=list(BUDGETS))
+    parser.add_argument("--page", action="store_true", help="write docs/peers.md from the results and end")
+    parser.add_argument("--check", action="store_true", help="compare with the results that were kept")
+    parser.add_argument("--margin", type=float, default=1.5, help="points that --check lets pass")
+    arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+        return
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning_prune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    kept = read()["rows"]
+    todo = rows(arguments.kinds, arguments.tasks, arguments.seeds)
+    if arguments.check:
+        worse = compare(kept, measure(todo, [], is_kept=False), arguments.margin)
+        sys.exit("worse than before:\n" + "\n".join(worse) if worse else 0)
+    there = {key(row) for row in kept}
+    measure([row for row in todo if key(row) not in there], kept, is_kept=True)
+
+
+if __name__ == "__main__":
+    main()
