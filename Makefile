@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all test-oldest projects bench bench-full lint format types doctest docs wheel clean
+.PHONY: help demo test test-all test-oldest projects apps bench bench-full lint format types doctest docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test-all  every test"
 	@echo "make test-oldest  the Lightning tests on the oldest Lightning, under both of its names"
 	@echo "make projects  real projects with pruning, an environment each; writes docs/projects.md (PROJECTS=darts for one)"
+	@echo "make apps      the sample code for phones, compiled with today's Kotlin (needs Java) and, where it is, Swift"
 	@echo "make bench     peers beside ours on digits and characters, against the results that were kept (bench-full: all)"
 	@echo "make lint      ruff check and the formatter's check"
 	@echo "make format    ruff's fixes and formatting"
@@ -74,6 +75,16 @@ projects: $(PROJECTS:%=$(ENVS)/%/.ready)
 	@for name in $(PROJECTS); do \
 		PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 $(ENVS)/$$name/bin/python -m projects.$$name.fit || failed="$$failed $$name"; \
 	done; $(BIN)/python -m projects.table; test -z "$$failed" || { echo "did not run:$$failed" >&2; exit 1; }
+
+# Kotlin's compiler, which is in no other wheel; Java is not installed here (Debian: default-jdk-headless).
+apps: .venv-apps/.ready
+	.venv-apps/bin/python -m pytest tests/deploy/test_apps.py
+
+.venv-apps/.ready: $(READY)
+	$(BIN)/python -m venv --clear $(@D)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	$(@D)/bin/python -m pip install --quiet --no-deps kotlin-jupyter-kernel==0.19.0.944
+	@touch $@
 
 # The peers lie over the environment of the tests too; ninja and telemetry are asked for by NNCF and not used here.
 BENCH := benchmarks/.env

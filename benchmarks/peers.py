@@ -98,7 +98,7 @@ class TorchPruning(L.Callback):
 
     def start(self, net: nn.Module) -> None:
         """Build the pruner for a network."""
-        import torch_pruning as tp
+        import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
         self.total = macs(net, self.task.example)
         by_gradient = self.score == "Taylor"
@@ -129,12 +129,16 @@ class TorchPruning(L.Callback):
         """Build the pruner."""
         self.start(pl_module.net)  # type: ignore[arg-type]
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Drive groups to zero, where that is asked for."""
         if self.score == "GroupNorm" and trainer.global_step <= max(self.events):
             self.pruner.regularize(pl_module.net)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Cut, and give the optimizer the new parameters: torch-pruning replaces them, so state goes."""
         step = trainer.global_step
         if step not in self.events:
@@ -159,7 +163,9 @@ class TorchPrune(L.Callback):
     def __init__(self, task: Task, final: float) -> None:
         self.events, self.pruned = events(task, final), 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Prune what the step asks for."""
         if trainer.global_step not in self.events:
             return
@@ -199,17 +205,19 @@ class Nncf(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Wrap the network."""
-        import nncf
+        import nncf  # pyright: ignore[reportMissingImports]
 
         logging.getLogger("nncf").setLevel(logging.ERROR)
         mode = nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL
         pl_module.net = nncf.prune(pl_module.net.eval(), mode, examples_inputs=self.task.example, ratio=0.0)  # type: ignore[operator, union-attr]
         pl_module.net.train()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
         """Raise the ratio."""
-        import nncf
-        from nncf.torch.function_hook.pruning.magnitude.algo import update_pruning_ratio
+        import nncf  # pyright: ignore[reportMissingImports]
+        from nncf.torch.function_hook.pruning.magnitude.algo import update_pruning_ratio  # pyright: ignore[reportMissingImports]
 
         if trainer.global_step in self.events:
             ratio = self.events[trainer.global_step]

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import lightning as L
 import torch
@@ -207,7 +208,7 @@ class Learner(L.LightningModule):
         images = self._task.augment(batch[0], self._generator)
         return cross_entropy(self(images), batch[1], label_smoothing=self._task.smoothing)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:  # noqa: ANN401
         """Return the optimizer with one cycle of the learning rate."""
         rate = self._task.rate
         if self._task.adam:

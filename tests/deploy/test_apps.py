@@ -1,5 +1,6 @@
 """The sample code of the bundles and the apps: vectors, Kotlin and, where there is a compiler, Swift."""
 
+import importlib.util
 import json
 import re
 import runpy
@@ -20,9 +21,15 @@ NO_FILE_FITS = ("size is negative", "sha256 is no hash", "shape too large")
 """Manifests that are whole by themselves, and describe no file that there could be."""
 MAKER: Mapping[str, Any] = runpy.run_path(str(ROOT / "scripts" / "make_vectors.py"))
 
+# the wheel kotlin-jupyter-kernel, which `make apps` installs, holds the compiler, which has no wheel of its own
+WHEEL = importlib.util.find_spec("run_kotlin_kernel")
+JARS = Path(next(iter(WHEEL.submodule_search_locations or ()))) / "jars" if WHEEL else Path("no/jars")
+KERNEL = [str(path) for path in JARS.glob("kotlin-jupyter-kernel-*-all.jar")]
+STDLIB = [str(path) for path in JARS.glob("kotlin-stdlib-*.jar")]
+
 needs_kotlin = pytest.mark.skipif(
-    not (shutil.which("kotlinc") and shutil.which("java")),
-    reason="needs a Kotlin compiler and Java: apt install kotlin",
+    not (shutil.which("java") and (KERNEL or shutil.which("kotlinc"))),
+    reason="needs Java and a Kotlin compiler: make apps, or kotlinc",
 )
 needs_swift = pytest.mark.skipif(not shutil.which("swift"), reason="needs Swift: Debian 13's swiftlang, or Xcode")
 
@@ -67,13 +74,19 @@ def test_the_runtimes_are_the_exporters_version() -> None:
 def kotlin(target: Path, *sources: Path) -> Path:
     files = [str(file) for source in sources for file in ([source] if source.is_file() else source.rglob("*"))
              if file.suffix in (".kt", ".java")]  # fmt: skip
-    command = ["kotlinc", "-nowarn", *files, "-include-runtime", "-d", str(target)]
+    if KERNEL:
+        compiler = ["java", "-cp", KERNEL[0], "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+        command = [*compiler, "-nowarn", "-no-stdlib", "-no-reflect", "-cp", STDLIB[0], *files, "-d", str(target)]
+    else:
+        command = ["kotlinc", "-nowarn", *files, "-include-runtime", "-d", str(target)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     return target
 
 
 def java(*arguments: str) -> subprocess.CompletedProcess[str]:
+    at = arguments.index("-cp") + 1
+    arguments = (*arguments[:at], ":".join([arguments[at], *STDLIB]), *arguments[at + 1 :])
     return subprocess.run(["java", *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
