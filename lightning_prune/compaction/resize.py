@@ -41,9 +41,12 @@ _Changes = dict[int, tuple[Tensor, _Change]]
 def all_or_nothing() -> Iterator[Undo]:
     """Give an empty undo log; when the block raises, whatever it is, run the log backwards."""
     undo: Undo = []
+    records_gradients = torch.is_grad_enabled()
     try:
         yield undo
     except BaseException:
+        # an interrupt between the last line of a no_grad block and its exit leaves gradients off
+        torch.set_grad_enabled(records_gradients)
         while undo:
             undo[-1]()
             undo.pop()
