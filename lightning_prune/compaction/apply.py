@@ -104,13 +104,13 @@ def compact(
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
     plan.check_fits(model)
     _check_device(model)
-    proof, inputs = Proof(plan, {}, {}, {}), None
-    if example_inputs is not None or example_kwargs:
-        example = Example.of(() if example_inputs is None else example_inputs)
-        inputs = _on_device(model, (example.args, {**example.kwargs, **(example_kwargs or {})}))
-        proof = prove(model, plan, inputs, tolerance)
     before = sum(parameter.numel() for parameter in model.parameters())
     with resize.all_or_nothing() as undo:
+        proof, inputs = Proof(plan, {}, {}, {}), None
+        if example_inputs is not None or example_kwargs:
+            example = Example.of(() if example_inputs is None else example_inputs)
+            inputs = _on_device(model, (example.args, {**example.kwargs, **(example_kwargs or {})}))
+            proof = prove(model, plan, inputs, tolerance)
         if proof.stay:
             _zero(model, plan.only(proof.stay).masked, optimizers, undo)
         _cut(model, proof.cut, optimizers, undo)
