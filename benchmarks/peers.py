@@ -31,6 +31,7 @@ from lightning.pytorch.callbacks import ModelPruning
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.controls import GroupPenalty, RigL
 from benchmarks.tasks import Task, accuracy, dense, fit, layers, macs, small, task
 from lightning_prune import (
     Channel,
@@ -228,6 +229,12 @@ STRUCTURED: dict[str, Callbacks] = {
     "ours, as it comes": ours("macs"),
     "ours, Fisher Uniform": ours("macs", criterion=Fisher(), allocation=Uniform()),
     "ours, Taylor Uniform": ours("macs", criterion=Taylor(), allocation=Uniform()),
+    "ours with repair": ours("macs", repair=LeastSquares()),
+    "ours, Fisher Uniform, with repair": ours("macs", criterion=Fisher(), allocation=Uniform(), repair=LeastSquares()),
+    "ours + growing group penalty": lambda task, final, seed: [
+        *ours("macs")(task, final, seed),
+        GroupPenalty(timing(task)[1]),
+    ],
     "torch-pruning Magnitude local": peer("Magnitude", False),
     "torch-pruning Magnitude global": peer("Magnitude", True),
     "torch-pruning Taylor local": peer("Taylor", False),
@@ -240,9 +247,15 @@ UNSTRUCTURED: dict[str, Callbacks] = {
     "ours, Fisher Global": ours(criterion=Fisher()),
     "torch.nn.utils.prune": lambda task, final, _: [TorchPrune(task, final)],
     "ModelPruning": model_pruning,
+    "RigL": lambda task, final, _: [RigL(task, final)],
     "NNCF magnitude": lambda task, final, _: [Nncf(task, final)],
 }
-BUDGETS = {"structured": (0.5, 0.3, 0.2, 0.1), "unstructured": (0.2, 0.1, 0.05, 0.02), "untrained": (0.7, 0.5)}
+BUDGETS = {
+    "structured": (0.5, 0.3, 0.2, 0.1),
+    "unstructured": (0.2, 0.1, 0.05, 0.02),
+    "untrained": (0.7, 0.5),
+    "short": (0.5, 0.2),
+}
 
 
 def seen(task: Task, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -309,8 +322,9 @@ def run(kind: str, method: str, name: str, budget: float, seed: int) -> dict[str
         if method == "small dense":
             torch.manual_seed(500 + seed)
             net = fit(chosen.make(*small(chosen, budget)), chosen, chosen.first + chosen.more, seed)
-        elif kind == "untrained":
+        elif kind in ("untrained", "short"):
             net = UNTRAINED[method](net, chosen, budget, seed)
+            net = fit(net, chosen, 1, seed, slower=10) if kind == "short" else net
         else:
             methods = STRUCTURED if kind == "structured" else UNSTRUCTURED
             net = fit(net, chosen, chosen.more, seed, methods[method](chosen, 1 - budget, seed))
@@ -329,6 +343,7 @@ def run(kind: str, method: str, name: str, budget: float, seed: int) -> dict[str
 def rows(kinds: Sequence[str], names: Sequence[str], seeds: int) -> list[dict[str, Any]]:
     """Return what is to be run, one method after the other for each seed: interleaved."""
     methods = {"structured": [*STRUCTURED, "small dense"], "unstructured": [*UNSTRUCTURED], "untrained": [*UNTRAINED]}
+    methods["short"] = methods["untrained"]
     return [
         {"kind": kind, "task": name, "budget": budget, "method": method, "seed": seed}
         for seed in range(seeds)
@@ -413,6 +428,7 @@ TITLES = {
     "structured": "channels; share of the multiply-accumulates left, after training",
     "unstructured": "single weights; share left, after training",
     "untrained": "channels; share of the multiply-accumulates left, no training",
+    "short": "channels; share of the multiply-accumulates left, cut at once and trained for one epoch",
 }
 
 

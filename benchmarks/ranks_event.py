@@ -102,7 +102,6 @@ def memory_of_event(rank: int, meet: str, millions: int, name: str) -> tuple[int
         pruner = prepared(model, recipe_of(name))
         for layer in model.children():
             fully_shard(layer)
-        masks.refresh(model)  # lets go of the whole weights of before
         owned = sum(shards.local(parameter).numel() * 4 for parameter in model.parameters())
         for sparsity in (0.1, SPARSITY):  # the first time some things are allocated for good
             show_gradients(pruner, model)

@@ -191,12 +191,13 @@ class Learner(L.LightningModule):
         task: which it learns.
         steps: of the fit.
         seed: of the augmentation.
+        rate: highest learning rate.
     """
 
-    def __init__(self, net: nn.Module, task: Task, steps: int, seed: int) -> None:
+    def __init__(self, net: nn.Module, task: Task, steps: int, seed: int, rate: float) -> None:
         super().__init__()
         self.net, self.example_input_array = net, task.example
-        self._task, self._steps = task, steps
+        self._task, self._steps, self._rate = task, steps, rate
         self._generator = torch.Generator().manual_seed(seed * 31 + 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ class Learner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
         """Return the optimizer with one cycle of the learning rate."""
-        rate = self._task.rate
+        rate = self._rate
         if self._task.adam:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.parameters(), rate, weight_decay=1e-3)
         else:
@@ -219,10 +220,12 @@ class Learner(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
 
-def fit(net: nn.Module, task: Task, epochs: int, seed: int, callbacks: Sequence[L.Callback] = ()) -> nn.Module:
-    """Train a network for so many epochs; return it, or what a callback has put in its place."""
+def fit(
+    net: nn.Module, task: Task, epochs: int, seed: int, callbacks: Sequence[L.Callback] = (), slower: float = 1.0
+) -> nn.Module:
+    """Train a network for so many epochs, at a learning rate divided by ``slower``; return what the callbacks left."""
     torch.manual_seed(seed)
-    learner = Learner(net.train(), task, epochs * task.steps, seed)
+    learner = Learner(net.train(), task, epochs * task.steps, seed, task.rate / slower)
     loader = DataLoader(_Batches(task), batch_size=None, sampler=_Order(task, seed))
     trainer = L.Trainer(
         max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", num_sanity_val_steps=0, logger=False,
