@@ -37,7 +37,7 @@ from lightning_prune import (
     Polynomial,
     PruningCallback,
     Recipe,
-    Taylor,
+    Reconstruction,
     Uniform,
     summarize,
 )
@@ -206,7 +206,7 @@ def main() -> None:
             fit(dense, task, task.epochs[0], seed)
             whole = summarize(dense, task.train[0][:1]).macs or 1
             print(f"{task.name}, seed {seed}: dense {accuracy(dense, task):.1f} %", flush=True)
-            for criterion in (Magnitude(), Taylor(), Fisher()):
+            for criterion in (Magnitude(), Fisher(), Reconstruction()):
                 for name, schedule in schedules.items():
                     reached, took = [], []
                     for repair in (None, LeastSquares()):
@@ -221,16 +221,16 @@ def main() -> None:
                     key = task.name, type(criterion).__name__, name
                     table.setdefault(key, []).append((reached[0], reached[1]))
                     print(
-                        f"  {key[1]:<9} {name:<10}  without {reached[0]:5.1f}  repaired {reached[1]:5.1f}"
+                        f"  {key[1]:<14} {name:<10}  without {reached[0]:5.1f}  repaired {reached[1]:5.1f}"
                         f"  ({took[0]:.1f} and {took[1]:.1f} s)",
                         flush=True,
                     )
-    print(f"{'':<32}  without       repaired      gained")
+    print(f"{'':<37}  without       repaired      gained")
     for key, pairs in table.items():
         sides = [[pair[side] for pair in pairs] for side in (0, 1)]
         spread = [stdev(side) if len(side) > 1 else 0.0 for side in sides]
         told = "  ".join(f"{mean(side):5.1f} ± {s:4.1f}" for side, s in zip(sides, spread, strict=True))
-        print(f"{key[0]:<11} {key[1]:<9} {key[2]:<10}  {told}  {mean(sides[1]) - mean(sides[0]):+.1f}")
+        print(f"{key[0]:<11} {key[1]:<14} {key[2]:<10}  {told}  {mean(sides[1]) - mean(sides[0]):+.1f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_prune.classes.classes import keep_classes
     from lightning_prune.compaction import Compaction, compact
     from lightning_prune.compaction.finalization import finalize
-    from lightning_prune.compensation import LeastSquares
+    from lightning_prune.compensation import LeastSquares, Reconstruction
     from lightning_prune.criteria import (
         ActivationCriterion,
         Fisher,
@@ -83,6 +83,7 @@ __all__ = [
     "QuantizationAware",
     "Random",
     "Recipe",
+    "Reconstruction",
     "Recorder",
     "Report",
     "Reset",
@@ -114,7 +115,7 @@ _HOMES = {
     "classes.classes": "keep_classes",
     "compaction": "Compaction compact",
     "compaction.finalization": "finalize",
-    "compensation": "LeastSquares",
+    "compensation": "LeastSquares Reconstruction",
     "criteria": "ActivationCriterion Fisher GradientCriterion Magnitude Random Taylor Wanda",
     "distillation": "Distillation",
     "errors": "PruningError",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lightning_prune.compensation import LeastSquares
+from lightning_prune.compensation import LeastSquares, Reconstruction
 from lightning_prune.criteria import Fisher, Random, Taylor, Wanda
 from lightning_prune.model import masks
 from lightning_prune.optimizer.policies import Keep, Mask, Reset, Rewarm, RewindWeights
@@ -130,6 +130,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "wanda channel": lambda: Recipe(schedule=RISE, granularity=Channel(), criterion=Wanda(), count="params"),
     "repair": lambda: Recipe(schedule=RISE, repair=LeastSquares(samples=64)),
     "repair channel": lambda: Recipe(schedule=RISE, granularity=Channel(), repair=LeastSquares(samples=24)),
+    "reconstruction": lambda: Recipe(schedule=RISE, granularity=Channel(), criterion=Reconstruction(samples=24)),
     "keep": lambda: Recipe(schedule=RISE, optimizer_policy=Keep()),
     "rewarm": lambda: Recipe(schedule=RISE, optimizer_policy=(Mask(), Rewarm(5))),
     "rewind": lambda: Recipe(schedule=RISE, optimizer_policy=(RewindWeights(3), Reset())),

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune import criteria, schedules
 from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
-from lightning_prune.compensation import LeastSquares
+from lightning_prune.compensation import LeastSquares, Reconstruction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.guard import Guard
 from lightning_prune.model import masks
@@ -33,6 +33,7 @@ VALUES = (
     *(criteria.Magnitude, criteria.Random, criteria.Taylor, criteria.Fisher, criteria.Wanda),
     *(allocation.Uniform, allocation.ERK, allocation.Global, allocation.FromSensitivity),
     LeastSquares,
+    Reconstruction,
     Guard,
     *policies.BUILT_IN,
 )

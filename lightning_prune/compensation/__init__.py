@@ -2,6 +2,18 @@
 
 from lightning_prune.compensation.inputs import Call, LastInputs
 from lightning_prune.compensation.least_squares import LeastSquares
+from lightning_prune.compensation.reconstruction import Reconstruction, Seen
 from lightning_prune.compensation.repair import Repair, Target, joined, record, refit
 
-__all__ = ["Call", "LastInputs", "LeastSquares", "Repair", "Target", "joined", "record", "refit"]
+__all__ = [
+    "Call",
+    "LastInputs",
+    "LeastSquares",
+    "Reconstruction",
+    "Repair",
+    "Seen",
+    "Target",
+    "joined",
+    "record",
+    "refit",
+]

@@ -1,5 +1,6 @@
 """Layers that read channels: their weights as matrices, and what enters them as rows."""
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.hooks import RemovableHandle
+
+from lightning_prune.model.summary import as_evaluated
+
+Run = Callable[[nn.Module], Any]
+"""Runs a model on one batch of samples, as an Example does."""
 
 MAX_COLUMNS = 1_536
 """Above it a convolution is fitted by channels, not by channels and taps: the fit costs the cube of the columns."""
@@ -135,14 +142,38 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None
     return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
-def sampled(rows: Tensor, most: int, seed: int) -> Tensor:
+def sampled(rows: Tensor, most: int, name: str) -> Tensor:
     """Return (groups, samples * positions, columns) of (samples, positions, groups, columns), positions by chance.
 
-    The same seed takes the same positions, before and after the cut.
+    The same name takes the same positions, before and after the cut.
     """
     each = max(1, most // max(len(rows), 1))
     if rows.shape[1] > each:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         chosen = torch.randperm(rows.shape[1], generator=generator)[:each].sort().values
         rows = rows[:, chosen.to(rows.device)]
     return rows.flatten(0, 1).movedim(1, 0)
+
+
+def run_through(model: nn.Module, inputs: Run, see: Callable[[str, Reader, Tensor], None]) -> None:
+    """Run the model once in eval mode and show what enters each reader before it computes."""
+    handles: list[RemovableHandle] = []
+    for path, module in model.named_modules():
+        for reader in readers_of(module):
+            name = f"{path}.{reader.weight}" if path else reader.weight
+
+            def hook(
+                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, reader: Reader = reader
+            ) -> None:
+                x = first_tensor(args, kwargs)
+                if x is not None and x.numel():
+                    see(name, reader, x)
+
+            # before the mask's own hook, so that the layer computes with what the fit has written
+            handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
+    try:
+        with as_evaluated(model):
+            inputs(model)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,24 +1,18 @@
 """Repair of a cut: targets are recorded before it, weights are refitted after it, layer by layer as they run."""
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compensation.least_squares import LeastSquares, Moments, best_fit
-from lightning_prune.compensation.readers import Reader, first_tensor, readers_of, sampled
+from lightning_prune.compensation.readers import Reader, Run, run_through, sampled
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, tensors_in, walked
-from lightning_prune.model.summary import as_evaluated
-
-Run = Callable[[nn.Module], Any]
 
 EXACT = 1e-10
 """Relative error below which a layer gives what it gave: the square of float32's resolution on sums of products."""
@@ -79,7 +73,7 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Tar
         if name in targets:
             targets[name] = Target(targets[name].outputs, targets[name].samples, targets[name].calls + 1)
             return
-        rows = sampled(reader.rows(x), repair.rows, _seed(name)).to(wide(x))
+        rows = sampled(reader.rows(x), repair.rows, name).to(wide(x))
         if not bool(torch.isfinite(rows).all()):
             raise NonFiniteError(
                 f"what enters {name.rpartition('.')[0] or 'the model'} is NaN or infinite on the samples for repair;"
@@ -88,7 +82,7 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Tar
         weight = reader.matrix(parameters[name].detach())
         targets[name] = Target(rows @ weight.mT.to(rows.dtype), len(x))
 
-    _run(model, inputs, see)
+    run_through(model, inputs, see)
     return targets
 
 
@@ -124,7 +118,7 @@ def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Target], repair: 
         bias = None if reader.bias is None else reader.module._parameters.get(reader.bias)
         if bias is not None and not bias.requires_grad:
             bias = None
-        rows = sampled(reader.rows(x), repair.rows, _seed(name)).to(target.outputs.dtype)
+        rows = sampled(reader.rows(x), repair.rows, name).to(target.outputs.dtype)
         start = reader.matrix(weight.detach())
         kept = reader.matrix(live[name]) if name in live else torch.ones_like(start, dtype=torch.bool)
         outputs = target.outputs
@@ -144,7 +138,7 @@ def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Target], repair: 
         # the same sums need not give the same bits on another machine
         ranks.copy_from_first([weight] if bias is None else [weight, bias])
 
-    _run(model, inputs, mend)
+    run_through(model, inputs, mend)
     masks.zero_pruned(model)
     return list(repairs.values())
 
@@ -174,34 +168,6 @@ def _fitted(
     fitted = torch.zeros_like(whole)
     fitted[:, live] = weights.flatten(1)
     return fitted, Repair(name, before / scale, after / scale, damping, reason)
-
-
-def _seed(name: str) -> int:
-    return zlib.crc32(name.encode())
-
-
-def _run(model: nn.Module, inputs: Run, see: Callable[[str, Reader, Tensor], None]) -> None:
-    """Run the model once in eval mode and show what enters each reader before it computes."""
-    handles: list[RemovableHandle] = []
-    for path, module in model.named_modules():
-        for reader in readers_of(module):
-            name = f"{path}.{reader.weight}" if path else reader.weight
-
-            def hook(
-                _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name, reader: Reader = reader
-            ) -> None:
-                x = first_tensor(args, kwargs)
-                if x is not None and x.numel():
-                    see(name, reader, x)
-
-            # before the mask's own hook, so that the layer computes with what the fit has written
-            handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
-    try:
-        with as_evaluated(model):
-            inputs(model)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def joined(batches: Sequence[Example], most: int) -> Example:

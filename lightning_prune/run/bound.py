@@ -15,6 +15,7 @@ from lightning_prune.distributed import shards
 from lightning_prune.model import masks
 from lightning_prune.model.frame import Frame
 from lightning_prune.run.removal import removed_since
+from lightning_prune.selection import ChannelUnits
 
 
 class BoundModel:
@@ -41,6 +42,22 @@ class BoundModel:
         """Return the scores of these parameters, -inf where they are pruned or have left."""
         live = masks.read(self._model)
         return _Scores(self._frame, criterion, weights, observed, live, shards.spread_of(weights))
+
+    def columns(self, units: ChannelUnits) -> dict[str, dict[str, Tensor]]:
+        """Return the weights that read channels -> channel group -> the number of each entry's channel, -1 for none.
+
+        Numbers are of the shape of the weight now.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        for group in units.groups:
+            for member in group.members:
+                if member.role == "input" and member.parameter in units.shapes:
+                    shape, indices = units.shapes[member.parameter], torch.from_numpy(member.indices)
+                    number = torch.full((shape[member.axis],), -1)
+                    number[indices] = torch.arange(group.size)[:, None]
+                    aligned = number.view(-1, *(1,) * (len(shape) - member.axis - 1)).expand(shape)
+                    found.setdefault(member.parameter, {})[group.name] = self._frame.narrow(member.parameter, aligned)
+        return found
 
     def write(self, chosen: Iterable[tuple[str, Tensor]]) -> None:
         """Overwrite the masks; see :func:`lightning_prune.model.masks.write`."""

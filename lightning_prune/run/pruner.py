@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
-from lightning_prune.compensation import Call, Repair, record, refit
+from lightning_prune.compensation import Call, Reconstruction, Repair, Seen, record, refit
 from lightning_prune.criteria import (
     ActivationCriterion,
     GradientCriterion,
@@ -142,13 +142,15 @@ class Pruner:
             for kind, budget in self.budgets.items()
         }
 
-    def candidates(self, scores: Scores, live: Masks) -> Candidates:
+    def candidates(self, scores: Scores, live: Masks, seen: Seen | None = None) -> Candidates:
         """Return the units that may be removed, with what each costs; masks in the shapes of the bound model.
 
         Gradients tell the loss, which compares as it is. Any other score of a channel grows with the number and the
         scale of the weights that go with it, so it counts in parts of the mean of its group, that of the dense network.
         """
         candidates = replace(self.units.candidates(scores, live, self.in_play(live)), costs=self.unit_costs)
+        if seen is not None and seen.channels:
+            candidates = replace(candidates, scores=seen.of_channels(candidates.scores))
         if not self.recipe.is_structured or isinstance(self.recipe.criterion, GradientCriterion):
             return candidates
         if self.progress.scales is not None:
@@ -250,7 +252,7 @@ def prune_step(
         sparsity: what to reach, in [0, 1), in what the recipe counts.
         carry: called with the masks by Parameter after the weights are zero, to carry the optimizers along.
         step: completed optimizer steps, for the record.
-        inputs: run the model on the samples that the recipe's repair looks at; None: nothing is repaired.
+        inputs: run the model on the samples that the recipe looks at; None: there are none, and nothing is repaired.
 
     Raises:
         NonFiniteError: a weight, a score or what enters a layer is NaN or infinite; nothing is changed then.
@@ -265,9 +267,14 @@ def prune_step(
         check_masked(pruner, model)
         bound, weights = BoundModel(model, pruner.base), _scored(pruner, model)
         pruner.observed.agree()
-        scores = bound.scores(pruner.recipe.criterion, weights, pruner.observed)
+        criterion = pruner.recipe.criterion
+        if isinstance(criterion, Reconstruction):
+            units = pruner.units
+            columns = bound.columns(units) if isinstance(units, ChannelUnits) else {}
+            criterion = criterion.seen(model, inputs, list(units.sizes if columns else weights), columns)
+        scores = bound.scores(criterion, weights, pruner.observed)
         scores.check()
-        candidates = pruner.candidates(scores, bound.masks())
+        candidates = pruner.candidates(scores, bound.masks(), criterion if isinstance(criterion, Seen) else None)
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
         repair, targets = pruner.recipe.repair, {}
@@ -307,10 +314,10 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
                 f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
                 " several ranks: leave it out, or train with DDP"
             )
-        if pruner.recipe.repair is not None:
+        if pruner.recipe.samples:
             raise PruningError(
-                f"Recipe.repair fits whole weights, and {next(iter(spread.rows))} is sharded over several ranks: leave"
-                " it out, or train with DDP"
+                f"{pruner.recipe.repair or pruner.recipe.criterion} looks at whole weights, and"
+                f" {next(iter(spread.rows))} is sharded over several ranks: leave it out, or train with DDP"
             )
         pruner.units.check_spread(spread)
 

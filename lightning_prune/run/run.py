@@ -59,8 +59,7 @@ class PruningRun:
         self._runtimes: list[PolicyRuntime] = []
         self._policy_state: list[Mapping[str, Any]] = []
         self._handles: list[RemovableHandle] = []
-        repairs = [recipe.repair for recipe in recipes if recipe.repair is not None]
-        self._inputs = LastInputs(max((repair.samples for repair in repairs), default=0), self._is_repair_near)
+        self._inputs = LastInputs(max((recipe.samples for recipe in recipes), default=0), self._is_look_near)
         self._following: Following | None = None
         self.attach(model)
 
@@ -167,12 +166,12 @@ class PruningRun:
         channels = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
         self._following = Following(model, channels, self.base)
 
-    def _is_repair_near(self, steps: int) -> bool:
-        """Whether an event that is to be repaired is due within so many steps; put off ones are."""
+    def _is_look_near(self, steps: int) -> bool:
+        """Whether an event that looks at samples is due within so many steps; put off ones are."""
         ahead = [
             (pruner.schedule.due(self._looked_at, self.step + steps), pruner.asked)
             for pruner in self.pruners
-            if pruner.recipe.repair is not None and not pruner.is_finished
+            if pruner.recipe.samples and not pruner.is_finished
         ]
         return any(sparsity is not None and sparsity > asked for sparsity, asked in ahead)
 
@@ -225,14 +224,14 @@ class PruningRun:
             self._looked_at = self.step
         for index in asked:
             self._runtimes[index].before_event(self.step, model)
-        is_repairing = any(self.pruners[index].recipe.repair is not None for index in asked)
-        inputs = self._inputs.joined(model, self.step) if is_repairing else None
+        is_looking = any(self.pruners[index].recipe.samples for index in asked)
+        inputs = self._inputs.joined(model, self.step) if is_looking else None
         events = []
         # channels first: weights that leave with them count for no other recipe
         for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
             carry = partial(self._runtimes[index].after_event, self.step, model=model)
             events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step, inputs))
-        if is_repairing:
+        if is_looking:
             self._inputs.after_event()
         self.mask_copies(model)
         self.sparsity = self.measure(model)

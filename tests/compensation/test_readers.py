@@ -82,11 +82,11 @@ def test_nothing_reads_through_a_norm() -> None:
     assert not list(readers_of(nn.Embedding(3, 3)))
 
 
-def test_the_same_positions_are_taken_for_the_same_seed() -> None:
+def test_the_same_positions_are_taken_for_the_same_name() -> None:
     rows = torch.arange(2 * 50 * 1 * 3).view(2, 50, 1, 3)
-    taken = sampled(rows, 20, seed=3)
+    taken = sampled(rows, 20, "layer")
     assert taken.shape == (1, 20, 3)
-    assert torch.equal(taken, sampled(rows, 20, seed=3))
+    assert torch.equal(taken, sampled(rows, 20, "layer"))
     assert torch.equal(taken[0, :10] + 150, taken[0, 10:])
-    assert not torch.equal(taken, sampled(rows, 20, seed=4))
-    assert sampled(rows, 1000, seed=3).shape == (1, 100, 3)
+    assert not torch.equal(taken, sampled(rows, 20, "another"))
+    assert sampled(rows, 1000, "layer").shape == (1, 100, 3)

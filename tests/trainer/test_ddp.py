@@ -18,15 +18,27 @@ from ranks_cases import by_data, read
 from support import AfterStep, LinearNet, Net, Resumable, loader, momentum_sgd, trainer
 from torch import Tensor
 
-from lightning_prune import Channel, LeastSquares, Linear, PruningCallback, Random, Recipe, Taylor, Uniform
+from lightning_prune import (
+    Channel,
+    LeastSquares,
+    Linear,
+    PruningCallback,
+    Random,
+    Recipe,
+    Reconstruction,
+    Taylor,
+    Uniform,
+)
 from lightning_prune.model import masks
 
 RISE = Linear(final_sparsity=0.6, begin_step=1, end_step=4, frequency=1)
+LATER = Linear(final_sparsity=0.6, begin_step=1, end_step=5, frequency=2)
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "random": lambda: Recipe(schedule=RISE, criterion=Random(1), allocation=Uniform()),
     "taylor": lambda: Recipe(schedule=RISE, criterion=Taylor()),
     "by data": lambda: Recipe(schedule=RISE, criterion=by_data),
     "channels": lambda: Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor()),
+    "reconstruction": lambda: Recipe(schedule=LATER, granularity=Channel(), criterion=Reconstruction(samples=32)),
     "repair": lambda: Recipe(schedule=RISE, granularity=Channel(), repair=LeastSquares(samples=32)),
 }
 
