@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lightning_prune.distributed.shards import local, part
+from lightning_prune.distributed.shards import is_sharded, local, part
 
 
 class Notice:
@@ -51,10 +51,11 @@ class MaskMethod(prune.BasePruningMethod):
         self.notice = notice
         self._widened: Tensor | None = None
         self._made_at: tuple[object, ...] = ()
+        self._masked_grad: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the widened mask out of copies: it is made again when needed."""
-        return self.__dict__ | {"_widened": None, "_made_at": ()}
+        return self.__dict__ | {"_widened": None, "_made_at": (), "_masked_grad": None}
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hooks."""
@@ -119,7 +120,16 @@ class MaskMethod(prune.BasePruningMethod):
         if weight.requires_grad:
             # left behind where forward raises, it must not keep copy.deepcopy from working: no leaf can be copied
             weight.__deepcopy__ = partial(_detached, mask, original)
+            if weight.grad_fn is not None and not is_sharded(original):
+                weight.grad_fn.register_hook(self._note_grad)
         return weight
+
+    def _note_grad(self, grad_inputs: tuple[Tensor | None, ...], grad_outputs: object) -> None:
+        """Know again what the backward pass of the product gives: it is zero where the mask is False."""
+        grad = grad_inputs[0]
+        # with create_graph autograd adds into new tensors, which may come to lie where this one has lain
+        is_known = not torch.is_grad_enabled()
+        self._masked_grad = (grad.data_ptr(), grad._version) if grad is not None and is_known else None
 
     def _factor(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the mask as numbers; made anew whenever the mask was written, moved or replaced."""
@@ -150,11 +160,18 @@ class MaskMethod(prune.BasePruningMethod):
             self.notice.give(f"{type(module).__name__}.{self._tensor_name}")
 
     def zero_gradient(self, module: nn.Module) -> None:
-        """Set the gradient to zero wherever the mask is False, in place."""
+        """Set the gradient to zero wherever the mask is False, in place.
+
+        Where it came through the product alone it is so already. Gradients of other readers are added to it, which the
+        version of the tensor or another place in memory shows.
+        """
         parameter = cast(nn.Parameter, module._parameters[self._tensor_name])
-        if parameter.grad is not None and not parameter.grad.is_sparse:
-            factor = self._factor(self.mask(module), parameter.grad.dtype)
-            local(parameter.grad.data).mul_(part(factor, parameter))
+        grad, masked, self._masked_grad = parameter.grad, self._masked_grad, None
+        if grad is None or grad.is_sparse:
+            return
+        if masked is None or is_sharded(parameter) or masked != (grad.data_ptr(), grad._version):
+            factor = self._factor(self.mask(module), grad.dtype)
+            local(grad.data).mul_(part(factor, parameter))
 
 
 def _detached(mask: Tensor, original: Tensor, memo: dict[int, Any]) -> Tensor:

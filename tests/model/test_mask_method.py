@@ -354,3 +354,59 @@ def test_masks_follow_the_model_to_a_gpu() -> None:
     step_on = torch.randn(8, 1, 8, 8, device="cuda")
     model(step_on).square().sum().backward()
     assert is_pruned(gradient_of(model[0]).cpu(), model.cpu())
+
+
+def reading_once(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(x).square().sum()
+
+
+def reading_twice(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(layer(x)).square().sum()
+
+
+def reading_outside(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(x).square().sum() + (layer.weight + 1).square().sum()
+
+
+def reading_outside_first(layer: nn.Linear, x: Tensor) -> Tensor:
+    return (layer.weight + 1).square().sum() + linear(x, layer.weight + 1).sum() + layer(x).square().sum()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
+@pytest.mark.parametrize("reading", [reading_once, reading_twice, reading_outside, reading_outside_first])
+@pytest.mark.parametrize("backward", ["plain", "twice", "graph", "noise"])
+def test_whatever_reads_a_weight_its_gradient_is_zero_where_pruned(
+    reading: Callable[[nn.Linear, Tensor], Tensor], backward: str
+) -> None:
+    layer = nn.Linear(32, 32)
+    masks.attach(layer, ["weight"])
+    masks.write(layer, [("weight", keep(layer, "weight"))])
+    x = torch.rand(4, 32)
+    for _ in range(2):  # the second has what the first one leaves in memory
+        layer.zero_grad()
+        reading(layer, x).backward(create_graph=backward == "graph")
+        if backward == "twice":
+            reading(layer, x).backward()
+        gradient = layer.weight.grad
+        assert gradient is not None
+        if backward == "noise":
+            with torch.no_grad():
+                gradient.add_(1)
+        expected = torch.where(keep(layer, "weight"), gradient.detach().clone(), 0)
+        masks.zero_gradients(layer)
+        assert torch.equal(gradient, expected)
+        layer.zero_grad()
+
+
+def test_a_gradient_that_came_through_the_mask_is_not_multiplied_again() -> None:
+    layer = nn.Linear(32, 32)
+    masks.attach(layer, ["weight"])
+    masks.write(layer, [("weight", keep(layer, "weight"))])
+    reading_once(layer, torch.rand(4, 32)).backward()
+    gradient = layer.weight.grad
+    assert gradient is not None
+    gradient.data.fill_(1)  # which no version tells
+    masks.zero_gradients(layer)
+    assert bool(gradient.all())
+    masks.zero_gradients(layer)  # it was known for one step
+    assert torch.equal(gradient != 0, keep(layer, "weight"))
