@@ -12,6 +12,7 @@ from torch import nn
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.compensation.repair import joined
 from lightning_prune.distributed import ranks
+from lightning_prune.errors import PruningError
 from lightning_prune.model.example import (
     Example,
     Standing,
@@ -45,8 +46,20 @@ class Call:
         return sample_count((self.example.args, dict(self.example.kwargs)))
 
     def __call__(self, model: nn.Module) -> Any:  # noqa: ANN401
-        """Return what the model gives for them."""
-        return self.example(model.get_submodule(self.path))
+        """Return what the model gives for them.
+
+        Raises:
+            PruningError: they cannot run in eval mode, in which the model is; what forward raised is its cause.
+        """
+        try:
+            return self.example(model.get_submodule(self.path))
+        except PruningError:
+            raise
+        except Exception as error:
+            raise PruningError(
+                f"forward of {type(model).__name__} cannot run in eval mode on the inputs of the last steps, which"
+                f" repair looks at ({type(error).__name__}: {error}); nothing was pruned. Leave Recipe(repair=…) out"
+            ) from error
 
 
 class LastInputs:
