@@ -142,3 +142,59 @@ def test_bytes_of_a_camera(model: nn.Module, tmp_path: Path):
     artifact = export(model, tmp_path / "m.pte", example_inputs=IMAGE, backend=CoreML(), preprocess=values)
     assert load_manifest(artifact.path)["methods"]["forward"]["inputs"][0]["dtype"] == "uint8"
     assert stored_weights(artifact.path)
+
+
+class OnIntegers(nn.Module):
+    """What coremltools fails on when its input is of integers, beside what it converts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+        odd = torch.sqrt(i) + torch.exp(-i) + torch.relu(i - 2) + (i & 3) + 1 / (i + 1) + torch.floor(i) + (~i)
+        return self.last(self.first(x) * odd + (i + 1) * (i > 2)), i * 2
+
+
+class OnBools(nn.Module):
+    """The same of bools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+        mask, other = i > 2, i > 1
+        odd = (mask > other) | torch.maximum(mask, other).roll(1, 1) | mask.gather(1, i) | (mask ^ other)
+        chosen = mask.index_select(1, torch.arange(8)).amax(1, keepdim=True)
+        return self.last(self.first(x) * odd.float() + chosen), (mask & ~other).sum(1)
+
+
+class OfNoDimension(nn.Module):
+    """0-d tensors in, inside and out, and casts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, i: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, few = self.last(self.first(x) / self.first(x).abs().max()), i.max()
+        return y * few.float().sqrt(), few + 1, y.mean(), torch.where(few > 2, y, -y).argmax(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outside"),
+    [
+        (OnIntegers, {"sqrt", "exp", "relu", "bitwise_and", "reciprocal", "floor", "bitwise_not"}),
+        (OnBools, {"gt", "maximum", "gather", "bitwise_xor", "bitwise_or", "index_select", "amax"}),
+        (OfNoDimension, set()),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_what_core_ml_does_not_do_on_a_type_stays_outside(kind: type[nn.Module], outside: set[str], tmp_path: Path):
+    torch.manual_seed(0)
+    inputs = (torch.rand(2, 8), torch.randint(0, 5, (2, 8)))
+    artifact = export(kind().eval(), tmp_path / "m.pte", example_inputs=inputs, backend=CoreML())
+    (contents,) = inspect(artifact.path).methods
+    assert {delegate.backend for delegate in contents.delegates} == {"CoreMLBackend"}
+    assert outside <= {operator.removeprefix("aten::").split(".")[0] for operator in contents.outside}
