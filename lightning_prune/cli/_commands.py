@@ -17,7 +17,7 @@ KEPT = {
 }
 """Option of ``prune`` -> what it means."""
 
-CRITERIA = ("magnitude", "taylor", "fisher", "wanda")
+CRITERIA = ("magnitude", "taylor", "fisher", "wanda", "reconstruction")
 ALLOCATIONS = ("global", "uniform", "erk")
 
 
@@ -28,7 +28,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     from lightning_prune import criteria
     from lightning_prune.checkpoints import state as checkpoints
     from lightning_prune.cli._models import example, loaded_model
-    from lightning_prune.compensation import LeastSquares
+    from lightning_prune.compensation import LeastSquares, Reconstruction
     from lightning_prune.data.batches import DataModule
     from lightning_prune.deploy.artifact.files import writing
     from lightning_prune.recipe import Recipe
@@ -47,7 +47,8 @@ def prune_model(arguments: argparse.Namespace) -> None:
     if what in ("macs", "params"):
         parts["count"] = what
     if arguments.criterion is not None:
-        parts["criterion"] = getattr(criteria, arguments.criterion.capitalize())()
+        known = {name: getattr(criteria, name.capitalize()) for name in CRITERIA[:-1]} | {CRITERIA[-1]: Reconstruction}
+        parts["criterion"] = known[arguments.criterion]()
     if arguments.allocation is not None:
         known = (allocation.Global, allocation.Uniform, allocation.ERK)
         parts["allocation"] = {value.__name__.lower(): value for value in known}[arguments.allocation]()

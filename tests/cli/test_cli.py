@@ -201,7 +201,17 @@ class TestPrune:
 
     def test_single_weights_without_repair(self, capsys: pytest.CaptureFixture[str], folder: Path):
         sparse = folder / "sparse.pt"
-        options = ("--keep-weights", 0.25, "--no-repair", "--metric", f"{folder / 'data.py'}:accuracy", "-o", sparse)
+        options = (
+            "--keep-weights",
+            0.25,
+            "--no-repair",
+            "--criterion",
+            "reconstruction",
+            "--metric",
+            f"{folder / 'data.py'}:accuracy",
+            "-o",
+            sparse,
+        )
         code, out, _ = run(capsys, "prune", "--model", MODEL, "--data", f"{folder / 'data.py'}:many", *options)
         assert code == 0
         assert "MulticlassAccuracy" in out
