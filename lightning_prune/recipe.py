@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_prune import schedules
 from lightning_prune.compensation import LeastSquares, Reconstruction
-from lightning_prune.criteria import ActivationCriterion, GradientCriterion, Magnitude, ObservingCriterion
+from lightning_prune.criteria import ActivationCriterion, GradientCriterion, ObservingCriterion
 from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
-from lightning_prune.selection.allocation import Allocation, Global
+from lightning_prune.selection.allocation import Allocation
 from lightning_prune.selection.granularity import Channel, Element, Granularity
 from lightning_prune.selection.targets import Targets
 
@@ -26,8 +26,10 @@ class Recipe:
     Args:
         schedule: completed optimizer steps -> cumulative sparsity.
         granularity: the unit of removal.
-        criterion: which units matter.
-        allocation: how the sparsity is spread over targets or channel groups.
+        criterion: which units matter. None: by Fisher, which watches gradients, where the run has seen those of all
+            targets at an event, as in a fit; otherwise by Magnitude.
+        allocation: how the sparsity is spread over targets or channel groups. None: by Global; for Channel per cost in
+            what the recipe counts where gradients were seen, and by Uniform where they were not.
         targets: what may be pruned; for Channel: the layers whose output channels may go.
         count: what the sparsity counts. "channels": the channels that can be removed (Channel only); "params" and
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
@@ -38,14 +40,14 @@ class Recipe:
     Example:
         >>> recipe = Recipe(schedule=schedules.OneShot(final_sparsity=0.5, begin_step=30))
         >>> recipe.granularity, recipe.criterion
-        (Element(), Magnitude(norm=1))
+        (Element(), None)
     """
 
     schedule: Schedule
     granularity: Granularity | Channel = field(default_factory=Element)
     # Criterion, but jsonargparse takes a callable that returns a Tensor for one that makes instances of that class
-    criterion: Callable[[str, Tensor], Any] | GradientCriterion | ActivationCriterion = field(default_factory=Magnitude)
-    allocation: Allocation = field(default_factory=Global)
+    criterion: Callable[[str, Tensor], Any] | GradientCriterion | ActivationCriterion | None = None
+    allocation: Allocation | None = None
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
     optimizer_policy: OptimizerPolicy | Sequence[OptimizerPolicy] = field(default_factory=Mask)
@@ -59,6 +61,8 @@ class Recipe:
         examples = {"schedule": "OneShot(0.5)", "criterion": "Magnitude()", "allocation": "Global()"}
         for name, example in examples.items():
             given = getattr(self, name)
+            if given is None and name != "schedule":
+                continue
             if isinstance(given, type) or not (callable(given) or isinstance(given, ObservingCriterion)):
                 raise TypeError(f"Recipe.{name} must be a function or a value such as {example}, got {given!r}")
         if not isinstance(self.targets, Targets):

@@ -13,7 +13,8 @@ from lightning_prune.criteria import Scores
 from lightning_prune.model import masks
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
-from lightning_prune.run.pruner import Progress, Pruner
+from lightning_prune.run.progress import Progress
+from lightning_prune.run.pruner import Pruner
 from lightning_prune.selection import ChannelUnits
 
 X = (torch.zeros(1, 1, 8, 8),)
@@ -67,7 +68,7 @@ def ready(recipe: Recipe, model: nn.Module) -> Pruner:
 
 def scores_of(pruner: Pruner, model: nn.Module) -> Scores:
     weights = {name: masks.dense_parameters(model)[name] for name in pruner.units.shapes}
-    return Scores(pruner.recipe.criterion, weights, pruner.observed, masks.read(model))
+    return Scores(pruner.criterion_for(weights), weights, pruner.observed, masks.read(model))
 
 
 def zeros(model: nn.Module, names: Any) -> int:

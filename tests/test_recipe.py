@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from lightning_prune.criteria import Magnitude, Random, Taylor
+from lightning_prune.criteria import Random, Taylor
 from lightning_prune.optimizer.policies import LRRewind, Mask, Reset, RewindWeights
 from lightning_prune.recipe import Recipe
 from lightning_prune.schedules import Iterative, OneShot, Polynomial
-from lightning_prune.selection.allocation import ERK, Global, Uniform
+from lightning_prune.selection.allocation import ERK, Uniform
 from lightning_prune.selection.granularity import Block, Channel, Element, NOfM
 from lightning_prune.selection.targets import Targets
 
@@ -26,8 +26,8 @@ def test_defaults() -> None:
     assert recipe == Recipe(
         schedule=HALF,
         granularity=Element(),
-        criterion=Magnitude(),
-        allocation=Global(),
+        criterion=None,
+        allocation=None,
         targets=Targets(),
         count=None,
         optimizer_policy=Mask(),
@@ -75,7 +75,7 @@ def test_parts_that_fit_together() -> None:
             r"Recipe.criterion must be a function.*such as Magnitude\(\), got 'taylor'",
         ),
         ({"criterion": Taylor}, TypeError, "Recipe.criterion must be a function or a value such as Magnitude"),
-        ({"allocation": None}, TypeError, r"Recipe.allocation must be a function .*such as Global\(\), got None"),
+        ({"allocation": 0.5}, TypeError, r"Recipe.allocation must be a function .*such as Global\(\), got 0.5"),
         ({"allocation": ERK}, TypeError, "Recipe.allocation must be a function or a value such as Global"),
         (
             {"granularity": "channel"},

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.criteria.observations import Observations
-from lightning_prune.criteria.watching import ObservingCriterion
+from lightning_prune.criteria.watching import GradientCriterion, ObservingCriterion
 from lightning_prune.criteria.weights import CHUNK, Criterion, weighing, wide
 from lightning_prune.distributed.shards import ALONE, Spread, is_sharded, lies_like, mixing
 from lightning_prune.errors import NonFiniteError
@@ -45,6 +45,11 @@ class Scores(Mapping[str, Tensor]):
         wide = any(weight.dtype == torch.float64 for weight in self._weights.values())
         return torch.float64 if wide else torch.float32
 
+    @property
+    def are_losses(self) -> bool:
+        """Whether they estimate what the loss would gain, by gradients, and so compare between layers as they are."""
+        return isinstance(self._criterion, GradientCriterion)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
 
@@ -52,9 +57,13 @@ class Scores(Mapping[str, Tensor]):
         return len(self._weights)
 
     def __getitem__(self, name: str) -> Tensor:
+        return self.filled(name, -torch.inf)
+
+    def filled(self, name: str, pruned: float) -> Tensor:
+        """Return the scores of one parameter, with this number where it is pruned."""
         scores = next(self._pieces(name, lambda values: (values,)))
         if name in self._touched:
-            return scores.masked_fill(~self.spread.own(name, self._pruned[name]), -torch.inf)
+            return torch.where(self.spread.own(name, self._pruned[name]), scores, pruned)
         return scores
 
     def chunks(self, name: str) -> Iterator[Tensor]:

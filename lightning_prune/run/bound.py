@@ -81,8 +81,8 @@ class _Scores(Scores):
         super().__init__(criterion, weights, observed, pruned, spread)
         self._frame = frame
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._frame.widen(name, super().__getitem__(name), -torch.inf)
+    def filled(self, name: str, pruned: float) -> Tensor:
+        return self._frame.widen(name, super().filled(name, pruned), pruned)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         if name in self._frame.keep:

@@ -1,6 +1,6 @@
 """One pruning event: a recipe bound to a model, and the step from a sparsity to masks, weights and a record."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
-from lightning_prune.compensation import Call, Reconstruction, Repair, Seen, record, refit
+from lightning_prune.compensation import Call, Reconstruction, Seen, record, refit
 from lightning_prune.criteria import (
     ActivationCriterion,
+    Criterion,
+    Fisher,
     GradientCriterion,
+    Magnitude,
     Observations,
     ObservingCriterion,
     Scores,
@@ -28,50 +31,14 @@ from lightning_prune.model.summary import Macs
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.bound import BoundModel
+from lightning_prune.run.event import Event, thin
+from lightning_prune.run.progress import Progress
 from lightning_prune.schedules import TimedSchedule
 from lightning_prune.selection import ChannelUnits, Masks, Units
-from lightning_prune.selection.allocation import Candidates
+from lightning_prune.selection.allocation import Candidates, Global, Uniform
 from lightning_prune.selection.budget import Budget, smallest_share
-from lightning_prune.selection.granularity import Granularity
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one pruning event did.
-
-    Args:
-        step: completed optimizer steps.
-        asked: the sparsity that the schedule asked for.
-        sparsity: the sparsity reached, in what the recipe counts.
-        layers: dense name of each masked weight with two or more axes -> share of it that is pruned.
-        params: parameters left in the whole network.
-        macs: multiply-accumulates left in it; None without an example input.
-        repairs: what repair did to each layer, in the order in which they run; empty without.
-    """
-
-    step: int
-    asked: float
-    sparsity: float
-    layers: Mapping[str, float]
-    params: int
-    macs: int | None
-    repairs: tuple[Repair, ...] = ()
-
-
-@dataclass
-class Progress:
-    """How far a recipe has come in a run.
-
-    Args:
-        asked: the sparsity of the last event.
-        observed: what an observing criterion has seen since then.
-        scales: channel group -> mean score of its channels at the first event, which is what Global divides by; None:
-            there was no event yet.
-    """
-
-    asked: float = 0.0
-    observed: Observations = field(default_factory=Observations)
-    scales: Mapping[str, float] | None = None
+from lightning_prune.selection.counts import means
+from lightning_prune.selection.granularity import Channel, Granularity
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +85,18 @@ class Pruner:
     @property
     def is_watching(self) -> bool:
         """Whether an observing criterion still has an event ahead."""
-        return isinstance(self.recipe.criterion, ObservingCriterion) and not self.is_finished
+        return isinstance(self.criterion, ObservingCriterion) and not self.is_finished
+
+    @property
+    def criterion(self) -> Criterion | ObservingCriterion:
+        """What watches the run: the recipe's, or where it leaves that open, what scores by gradients."""
+        return Fisher() if self.recipe.criterion is None else self.recipe.criterion
+
+    def criterion_for(self, weights: Collection[str]) -> Criterion | ObservingCriterion:
+        """Return what scores these parameters: where the recipe leaves it open, Magnitude unless all have been seen."""
+        if self.recipe.criterion is None and not self.observed.sums.keys() >= set(weights):
+            return Magnitude()
+        return self.criterion
 
     @property
     def budgets(self) -> dict[str, Budget]:
@@ -145,19 +123,19 @@ class Pruner:
     def candidates(self, scores: Scores, live: Masks, seen: Seen | None = None) -> Candidates:
         """Return the units that may be removed, with what each costs; masks in the shapes of the bound model.
 
-        Gradients tell the loss, which compares as it is. Any other score of a channel grows with the number and the
-        scale of the weights that go with it, so it counts in parts of the mean of its group, that of the dense network.
+        Gradients tell the loss, which compares as it is, also per cost. Any other score of a channel grows with number
+        and scale of the weights that go with it, so it counts in parts of the mean of its group in the dense network.
         """
         candidates = replace(self.units.candidates(scores, live, self.in_play(live)), costs=self.unit_costs)
         if seen is not None and seen.channels:
             candidates = replace(candidates, scores=seen.of_channels(candidates.scores))
-        if not self.recipe.is_structured or isinstance(self.recipe.criterion, GradientCriterion):
+        if not self.recipe.is_structured:
             return candidates
-        if self.progress.scales is not None:
-            return replace(candidates, scales=self.progress.scales)
-        left = {name: units[units != -torch.inf] for name, units in candidates.scores.items()}
-        means = {name: float(units.abs().mean()) for name, units in left.items()}
-        return replace(candidates, scales={name: mean if mean > 0 else 1.0 for name, mean in means.items()})
+        if scores.are_losses:
+            cost = None if self.recipe.count == "channels" else self.recipe.count
+            return replace(candidates, default=Global(cost=cost))
+        known = self.progress.scales
+        return replace(candidates, scales=means(candidates) if known is None else known, default=Uniform())
 
     def in_play(self, live: Masks) -> dict[str, Tensor]:
         """Return the weights that have not left with another recipe's channels, where some could: True = in play."""
@@ -193,13 +171,12 @@ class Pruner:
         """
         parameters = masks.dense_parameters(model)
         sums = dict(state["sums"])
-        if not isinstance(self.recipe.criterion, ActivationCriterion):  # inputs are whole on every rank
+        if not isinstance(self.criterion, ActivationCriterion):  # inputs are whole on every rank
             sums = {name: shards.sharded_like(total, parameters[name]) for name, total in sums.items()}
         # in place: hooks on the layers of an activation criterion hold it, and a guard restores while they are there
         self.progress.asked = state["asked"]
         self.progress.observed = Observations(sums, dict(state["steps"]), set(state["past"]))
-        # a run from before there were scales and shares that groups keep goes on without
-        self.progress.scales = state.get("scales", {})
+        self.progress.scales = state.get("scales", {})  # a run from before there were any goes on without
         units = self.units.only(state["groups"], parameters)
         if isinstance(units, ChannelUnits):
             units = units.keeping(state.get("min_share", 0.0))
@@ -215,17 +192,17 @@ class Pruner:
         Args:
             parameters: dense name -> parameter, of those that the stepping optimizer holds.
         """
-        if isinstance(self.recipe.criterion, GradientCriterion):
+        if isinstance(self.criterion, GradientCriterion):
             for name in self.units.shapes:
                 if name in parameters:
-                    self.observed.add(self.recipe.criterion, name, parameters[name])
+                    self.observed.add(self.criterion, name, parameters[name])
 
     def watch(self, model: nn.Module) -> list[RemovableHandle]:
         """Let an activation criterion see what enters the layers from now on, while gradients are recorded.
 
         Any other criterion looks at nothing. Removing the handles ends it.
         """
-        criterion = self.recipe.criterion
+        criterion = self.criterion
         if not isinstance(criterion, ActivationCriterion):
             return []
 
@@ -267,7 +244,7 @@ def prune_step(
         check_masked(pruner, model)
         bound, weights = BoundModel(model, pruner.base), _scored(pruner, model)
         pruner.observed.agree()
-        criterion = pruner.recipe.criterion
+        criterion = pruner.criterion_for(weights)
         if isinstance(criterion, Reconstruction):
             units = pruner.units
             columns = bound.columns(units) if isinstance(units, ChannelUnits) else {}
@@ -285,12 +262,17 @@ def prune_step(
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)
-    pruner.progress.asked, pruner.progress.scales = sparsity, candidates.scales
+    pruner.progress.asked = sparsity
+    if pruner.progress.scales is None and candidates.scales:
+        pruner.progress.scales = candidates.scales
     if pruner.is_finished:
         pruner.observed.clear()
     else:
         pruner.observed.start_anew()
-    return replace(describe(pruner, model, step), repairs=tuple(repairs))
+    granularity = pruner.recipe.granularity
+    full = granularity.full_sparsity if isinstance(granularity, Granularity) else None
+    bottlenecks = thin(candidates, removed, sparsity, full)
+    return replace(describe(pruner, model, step), repairs=tuple(repairs), thin=bottlenecks)
 
 
 def check_masked(pruner: Pruner, model: nn.Module) -> None:
@@ -346,7 +328,7 @@ def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
     For an activation criterion only those that meet an activation.
     """
     parameters = masks.dense_parameters(model)
-    seen = dict(watched(model)) if isinstance(pruner.recipe.criterion, ActivationCriterion) else pruner.units.shapes
+    seen = dict(watched(model)) if isinstance(pruner.criterion, ActivationCriterion) else pruner.units.shapes
     return {name: parameters[name] for name in pruner.units.shapes if name in seen and parameters[name].requires_grad}
 
 
@@ -358,8 +340,9 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
     """
 
     def spread(share: float) -> dict[str, int]:
-        return pruner.units.removed(pruner.recipe.allocation(share, candidates), candidates)
+        return pruner.units.removed(allocation(share, candidates), candidates)
 
+    allocation = pruner.recipe.allocation or candidates.default
     if isinstance(pruner.recipe.granularity, Granularity) and pruner.budget is None:
         share = sparsity / pruner.recipe.granularity.full_sparsity
         if share > 1 + 1e-9:
@@ -368,7 +351,15 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
                 f" {pruner.recipe.granularity.full_sparsity:g}"
             )
         return spread(min(share, 1.0))
-    share = smallest_share(lambda s: cost_left(pruner, spread(s)), cost_limit(pruner, sparsity), 0.5 / candidates.total)
+    units, limit = pruner.units, cost_limit(pruner, sparsity)
+    try:
+        share = smallest_share(lambda s: cost_left(pruner, spread(s)), limit, 0.5 / candidates.total)
+    except ValueError:
+        # an allocation may spare what the budget needs; the floor that nobody asked for gives way to it
+        is_own = isinstance(pruner.recipe.granularity, Channel) and pruner.recipe.granularity.min_share is None
+        if not (isinstance(units, ChannelUnits) and is_own and units.granularity.min_share):
+            raise
+        return allocate(replace(pruner, units=units.keeping(0.0)), candidates, sparsity)
     return spread(share)
 
 

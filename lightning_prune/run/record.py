@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Trial
-from lightning_prune.run.pruner import Event
+from lightning_prune.run.event import Event
 
 _HELD_AS = "_pruning_record"
 

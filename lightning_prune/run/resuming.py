@@ -2,15 +2,18 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from lightning_prune.criteria import Magnitude
 from lightning_prune.errors import CheckpointError
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, describe
 from lightning_prune.selection import ChannelUnits
+from lightning_prune.selection.allocation import Global
 
 Described = Mapping[str, str]
 """What :meth:`Recipe.describe` returns."""
@@ -21,11 +24,25 @@ _UNITS = {"granularity", "targets", "count"}
 _LATER = {"repair": repr(None)}
 """Fields that recipes in older checkpoints lack, with what they mean by that."""
 
+_FORMER: Mapping[str, Any] = {"criterion": Magnitude(), "allocation": Global()}
+"""What older recipes said in fields that they left alone; their runs go on with that where it is left open now."""
+
 
 def changed(old: Described, recipe: Recipe) -> set[str]:
     """Return the names of the fields in which a recipe differs from one that was described; {}: from none, in all."""
     known = {**_LATER, **old} if old else old
-    return {name for name, text in recipe.describe().items() if known.get(name) != text}
+    same = _going_on(recipe, known)
+    return {name for name, text in same.describe().items() if known.get(name) != text}
+
+
+def _going_on(recipe: Recipe, saved: Described) -> Recipe:
+    """Return the recipe with the defaults of the time at which the saved one was written."""
+    former = {
+        name: value
+        for name, value in _FORMER.items()
+        if getattr(recipe, name) is None and saved.get(name) == repr(value)
+    }
+    return replace(recipe, **former)
 
 
 def differences(saved: Sequence[Described], recipes: Sequence[Recipe]) -> list[str]:
@@ -106,6 +123,7 @@ def take_up(
             going_on.append(pruner)
             continue
         saved = state["pruners"][index]
+        pruner = replace(pruner, recipe=_going_on(pruner.recipe, state["recipes"][index]))
         if "schedule" in differing and isinstance(pruner.units, ChannelUnits):
             saved = {**saved, "min_share": pruner.units.granularity.min_share}
         restored = pruner.restored({**saved, "schedule": {}} if "schedule" in differing else saved, model)

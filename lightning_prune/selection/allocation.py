@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from lightning_prune.criteria import Scores
+from lightning_prune.criteria import CHUNK, Scores
 from lightning_prune.distributed.shards import ALONE, Spread
-from lightning_prune.selection.ranking import Cut, count, lowest
+from lightning_prune.selection.ranking import Cut, count, lowest, lowest_of, ordered_bits
 from lightning_prune.values import Choice, check_number
 
 
@@ -36,6 +36,7 @@ class Candidates:
             left with channels that another recipe removed.
         spread: the ranks over which the scores lie; each reads those of its own rows alone. All other fields, and
             every cut, are of all of them.
+        default: how the sparsity is spread where the recipe leaves it open.
     """
 
     scores: Mapping[str, Tensor]
@@ -47,12 +48,18 @@ class Candidates:
     scales: Mapping[str, float] = field(default_factory=dict)
     in_play: Mapping[str, Tensor] = field(default_factory=dict)
     spread: Spread = ALONE
+    default: "Allocation" = field(default_factory=lambda: Global())
     _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
+    _few: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _per_cost: dict[tuple[tuple[str, float], ...], "Candidates"] = field(default_factory=dict, repr=False)
 
     def cut(self, k: int) -> Cut:
         """Return the cut that removes the k lowest of all units, ties by order of names; remembered."""
-        if k not in self._cuts:
+        if k not in self._cuts and self._is_few:
+            if "" not in self._few:
+                self._few[""] = torch.cat([self._bits(name) for name in self.sizes]).sort().values
+            self._cuts[k] = lowest_of(self._few[""], k)
+        elif k not in self._cuts:
             pieces = lambda: (piece for name in self.sizes for piece in self.pieces(name))  # noqa: E731
             self._cuts[k] = lowest(pieces, k, self.dtype, spread=self.spread)
         return self._cuts[k]
@@ -62,6 +69,8 @@ class Candidates:
 
         Its ties are those among this rank's own units.
         """
+        if self._is_few:
+            return lowest_of(self._bits(name).sort().values, k)
         latest = next(reversed(self._cuts.values()), None)
         cut = lowest(lambda: self.pieces(name), k, self.dtype, latest, self.spread)
         if not self.spread.is_sharded:
@@ -71,12 +80,27 @@ class Candidates:
 
     def removed_by(self, cut: Cut) -> dict[str, int]:
         """Return how many units of each name a cut through all of them removes."""
-        own = [count(self.pieces(name), cut.bits, self.dtype) for name in self.sizes]
+        if self._is_few:
+            own = [
+                (int((bits < cut.bits).sum()), int((bits == cut.bits).sum())) for bits in map(self._bits, self.sizes)
+            ]
+        else:
+            own = [count(self.pieces(name), cut.bits, self.dtype) for name in self.sizes]
         left, removed = cut.ties, dict[str, int]()
         for name, (below, equal) in zip(self.sizes, self.spread.sum(torch.tensor(own)).tolist(), strict=True):
             ties = min(left, equal)
             left, removed[name] = left - ties, below + ties
         return removed
+
+    @property
+    def _is_few(self) -> bool:
+        """Whether all scores are at hand and few, as those of channels are: then they are sorted once."""
+        return not isinstance(self.scores, Scores) and not self.spread.is_sharded and self.total <= CHUNK
+
+    def _bits(self, name: str) -> Tensor:
+        if name not in self._few:
+            self._few[name] = torch.cat([ordered_bits(piece) for piece in self.pieces(name)])
+        return self._few[name]
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Yield the scores of one target in row-major order, flat, in pieces of bounded size where possible."""
@@ -102,7 +126,7 @@ class Candidates:
         key = tuple((name, float(costs[name])) for name in self.sizes)
         if key not in self._per_cost:
             scales = {name: cost * self.scales.get(name, 1.0) for name, cost in key}
-            self._per_cost[key] = replace(self, scales=scales, _cuts={}, _per_cost={})
+            self._per_cost[key] = replace(self, scales=scales, _cuts={}, _few={}, _per_cost={})
         return self._per_cost[key]
 
     @property

@@ -1,9 +1,12 @@
 """Channels, which span layers."""
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import neg
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from lightning_prune.distributed.shards import Spread
 from lightning_prune.errors import CheckpointError
 from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.selection.allocation import Candidates
-from lightning_prune.selection.counts import apportion, candidates_of, finite, keep_highest
+from lightning_prune.selection.counts import apportion, candidates_of, keep_highest
 from lightning_prune.selection.granularity import Channel
 from lightning_prune.selection.units import ALL, Masks
 
@@ -85,16 +88,29 @@ class ChannelUnits:
         """Return the share of the channels that are masked out everywhere."""
         return sum(int(gone.sum()) for gone in self.gone(masks).values()) / sum(self.sizes.values())
 
+    @cached_property
+    def _held(self) -> list[tuple[str, str, ChannelGroup, int, Tensor]]:
+        """What lies in a parameter: its name, the role, the group, the axis and the indices (size, per channel)."""
+        return [
+            (member.parameter, member.role, group, member.axis, torch.from_numpy(member.indices))
+            for group in self.groups
+            for member in group.members
+            if member.parameter in self.shapes
+        ]
+
     def _members(
         self, roles: Collection[str] = ("output", "input")
     ) -> dict[str, list[tuple[ChannelGroup, int, Tensor]]]:
         """Return the (group, axis, indices (size, per channel)) of these roles that lie in each parameter."""
         members: dict[str, list[tuple[ChannelGroup, int, Tensor]]] = defaultdict(list)
-        for group in self.groups:
-            for member in group.members:
-                if member.parameter in self.shapes and member.role in roles:
-                    members[member.parameter].append((group, member.axis, torch.from_numpy(member.indices)))
+        for parameter, role, group, axis, indices in self._held:
+            if role in roles:
+                members[parameter].append((group, axis, indices))
         return members
+
+    @cached_property
+    def _widths(self) -> dict[int, tuple[int, ...]]:
+        return {size: self.granularity.widths(size) for size in self.sizes.values()}
 
     def leaving(self, masks: Masks) -> Masks:
         """Return the masks, False as well at what goes along unmasked, such as the direction in weight norm."""
@@ -115,19 +131,20 @@ class ChannelUnits:
         is not worth less because others went before, or each cut would call for the next one beside it.
         """
         totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in self.groups}
-        there = self._there(masks)
-        for parameter, members in self._members().items():
-            if parameter in scores:
-                values = finite(scores[parameter])
-                left = {axis: int(some.count_nonzero()) / len(some) for axis, some in there[parameter].items()}
-                for group, axis, indices in members:
-                    along = _sum_along(values, axis).cpu().double()
-                    if axis == 0 and scores.spread.is_sharded:
-                        along = scores.spread.in_place(parameter, along, self.shapes[parameter][0])
-                    beside = math.prod(share for other, share in left.items() if other != axis)
-                    totals[group.name] += along[indices].sum(dim=1) / (beside or 1.0)
-        totals = {name: scores.spread.sum(total) for name, total in totals.items()}
         gone = self.gone(masks)
+        lost = {name: int(channels.count_nonzero()) for name, channels in gone.items()}
+        for parameter, members in self._members().items():
+            if parameter not in scores:
+                continue
+            values = scores.filled(parameter, 0.0)
+            left = self._left(members, self.shapes[parameter], lost)
+            for group, axis, indices in members:
+                along = _sum_along(values, axis).cpu().double()
+                if axis == 0 and scores.spread.is_sharded:
+                    along = scores.spread.in_place(parameter, along, self.shapes[parameter][0])
+                beside = math.prod(share for other, share in left.items() if other != axis)
+                totals[group.name] += along[indices].sum(dim=1) / (beside or 1.0)
+        totals = {name: scores.spread.sum(total) for name, total in totals.items()}
         units = {name: total.masked_fill(gone[name], -torch.inf) for name, total in totals.items()}
         shapes = {group.name: self.shapes[self._made_by(group)[0]] for group in self.groups}
         return candidates_of(units, shapes, torch.float64)
@@ -138,20 +155,28 @@ class ChannelUnits:
 
     def gone(self, masks: Masks) -> dict[str, Tensor]:
         """Return for each group which channels (bool, shape (size,)) are masked out everywhere."""
-        there = self._there(masks)
         alive = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in self.groups}
-        for parameter, members in self._members().items():
+        # the small masks first: a channel whose bias is there need not be looked for in the weights
+        for parameter, members in sorted(self._members().items(), key=lambda item: math.prod(self.shapes[item[0]])):
             for group, axis, indices in members:
-                alive[group.name] |= there[parameter][axis][indices].any(dim=1)
+                unseen = ~alive[group.name]
+                if bool(unseen.any()):
+                    places, mask = indices[unseen], masks[parameter]
+                    slices = mask.index_select(axis, places.flatten().to(mask.device))
+                    others = [other for other in range(mask.dim()) if other != axis]
+                    some = (slices.amax(dim=others) if others else slices).cpu()
+                    alive[group.name][unseen] = some.view(places.shape).any(dim=1)
         return {name: ~some for name, some in alive.items()}
 
-    def _there(self, masks: Masks) -> dict[str, dict[int, Tensor]]:
-        """Return for each axis of a parameter that holds channels where anything is left along it (bool)."""
-        members = self._members()
-        return {
-            parameter: {axis: _sum_along(masks[parameter].to(torch.int32), axis).cpu() > 0 for axis in axes}
-            for parameter, axes in ((name, {axis for _, axis, _ in held}) for name, held in members.items())
-        }
+    @staticmethod
+    def _left(
+        members: Sequence[tuple[ChannelGroup, int, Tensor]], shape: Sequence[int], lost: Mapping[str, float]
+    ) -> dict[int, float]:
+        """Return the share of each axis of a parameter that is left when so many channels are lost."""
+        left = dict.fromkeys((axis for _, axis, _ in members), 1.0)
+        for group, axis, indices in members:
+            left[axis] -= lost[group.name] * indices.shape[1] / shape[axis]
+        return left
 
     def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
         """Return how many channels go per group, moved to a width that the granularity allows.
@@ -161,21 +186,17 @@ class ChannelUnits:
         wanted = apportion(shares, candidates.sizes, candidates.removed)
         result: dict[str, int] = {}
         for group in self.groups:
-            widths = self.granularity.widths(group.size)
-            kept = next((width for width in widths if width <= group.size - wanted[group.name]), widths[-1])
+            widths, most = self._widths[group.size], group.size - wanted[group.name]
+            kept = widths[min(bisect_left(widths, -most, key=neg), len(widths) - 1)]
             result[group.name] = max(group.size - kept, candidates.removed[group.name])
         return result
 
     def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
         """Return the share of each member parameter that is left."""
-        lost: dict[tuple[str, int], float] = defaultdict(float)
-        for parameter, members in self._members(("output", "input", "unmasked")).items():
-            for group, axis, indices in members:
-                lost[parameter, axis] += removed[group.name] * indices.shape[1]
-        left: dict[str, float] = {}
-        for (parameter, axis), count in lost.items():
-            left[parameter] = left.get(parameter, 1.0) * (1 - count / self.shapes[parameter][axis])
-        return left
+        return {
+            parameter: math.prod(self._left(members, self.shapes[parameter], removed).values())
+            for parameter, members in self._members(("output", "input", "unmasked")).items()
+        }
 
     def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
         """Yield the mask of each member parameter."""
@@ -194,4 +215,5 @@ class ChannelUnits:
 
 
 def _sum_along(values: Tensor, axis: int) -> Tensor:
-    return values.movedim(axis, 0).flatten(1).sum(dim=1) if values.dim() > 1 else values
+    others = [other for other in range(values.dim()) if other != axis]
+    return values.sum(dim=others) if others else values

@@ -83,3 +83,9 @@ def keep_highest(candidates: Candidates, name: str, k: int) -> Tensor:
 def finite(scores: Tensor) -> Tensor:
     """Return the scores with 0 where they are -inf (pruned), so that sums over units stay finite."""
     return scores.masked_fill(scores == -torch.inf, 0)
+
+
+def means(candidates: Candidates) -> dict[str, float]:
+    """Return the mean of the absolute scores of each name's units that are still there; 1 where that is none or 0."""
+    left = {name: units[units != -torch.inf] for name, units in candidates.scores.items()}
+    return {name: (float(units.abs().mean()) if len(units) else 0.0) or 1.0 for name, units in left.items()}

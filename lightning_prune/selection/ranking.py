@@ -90,6 +90,19 @@ def lowest(
     return Cut(bits=prefix or 0, ties=left)
 
 
+def lowest_of(ordered: Tensor, k: int) -> Cut:
+    """Return what :func:`lowest` does, from the ordered bits of all scores, sorted: quick where they are few.
+
+    Raises:
+        ValueError: k is negative or larger than the number of scores.
+    """
+    if not 0 <= k <= len(ordered):
+        raise ValueError(f"cannot remove {k} of {len(ordered)} scores")
+    if k == 0:
+        return Cut(bits=torch.iinfo(ordered.dtype).min, ties=0)
+    return Cut(bits=int(ordered[k - 1]), ties=k - int(torch.searchsorted(ordered, ordered[k - 1])))
+
+
 def _fast(bits: Tensor) -> Any:  # noqa: ANN401
     """Return the bits as a NumPy array on a CPU, where comparing and picking is several times faster than torch's."""
     return bits.numpy() if bits.device.type == "cpu" else bits

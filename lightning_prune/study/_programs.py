@@ -91,7 +91,7 @@ def narrower(model: nn.Module, share: float | None, inputs: Inputs) -> nn.Module
         ValueError: no channel can go, or not so many.
     """
     copied = fold(plain_copy(model))
-    pruner = bind(_uniform(0.01 if share is None else share, Channel()), copied, inputs)
+    pruner = bind(_uniform(0.01 if share is None else share, Channel(min_share=0)), copied, inputs)
     most = sum(pruner.units.most_removable().values()) / sum(pruner.units.sizes.values())
     pruner.attach(copied)
     prune_step(pruner, copied, most if share is None else min(share, most))

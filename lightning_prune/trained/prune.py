@@ -1,5 +1,6 @@
 """A trained model pruned in one call: no Trainer, no optimizer, the same recipe and the same corridor."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,8 @@ from lightning_prune.model.example import first_samples as first_rows
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
-from lightning_prune.run.pruner import Event, Pruner, prune_step
+from lightning_prune.run.event import Event
+from lightning_prune.run.pruner import Pruner, prune_step
 from lightning_prune.schedules import timed
 from lightning_prune.selection import ChannelUnits
 from lightning_prune.values import check_whole
@@ -158,6 +160,8 @@ def prune(
             for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
                 _observe(pruner, model, batches, loss)
                 events.append(prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs)))
+                for text in events[-1].thin:
+                    warnings.warn(text, stacklevel=2)
             finalize(model, example)
         reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
     return Pruned(
@@ -196,8 +200,9 @@ def _rounds(pruner: Pruner) -> Iterator[tuple[int, float]]:
 
 def _observe(pruner: Pruner, model: nn.Module, batches: list[Any], loss: Loss | None) -> None:
     """Let a criterion that watches see all batches on a copy, as often before each round."""
-    criterion = pruner.recipe.criterion
-    if not isinstance(criterion, ObservingCriterion):
+    criterion = pruner.criterion
+    is_left_open = pruner.recipe.criterion is None and loss is None
+    if is_left_open or not isinstance(criterion, ObservingCriterion):
         return
     copied = trainless_copy(model)
     handles = pruner.watch(copied)

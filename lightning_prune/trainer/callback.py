@@ -12,7 +12,7 @@ from lightning_prune.errors import PruningError
 from lightning_prune.guard import Guard, Trial
 from lightning_prune.model import masks
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.pruner import Event
+from lightning_prune.run.event import Event
 from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer._course import Course

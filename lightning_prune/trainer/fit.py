@@ -20,7 +20,7 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of
 from lightning_prune.model.recalibration import frozen_statistics
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.pruner import Event
+from lightning_prune.run.event import Event
 from lightning_prune.run.record import keep
 from lightning_prune.run.resuming import differences, without_guard
 from lightning_prune.run.run import PruningRun, rehearsal
@@ -256,6 +256,8 @@ class Fit:
         self._note()
         for event in events:
             _log_event(trainer, event)
+            for text in event.thin:
+                rank_zero_warn(text)
         self._warn_of_frozen_statistics()
 
     def _warn_of_frozen_statistics(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from pruner_cases import Net, X, bytes_of, costs, network, pruned, ready, removed_in, scores_of
 from torch import Tensor, nn
 
-from lightning_prune.criteria import Random, Taylor
+from lightning_prune.criteria import Magnitude, Random, Taylor
 from lightning_prune.model import masks
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
@@ -126,7 +126,7 @@ def test_observing_is_over_when_the_final_sparsity_was_asked_for() -> None:
     pruner.progress.asked = 0.5
     assert pruner.is_finished
     assert not pruner.is_watching
-    assert not ready(Recipe(schedule=OneShot(0.5)), network()).is_watching
+    assert not ready(Recipe(schedule=OneShot(0.5), criterion=Magnitude()), network()).is_watching
 
 
 def test_the_record_of_an_event() -> None:

@@ -199,3 +199,13 @@ def test_fixed_widths_lower_the_floor() -> None:
     share = pruner.units.granularity.min_share
     assert share is not None
     assert share < 0.06
+
+
+def test_the_floor_gives_way_to_an_allocation_that_spares_a_group() -> None:
+    model = chain(0)
+    spare = lambda share, candidates: {name: 0.0 if name == "convs.4" else share for name in candidates.sizes}  # noqa: E731
+    pruner = bind(Recipe(schedule=OneShot(0.7), granularity=Channel(), allocation=spare), model, X)
+    pruner.attach(model)
+    prune_step(pruner, model, 0.7)
+    assert widths(pruner, model)["convs.4"] == 24
+    assert min(widths(pruner, model).values()) < 0.15 * 12

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune import OneShot, Recipe
-from lightning_prune.selection import ranking
+from lightning_prune.selection import allocation, ranking
 from lightning_prune.selection.allocation import ERK, Candidates, Global, Uniform
+from lightning_prune.selection.counts import keep_highest
 
 
 def candidates(*scores: torch.Tensor, shapes: list[tuple[int, ...]] | None = None) -> Candidates:
@@ -82,8 +83,8 @@ def test_erk_keeps_small_layers_dense() -> None:
 
 def test_a_target_without_units_takes_no_part() -> None:
     of = candidates(torch.rand(4, 5), torch.zeros(4, 0), shapes=[(4, 5), (4, 3)])
-    for allocation in (Uniform(), ERK(), Global()):
-        shares = allocation(0.5, of)
+    for spread in (Uniform(), ERK(), Global()):
+        shares = spread(0.5, of)
         assert shares["layer0"] == pytest.approx(0.5)
         assert 0 <= shares["layer1"] <= 1
 
@@ -143,6 +144,7 @@ def test_global_ranks_by_score_per_cost():
 def test_a_share_asked_for_again_looks_at_no_score_again(monkeypatch: pytest.MonkeyPatch) -> None:
     units = candidates(torch.arange(40.0), torch.arange(60.0).flip(0))
     units = replace(units, costs={"macs": {"layer0": 3.0, "layer1": 1.0}})
+    monkeypatch.setattr(allocation, "CHUNK", 0)  # so few are sorted once otherwise
     looked: list[int] = []
     histogram = ranking._histogram
     monkeypatch.setattr(ranking, "_histogram", lambda *given: [looked.append(1), histogram(*given)][1])
@@ -152,6 +154,26 @@ def test_a_share_asked_for_again_looks_at_no_score_again(monkeypatch: pytest.Mon
     assert Global(cost="macs")(0.3, units) == first
     assert len(looked) == passes
     assert Global()(0.3, units) != first
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_few_are_cut_as_many_are(double: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    scores = [(torch.randn(n) * 3).round().masked_fill(torch.rand(n) < 0.2, -torch.inf) for n in (40, 1, 30)]
+    few = candidates(*(s.double() if double else s for s in scores))
+    many = replace(few, _cuts={})
+    for k in range(few.total + 1):
+        cut = few.cut(k)
+        by_name = {name: keep_highest(few, name, n).tolist() for name, n in few.removed_by(cut).items()}
+        with monkeypatch.context() as patched:
+            patched.setattr(allocation, "CHUNK", 0)
+            assert many.cut(k) == cut
+            assert many.removed_by(cut) == few.removed_by(cut)
+            assert {
+                name: keep_highest(many, name, len(kept) - sum(kept)).tolist() for name, kept in by_name.items()
+            } == by_name
+    with pytest.raises(ValueError, match="cannot remove 72 of 71 scores"):
+        few.cut(72)
 
 
 def test_global_refuses_bad_costs():

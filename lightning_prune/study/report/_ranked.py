@@ -21,13 +21,13 @@ class Watched:
     """An allocation that gives what another one gives, and keeps a sample of the scores of the last event.
 
     Args:
-        inner: the recipe's own allocation.
+        inner: the recipe's own allocation; None: it leaves that open.
         seen: the candidates of the event last asked for; None before.
         sample: target or channel group -> its scores, ascending, -inf for what was gone.
         shares: what the inner one answered last.
     """
 
-    inner: Allocation
+    inner: Allocation | None
     seen: Candidates | None = None
     sample: dict[str, np.ndarray] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Watched:
         """Return the share of each name, as the inner allocation says."""
         if candidates is not self.seen and not candidates.spread.is_sharded:
             self.seen, self.sample = candidates, {name: _sampled(candidates, name) for name in candidates.sizes}
-        self.shares = self.inner(share, candidates)
+        self.shares = (self.inner or candidates.default)(share, candidates)
         return self.shares
 
     def take(self, step: int, removed: Removed) -> tuple[Scores, ...]:

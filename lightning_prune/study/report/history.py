@@ -8,7 +8,7 @@ from lightning_prune.compensation import Repair
 from lightning_prune.documents import Form
 from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model.summary import LayerSummary, Summary
-from lightning_prune.run.pruner import Event
+from lightning_prune.run.event import Event
 
 _FORM = Form("lightning_prune.history", 1, "history of a fit")
 _SHARES = ("before", "after")
@@ -135,7 +135,13 @@ class History:
                 metrics={name: tuple(map(_point, points)) for name, points in document["metrics"].items()},
                 sparsity=tuple(map(_point, document["sparsity"])),
                 events=tuple(
-                    Event(**{**event, "repairs": tuple(Repair(**one) for one in event.get("repairs", ()))})
+                    Event(
+                        **{
+                            **event,
+                            "repairs": tuple(Repair(**one) for one in event.get("repairs", ())),
+                            "thin": tuple(event.get("thin", ())),
+                        }
+                    )
                     for event in document["events"]
                 ),
                 trials=tuple(Trial(**{**trial, "outcome": Verdict(trial["outcome"])}) for trial in trials),

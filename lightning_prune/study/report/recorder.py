@@ -7,7 +7,8 @@ from typing import Any
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Verdict
 from lightning_prune.model.summary import summarize
-from lightning_prune.run.pruner import Event, Pruner
+from lightning_prune.run.event import Event
+from lightning_prune.run.pruner import Pruner
 from lightning_prune.study.report._loggers import to_loggers
 from lightning_prune.study.report._ranked import Watched
 from lightning_prune.study.report._sections import fit_sections
