@@ -9,7 +9,18 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
-from lightning_prune import Channel, Fisher, Global, LeastSquares, Magnitude, OneShot, Recipe, Uniform, prune
+from lightning_prune import (
+    Channel,
+    Fisher,
+    Global,
+    LeastSquares,
+    Magnitude,
+    OneShot,
+    Recipe,
+    Reconstruction,
+    Uniform,
+    prune,
+)
 
 
 class Block(nn.Module):
@@ -58,11 +69,11 @@ def main(seeds: int) -> None:
     x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(targets)
     train, test = train_test_split(range(len(y)), train_size=600, stratify=targets, random_state=0)
     data = list(zip(x[train].split(50), y[train].split(50), strict=True))
-    print("seed  left  criterion     allocation  dense  cut alone  repaired")
+    print("seed  left  criterion       allocation  dense  cut alone  repaired")
     for seed in range(seeds):
         dense = trained(seed, x[train], y[train])
         for left in (0.7, 0.5, 0.3):
-            for criterion in (Magnitude(), Fisher()):
+            for criterion in (Magnitude(), Fisher(), Reconstruction()):
                 for allocation in (Uniform(), Global()):
                     recipe = Recipe(
                         granularity=Channel(), schedule=OneShot(1 - left), criterion=criterion, allocation=allocation,
@@ -76,7 +87,7 @@ def main(seeds: int) -> None:
                             progress=False,
                         )  # fmt: skip
                         reached.append(accuracy(net, x[test], y[test]))
-                    names = f"{type(criterion).__name__:<12}  {type(allocation).__name__:<10}"
+                    names = f"{type(criterion).__name__:<14}  {type(allocation).__name__:<10}"
                     print(
                         f"{seed:4}  {left:4}  {names}  {accuracy(dense, x[test], y[test]):5.1f}  {reached[0]:9.1f}"
                         f"  {reached[1]:8.1f}",
