@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,21 @@ class Case(ABC):
         name: of the model.
         added: what a user had to add to what the project's documentation writes, besides the callback; "" for nothing.
         remark: what the reader of the table should know, such as a precision that the project forces.
+        reasons: stage that cannot be -> why, in a sentence; the table says it in front of the message.
         begin, end, every: of the schedule: steps, or shares of the run.
     """
 
     name: str
     added = ""
     remark = ""
+    reasons: Mapping[str, str] = MappingProxyType({})
     begin: float = 0.2
     end: float = 0.7
     every = 3
+
+    def told(self) -> dict[str, Any]:
+        """Return what the row says of it besides what is measured."""
+        return {"added": self.added, "remark": self.remark, "reasons": dict(self.reasons)}
 
     @abstractmethod
     def fit(self, callbacks: list[Any], folder: Path) -> Any:
@@ -396,5 +403,5 @@ def run(project: str, version: str, cases: Sequence[Case]) -> None:
             for granularity in [chosen.only] if chosen.only else GRANULARITIES:
                 runs[granularity] = one_fit(case, granularity)
                 print(f"{project}, {case.name}, {granularity}: {runs[granularity].told()}", flush=True)
-            rows[case.name] = about | {"added": case.added, "remark": case.remark, "runs": runs}
+            rows[case.name] = about | case.told() | {"runs": runs}
             path.write_text(json.dumps([row for row in rows.values() if row], indent=1) + "\n")

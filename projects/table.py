@@ -141,12 +141,17 @@ def staying(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def failing(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Return a line for each failure."""
+    """Return a line for each failure; once where it is the same with both granularities."""
     for row in rows:
+        failures: dict[tuple[str, str], list[str]] = {}
         for granularity, run in row["runs"].items():
             for stage, failure in run["failures"].items():
                 message = shortened(" ".join(failure["message"].split()))
-                yield f"- {row['project']}, {row['model']}, `{granularity}`, {STAGES[stage]}: `{message}`"
+                failures.setdefault((stage, message), []).append(f"`{granularity}`")
+        for (stage, message), granularities in failures.items():
+            reason = row.get("reasons", {}).get(stage)
+            told = f"{reason} (`{message}`)" if reason else f"`{message}`"
+            yield f"- {row['project']}, {row['model']}, {' and '.join(granularities)}, {STAGES[stage]}: {told}"
 
 
 def shortened(message: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.checkpoints.state import KEY, adapt
+from lightning_prune.checkpoints.state import KEY, adapt, entry_beside
 from lightning_prune.compaction import Compaction
 
 _Made = TypeVar("_Made", covariant=True)
@@ -44,33 +44,34 @@ def load(kind: Loadable[_Made], path: str | Path, **kwargs: Any) -> _Made:
 def adopting() -> Iterator[None]:
     """Inside, a model takes the shape and the masks of the state that it loads, whoever has read it.
 
-    Tensors are known again by identity, so a loader may drop, add or change prefixes and leave parts out. Where a
-    loader copies them first (``.half()``), reads them by other means (safetensors), or the file is without our key,
-    shapes and masks speak for themselves, but not sizes that no shape tells, such as the groups of a convolution.
+    Tensors are known again by identity, so a loader may drop, add or change prefixes and leave parts out. A file that
+    is without our key holds what ``state_dict()`` of a compact model says of its plan. Where a loader copies the
+    tensors first (``.half()``) or reads them by other means (safetensors), shapes and masks speak for themselves, but
+    not sizes that no shape tells, such as the groups of a convolution.
 
     Changes:
         ``torch.load`` and ``nn.Module.load_state_dict``, until the block is left.
     """
     read, take = torch.load, nn.Module.load_state_dict
     files: list[Mapping[str, Any]] = []  # held, so that no id is used twice
-    known: dict[int, tuple[str, Mapping[str, Any]]] = {}
+    known: dict[int, tuple[str, Mapping[str, Any] | None]] = {}
 
     def remembering(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         content = read(*args, **kwargs)
         if isinstance(content, Mapping):
             files.append(content)
-            for name, tensor in _tensors_in(content):
-                known[id(tensor)] = name, content
+            for name, tensor, entry in _tensors_in(content, content.get(KEY)):
+                known[id(tensor)] = name, entry
         return content
 
     def adapting(model: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         origins = {name: known[id(tensor)] for name, tensor in state_dict.items() if id(tensor) in known}
-        content = next(iter(origins.values()))[1] if origins else {}
-        names = {name: now for now, (name, of) in origins.items() if of is content}
-        entry = content.get(KEY)
+        entry = next(iter(origins.values()))[1] if origins else entry_beside(state_dict)
+        if entry is not None and origins:
+            entry = _renamed(entry, {name: now for now, (name, of) in origins.items() if of is entry})
         if entry is not None or _differs(model, state_dict):
             adapted: Any = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
-            adapt(model, adapted, None if entry is None else _renamed(entry, names))
+            adapt(model, adapted, entry)
             state_dict = adapted
         return take(model, state_dict, *args, **kwargs)
 
@@ -82,13 +83,24 @@ def adopting() -> Iterator[None]:
         torch.load, nn.Module.load_state_dict = read, take
 
 
-def _tensors_in(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a file with their names in its state dict, which projects put where they like."""
+def _tensors_in(
+    content: Mapping[str, Any], entry: Mapping[str, Any] | None
+) -> Iterator[tuple[str, Tensor, Mapping[str, Any] | None]]:
+    """Yield the tensors of a file, with their names in its state dict, which projects put where they like.
+
+    Args:
+        content: of the file, or a state dict in it.
+        entry: what the file says of pruning; None: nothing, so each state dict speaks for itself.
+
+    Yields:
+        name, tensor, what is said of pruning.
+    """
+    entry = entry_beside(content) if entry is None else entry
     for name, value in content.items():
         if isinstance(value, Tensor):
-            yield name, value
+            yield name, value, entry
         elif isinstance(value, Mapping) and name != KEY:
-            yield from _tensors_in(value)
+            yield from _tensors_in(value, entry)
 
 
 def _differs(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune import criteria, schedules
-from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
+from lightning_prune.compaction import Compaction, applied_plan, plan_told_by, reshape_like, set_plan
 from lightning_prune.compensation import LeastSquares, Reconstruction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.guard import Guard
@@ -82,6 +82,12 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "structured": list(masks.structured_names(model)),
         "compaction": None if plan is None else plan.to_json(),
     }
+
+
+def entry_beside(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a state dict without an entry says of itself: the plan of a compact model, or None."""
+    plan = plan_told_by(state_dict)
+    return None if plan is None else {"compaction": plan}
 
 
 def upgraded(
@@ -200,8 +206,9 @@ def restore(model: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool = T
     Changes:
         the model.
     """
-    state = dict(checkpoint.get("state_dict", checkpoint))
-    adapt(model, state, checkpoint.get(KEY))
+    held = checkpoint.get("state_dict", checkpoint)
+    state = dict(held)
+    adapt(model, state, checkpoint[KEY] if KEY in checkpoint else entry_beside(held))
     model.load_state_dict(state, strict=strict)
 
 

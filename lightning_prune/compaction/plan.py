@@ -360,12 +360,28 @@ def set_plan(model: nn.Module, plan: Compaction | None) -> None:
     """Say which plan brought this model into its shape; None: it has the shape that it was built with.
 
     Changes:
-        the plain attribute ``_compaction`` of the model and its submodules.
+        the plain attribute ``_compaction`` of the model and its submodules; a hook lets its state dicts say it too.
     """
     for module in model.modules():
         module.__dict__.pop(_HELD_AS, None)
     if plan is not None:
         model.__dict__[_HELD_AS] = plan
+        if _tell not in model._state_dict_hooks.values():
+            model.register_state_dict_post_hook(_tell)
+
+
+def plan_told_by(state_dict: Mapping[str, Any]) -> str | None:
+    """Return the plan, as JSON, of the compact model that a state dict is of; None where it does not say.
+
+    It stands beside the versions of the modules, which are no items: torch saves them with the dict, and whoever makes
+    a dict of their own of the items leaves them behind.
+    """
+    return getattr(state_dict, "_metadata", {}).get("", {}).get(_HELD_AS)
+
+
+def _tell(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    if not prefix and (plan := applied_plan(model)) is not None:
+        metadata[_HELD_AS] = plan.to_json()
 
 
 def _put_back(model: nn.Module, held: Mapping[nn.Module, Compaction]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from gluonts.dataset.pandas import PandasDataset
 from gluonts.dataset.split import split
 from gluonts.model.predictor import Predictor
@@ -46,8 +47,11 @@ class Forecasting(Case):
         return fitted.network
 
     def example(self, fitted: Any, seen: Any) -> Any:
-        """Return what the network describes: the training step calls its loss, never forward."""
-        return (), dict(fitted.network.inputs.zeros())
+        """Return what the network describes, with values that were observed: training calls its loss, never forward."""
+        inputs = dict(fitted.network.inputs.zeros())
+        for name in {"past_target", "past_observed_values"} & inputs.keys():
+            inputs[name] = torch.ones_like(inputs[name]) if "observed" in name else 0.5 + torch.rand(inputs[name].shape)
+        return (), inputs
 
     def reload(self, fitted: Any, folder: Path) -> Any:
         """By ``serialize`` and ``deserialize``."""

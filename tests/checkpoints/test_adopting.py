@@ -1,5 +1,6 @@
 """Pruned checkpoints in classes without the mixin: by Lightning's call, by hand, under other names."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune import Channel, OneShot, PruningCallback, Recipe, adopting, load
 from lightning_prune.checkpoints import state as checkpoints
-from lightning_prune.compaction import applied_plan
+from lightning_prune.compaction import applied_plan, plan_told_by
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
 
@@ -105,8 +106,21 @@ def test_bare_state_dict(saved: tuple[Path, Plain], tmp_path: Path) -> None:
     with adopting():
         loaded.load_state_dict(torch.load(tmp_path / "bare.pt", weights_only=True))
     assert loaded.net[0].weight.shape == model.net[0].weight.shape
-    loaded.net[3].groups = model.net[3].groups  # type: ignore[assignment]  # no shape tells it, only the entry does
-    check(loaded, model)
+    check(loaded, model)  # the groups of the convolution too, which no shape tells
+    assert applied_plan(loaded) == applied_plan(model)
+
+
+def test_state_dict_says_its_plan(saved: tuple[Path, Plain]) -> None:
+    _, model = saved
+    state = model.state_dict()
+    plan = applied_plan(model)
+    assert plan_told_by(state) == (None if plan is None else plan.to_json())
+    assert plan_told_by(copy.deepcopy(model).state_dict()) == plan_told_by(state)
+    assert plan_told_by(Plain().state_dict()) is None
+    assert list(state) == list(Plain().state_dict())
+    around = Around()
+    around.model = model
+    assert plan_told_by(around.state_dict()) is None  # its names have a prefix
 
 
 def test_state_that_was_read_by_other_means() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Node
@@ -46,6 +46,10 @@ def apart(program: ExportedProgram) -> ExportedProgram:
     not saved it can, and the file is the same. So every constant becomes such a buffer, until this copies them too:
     https://github.com/pytorch/executorch/blob/v1.4.1/exir/lowered_backend_module.py#L962
     Only a kernel becomes one that is saved, since XNNPACK writes that of a 1D convolution anew, among what is saved.
+
+    No tensor is a part of a larger one, such as a share of ``nn.MultiheadAttention``'s packed weight: XNNPACK 1.4.1
+    writes the bytes from the beginning of its storage, which are another part's, until this clones what is a view:
+    https://github.com/pytorch/executorch/blob/v1.4.1/backends/xnnpack/operators/node_visitor.py#L616
     """
     signature = copy.deepcopy(program.graph_signature)
     named = _kernels(program)
@@ -64,13 +68,22 @@ def apart(program: ExportedProgram) -> ExportedProgram:
         root=program.graph_module,
         graph=copy.deepcopy(program.graph),
         graph_signature=signature,
-        state_dict=program.state_dict | kernels,  # pyright: ignore[reportArgumentType]
+        state_dict=_with_own_storage(program.state_dict | kernels),
         range_constraints=dict(program.range_constraints),
         module_call_graph=copy.deepcopy(program.module_call_graph),
         example_inputs=program.example_inputs,
-        constants={name: value for name, value in program.constants.items() if name not in kernels},
+        constants=_with_own_storage({name: v for name, v in program.constants.items() if name not in kernels}),
         verifiers=program.verifiers,
     )
+
+
+def _with_own_storage(values: Mapping[str, Any]) -> dict[str, Any]:
+    own = dict(values)
+    for name, value in values.items():
+        if type(value) in (Tensor, nn.Parameter) and value.untyped_storage().nbytes() != _bytes(value):
+            copied = value.detach().clone(memory_format=torch.contiguous_format)
+            own[name] = copied if type(value) is Tensor else nn.Parameter(copied, value.requires_grad)
+    return own
 
 
 def _kernels(program: ExportedProgram) -> set[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -48,6 +49,33 @@ class Normed(nn.Module):
         return self.norms[2](self.middle(x))
 
 
+class Views(nn.Module):
+    """Weights that are parts of larger tensors, kept so by the model, and made so by folding its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, packed = nn.Parameter(torch.randn(16, 8)[8:]), torch.randn(24, 8)
+        self.packed = nn.Parameter(packed)
+        self.shift: Tensor
+        self.register_buffer("shift", torch.randn(3, 8)[1])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        first, second = self.packed.split([8, 16])
+        y = F.linear(x, self.weight) + self.shift
+        return F.linear(y, first), F.linear(y, second)
+
+
+class Cross(nn.Module):
+    """Attention of some places over all: torch takes query and key from parts of one packed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x[:, 2:], x, x)[0]
+
+
 BATCHES = [torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(3))]
 PLACES = [
     pytest.param(XNNPACK(), id="xnnpack"),
@@ -73,6 +101,13 @@ class TestLoweredConstants:
         if backend.runs_here and backend.quantization is None:
             with torch.no_grad():
                 torch.testing.assert_close(RuntimeModel(artifact.path)(BATCHES[0][:2])[0], model(BATCHES[0][:2]))
+
+    @pytest.mark.parametrize("model", [Views(), Cross()], ids=["views", "attention"])
+    @pytest.mark.parametrize("backend", [PLACES[0], *PLACES[3:]])  # integers are tensors of their own
+    def test_a_constant_may_be_a_part_of_a_larger_tensor(self, backend: Backend, model: nn.Module, tmp_path: Path):
+        if isinstance(backend, CoreML):
+            pytest.importorskip("coremltools")
+        export(model.eval(), tmp_path / "m.pte", example_inputs=BATCHES[0][:2], backend=backend)  # verified
 
     @pytest.mark.parametrize("model", [Shared(), Normed()], ids=["the model's", "ours"])
     def test_in_several_methods_of_any_length(self, model: Shared | Normed, tmp_path: Path):
