@@ -44,14 +44,7 @@ class Reader:
 def readers_of(module: nn.Module) -> Iterator[Reader]:
     """Yield how a layer reads its input; nothing for a layer that is not known to be linear in a weight."""
     if isinstance(module, nn.Linear):
-        yield Reader(
-            module,
-            "weight",
-            _name_of_bias(module),
-            lambda weight: weight[None],
-            lambda matrix: matrix[0],
-            lambda x: x.reshape(len(x), -1, 1, x.shape[-1]),
-        )
+        yield Reader(module, "weight", _name_of_bias(module), _one_group, _first, _last_axis)
     elif isinstance(module, _ConvTransposeNd):
         yield _transposed(module)
     elif isinstance(module, _ConvNd):

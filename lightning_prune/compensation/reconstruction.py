@@ -112,7 +112,9 @@ class Reconstruction(Choice):
             elif len(weight) == 1:  # a channel that passes through a grouped convolution is read behind it
                 kept = reader.matrix(live[name])[0].any(0) if name in live else weight[0].new_ones(weight.shape[-1]) > 0
                 for group, number in columns[name].items():
-                    places = torch.where(kept, reader.matrix(number.to(weight.device))[0, 0], -1)
+                    places = reader.matrix(number.to(weight.device))[0, 0]
+                    # another recipe may have taken some taps of a channel that is there
+                    places = torch.where(torch.isin(places, places[kept]), places, -1)
                     losses = removal_losses(weight[0], moments[0], places, kept, self.damping)
                     totals = channels.setdefault(group, {})
                     totals |= {channel: totals.get(channel, 0.0) + loss for channel, loss in losses.items()}

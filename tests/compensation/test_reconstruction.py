@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import Channel, LeastSquares, OneShot, PruningRun, Recipe, Reconstruction, Targets, Uniform, prune
+from lightning_prune.compensation import Call
 from lightning_prune.compensation.reconstruction import removal_losses
 from lightning_prune.errors import NonFiniteError, PruningError
+from lightning_prune.model import masks
+from lightning_prune.model.example import Example
+from lightning_prune.run.binding import bind
+from lightning_prune.run.pruner import prune_step
 
 DAMPING = 1e-3
 
@@ -123,6 +128,17 @@ def test_convolutions_count_channels_with_all_their_taps() -> None:
     assert isinstance(last, nn.Conv2d)
     assert first.out_channels < 8
     assert last.out_channels < 6
+
+
+def test_taps_that_another_recipe_has_taken_leave_the_channel_whole() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    pruner = bind(recipe(0.4, targets=Targets(("0",)), allocation=Uniform()), net, (torch.zeros(1, 1, 6, 6),))
+    pruner.attach(net)
+    mask = torch.ones(4, 6, 3, 3, dtype=torch.bool)
+    mask[:, 2, 0] = False
+    masks.write(net, [("2.weight", mask)])
+    event = prune_step(pruner, net, 0.4, step=1, inputs=Call("", Example((torch.randn(64, 1, 6, 6),))))
+    assert event.sparsity == pytest.approx(1 / 3)
 
 
 def test_what_cannot_be_scored_is_named_before_anything_changes() -> None:
