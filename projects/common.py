@@ -35,6 +35,8 @@ import lightning_prune
 from lightning_prune import Channel, Element, Polynomial, PruningCallback, Recipe, channel_groups
 from lightning_prune.deploy import export
 from lightning_prune.graph import ChannelGroups
+from lightning_prune.model import masks
+from lightning_prune.model.copies import plain_copy
 
 ROWS = Path(__file__).parent / ".rows"
 GRANULARITIES = {"Element": Element(), "Channel": Channel()}
@@ -195,7 +197,7 @@ def evaluated(model: nn.Module) -> Iterator[nn.Module]:
 def macs(model: nn.Module, arguments: Arguments) -> int:
     """Return the multiply-accumulates of one call, as torch counts them."""
     counter = FlopCounterMode(display=False)
-    with evaluated(copy.deepcopy(model)) as model, counter:
+    with evaluated(plain_copy(model)) as model, counter:
         model(*copied(arguments[0]), **copied(arguments[1]))
     return counter.get_total_flops() // 2
 
@@ -212,7 +214,7 @@ def _difference(first: nn.Module, second: nn.Module, arguments: Arguments, dtype
     outputs = []
     for model in (first, second):
         args, kwargs = copied(arguments, dtype)
-        with evaluated(copy.deepcopy(model).to(dtype)) as model:
+        with evaluated(plain_copy(model).to(dtype)) as model:
             outputs.append([x.double() for x in tensors(model(*args, **kwargs)) if x.numel()])
     return apart(*outputs)
 
@@ -347,9 +349,7 @@ def plain_fit(case: Case) -> float:
 
 def finalized(masked: nn.Module) -> nn.Module:
     """Return a copy with its masks folded, in the dense shape."""
-    from lightning_prune.model import masks
-
-    copy_ = copy.deepcopy(masked)
+    copy_ = plain_copy(masked)
     masks.fold(copy_)
     return copy_
 
@@ -371,7 +371,7 @@ def reloaded(case: Case, fitted: Any, folder: Path) -> float:
 def exported(network: nn.Module, arguments: Arguments, folder: Path) -> float:
     """Return the largest absolute difference of the verified .pte."""
     args, kwargs = copied(arguments)
-    with evaluated(copy.deepcopy(network)) as model:
+    with evaluated(plain_copy(network)) as model:
         largest = max(float(x.abs().max()) for x in tensors(model(*args, **kwargs)) if x.numel())
     tolerance = max(1e-4, 2e-6 * largest)  # some sixteen roundings of float32
     return export(network, folder / "model.pte", example_inputs=kwargs or args, tolerance=tolerance).max_abs_error

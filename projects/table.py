@@ -5,6 +5,7 @@ python -m projects.table
 
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ environment for each, runs them and writes this page. Networks and data are tiny
 - **`.pte`**: largest absolute difference in the ExecuTorch runtime from the model, at float32; verified with a
   tolerance of 1e-4, or of 2e-6 of the largest output where that is more.
 
-A dash stands where nothing could be measured; the reason is under [what fails](#what-fails).
+A dash stands where nothing could be measured.
 
 """
 COLUMNS = ("Model", "Plugs in", "Zeros", "Parameters", "MACs", "Compact", "Reloaded", "`.pte`")
@@ -56,8 +57,24 @@ def main() -> None:
     tables = [part for name in projects for part in project([row for row in rows if row["project"] == name])]
     stays = list(staying(rows)) or ["Nothing stays but the inputs and outputs of the networks."]
     fails = list(failing(rows)) or ["Nothing."]
-    parts = [*tables, "## What stays, and why", "", STAYS, "", *stays, "", "## What fails", "", *fails]
+    parts = [overview(rows), "", *tables, "## What stays, and why", "", STAYS, "", *stays]
+    parts += ["", "## What fails", "", *fails]
     PAGE.write_text(HEAD + "\n".join(parts) + "\n", encoding="utf-8")
+
+
+def overview(rows: list[dict[str, Any]]) -> str:
+    """Return a paragraph of how many fits went through which stage."""
+    runs = [run for row in rows for run in row["runs"].values()]
+    fitted = [run for run in runs if not any(stage in run["failures"] for stage in NEEDED)]
+    again = sum(run.get("reloaded") is not None for run in runs)
+    verified = sum(run.get("pte") is not None for run in runs)
+    exact = sum(run.get("error") is not None and run["error"][0] <= 1e-6 for run in runs)
+    text = (
+        f"Of {len(runs)} fits ({len(rows)} models, `Element` and `Channel`) {len(fitted)} plug in, {exact} compute"
+        f" compact what they computed masked, {again} load again by their project's own calls, and {verified} give a verified"
+        " `.pte`. What does not is under [what fails](#what-fails), with its reason."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 STAYS = """Entries of axes that `Channel` cannot remove, by reason; inputs and outputs of the network itself are left

@@ -25,6 +25,7 @@ VALUES = 100 + np.arange(240) + 30 * np.sin(np.arange(240) * np.pi / 6)
 DATASET = PandasDataset(pd.DataFrame({"target": VALUES.astype(np.float32)}, index=MONTHS), target="target")
 TRAINING, TEST = split(DATASET, offset=-36)
 INPUTS = TEST.generate_instances(prediction_length=12, windows=3).input
+SAMPLES = {"pte": "its forward draws samples, for which ExecuTorch has no operator"}
 
 
 class Forecasting(Case):
@@ -33,8 +34,8 @@ class Forecasting(Case):
     remark = "steps of the schedule, since its data are iterable"
     begin, end, every = 10, 28, 6
 
-    def __init__(self, name: str, kind: Any, **options: Any) -> None:
-        self.name, self.kind, self.options = name, kind, options
+    def __init__(self, name: str, kind: Any, reasons: Any = Case.reasons, **options: Any) -> None:
+        self.name, self.kind, self.reasons, self.options = name, kind, reasons, options
 
     def fit(self, callbacks: list[Any], folder: Path) -> Any:
         """Train a predictor."""
@@ -66,7 +67,7 @@ class Forecasting(Case):
 
 if __name__ == "__main__":
     cases = [
-        Forecasting("DeepAR", DeepAREstimator, freq="M", hidden_size=32, num_layers=2),
+        Forecasting("DeepAR", DeepAREstimator, SAMPLES, freq="M", hidden_size=32, num_layers=2),
         Forecasting("SimpleFeedForward", SimpleFeedForwardEstimator, hidden_dimensions=[32, 32]),
         Forecasting(
             "TemporalFusionTransformer", TemporalFusionTransformerEstimator, freq="M", hidden_dim=16, num_heads=2

@@ -21,12 +21,18 @@ TABLE["category_1"] = pd.cut(FEATURES[:, 7], 4, labels=list("wxyz")).astype(str)
 TABLE["target"] = TARGET
 TRAIN, VALIDATION = TABLE[:480], TABLE[480:]
 
+FT = {"input_embed_dim": 16, "num_heads": 4, "num_attn_blocks": 2}
+QUIET = "attn_feature_importance"
+ARRAYS = f"its forward makes NumPy arrays of its attention, unless `{QUIET}=False`; `Element` does it"
+WIDTH = "every width in it is the number of features that go in; `Element` does it"
+
 
 class Tabular(Case):
     """A TabularModel: callbacks are an argument of ``fit``."""
 
-    def __init__(self, name: str, config: Any, **options: Any) -> None:
+    def __init__(self, name: str, config: Any, why: str = "", **options: Any) -> None:
         self.name, self.config, self.options = name, config, options
+        self.reasons = {"fit": why} if why else {}
 
     def fit(self, callbacks: list[Any], folder: Path) -> Any:
         """Put the configurations together and fit."""
@@ -67,7 +73,10 @@ class Tabular(Case):
 if __name__ == "__main__":
     cases = [
         Tabular("CategoryEmbedding", CategoryEmbeddingModelConfig, layers="64-32", activation="ReLU"),
-        Tabular("FTTransformer", FTTransformerConfig, input_embed_dim=16, num_heads=4, num_attn_blocks=2),
-        Tabular("GANDALF", GANDALFConfig, gflu_stages=3),
+        Tabular("FTTransformer", FTTransformerConfig, ARRAYS, **FT),
+        Tabular(
+            "FTTransformer, attn_feature_importance=False", FTTransformerConfig, attn_feature_importance=False, **FT
+        ),
+        Tabular("GANDALF", GANDALFConfig, WIDTH, gflu_stages=3),
     ]
     run("pytorch-tabular", version("pytorch_tabular"), cases)
