@@ -71,8 +71,8 @@ def overview(rows: list[dict[str, Any]]) -> str:
     exact = sum(run.get("error") is not None and run["error"][0] <= 1e-6 for run in runs)
     text = (
         f"Of {len(runs)} fits ({len(rows)} models, `Element` and `Channel`) {len(fitted)} plug in, {exact} compute"
-        f" compact what they computed masked, {again} load again by their project's own calls, and {verified} give a verified"
-        " `.pte`. What does not is under [what fails](#what-fails), with its reason."
+        f" compact what they computed masked, {again} load again by their project's own calls, and {verified} give"
+        " a verified `.pte`. What does not is under [what fails](#what-fails), with its reason."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
