@@ -1,8 +1,9 @@
 """Sparsity, parameters, multiply-accumulates and bytes as values; printing is the caller's."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -175,6 +176,8 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     counter = FlopCounterMode(display=False)
     with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        # the counter's hooks are global, and a wrapper has nothing to count
+        warnings.filterwarnings("ignore", message="Using `torch.compile")
         try:
             # some fused attentions and the LSTM of oneDNN are kernels that torch 2.13's counter does not know
             with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
@@ -216,11 +219,18 @@ def _count(
 
 @contextmanager
 def as_evaluated(model: nn.Module) -> Iterator[nn.Module]:
-    """Put a model into eval mode for a while; every module gets its own mode back, and the random state."""
+    """Put a model into eval mode for a while; every module gets its own mode back, and the random state.
+
+    What torch.compile made of it is left aside.
+    """
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     devices = {t.device.index or 0 for t in dense_parameters(model).values() if t.is_cuda}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    # a compiled forward that runs once inside a dispatch mode, such as one that counts, is never compiled again (torch
+    # 2.13); nothing is compiled before _dynamo is loaded, and to ask would load it
+    is_compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
+    with torch.random.fork_rng(devices=sorted(devices)), eager:
         model.eval()
         # the fused attention of eval mode reads weights past the hooks and its work cannot be counted
         torch.backends.mha.set_fastpath_enabled(False)

@@ -47,7 +47,6 @@ class Compiled(L.LightningModule):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")  # MACs are counted by global hooks
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning"
 )  # torch's trace looks at masked weights

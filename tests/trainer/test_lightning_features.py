@@ -139,6 +139,42 @@ def test_compiled_models(tmp_path: Path, recipe: Recipe, shrinks: bool, whole: b
     assert torch.allclose(after(torch.ones(2, 1, 6, 6)), model(torch.ones(2, 1, 6, 6)), atol=1e-6)
 
 
+class Inside(LinearNet):
+    """A part of it is compiled."""
+
+    def __init__(self, backend: Any) -> None:
+        super().__init__()
+        part = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.first: Any = torch.compile(part, backend=backend)
+
+
+@pytest.mark.parametrize("granularity", [Element(), Channel()], ids=str)
+@pytest.mark.parametrize("way", ["in place", "around", "inside"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*treespec")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_an_event_compiles_nothing_anew(tmp_path: Path, granularity: Any, way: str) -> None:
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(
+            sum(f"{node.target}".count("linear") + f"{node.target}".count("conv2d") for node in graph.graph.nodes)
+        )
+        return graph.forward
+
+    model: Any = Inside(backend) if way == "inside" else Net()
+    if way == "in place":
+        model.compile(backend=backend)
+    whole: Any = torch.compile(model, backend=backend) if way == "around" else model
+    recipe = Recipe(schedule=Linear(final_sparsity=0.5, begin_step=1, end_step=9, frequency=2), granularity=granularity)
+    callback = PruningCallback(recipe)
+    try:
+        trainer(tmp_path, callback).fit(whole, loader())
+    finally:
+        torch._dynamo.reset()
+    assert len(callback.events) > 2
+    assert graphs == [2 if way == "inside" else 4]
+
+
 class WithBackbone(LinearNet):
     """Its first layer is frozen at the beginning."""
 
