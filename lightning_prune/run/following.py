@@ -33,6 +33,7 @@ class Following:
         pruned = {name for one in units for name in one.shapes}
         is_sharded = any(shards.is_sharded(parameter) for parameter in model.parameters())
         self.copies = twins(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
+        self._told: set[str] = set()
         self._start = {twin: _fingerprint(model, twin) for twin in self.copies}
 
     def _follow(self, model: nn.Module) -> dict[str, str]:
@@ -97,8 +98,9 @@ class Following:
                     stacklevel=2,
                 )
         both, held = joined(plan, self._units[0].found, following)
-        if held:
-            reasons = "\n".join(f"{name}: {reason}" for name, reason in held.items())
+        if untold := held.keys() - self._told:
+            self._told |= untold
+            reasons = "\n".join(f"{name}: {held[name]}" for name in sorted(untold))
             warnings.warn(f"these channel groups stay masked:\n{reasons}", stacklevel=2)
         return both if both.removals else None
 

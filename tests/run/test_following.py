@@ -120,6 +120,23 @@ def test_what_has_no_copy_at_its_other_end_stays_and_is_named(tmp_path: Path, mo
     assert model.projection[3].weight.shape[0] == 6  # type: ignore[union-attr]
 
 
+class Moco(Byol):
+    """MoCo: two copies, and nothing stands behind the projection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.backbone(x).flatten(1))
+
+
+@pytest.mark.parametrize("shrinks", [False, True])
+def test_where_everything_has_a_copy_all_of_it_goes(tmp_path: Path, shrinks: bool) -> None:
+    torch.manual_seed(0)
+    model = fitted(tmp_path, Moco("zip"), compact_every_event=shrinks)
+    assert shapes(model.backbone) == shapes(model.backbone_momentum)
+    assert shapes(model.projection) == shapes(model.projection_momentum)
+    assert model.backbone[3].weight.shape[0] == 6  # type: ignore[union-attr]
+    assert model.projection[0].weight.shape == (8, 6)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("model", ["never"], indirect=True)
 @pytest.mark.parametrize("shrinks", [False, True])
 def test_a_teacher_keeps_its_shape(tmp_path: Path, model: Byol, shrinks: bool) -> None:
