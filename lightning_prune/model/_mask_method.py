@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import prune
 
 from lightning_prune.distributed.shards import is_sharded, local, part
@@ -51,7 +52,7 @@ class MaskMethod(prune.BasePruningMethod):
         self.notice = notice
         self._widened: Tensor | None = None
         self._made_at: tuple[object, ...] = ()
-        self._masked_grad: tuple[int, int] | None = None
+        self._masked_grad: tuple[Tensor, StorageWeakRef, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the widened mask out of copies: it is made again when needed."""
@@ -116,20 +117,23 @@ class MaskMethod(prune.BasePruningMethod):
         if torch.compiler.is_compiling() or original.is_inference():
             return original * self._mask
         mask = self.mask(module)
-        weight = original * self._factor(mask, original.dtype)
+        factor = self._factor(mask, original.dtype)
+        weight = original * factor
         if weight.requires_grad:
             # left behind where forward raises, it must not keep copy.deepcopy from working: no leaf can be copied
             weight.__deepcopy__ = partial(_detached, mask, original)
             if weight.grad_fn is not None and not is_sharded(original):
-                weight.grad_fn.register_hook(self._note_grad)
+                weight.grad_fn.register_hook(partial(self._note_grad, factor))
         return weight
 
-    def _note_grad(self, grad_inputs: tuple[Tensor | None, ...], grad_outputs: object) -> None:
+    def _note_grad(self, factor: Tensor, grad_inputs: tuple[Tensor | None, ...], grad_outputs: object) -> None:
         """Know again what the backward pass of the product gives: it is zero where the mask is False."""
         grad = grad_inputs[0]
-        # with create_graph autograd adds into new tensors, which may come to lie where this one has lain
-        is_known = not torch.is_grad_enabled()
-        self._masked_grad = (grad.data_ptr(), grad._version) if grad is not None and is_known else None
+        # the weak reference keeps the storage's identity, not its memory, from being used again: neither a gradient of
+        # another reader that comes to lie where this one lay nor one left behind by torch.autograd.grad passes for it
+        self._masked_grad = None
+        if grad is not None and not grad.is_sparse:
+            self._masked_grad = factor, StorageWeakRef(grad.untyped_storage()), grad._version
 
     def _factor(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the mask as numbers; made anew whenever the mask was written, moved or replaced."""
@@ -163,14 +167,18 @@ class MaskMethod(prune.BasePruningMethod):
         """Set the gradient to zero wherever the mask is False, in place.
 
         Where it came through the product alone it is so already. Gradients of other readers are added to it, which the
-        version of the tensor or another place in memory shows.
+        version of the tensor or another storage shows. No version shows what is written through ``grad.data``.
         """
         parameter = cast(nn.Parameter, module._parameters[self._tensor_name])
         grad, masked, self._masked_grad = parameter.grad, self._masked_grad, None
         if grad is None or grad.is_sparse:
             return
-        if masked is None or is_sharded(parameter) or masked != (grad.data_ptr(), grad._version):
-            factor = self._factor(self.mask(module), grad.dtype)
+        factor = self._factor(self.mask(module), grad.dtype)  # another one if the mask has changed since
+        if masked is not None and masked[0] is factor and not is_sharded(parameter):
+            is_known = masked[1:] == (StorageWeakRef(grad.untyped_storage()), grad._version)
+        else:
+            is_known = False
+        if not is_known:
             local(grad.data).mul_(part(factor, parameter))
 
 

@@ -410,3 +410,46 @@ def test_a_gradient_that_came_through_the_mask_is_not_multiplied_again() -> None
     assert bool(gradient.all())
     masks.zero_gradients(layer)  # it was known for one step
     assert torch.equal(gradient != 0, keep(layer, "weight"))
+
+
+@pytest.mark.parametrize("left_by", ["zero_grad", "autograd.grad"])
+def test_a_gradient_that_lies_where_a_masked_one_lay_is_not_taken_for_it(left_by: str) -> None:
+    layer, x = nn.Linear(64, 64), torch.rand(4, 64)
+    masks.attach(layer, ["weight"])
+    masks.write(layer, [("weight", keep(layer, "weight"))])
+    for _ in range(20):  # the allocator gives the same memory again in most of them
+        if left_by == "zero_grad":
+            reading_once(layer, x).backward()
+            layer.zero_grad()
+        else:
+            torch.autograd.grad(reading_once(layer, x), layer.weight)
+        linear(x, layer.weight + 1).sum().backward()
+        gradient = layer.weight.grad
+        assert gradient is not None
+        masks.zero_gradients(layer)
+        assert torch.equal(gradient != 0, keep(layer, "weight"))
+        layer.zero_grad()
+        del gradient
+
+
+def test_a_mask_that_changes_after_the_forward_pass_holds_for_its_gradient() -> None:
+    layer = nn.Linear(8, 8)
+    masks.attach(layer, ["weight"])
+    loss = reading_once(layer, torch.rand(4, 8))
+    masks.write(layer, [("weight", keep(layer, "weight"))])
+    loss.backward()
+    masks.zero_gradients(layer)
+    assert layer.weight.grad is not None
+    assert torch.equal(layer.weight.grad != 0, keep(layer, "weight"))
+
+
+def test_an_embedding_of_sparse_gradients() -> None:
+    layer = nn.Embedding(10, 4, sparse=True)
+    masks.attach(layer, ["weight"])
+    masks.write(layer, [("weight", keep(layer, "weight"))])
+    layer(torch.tensor([1, 2, 2])).sum().backward()
+    masks.zero_gradients(layer)
+    gradient = layer.weight.grad
+    assert gradient is not None
+    assert gradient.is_sparse
+    assert not gradient.to_dense()[~keep(layer, "weight")].any()
