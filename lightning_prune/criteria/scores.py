@@ -9,6 +9,7 @@ from lightning_prune.criteria.observations import Observations
 from lightning_prune.criteria.watching import GradientCriterion, ObservingCriterion
 from lightning_prune.criteria.weights import CHUNK, Criterion, weighing, wide
 from lightning_prune.distributed.shards import ALONE, Spread, is_sharded, lies_like, mixing
+from lightning_prune.distributed.threads import one_thread
 from lightning_prune.errors import NonFiniteError
 
 
@@ -110,6 +111,7 @@ class Scores(Mapping[str, Tensor]):
             )
         return scores.to(wide(scores))
 
+    @one_thread()
     def check(self) -> None:
         """Look at every weight and score once, so that nothing is pruned by a broken one.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_prune.compaction import Compaction
 from lightning_prune.criteria import CHUNK, Criterion, Observations, ObservingCriterion, Scores
 from lightning_prune.distributed import shards
+from lightning_prune.distributed.threads import one_thread
 from lightning_prune.model import masks
 from lightning_prune.model.frame import Frame
 from lightning_prune.run.removal import removed_since
@@ -59,6 +60,7 @@ class BoundModel:
                     found.setdefault(member.parameter, {})[group.name] = self._frame.narrow(member.parameter, aligned)
         return found
 
+    @one_thread()
     def write(self, chosen: Iterable[tuple[str, Tensor]]) -> None:
         """Overwrite the masks; see :func:`lightning_prune.model.masks.write`."""
         masks.write(self._model, ((name, self._frame.narrow(name, mask)) for name, mask in chosen))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_prune.criteria import CHUNK, Scores
 from lightning_prune.distributed.shards import ALONE, Spread
+from lightning_prune.distributed.threads import one_thread
 from lightning_prune.selection.ranking import Cut, count, lowest, lowest_of, ordered_bits
 from lightning_prune.values import Choice, check_number
 
@@ -53,6 +54,7 @@ class Candidates:
     _few: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _per_cost: dict[tuple[tuple[str, float], ...], "Candidates"] = field(default_factory=dict, repr=False)
 
+    @one_thread()
     def cut(self, k: int) -> Cut:
         """Return the cut that removes the k lowest of all units, ties by order of names; remembered."""
         if k not in self._cuts and self._is_few:
@@ -78,6 +80,7 @@ class Candidates:
         own = count(self.pieces(name), cut.bits, self.dtype)[1]
         return Cut(cut.bits, min(own, max(0, cut.ties - self.spread.before(own))))
 
+    @one_thread()
     def removed_by(self, cut: Cut) -> dict[str, int]:
         """Return how many units of each name a cut through all of them removes."""
         if self._is_few:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_prune.criteria import Scores
 from lightning_prune.distributed.shards import Spread
+from lightning_prune.distributed.threads import one_thread
 from lightning_prune.errors import CheckpointError
 from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.selection.allocation import Candidates
@@ -124,6 +125,7 @@ class ChannelUnits:
             found[parameter] = mask
         return found
 
+    @one_thread()
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every channel; its score is the sum over all weights that go with it.
 

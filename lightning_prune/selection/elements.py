@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.criteria import Scores
 from lightning_prune.distributed.shards import Spread
+from lightning_prune.distributed.threads import one_thread
 from lightning_prune.errors import PruningError
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.counts import apportion, candidates_of, finite, keep_highest
@@ -83,6 +84,7 @@ class ElementUnits:
         """Return the masks: nothing goes along."""
         return masks
 
+    @one_thread()
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
         """Return every unit; for single weights the scores are computed only when they are read."""
         spread = scores.spread
