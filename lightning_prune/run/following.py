@@ -3,8 +3,10 @@
 import logging
 import warnings
 from collections.abc import Collection, Sequence
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
 from lightning_prune.compaction.twins import joined, twins
@@ -17,7 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class Following:
-    """Tells a copy that follows from a teacher: its values have changed since the start, and no gradient has done that.
+    """Tells copies that follow: their values have changed since the start, and none of them ever had a gradient.
+
+    One whose values have not changed is a teacher; one that had a gradient is a network of its own.
 
     Args:
         model: at the start of the training.
@@ -34,14 +38,37 @@ class Following:
         is_sharded = any(shards.is_sharded(parameter) for parameter in model.parameters())
         self.copies = twins(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
         self._told: set[str] = set()
-        self._start = {twin: _fingerprint(model, twin) for twin in self.copies}
+        self._start = {copy: _fingerprint(model, copy) for copy in self.copies}
+        self._trained: set[str] = set()
+
+    def watch(self, model: nn.Module) -> list[RemovableHandle]:
+        """Note which copies get gradients: an optimizer may have cleared them before anybody looks.
+
+        Changes:
+            parameters of the copies: they get hooks; return the handles.
+        """
+        return [
+            parameter.register_post_accumulate_grad_hook(partial(self._note_trained, copy))
+            for copy in self.copies
+            for parameter in model.get_submodule(copy).parameters()
+            if parameter.requires_grad
+        ]
+
+    def _note_trained(self, copy: str, _: Tensor) -> None:
+        self._trained.add(copy)
+
+    def observe(self, model: nn.Module) -> None:
+        """Note which copies have gradients now, which no hook tells of those that were assigned or unfrozen later."""
+        for copy in self.copies:
+            if any(parameter.grad is not None for parameter in model.get_submodule(copy).parameters()):
+                self._trained.add(copy)
 
     def _follow(self, model: nn.Module) -> dict[str, str]:
+        self.observe(model)
         return {
-            twin: original
-            for twin, original in self.copies.items()
-            if _fingerprint(model, twin) != self._start[twin]
-            and all(parameter.grad is None for parameter in model.get_submodule(twin).parameters())
+            copy: original
+            for copy, original in self.copies.items()
+            if copy not in self._trained and _fingerprint(model, copy) != self._start[copy]
         }
 
     def _of_originals(self, model: nn.Module, stay: Collection[str]) -> Compaction | None:
@@ -75,26 +102,26 @@ class Following:
         if plan is None or not self.copies:
             return plan
         following = self._follow(model)
-        others = {twin: original for twin, original in self.copies.items() if twin not in following}
+        others = {copy: self.copies[copy] for copy in self.copies.keys() - following.keys() - self._trained}
         touched = {
-            twin: [
+            copy: [
                 name
                 for name, removal in plan.removals.items()
                 if any(entry.startswith(f"{original}.") for entry in removal.entries)
             ]
-            for twin, original in others.items()
+            for copy, original in sorted(others.items())
         }
         waiting = {name for names in touched.values() for name in names} if step < _TOLD_AT else set[str]()
         if waiting:
             log.info("step %d: %s stay masked until it is known whether a copy follows", step, ", ".join(waiting))
             plan = plan.only(plan.removals.keys() - waiting)
-        for twin, names in touched.items():
+        for copy, names in touched.items():
             if names and not waiting:
-                del self.copies[twin]
+                del self.copies[copy]
                 warnings.warn(
-                    f"{twin} looks like a copy of {others[twin]} that forward does not reach, and has not changed since"
+                    f"{copy} looks like a copy of {others[copy]} that forward does not reach, and has not changed since"
                     " the start of the fit, so it is taken for a teacher and keeps its shape. If your code updates it"
-                    f" from {others[twin]} later, begin pruning after that, or leave out compact_every_event",
+                    f" from {others[copy]} later, begin pruning after that, or leave out compact_every_event",
                     stacklevel=2,
                 )
         both, held = joined(plan, self._units[0].found, following)

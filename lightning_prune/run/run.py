@@ -166,6 +166,7 @@ class PruningRun:
         self._inputs.listen(model)
         channels = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
         self._following = Following(model, channels, self.base)
+        self._handles.extend(self._following.watch(model))
 
     def _is_look_near(self, steps: int) -> bool:
         """Whether an event that looks at samples is due within so many steps; put off ones are."""
@@ -196,6 +197,8 @@ class PruningRun:
             the gradients of masked weights: zero where they are pruned, whatever else reads the weight.
         """
         masks.zero_gradients(model)
+        if self._following is not None:
+            self._following.observe(model)
         watching = [pruner for pruner in self.pruners if pruner.is_watching]
         if watching:
             held = {id(p) for p in parameters_of(optimizer)}

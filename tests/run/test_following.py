@@ -12,7 +12,19 @@ from support import AfterStep, loader, trainer
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from lightning_prune import Channel, Guard, Linear, OneShot, PruningCallback, Recipe, Uniform, finalize, load
+from lightning_prune import (
+    Channel,
+    Guard,
+    Linear,
+    OneShot,
+    PruningCallback,
+    PruningRun,
+    Recipe,
+    Targets,
+    Uniform,
+    finalize,
+    load,
+)
 from lightning_prune.model import masks
 
 SCHEDULE = Linear(final_sparsity=0.5, begin_step=3, end_step=9, frequency=3)
@@ -210,3 +222,75 @@ def test_a_fit_that_begins_pruned_at_once(tmp_path: Path, model: Byol) -> None:
     fitted(tmp_path, model, OneShot(0.5, begin_step=0))
     assert shapes(model.backbone) == shapes(model.backbone_momentum)
     assert model.backbone[3].weight.shape[0] < 12  # type: ignore[union-attr]
+
+
+class Pair(L.LightningModule):
+    """Two networks alike, each with a loss of its own; forward reaches the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = torch.zeros(2, 1, 6, 6)
+        self.automatic_optimization = False
+        self.first, self.second = (
+            nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 2)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+    def loss(self, images: Tensor) -> Tensor:
+        return (self.first(images) - 1).square().mean() + (self.second(images) + 1).square().mean()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        self.manual_backward(self.loss(batch[0]))
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+FIRST = Recipe(schedule=SCHEDULE, granularity=Channel(), allocation=Uniform(), targets=Targets(include=("first.*",)))
+
+
+@pytest.mark.parametrize("shrinks", [False, True])
+def test_a_second_network_that_is_trained_stays_whole_and_is_not_warned_of(tmp_path: Path, shrinks: bool) -> None:
+    model = Pair()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "second looks like a copy")
+        trainer(tmp_path, PruningCallback(FIRST, compact_every_event=shrinks), max_epochs=3).fit(model, loader())
+    assert model.first[1].out_features == 8
+    assert model.second[1].out_features == 16
+    assert bool(model.second[1].weight.all())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("way", ["backward", "assigned", "unfrozen", "other optimizer"])
+def test_a_network_that_ever_had_a_gradient_follows_none(way: str) -> None:
+    model = Pair()
+    model.second.requires_grad_(way != "unfrozen")
+    optimizer = torch.optim.SGD((model.first if way == "other optimizer" else model).parameters(), 0.1)
+    own = torch.optim.SGD(model.second.parameters(), 0.1)
+    run = PruningRun([FIRST], model, (torch.zeros(2, 1, 6, 6),), total_steps=12)
+    run.start([optimizer], [], model)
+    model.second.requires_grad_(True)
+    for _ in range(10):
+        loss = model.loss(torch.randn(8, 1, 6, 6))
+        if way != "assigned":
+            loss.backward()
+            if way == "other optimizer":
+                own.step()
+                own.zero_grad()
+        else:
+            for parameter, gradient in zip(
+                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
+                parameter.grad = gradient
+        run.observe(model, optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        run.prune_if_due(model)
+    assert run.sparsity == 0.5
+    assert bool(model.second[1].weight.all())  # type: ignore[operator]
+    run.stop()
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())  # type: ignore[attr-defined]
