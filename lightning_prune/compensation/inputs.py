@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,10 +35,12 @@ class Call:
     Args:
         path: of the child; empty for the model itself.
         example: the arguments.
+        are_enough: whether they are so many, over all ranks, that repair does not fit their noise.
     """
 
     path: str
     example: Example
+    are_enough: bool = True
 
     @property
     def samples(self) -> int:
@@ -115,12 +117,13 @@ class LastInputs:
         while sum(call.samples for call in self._calls[1:]) >= self._share:
             del self._calls[0]
 
-    def joined(self, model: nn.Module, step: int) -> Call | None:
-        """Return the last samples as one call, the newest first; None, and a warning once, where they are too few.
+    def joined(self, model: nn.Module, step: int, is_repairing: bool) -> Call | None:
+        """Return the last samples as one call, the newest first; None where a rank has none.
 
         Args:
             model: to whose device they go.
             step: of the event, for the warning.
+            is_repairing: whether to warn, once, where they are not enough.
         """
         with ranks.together(f"the repair of step {step}"):
             call, count = None, 0
@@ -129,11 +132,10 @@ class LastInputs:
                 last = [walked(call.example, lambda x: x.to(device)) for call in reversed(self._calls)]
                 call = Call(self._calls[-1].path, joined(last, self._share))
                 count = call.samples
-            counts = torch.tensor([count, int(count < MIN_ON_A_RANK)])
-            total, lacking = (ranks.add_up(counts) if ranks.world_size() > 1 else counts).tolist()
-        if total >= MIN_SAMPLES and not lacking:
-            return call
-        if not self._has_warned:
+            counts = torch.tensor([count, int(count < MIN_ON_A_RANK), int(not count)])
+            total, lacking, empty = (ranks.add_up(counts) if ranks.world_size() > 1 else counts).tolist()
+        are_enough = total >= MIN_SAMPLES and not lacking
+        if is_repairing and not are_enough and not self._has_warned:
             self._has_warned = True
             name = type(model).__name__
             why = (
@@ -146,7 +148,7 @@ class LastInputs:
                 " call self(…) in training_step, or leave Recipe(repair=…) out",
                 stacklevel=2,
             )
-        return None
+        return None if call is None or empty else replace(call, are_enough=are_enough)
 
     def state_dict(self) -> list[list[dict[str, Any]]]:
         """Return what each rank keeps, as plain values; what holds objects of other classes is left out."""

@@ -96,7 +96,10 @@ class Reconstruction(Choice):
                 input that tells of it is seen.
         """
         if inputs is None:
-            raise PruningError(f"{self} looks at inputs of the last steps before an event, and has too few of them")
+            raise PruningError(
+                f"{self} looks at inputs of the last steps before an event, and has none: call self(…) in"
+                " training_step, or take another criterion"
+            )
         found = self._look(model, inputs, columns or names)
         parameters, live = masks.dense_parameters(model), masks.read(model)
         scores: dict[str, Tensor] = {}

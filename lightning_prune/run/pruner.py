@@ -229,7 +229,8 @@ def prune_step(
         sparsity: what to reach, in [0, 1), in what the recipe counts.
         carry: called with the masks by Parameter after the weights are zero, to carry the optimizers along.
         step: completed optimizer steps, for the record.
-        inputs: run the model on the samples that the recipe looks at; None: there are none, and nothing is repaired.
+        inputs: run the model on the samples that the recipe looks at; None: there are none. Where they are not enough,
+            nothing is repaired.
 
     Raises:
         NonFiniteError: a weight, a score or what enters a layer is NaN or infinite; nothing is changed then.
@@ -254,9 +255,8 @@ def prune_step(
         candidates = pruner.candidates(scores, bound.masks(), criterion if isinstance(criterion, Seen) else None)
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
-        repair, targets = pruner.recipe.repair, {}
-        if repair is not None and inputs is not None:
-            targets = record(model, inputs, repair)
+        repair = pruner.recipe.repair if inputs is not None and inputs.are_enough else None
+        targets = {} if repair is None or inputs is None else record(model, inputs, repair)
         bound.write(pruner.units.masks(candidates, removed, scores))
         repairs = refit(model, inputs, targets, repair) if repair is not None and inputs is not None else []
         if carry is not None:

@@ -154,10 +154,14 @@ def test_too_few_samples_are_told_once(tmp_path: Path) -> None:
         _, callback = fitted(tmp_path, recipe)
     assert sum("too few" in str(one.message) for one in told) == 1
     assert [event.repairs for event in callback.events] == [(), ()]
-    looking = Recipe(schedule=Linear(0.5, 1, 3, 1), granularity=Channel(), criterion=Reconstruction())
-    text = r"looks at inputs of the last steps before an event, and has too few"
-    with pytest.warns(UserWarning, match="too few"), pytest.raises(PruningError, match=text):
-        fitted(tmp_path, looking)
+
+
+def test_a_criterion_by_reconstruction_takes_what_there_is(tmp_path: Path) -> None:
+    looking = Recipe(schedule=LATE, granularity=Channel(), criterion=Reconstruction())
+    _, callback = fitted(tmp_path, looking, fast_dev_run=True)
+    assert [event.repairs for event in callback.events] == [()]
+    with pytest.raises(PruningError, match=r"looks at inputs of the last steps before an event, and has none"):
+        fitted(tmp_path, looking, model=Parts())
 
 
 class Overflowing(Net):
