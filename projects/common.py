@@ -139,7 +139,7 @@ def expect_forward(module: nn.Module) -> None:
 
     def watching(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self is module and SEEN.arguments is None and all(type(x) is Tensor for x in tensors((args, kwargs))):
-            SEEN.arguments = copied((args, kwargs))
+            SEEN.arguments = few(copied((args, kwargs)))
             nn.Module.__call__ = call
         return call(self, *args, **kwargs)
 
@@ -167,6 +167,13 @@ def copied(value: Any, dtype: torch.dtype | None = None) -> Any:
         return x.detach().clone().to(dtype if dtype and x.is_floating_point() else x.dtype)
 
     return pytree.tree_map(one, value)
+
+
+def few(arguments: Any) -> Any:
+    """Return the first two samples of a batch; all of it where its tensors do not have one length."""
+    if len({x.shape[:1] for x in tensors(arguments)}) != 1:
+        return arguments
+    return pytree.tree_map(lambda x: x[:2].clone() if isinstance(x, Tensor) and x.dim() else x, arguments)
 
 
 def parameters(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ from projects.common import Case, run
 class Recognizer(L.LightningModule):
     """Fine-tuning of the embedding network as a classifier, as in the package's example."""
 
-    side, count, classes = 80, 32, 4
+    side, count, classes = 80, 16, 4
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,9 +93,9 @@ class Faces(Case):
 
 if __name__ == "__main__":
     cases = [
-        Faces("InceptionResnetV1", Recognizer, every=4),
         Faces("MTCNN P-Net", lambda: Detector("P", 12)),
         Faces("MTCNN R-Net", lambda: Detector("R", 24)),
         Faces("MTCNN O-Net", lambda: Detector("O", 48)),
+        Faces("InceptionResnetV1", Recognizer, every=2),
     ]
     run("facenet-pytorch", version("facenet-pytorch"), cases)
