@@ -290,6 +290,10 @@ class Compaction:
                 removals[unused] = moved
         return Compaction({**other.shapes, **self.shapes}, removals, {**self.attributes, **other.attributes})
 
+    def beside(self, other: "Compaction") -> "Compaction":
+        """Return the plan that does both, made for the same model with other channel groups."""
+        return Compaction(self.shapes, {**self.removals, **other.removals}, {**self.attributes, **other.attributes})
+
     def beyond(self, earlier: "Compaction") -> "Compaction":
         """Return what this plan removes besides ``earlier``, a part of it; ``earlier.then(result)`` does the same."""
         after, removals = earlier.shapes_after, {}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_prune.compaction.plan import Compaction, Removal, applied_plan
-from lightning_prune.graph import ChannelGroups
+from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.model import masks
 
 Twins = Mapping[str, str]
@@ -63,7 +63,9 @@ def _distance(model: nn.Module, path: str, original: str) -> float:
     return sum(float((a.detach() - b.detach()).double().square().sum()) for a, b in pairs)
 
 
-def joined(plan: Compaction, groups: ChannelGroups, followers: Twins) -> tuple[Compaction, dict[str, str]]:
+def joined(
+    plan: Compaction, groups: Mapping[str, ChannelGroup] | ChannelGroups, followers: Twins
+) -> tuple[Compaction, dict[str, str]]:
     """Let copies that follow their originals lose what those lose.
 
     A channel that crosses the border of what has copies goes only where a copy is seen to read it. Elsewhere it is
@@ -71,7 +73,7 @@ def joined(plan: Compaction, groups: ChannelGroups, followers: Twins) -> tuple[C
 
     Args:
         plan: for the originals.
-        groups: the channel groups of the model.
+        groups: those that the plan names.
         followers: the copies.
 
     Returns:

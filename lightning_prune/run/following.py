@@ -34,6 +34,7 @@ class Following:
 
     def __init__(self, model: nn.Module, units: Sequence[ChannelUnits], base: Compaction | None) -> None:
         self._units, self._base = units, base
+        self._groups = {group.name: group for one in units for group in one.groups}
         pruned = {name for one in units for name in one.shapes}
         is_sharded = any(shards.is_sharded(parameter) for parameter in model.parameters())
         self.copies = twins(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
@@ -88,7 +89,7 @@ class Following:
         following = self._follow(model)
         plan = self._of_originals(model, stay) if following else None
         if plan is not None:
-            joined(plan, self._units[0].found, following)[0].mask(model)
+            joined(plan, self._groups, following)[0].mask(model)
 
     def next_removal(self, model: nn.Module, stay: Collection[str], step: int) -> Compaction | None:
         """Plan to remove what is masked out entirely, from the copies that follow too; None when nothing goes.
@@ -124,7 +125,7 @@ class Following:
                     f" from {others[copy]} later, begin pruning after that, or leave out compact_every_event",
                     stacklevel=2,
                 )
-        both, held = joined(plan, self._units[0].found, following)
+        both, held = joined(plan, self._groups, following)
         if untold := held.keys() - self._told:
             self._told |= untold
             reasons = "\n".join(f"{name}: {held[name]}" for name in sorted(untold))

@@ -29,14 +29,13 @@ def next_removal(
     Returns:
         The plan for the model as it is now; None when nothing goes.
     """
-    keep = {
-        name: torch.nonzero(~gone).flatten()
-        for one in units
-        for name, gone in one.gone(masks).items()
-        if name not in stay
-    }
-    if not keep:
+    whole: Compaction | None = None
+    for one in units:
+        keep = {name: torch.nonzero(~gone).flatten() for name, gone in one.gone(masks).items() if name not in stay}
+        # of its own trace: what may go over a normalisation differs between the recipes
+        part = Compaction.from_keep(one.found, keep)
+        whole = part if whole is None else whole.beside(part)
+    if whole is None:
         return None
-    whole = Compaction.from_keep(units[0].found, keep)
     plan = whole if done is None else whole.beyond(done)
     return plan if plan.removals else None

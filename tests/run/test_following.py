@@ -294,3 +294,51 @@ def test_a_network_that_ever_had_a_gradient_follows_none(way: str) -> None:
     assert bool(model.second[1].weight.all())  # type: ignore[operator]
     run.stop()
     assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())  # type: ignore[attr-defined]
+
+
+class Normed(nn.Module):
+    """Two parts alike with a layer norm over some of their channels; forward reaches the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(
+                *(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8)),
+                *(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 2)),
+            )
+            for _ in range(2)
+        )
+        self.second.load_state_dict(self.first.state_dict())
+        self.second.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+
+@pytest.mark.parametrize("is_first_exact", [False, True])
+def test_each_recipe_removes_what_it_may(is_first_exact: bool) -> None:
+    model = Normed()
+    schedule = OneShot(0.5, begin_step=3)
+    exact = Recipe(granularity=Channel(), schedule=schedule, targets=Targets(include=("first.0",)))
+    inexact = Recipe(granularity=Channel(allow_inexact=True), schedule=schedule, targets=Targets(include=("first.3",)))
+    recipes = [exact, inexact] if is_first_exact else [inexact, exact]
+    run = PruningRun(recipes, model, (torch.zeros(1, 4),), total_steps=6)
+    optimizer = torch.optim.SGD(model.first.parameters(), 0.1)
+    run.start([optimizer], [], model)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 4)) - 1).square().mean().backward()
+        run.observe(model, optimizer)
+        optimizer.step()
+        with torch.no_grad():
+            for own, other in zip(model.second.parameters(), model.first.parameters(), strict=True):
+                own.lerp_(other, 0.1)
+        run.prune_if_due(model)
+    plan = run.next_removal(model)
+    assert plan is not None
+    assert {name: removal.is_inexact for name, removal in plan.removals.items()} == {"first.0": False, "first.3": True}
+    assert {name.split(".")[0] for name in plan.removed} == {"first", "second"}
+    run.stop()
+    finalize(model, torch.zeros(1, 4))
+    for part in (model.first, model.second):
+        assert [part[0].out_features, part[3].out_features] == [8, 8]
