@@ -163,13 +163,19 @@ class SparsityCheckpoint(SelectingCheckpoint):
             return
         written = ""
         if trainer.is_global_zero and self.best_model_path and exists(self.best_model_path):
-            checkpoint = files.load_own(self.best_model_path)
-            # with save_weights_only the callback's part is left out, and nothing tells what is masked
-            if checkpoints.KEY in checkpoint:
-                root, ending = os.path.splitext(self.best_model_path)
-                written = f"{root}-pruned{ending}"
-                files.save_checkpoint(_finalized(pl_module, checkpoint, callback), written)
-                rank_zero_info(f"the pruned model of the best checkpoint is in {written}")
+            try:
+                checkpoint = files.load_own(self.best_model_path)
+                # with save_weights_only the callback's part is left out, and nothing tells what is masked
+                if checkpoints.KEY in checkpoint:
+                    root, ending = os.path.splitext(self.best_model_path)
+                    files.save_checkpoint(_finalized(pl_module, checkpoint, callback), f"{root}-pruned{ending}")
+                    written = f"{root}-pruned{ending}"
+                    rank_zero_info(f"the pruned model of the best checkpoint is in {written}")
+            except (PruningError, RuntimeError) as error:  # the training is done, and the masked file is good
+                rank_zero_warn(
+                    f"the best checkpoint {self.best_model_path} could not be finalized: {error}. It is there with its"
+                    " masks: load it and call finalize(model, example_inputs)"
+                )
         self.best_pruned_path = trainer.strategy.broadcast(written)
         history(pl_module).best_checkpoint = Path(self.best_pruned_path) if self.best_pruned_path else None
 

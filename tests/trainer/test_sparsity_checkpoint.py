@@ -380,6 +380,19 @@ def test_no_finalized_best_where_none_is_asked_for_or_known(tmp_path: Path) -> N
     assert bare.best_pruned_path == ""
 
 
+def test_a_fit_does_not_end_with_an_error_where_the_best_cannot_be_finalized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restore(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Missing key(s) in state_dict")
+
+    monkeypatch.setattr("lightning_prune.checkpoints.state.restore", restore)
+    saving = keeping(tmp_path / "kept")
+    with pytest.warns(UserWarning, match=r"could not be finalized: Missing key\(s\)"):
+        fit(tmp_path, Scored(QUALITY), saving)
+    assert saving.best_pruned_path == ""
+
+
 def test_point_covers() -> None:
     assert Point(1.0, 0.5, False).covers(Point(1.0, 0.5, True))
     assert not Point(1.0, 0.4, True).covers(Point(0.9, 0.5, True))
