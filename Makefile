@@ -28,6 +28,7 @@ help:
 	@echo "make wheel     build the wheel, install it into an empty environment, import it"
 
 $(READY): pyproject.toml constraints.txt
+	@test ! -L $(VENV) || { echo "$(VENV) is a link, and what it links to would be emptied: take it away" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"lightning_prune is set up with Python 3.10 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; name another one: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) comes without venv or ensurepip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
@@ -129,4 +130,4 @@ wheel: $(READY)
 	.ci/wheel $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .venv-apps $(BENCH) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,33 @@
-"""JSON texts that say what they are and of which version: plans, tables, curves, histories."""
+"""JSON texts that say what they are and of which version: plans, tables, curves, histories; files that are whole."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a file beside ``path`` to write; it takes that name at the end, so that no reader meets half of it.
+
+    Whatever is raised, what stood there before still stands there, and the other file is gone.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    written = Path(name)
+    try:
+        yield written
+        # mkstemp's file is for its owner alone; this one is for whom the umask, which is read by setting it, says
+        umask = os.umask(0)
+        os.umask(umask)
+        written.chmod(0o666 & ~umask)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

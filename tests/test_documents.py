@@ -1,11 +1,12 @@
 """JSON texts that say what they are and of which version."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_prune.documents import Form
+from lightning_prune.documents import Form, whole
 
 FORM = Form("lightning_prune.example", 3, "example", oldest=2)
 
@@ -47,3 +48,20 @@ def test_what_is_no_text(text: Any) -> None:
 def test_what_is_malformed() -> None:
     with pytest.raises(ValueError, match="the example is malformed: KeyError: 'b'"), FORM.parsing():
         FORM.read(FORM.write({"a": 1}))["b"]
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "curve.json"
+    with whole(path) as written:
+        written.write_text("first")
+    assert path.read_text() == "first"
+
+    def interrupted() -> None:
+        with whole(path) as written:
+            written.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]

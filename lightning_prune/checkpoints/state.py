@@ -18,6 +18,7 @@ from lightning_prune.compensation import LeastSquares, Reconstruction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.guard import Guard
 from lightning_prune.model import masks
+from lightning_prune.model.example import Example, example_of, remember, stored
 from lightning_prune.optimizer import policies
 from lightning_prune.recipe import Recipe
 from lightning_prune.selection import allocation, granularity, targets
@@ -73,7 +74,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``version``; ``masks``: dense name -> mask, bool, True = keep; ``structured``: the names among them whose masks
-        cover whole channels; ``compaction``: the plan of what is removed already as JSON, or None.
+        cover whole channels; ``compaction``: the plan of what is removed already as JSON, or None; ``example``: of what
+        forward takes, where the model was given one.
     """
     plan = applied_plan(model)
     return {
@@ -81,6 +83,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "masks": {name: mask.cpu() for name, mask in masks.ours(model).items()},
         "structured": list(masks.structured_names(model)),
         "compaction": None if plan is None else plan.to_json(),
+        "example": stored(model),
     }
 
 
@@ -208,8 +211,15 @@ def restore(model: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool = T
     """
     held = checkpoint.get("state_dict", checkpoint)
     state = dict(held)
-    adapt(model, state, checkpoint[KEY] if KEY in checkpoint else entry_beside(held))
+    entry = adapt(model, state, checkpoint[KEY] if KEY in checkpoint else entry_beside(held))
+    take_example(model, entry)
     model.load_state_dict(state, strict=strict)
+
+
+def take_example(model: nn.Module, entry: Mapping[str, Any]) -> None:
+    """Let a model without an example of its own have that of a checkpoint."""
+    if example_of(model) is None and (example := entry.get("example")) is not None:
+        remember(model, Example(tuple(example["args"]), example["kwargs"]))
 
 
 def _plan_in(entry: Mapping[str, Any]) -> Compaction | None:

@@ -17,23 +17,23 @@ KEPT = {
 }
 """Option of ``prune`` -> what it means."""
 
-CRITERIA = ("magnitude", "taylor", "fisher", "wanda", "reconstruction")
-ALLOCATIONS = ("global", "uniform", "erk")
+CRITERIA = {name.lower(): name for name in ("Magnitude", "Taylor", "Fisher", "Wanda", "Reconstruction")}
+ALLOCATIONS = {name.lower(): name for name in ("Global", "Uniform", "ERK")}
+"""What ``prune`` takes -> name at the top of the package."""
 
 
 def prune_model(arguments: argparse.Namespace) -> None:
     """Prune a trained model, write it as a checkpoint and print what was done."""
     import torch
 
-    from lightning_prune import criteria
+    import lightning_prune
     from lightning_prune.checkpoints import state as checkpoints
     from lightning_prune.cli._models import example, loaded_model
-    from lightning_prune.compensation import LeastSquares, Reconstruction
+    from lightning_prune.compensation import LeastSquares
     from lightning_prune.data.batches import DataModule
-    from lightning_prune.deploy.artifact.files import writing
+    from lightning_prune.documents import whole
     from lightning_prune.recipe import Recipe
     from lightning_prune.schedules import OneShot
-    from lightning_prune.selection import allocation
     from lightning_prune.selection.granularity import Channel, Element
     from lightning_prune.trained import prune
 
@@ -47,11 +47,9 @@ def prune_model(arguments: argparse.Namespace) -> None:
     if what in ("macs", "params"):
         parts["count"] = what
     if arguments.criterion is not None:
-        known = {name: getattr(criteria, name.capitalize()) for name in CRITERIA[:-1]} | {CRITERIA[-1]: Reconstruction}
-        parts["criterion"] = known[arguments.criterion]()
+        parts["criterion"] = getattr(lightning_prune, CRITERIA[arguments.criterion])()
     if arguments.allocation is not None:
-        known = (allocation.Global, allocation.Uniform, allocation.ERK)
-        parts["allocation"] = {value.__name__.lower(): value for value in known}[arguments.allocation]()
+        parts["allocation"] = getattr(lightning_prune, ALLOCATIONS[arguments.allocation])()
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
     pruned = prune(
         model,
@@ -64,10 +62,11 @@ def prune_model(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         progress=sys.stderr.isatty(),
     )
-    temporary = output.with_name(f".{output.name}.tmp")
-    with writing(output):
-        torch.save({"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}, temporary)
-        temporary.replace(output)
+    try:
+        with whole(output) as written:
+            torch.save({"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}, written)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+        raise OSError(f"{output} cannot be written: {error}") from error
     more = "" if arguments.example is None else f" --example {arguments.example}"
     _say(
         f"{pruned}\nwritten     {output}\nfor a phone lightning-prune export --model {arguments.model} --checkpoint"

@@ -89,3 +89,17 @@ def loss_of(model: nn.Module, batch: Any, index: int, loss: Loss | None) -> Tens
     if not bool(torch.isfinite(value.detach())):
         raise NonFiniteError(f"{source} returned {float(value.detach())} for batch {index}; look at weights and data")
     return value.squeeze()
+
+
+def differentiable(loss: Tensor, index: int) -> Tensor:
+    """Return the loss of a batch.
+
+    Raises:
+        ValueError: no gradient flows from it.
+    """
+    if not loss.requires_grad:
+        raise ValueError(
+            f"the loss of batch {index} does not depend on any weight that is trained; let it come from the model's"
+            " outputs, without detach() or torch.no_grad()"
+        )
+    return loss

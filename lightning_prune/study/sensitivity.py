@@ -1,7 +1,6 @@
 """How much each layer or channel group stands: the metric with one after the other pruned, nothing trained."""
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.distributed import ranks
+from lightning_prune.documents import whole
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
@@ -209,10 +209,8 @@ class _File:
 
     def save(self, curve: Sensitivity, measured: Mapping[str, Sequence[float]]) -> None:
         """Replace the file by one with these points."""
-        # a process that is killed while it writes leaves the file of before
-        written = self.path.with_name(f"{self.path.name}.part")
-        written.write_text(FORM.write(self._document(curve, measured), indent=1), encoding="utf-8")
-        os.replace(written, self.path)
+        with whole(self.path) as written:
+            written.write_text(FORM.write(self._document(curve, measured), indent=1), encoding="utf-8")
 
     def _document(self, curve: Sensitivity, measured: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         metrics = {name: list(measured.get(name, ())) for name in curve.sizes}

@@ -21,7 +21,7 @@ from lightning_prune.criteria import (
     watch,
     watched,
 )
-from lightning_prune.data.losses import Loss, check_loss, loss_of, trainless_copy
+from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
@@ -201,13 +201,7 @@ def _observe(
         parameter.grad = None
     with torch.enable_grad():
         for index, batch in enumerate(passes):
-            value = loss_of(model, batch, index, loss)
-            if not value.requires_grad:
-                raise ValueError(
-                    f"the loss of batch {index} does not depend on any weight that is trained; let it come from the"
-                    " model's outputs, without detach() or torch.no_grad()"
-                )
-            value.backward()
+            differentiable(loss_of(model, batch, index, loss), index).backward()
             for criterion, one in pairs:
                 if isinstance(criterion, GradientCriterion):
                     for name in units.shapes:

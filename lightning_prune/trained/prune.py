@@ -15,12 +15,12 @@ from lightning_prune.compensation import Call, LeastSquares, Repair, joined
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import GradientCriterion, ObservingCriterion
 from lightning_prune.data.batches import arguments_of, first_samples, loader_of
-from lightning_prune.data.losses import Loss, check_loss, loss_of, trainless_copy
+from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, Inputs, example_of, sample_count
+from lightning_prune.model.example import Example, Inputs, example_of, remember, sample_count
 from lightning_prune.model.example import first_samples as first_rows
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
 from lightning_prune.recipe import Recipe
@@ -34,7 +34,7 @@ from lightning_prune.values import check_whole
 _STEPS = 100
 """Optimizer steps that a share of the run stands for, where there is no run: a schedule's events become rounds."""
 
-DEFAULT = LeastSquares()
+REPAIR = LeastSquares(samples=512)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def prune(
     loss: Loss | None = None,
     metric: MetricLike | None = None,
     example_inputs: Inputs | None = None,
-    repair: LeastSquares | None = DEFAULT,
+    repair: LeastSquares | None = REPAIR,
     samples: int = 512,
     progress: bool = True,
 ) -> Pruned:
@@ -105,7 +105,8 @@ def prune(
         metric: a torchmetrics metric, or ``metric(model, batch) -> scalar``, over all of the data; None: not measured.
         example_inputs: arguments of forward; None: the model's ``example_input_array``, else the first
             samples of the data.
-        samples: how many samples are looked at for scores and repair, at most.
+        samples: how many samples are looked at, at most: for scores up to the end of a batch, for repair and
+            :class:`~lightning_prune.Reconstruction` no more than they say themselves.
         progress: whether a bar shows the rounds.
 
     Returns:
@@ -137,10 +138,11 @@ def prune(
     if isinstance(recipe.criterion, GradientCriterion):
         check_loss(model, loss)
     repair = recipe.repair or repair
+    recipe = replace(recipe, repair=repair)
     with own_random_state():
         passes = Passes(loader_of(data), model)
         batches = first_samples(passes, samples)
-        inputs = joined([arguments_of(model, batch) for batch in batches], samples)
+        inputs = joined([arguments_of(model, batch) for batch in batches], min(samples, recipe.samples or samples))
         if repair is not None and (count := sample_count((inputs.args, dict(inputs.kwargs)))) < MIN_SAMPLES:
             raise ValueError(
                 f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
@@ -151,7 +153,7 @@ def prune(
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
-            pruner = bind(replace(_after_a_look(recipe), repair=repair), model, example, _STEPS)
+            pruner = bind(_after_a_look(recipe), model, example, _STEPS)
             groups = pruner.units.found if isinstance(pruner.units, ChannelUnits) else ()
             stayed = {group.name: group.reason for group in groups if not group.prunable}
             pruner.attach(model)
@@ -164,6 +166,8 @@ def prune(
                     warnings.warn(text, stacklevel=2)
             finalize(model, example)
         reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
+        if example_of(model) is None:
+            remember(model, example)  # so that it can be exported as it is
     return Pruned(
         before=before,
         after=summarize(model, example),
@@ -210,7 +214,7 @@ def _observe(pruner: Pruner, model: nn.Module, batches: list[Any], loss: Loss | 
         for index, batch in enumerate(batches):
             if isinstance(criterion, GradientCriterion):
                 copied.zero_grad()
-                loss_of(copied, batch, index, loss).backward()
+                differentiable(loss_of(copied, batch, index, loss), index).backward()
                 pruner.observe(masks.dense_parameters(copied))
             else:
                 with torch.enable_grad():
@@ -234,9 +238,12 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             yield
     except BaseException:
         masks.fold(model)
-        with torch.no_grad():
-            for name, tensor in masks.dense_names(model).items():
-                tensor.copy_(state[name])
+        now = masks.dense_names(model)
+        # once channels have left, which is all or nothing, the model is the pruned one
+        if all(tensor.shape == state[name].shape for name, tensor in now.items()):
+            with torch.no_grad():
+                for name, tensor in now.items():
+                    tensor.copy_(state[name])
         raise
     finally:
         for parameter in thawed:

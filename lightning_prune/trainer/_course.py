@@ -6,7 +6,6 @@ from typing import Any, Protocol
 from lightning_prune.compaction import Compaction
 from lightning_prune.distillation import Distillation
 from lightning_prune.guard import Guard
-from lightning_prune.model.example import stored
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
@@ -54,7 +53,6 @@ class Course:
     def state_dict(self, trainer: Trainer, settings: Settings) -> dict[str, Any]:
         """Return what a resume needs beside the weights: plain values and tensors."""
         entry: dict[str, Any] = {"distillation": None if self.distilling is None else self.distilling.state_dict()}
-        entry["example"] = stored(self.model)
         if self.run is not None:
             recipes = [recipe.describe() for recipe in settings.recipes]
             entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}

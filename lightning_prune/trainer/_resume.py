@@ -8,7 +8,6 @@ from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, example_of, remember
 from lightning_prune.run.resuming import check_same
 from lightning_prune.trainer import _averages as averages
 from lightning_prune.trainer._files import CheckpointFiles
@@ -62,8 +61,7 @@ class Loading:
             masks.put(model, {})  # weights load before the masks that belong to them: those come in on_load_checkpoint
         entry = checkpoints.upgraded(model, state_dict, saved)
         checkpoints.check(model, state_dict, entry)
-        if example_of(model) is None and (example := entry.get("example")) is not None:
-            remember(model, Example(tuple(example["args"]), example["kwargs"]))
+        checkpoints.take_example(model, entry)
         saved = entry.get("run")
         if self._fit is not None and saved and self._fit.expected is not None:
             check_same(saved["recipes"], self._fit.expected)

@@ -289,6 +289,7 @@ def test_describe_holds_plain_values_only() -> None:
         "masks": {},
         "structured": ["0.weight"],
         "compaction": None,
+        "example": None,
     }
 
 

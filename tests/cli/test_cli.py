@@ -199,6 +199,36 @@ class TestPrune:
         assert small.with_suffix(".pte").is_file()
         assert not list(folder.glob(".small*"))
 
+    def test_the_next_command_runs_for_a_model_without_an_example(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ):
+        (tmp_path / "mlp.py").write_text(
+            "import torch\nfrom torch import nn\n"
+            "def make():\n    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))\n"
+            "def data():\n    return [torch.rand(32, 6)]\n"
+        )
+        code, out, _ = run(
+            capsys, "prune", "--model", f"{tmp_path / 'mlp.py'}:make", "--data", f"{tmp_path / 'mlp.py'}:data",
+            "--keep-params", 0.5, "-o", tmp_path / "mlp.pt",
+        )  # fmt: skip
+        assert code == 0
+        code, out, err = run(capsys, *out[out.index("lightning-prune export") :].split()[1:])
+        assert (code, err) == (0, "")
+        assert (tmp_path / "mlp.pte").is_file()
+
+    def test_a_full_disk_is_said(
+        self, capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        def failing(*_: object) -> None:
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+
+        monkeypatch.setattr(torch, "save", failing)
+        options = ("--data", f"{folder / 'data.py'}:many", "--keep-macs", 0.5, "-o", folder / "full.pt")
+        code, _, err = run(capsys, "prune", "--model", MODEL, *options)
+        assert code == 2
+        assert "full.pt cannot be written" in err
+        assert not list(folder.glob("*full.pt*"))
+
     def test_single_weights_without_repair(self, capsys: pytest.CaptureFixture[str], folder: Path):
         sparse = folder / "sparse.pt"
         options = (

@@ -21,11 +21,13 @@ from lightning_prune import (
     OneShot,
     PruningError,
     Recipe,
+    Taylor,
     Uniform,
     Wanda,
     prune,
 )
 from lightning_prune.errors import NonFiniteError
+from lightning_prune.model.example import example_of
 
 HALF = Recipe(granularity=Channel(), schedule=OneShot(0.5), allocation=Uniform())
 
@@ -192,3 +194,39 @@ def test_masks_of_another_run_are_refused() -> None:
 
 def test_repair_is_a_value() -> None:
     assert LeastSquares(samples=64) != LeastSquares()
+
+
+def test_repair_and_criterion_look_at_as_many_samples_as_they_say() -> None:
+    seen: list[int] = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return self.net(x)
+
+    data = [torch.randn(64, 6) for _ in range(4)]
+    recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5))
+    prune(Counting(), recipe, data, repair=LeastSquares(samples=40), progress=False)
+    assert max(seen) == 40
+    seen.clear()
+    prune(Counting(), recipe, data, samples=24, progress=False)
+    assert max(seen) == 24
+
+
+def test_what_was_pruned_knows_an_example() -> None:
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    prune(net, Recipe(granularity=Channel(), schedule=OneShot(0.5)), [torch.randn(64, 6)], progress=False)
+    example = example_of(net)
+    assert example is not None
+    assert example(net).shape[1] == 3
+
+
+def test_a_loss_that_tells_no_gradient_is_named() -> None:
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5), criterion=Taylor())
+    with pytest.raises(ValueError, match="does not depend on any weight"):
+        prune(net, recipe, [torch.randn(64, 6)], loss=lambda model, batch: model(batch).detach().sum(), progress=False)

@@ -1,7 +1,5 @@
 """Report: what is known of a pruned model, as one page."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from lightning_prune.documents import whole
 from lightning_prune.errors import PruningError
 from lightning_prune.model.summary import Summary, summarize
 from lightning_prune.study.advise import Advice
@@ -182,19 +181,8 @@ class Report:
             )
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
-        # written beside the final file and renamed, so that no reader meets half of it
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(self.to_html())
-            # mkstemp's file is for its owner alone; the page is for whom the umask, which is read by setting it, says
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with whole(path) as written:
+            written.write_text(self.to_html(), encoding="utf-8", newline="\n")
         return path
 
     def to_loggers(self, loggers: Sequence[Logger], step: int | None = None) -> int:
