@@ -57,6 +57,8 @@ def main() -> None:
     tables = [part for name in projects for part in project([row for row in rows if row["project"] == name])]
     stays = list(staying(rows)) or ["Nothing stays but the inputs and outputs of the networks."]
     fails = list(failing(rows)) or ["Nothing."]
+    missing = sorted({p.parent.name for p in ROOT.glob("*/requirements.txt")} - {n.replace("-", "_") for n in projects})
+    tables += [f"Set up, and not measured for this page: {', '.join(missing)}.", ""] if missing else []
     parts = [overview(rows), "", *tables, "## What stays, and why", "", STAYS, "", *stays]
     parts += ["", "## What fails", "", *fails]
     PAGE.write_text(HEAD + "\n".join(parts) + "\n", encoding="utf-8")
