@@ -2,15 +2,16 @@
 
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
 from lightning_prune.compaction.twins import joined, twins
-from lightning_prune.distributed import shards
+from lightning_prune.distributed import ranks, shards
 from lightning_prune.run.bound import BoundModel
 from lightning_prune.run.removal import next_removal
 from lightning_prune.selection import ChannelUnits
@@ -27,20 +28,37 @@ class Following:
         model: at the start of the training.
         units: of the recipes that remove channels, from one trace of the model; there may be none.
         base: the removals that had shaped the model when the recipes were bound to it.
+        step: of the run, at which this looks at the copies.
 
     Attributes:
         copies: path of each copy that may follow -> path of its original.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[ChannelUnits], base: Compaction | None) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[ChannelUnits], base: Compaction | None, step: int) -> None:
         self._units, self._base = units, base
         self._groups = {group.name: group for one in units for group in one.groups}
         pruned = {name for one in units for name in one.shapes}
         is_sharded = any(shards.is_sharded(parameter) for parameter in model.parameters())
         self.copies = twins(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
         self._told: set[str] = set()
-        self._start = {copy: _fingerprint(model, copy) for copy in self.copies}
+        self._start = {copy: (step, _fingerprint(model, copy)) for copy in self.copies}
         self._trained: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen of the copies since the start: plain values."""
+        return {
+            "copies": dict(self.copies),
+            "start": {copy: {"step": step, "digests": digests} for copy, (step, digests) in self._start.items()},
+            "trained": sorted(self._trained),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned, or {}; a copy that it does not know has its start now."""
+        seen, known = state.get("start", {}), state.get("copies", {})
+        self._start |= {copy: (seen[copy]["step"], seen[copy]["digests"]) for copy in self.copies.keys() & seen.keys()}
+        left = [copy for copy in self.copies if copy in known or copy not in seen]
+        self.copies = {copy: known.get(copy, self.copies[copy]) for copy in left}
+        self._trained |= set(state.get("trained", ()))
 
     def watch(self, model: nn.Module) -> list[RemovableHandle]:
         """Note which copies get gradients: an optimizer may have cleared them before anybody looks.
@@ -69,7 +87,7 @@ class Following:
         return {
             copy: original
             for copy, original in self.copies.items()
-            if copy not in self._trained and _fingerprint(model, copy) != self._start[copy]
+            if copy not in self._trained and _fingerprint(model, copy) != self._start[copy][1]
         }
 
     def _of_originals(self, model: nn.Module, stay: Collection[str]) -> Compaction | None:
@@ -112,12 +130,13 @@ class Following:
             ]
             for copy, original in sorted(others.items())
         }
-        waiting = {name for names in touched.values() for name in names} if step < _TOLD_AT else set[str]()
+        is_early = {copy: step < self._start[copy][0] + _TOLD_AFTER for copy in touched}
+        waiting = {name for copy, names in touched.items() if is_early[copy] for name in names}
         if waiting:
             log.info("step %d: %s stay masked until it is known whether a copy follows", step, ", ".join(waiting))
             plan = plan.only(plan.removals.keys() - waiting)
         for copy, names in touched.items():
-            if names and not waiting:
+            if waiting.isdisjoint(names) and names:
                 del self.copies[copy]
                 warnings.warn(
                     f"{copy} looks like a copy of {others[copy]} that forward does not reach, and has not changed since"
@@ -133,10 +152,10 @@ class Following:
         return both if both.removals else None
 
 
-_TOLD_AT = 2
-"""The step at which a moving average has moved: it may be taken before the step that moves its original."""
+_TOLD_AFTER = 2
+"""The steps after which a moving average has moved: it may be taken before the step that moves its original."""
 
 
-def _fingerprint(model: nn.Module, path: str) -> list[tuple[float, float]]:
-    values = [parameter.detach().double() for parameter in model.get_submodule(path).parameters()]
-    return [(float(value.sum()), float(value.abs().sum())) for value in values]
+def _fingerprint(model: nn.Module, path: str) -> list[int]:
+    # bytes, not sums: a run may be resumed on another device or with more threads, where sums come out otherwise
+    return [ranks.digest(parameter) for parameter in model.get_submodule(path).parameters()]

@@ -62,6 +62,7 @@ class PruningRun:
         self._handles: list[RemovableHandle] = []
         self._inputs = LastInputs(max((recipe.samples for recipe in recipes), default=0), self._is_look_near)
         self._following: Following | None = None
+        self._seen_copies: Mapping[str, Any] = {}
         self.attach(model)
 
     @property
@@ -165,7 +166,9 @@ class PruningRun:
             self._handles.extend(pruner.watch(model))
         self._inputs.listen(model)
         channels = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
-        self._following = Following(model, channels, self.base)
+        self._following = Following(model, channels, self.base, self.step)
+        self._following.load_state_dict(self._seen_copies)
+        self._seen_copies = {}  # before another start the model may get other weights
         self._handles.extend(self._following.watch(model))
 
     def _is_look_near(self, steps: int) -> bool:
@@ -211,11 +214,10 @@ class PruningRun:
         if self.step in (self._looked_at, self._waits_at):
             return {}
         asked = {i: pruner.schedule.due(self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
-        found = {i: sparsity for i, sparsity in asked.items() if sparsity is not None}
-        found = {i: sparsity for i, sparsity in found.items() if sparsity > self.pruners[i].asked}
-        if not found:
+        due = {i: now for i, now in asked.items() if now is not None and now > self.pruners[i].asked}
+        if not due:
             self._looked_at = self.step
-        return found
+        return due
 
     def prune(self, model: nn.Module, asked: Mapping[int, float]) -> list[Event]:
         """Run one event: prune to these sparsities, by index of the recipe; return the records.
@@ -297,7 +299,7 @@ class PruningRun:
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
     def state_dict(self, model: nn.Module | None = None, with_inputs: bool = True) -> dict[str, Any]:
-        """Return counters, observations, policy snapshots and inputs kept for repair: plain values and tensors.
+        """Return counters, observations, policy snapshots, copies and inputs for repair: plain values and tensors.
 
         Args:
             model: whose masks stand in it too, for no state dict of the model has them; None: they are kept elsewhere.
@@ -315,6 +317,7 @@ class PruningRun:
             "recipes": [pruner.recipe.describe() for pruner in self.pruners],
             "pruners": [pruner.state_dict() for pruner in self.pruners],
             "policies": self._policies(),
+            "copies": self._seen_copies if self._following is None else self._following.state_dict(),
         }
 
     def _policies(self) -> list[Mapping[str, Any]]:
@@ -341,6 +344,10 @@ class PruningRun:
         self.step, self._stay = state["step"], set(state["stay"])
         self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]
         self._policy_state = list(kept)
+        if self._following is not None and self.is_started:
+            self._following.load_state_dict(state.get("copies", {}))
+        else:
+            self._seen_copies = state.get("copies", {})
         if "inputs" in state:
             self._inputs.load_state_dict(state["inputs"])
         for runtime, saved in zip(self._runtimes, self._policy_state, strict=False):
