@@ -57,8 +57,8 @@ def main() -> None:
     tables = [part for name in projects for part in project([row for row in rows if row["project"] == name])]
     stays = list(staying(rows)) or ["Nothing stays but the inputs and outputs of the networks."]
     fails = list(failing(rows)) or ["Nothing."]
-    missing = sorted({p.parent.name for p in ROOT.glob("*/requirements.txt")} - {n.replace("-", "_") for n in projects})
-    tables += [f"Set up, and not measured for this page: {', '.join(missing)}.", ""] if missing else []
+    missing = unmeasured({(row["project"].replace("-", "_"), row["model"]) for row in rows})
+    tables += [f"Set up, and not measured for this page: {'; '.join(missing)}.", ""] if missing else []
     parts = [overview(rows), "", *tables, "## What stays, and why", "", STAYS, "", *stays]
     parts += ["", "## What fails", "", *fails]
     PAGE.write_text(HEAD + "\n".join(parts) + "\n", encoding="utf-8")
@@ -77,6 +77,19 @@ def overview(rows: list[dict[str, Any]]) -> str:
         " a verified `.pte`. What does not is under [what fails](#what-fails), with its reason."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+def unmeasured(measured: set[tuple[str, str]]) -> list[str]:
+    """Return the projects without a row, and those of whose models some have none, with their names."""
+    told = []
+    for script in sorted(ROOT.glob("*/fit.py")):
+        project = script.parent.name
+        names = re.findall(r'^        [A-Z]\w*\("([^"]+)"', script.read_text(encoding="utf-8"), re.MULTILINE)
+        if project not in {name for name, _ in measured}:
+            told.append(project)
+        elif left_out := [name for name in names if (project, name) not in measured]:
+            told.append(f"{project} ({', '.join(left_out)})")
+    return told
 
 
 STAYS = """Entries of axes that `Channel` cannot remove, by reason; inputs and outputs of the network itself are left

@@ -23,8 +23,8 @@ TRAIN, VALIDATION = TABLE[:480], TABLE[480:]
 
 FT = {"input_embed_dim": 16, "num_heads": 4, "num_attn_blocks": 2}
 QUIET = "attn_feature_importance"
-ARRAYS = f"its forward makes NumPy arrays of its attention, unless `{QUIET}=False`; `Element` does it"
-WIDTH = "every width in it is the number of features that go in; `Element` does it"
+ARRAYS = f"its forward makes NumPy arrays of its attention, unless `{QUIET}=False`"
+WIDTH = "every width in it is the number of features that go in"
 
 
 class Tabular(Case):
@@ -32,7 +32,7 @@ class Tabular(Case):
 
     def __init__(self, name: str, config: Any, why: str = "", **options: Any) -> None:
         self.name, self.config, self.options = name, config, options
-        self.reasons = {"fit": why} if why else {}
+        self.reasons = {"fit": why, "pte": why} if why else {}
 
     def fit(self, callbacks: list[Any], folder: Path) -> Any:
         """Put the configurations together and fit."""
