@@ -232,6 +232,7 @@ STRUCTURED: dict[str, Callbacks] = {
     "ours, Taylor Uniform": ours("macs", criterion=Taylor(), allocation=Uniform()),
     "ours with repair": ours("macs", repair=LeastSquares()),
     "ours, Fisher Uniform, with repair": ours("macs", criterion=Fisher(), allocation=Uniform(), repair=LeastSquares()),
+    "ours, Reconstruction, with repair": ours("macs", criterion=Reconstruction(), repair=LeastSquares()),
     "ours + growing group penalty": lambda task, final, seed: [
         *ours("macs")(task, final, seed),
         GroupPenalty(timing(task)[1]),
@@ -476,6 +477,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tasks", nargs="+", default=["digits", "characters"])
     parser.add_argument("--kinds", nargs="+", default=list(BUDGETS))
+    parser.add_argument("--budgets", nargs="+", type=float, help="of these alone, such as 0.1")
     parser.add_argument("--page", action="store_true", help="write docs/peers.md from the results and end")
     parser.add_argument("--check", action="store_true", help="compare with the results that were kept")
     parser.add_argument("--margin", type=float, default=1.5, help="points that --check lets pass")
@@ -489,6 +491,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     kept = read()["rows"]
     todo = rows(arguments.kinds, arguments.tasks, arguments.seeds)
+    todo = [row for row in todo if arguments.budgets is None or row["budget"] in arguments.budgets]
     if arguments.check:
         worse = compare(kept, measure(todo, [], is_kept=False), arguments.margin)
         sys.exit("worse than before:\n" + "\n".join(worse) if worse else 0)
