@@ -188,7 +188,7 @@ def failing(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def shortened(message: str) -> str:
     """Return its beginning, at most some three lines of the page, without machine paths."""
-    message = re.sub(r"/\S*/site-packages/", "", message).replace("|", "\\|").replace("`", "'")
+    message = re.sub(r"/\S*/site-packages/|/tmp/\w+/", "", message).replace("|", "\\|").replace("`", "'")
     return message if len(message) <= 320 else message[:320].rsplit(" ", 1)[0] + " …"
 
 
