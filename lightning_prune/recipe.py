@@ -99,6 +99,11 @@ class Recipe:
         return isinstance(self.granularity, Channel)
 
     @property
+    def needs_example(self) -> bool:
+        """Whether the model has to be traced or run, so that an example of what its forward takes is asked for."""
+        return self.is_structured or self.count == "macs"
+
+    @property
     def samples(self) -> int:
         """How many samples repair and a criterion by reconstruction look at, at an event; 0: none."""
         looking = [value for value in (self.repair, self.criterion) if isinstance(value, LeastSquares | Reconstruction)]

@@ -1,6 +1,11 @@
-"""Rows of words and figures as aligned text."""
+"""Rows of words and figures as aligned text, and reasons as lines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+
+def reasons(stay: Mapping[str, str]) -> str:
+    """Return what stays and why, a line each."""
+    return "\n".join(f"{name}: {reason}" for name, reason in stay.items())
 
 
 def aligned(rows: Sequence[Sequence[str]], words: int = 1, remarks: int = 0, *, has_total: bool = False) -> str:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_prune.classes.head import Head, find_head
 from lightning_prune.criteria import Taylor
-from lightning_prune.model.masks import dense_parameters
+from lightning_prune.model.masks import dense_parameters, device_of
 from lightning_prune.model.recalibration import inputs_of
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.tables import aligned
@@ -155,7 +155,7 @@ def keep_classes(
     first = next(batches, None)
     if first is None:
         raise ValueError("the loader is empty; give it labelled batches, some of each class to keep")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     modes = [module.training for module in model.modules()]
     with as_evaluated(model):
         some = tuple(v[:2] if isinstance(v, Tensor) and v.dim() else v for v in inputs_of(first, device))

@@ -14,6 +14,7 @@ from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of
+from lightning_prune.tables import reasons
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -60,8 +61,7 @@ def finalize(
         plan, groups = _plan(model, example)
         plan, stay = joined(plan, groups, followers(model, plan, groups))
         if stay:
-            reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
-            warnings.warn(f"these channel groups stay, at zero:\n{reasons}", stacklevel=2)
+            warnings.warn(f"these channel groups stay, at zero:\n{reasons(stay)}", stacklevel=2)
         if plan.keep:
             report = compact(model, plan, example_inputs=example, optimizer=optimizer)
             if report.changes:

@@ -3,7 +3,7 @@
 from lightning_prune.compensation.inputs import Call, LastInputs
 from lightning_prune.compensation.least_squares import LeastSquares
 from lightning_prune.compensation.reconstruction import Reconstruction, Seen
-from lightning_prune.compensation.repair import Repair, Target, joined, record, refit
+from lightning_prune.compensation.repair import Repair, Wanted, joined, record, refit
 
 __all__ = [
     "Call",
@@ -12,7 +12,7 @@ __all__ = [
     "Reconstruction",
     "Repair",
     "Seen",
-    "Target",
+    "Wanted",
     "joined",
     "record",
     "refit",

@@ -22,7 +22,7 @@ from lightning_prune.model.example import (
     walked,
     whole_networks,
 )
-from lightning_prune.model.masks import dense_names
+from lightning_prune.model.masks import device_of
 
 MIN_ON_A_RANK = 4
 """A fourth is held out, so of fewer samples none."""
@@ -128,7 +128,7 @@ class LastInputs:
         with ranks.together(f"the repair of step {step}"):
             call, count = None, 0
             if self._calls:
-                device = next((tensor.device for tensor in dense_names(model).values()), torch.device("cpu"))
+                device = device_of(model)
                 last = [walked(call.example, lambda x: x.to(device)) for call in reversed(self._calls)]
                 call = Call(self._calls[-1].path, joined(last, self._share))
                 count = call.samples

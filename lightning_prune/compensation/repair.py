@@ -19,7 +19,7 @@ EXACT = 1e-10
 
 
 @dataclass(frozen=True)
-class Target:
+class Wanted:
     """What a layer gave before the cut.
 
     Args:
@@ -51,9 +51,14 @@ class Repair:
     damping: float | None
     reason: str = ""
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the weight was written."""
+        return self.damping is not None
+
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Target]:
+def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Wanted]:
     """Return what every layer that can be repaired gives, before a cut.
 
     Args:
@@ -64,14 +69,14 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Tar
     Raises:
         NonFiniteError: what enters a layer is NaN or infinite.
     """
-    targets: dict[str, Target] = {}
+    targets: dict[str, Wanted] = {}
     parameters = masks.dense_parameters(model)
 
     def see(name: str, reader: Reader, x: Tensor) -> None:
         if name not in parameters:  # computed from others
             return
         if name in targets:
-            targets[name] = Target(targets[name].outputs, targets[name].samples, targets[name].calls + 1)
+            targets[name] = Wanted(targets[name].outputs, targets[name].samples, targets[name].calls + 1)
             return
         rows = sampled(reader.rows(x), repair.rows, name).to(wide(x))
         if not bool(torch.isfinite(rows).all()):
@@ -80,14 +85,14 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Tar
                 " nothing was pruned. Look at the data, or leave Recipe(repair=…) out"
             )
         weight = reader.matrix(parameters[name].detach())
-        targets[name] = Target(rows @ weight.mT.to(rows.dtype), len(x))
+        targets[name] = Wanted(rows @ weight.mT.to(rows.dtype), len(x))
 
     run_through(model, inputs, see)
     return targets
 
 
 @torch.no_grad()
-def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Target], repair: LeastSquares) -> list[Repair]:
+def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Wanted], repair: LeastSquares) -> list[Repair]:
     """Fit the kept weights of a cut model to what its layers gave before, in the order in which they run.
 
     Args:

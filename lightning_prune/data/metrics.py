@@ -7,11 +7,11 @@ from numbers import Real
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_prune.data.passes import Passes
+from lightning_prune.model.example import sample_count
 
 MetricLike = Metric | Callable[[nn.Module, Any], Any]
 """A torchmetrics metric of (model(inputs), targets), or ``metric(model, batch) -> scalar``."""
@@ -68,8 +68,7 @@ def evaluate(model: nn.Module, passes: Passes, metric: MetricLike) -> float:
     for batch in passes:
         values.append(_scalar(metric(model, batch), metric))
         # the samples of a batch, so that a smaller last one does not weigh as a full one
-        first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), None)
-        sizes.append(1 if first is None else max(1, len(first)))
+        sizes.append(sample_count(batch))
     return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 

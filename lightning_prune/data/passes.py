@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_prune.errors import PruningError
-from lightning_prune.model.masks import dense_names
+from lightning_prune.model.masks import device_of
 from lightning_prune.trainer.internals import move_data_to_device, sized_len
 
 
@@ -62,11 +62,6 @@ class Passes:
                 " iterated over, such as a DataLoader, instead of a generator or an iterator"
             )
         self._expected = count
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter or buffer; the CPU for one without."""
-    return next((tensor.device for tensor in dense_names(model).values()), torch.device("cpu"))
 
 
 def seed_all(seed: int) -> None:

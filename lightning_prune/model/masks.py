@@ -85,6 +85,11 @@ def dense_names(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer; the CPU for one without."""
+    return next((tensor.device for tensor in dense_names(model).values()), torch.device("cpu"))
+
+
 def dense_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter by its dense name; one that stands under several names appears under each."""
     return {name: t for name, t in dense_names(model).items() if isinstance(t, nn.Parameter)}

@@ -24,6 +24,7 @@ from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.budget import smallest_share
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Target, Targets, recurrent_weights
+from lightning_prune.tables import reasons
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         ValueError: targets, block sizes, shares of the run or the final sparsity cannot be met on this model.
         GraphError: the model cannot be traced with the example input.
     """
-    if example_inputs is None and (recipe.is_structured or recipe.count == "macs"):
+    if example_inputs is None and recipe.needs_example:
         name = type(model).__name__
         raise ValueError(
             f"{recipe.granularity} with count={recipe.count!r} needs an example input of {name}: set"
@@ -193,12 +194,12 @@ def _tried(
     while refused := inexact(model, found, left, (example.args, example.kwargs)):
         stay |= refused
         left = [name for name in left if name not in stay]
-    reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
     if not left:
-        raise ValueError(f"no channel of the chosen targets can be removed exactly:\n{reasons}")
+        raise ValueError(f"no channel of the chosen targets can be removed exactly:\n{reasons(stay)}")
     if stay:
         warnings.warn(
-            f"the channels of {len(stay)} groups stay, because removing them is not exact:\n{reasons}", stacklevel=2
+            f"the channels of {len(stay)} groups stay, because removing them is not exact:\n{reasons(stay)}",
+            stacklevel=2,
         )
     return tuple(group for group in chosen if group.name in left)
 

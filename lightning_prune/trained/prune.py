@@ -70,7 +70,7 @@ class Pruned:
             lines.append(f"MACs        {self.before.macs:,} -> {self.after.effective_macs:,}")
         if self.metric_before is not None and self.metric_after is not None:
             lines.append(f"{self.metric:<11} {self.metric_before:.4f} -> {self.metric_after:.4f}")
-        mended = sum(repair.damping is not None for repair in self.repairs)
+        mended = sum(repair.is_done for repair in self.repairs)
         if self.repairs:
             lines.append(f"repaired    {mended} of {len(self.repairs)} layers")
         lines.extend(f"stays       {name}: {reason}" for name, reason in self.stayed.items())

@@ -75,8 +75,7 @@ class Fit:
         """Return the run for this model, with masks attached; None while its first forward pass is waited for."""
         course, recipes = self.course, self.settings.recipes
         if course.run is None:
-            needs_example = any(recipe.is_structured or recipe.count == "macs" for recipe in recipes)
-            if needs_example and example_of(self.model) is None:
+            if any(recipe.needs_example for recipe in recipes) and example_of(self.model) is None:
                 self._waiting = self._waiting or FirstForward(self.model, self._arrive)
                 return None
             self._stop_waiting()
@@ -376,7 +375,7 @@ def _log_event(trainer: Trainer, event: Event) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(values, step=event.step)
     macs = "" if event.macs is None else f", {event.macs:,} MACs"
-    mended = sum(repair.damping is not None for repair in event.repairs)
+    mended = sum(repair.is_done for repair in event.repairs)
     repaired = f", {mended} of {len(event.repairs)} layers repaired" if event.repairs else ""
     log.info(
         "step %d: sparsity %.4f (asked %.4f), %s parameters%s left%s",

@@ -135,7 +135,7 @@ class SparsityCheckpoint(SelectingCheckpoint):
                 " ends; lower it, or leave it out to take the schedule's"
             )
         # a callback that needs an example itself takes it from the first forward pass
-        has_example = any(recipe.is_structured or recipe.count == "macs" for recipe in callback.recipes)
+        has_example = any(recipe.needs_example for recipe in callback.recipes)
         if self.against == "macs" and not has_example and example_of(pl_module) is None:
             raise ValueError(
                 f'SparsityCheckpoint(against="macs") needs an example input: set {type(pl_module).__name__}.'

@@ -10,6 +10,7 @@ from lightning_prune.errors import PruningError
 from lightning_prune.model.example import Example
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.run import PruningRun
+from lightning_prune.tables import reasons
 from lightning_prune.trainer import _averages as averages
 from lightning_prune.trainer._preconditions import example_on_device
 from lightning_prune.trainer.internals import unwrapped
@@ -91,8 +92,9 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
             with unwrapped(trainer):
                 compact(model, cut, optimizer=trainer.optimizers)
     if stay:
-        reasons = "\n".join(f"{name}: {reason}" for name, reason in stay.items())
-        warnings.warn(f"these channel groups stay masked, because removing them is not exact:\n{reasons}", stacklevel=2)
+        warnings.warn(
+            f"these channel groups stay masked, because removing them is not exact:\n{reasons(stay)}", stacklevel=2
+        )
     if changes:
         log.warning(INEXACT, run.step, max(changes.values()))
     averages.lose(trainer, model, cut)
