@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
@@ -13,6 +14,8 @@ from lightning_prune import schedules
 from lightning_prune.compaction import applied_plan, inexact
 from lightning_prune.compensation import Reconstruction
 from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, watched
+from lightning_prune.distributed import shards
+from lightning_prune.errors import NonFiniteError
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.computed import sources
@@ -202,6 +205,24 @@ def _tried(
             stacklevel=2,
         )
     return tuple(group for group in chosen if group.name in left)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model whose values are broken before the first step.
+
+    Raises:
+        NonFiniteError: a parameter or buffer is NaN or infinite.
+    """
+    broken = [
+        name
+        for name, tensor in masks.dense_names(model).items()
+        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(shards.local(tensor)).all())
+    ]
+    if broken:
+        raise NonFiniteError(
+            f"{', '.join(broken[:5])} of {type(model).__name__} is NaN or infinite before the first step; nothing was"
+            " pruned. Load other weights, or mend the initialisation"
+        )
 
 
 def check_seen(criterion: object, units: Units, model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lightning_prune.compensation import Repair
 from lightning_prune.selection.allocation import Candidates
+from lightning_prune.selection.granularity import Channel, Granularity
 
 _HARDLY_ANY = 0.05
 """Of a layer's weights: with less left than this, most of its outputs see hardly any input."""
@@ -39,7 +40,7 @@ class Event:
 
 
 def thin(
-    candidates: Candidates, removed: Mapping[str, int], asked: float, full_sparsity: float | None
+    candidates: Candidates, removed: Mapping[str, int], asked: float, granularity: Granularity | Channel
 ) -> tuple[str, ...]:
     """Say what has become a bottleneck at an event, which the sparsity of the network does not show.
 
@@ -49,15 +50,15 @@ def thin(
         candidates: of the event.
         removed: target or channel group -> how many of its units are gone after it.
         asked: the sparsity of the event; layers count that lost clearly more than that.
-        full_sparsity: the share of a target's weights that is gone when all its units are; None: units are channels.
+        granularity: of the units.
     """
     sizes, before = candidates.sizes, candidates.removed
-    if full_sparsity is None:
+    if isinstance(granularity, Channel):
         most = {name: size - 2 if size > _FEW else size for name, size in sizes.items()}
         what, advice = "left with a single channel", "set Channel(min_share=…)"
     else:
         share = max(1 - _HARDLY_ANY, asked + 0.01)
-        most = {name: share / full_sparsity * size for name, size in sizes.items()}
+        most = {name: share / granularity.full_sparsity * size for name, size in sizes.items()}
         what, advice = f"left with less than {1 - share:.1%} of the weights", "exclude it with Targets(exclude=…)"
     names = [name for name, gone in removed.items() if before[name] <= most[name] < gone]
     if not names:

@@ -15,6 +15,7 @@ from lightning_prune.distributed import ranks, shards
 from lightning_prune.run.bound import BoundModel
 from lightning_prune.run.removal import next_removal
 from lightning_prune.selection import ChannelUnits
+from lightning_prune.tables import reasons
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +148,8 @@ class Following:
         both, held = joined(plan, self._groups, following)
         if untold := held.keys() - self._told:
             self._told |= untold
-            reasons = "\n".join(f"{name}: {held[name]}" for name in sorted(untold))
-            warnings.warn(f"these channel groups stay masked:\n{reasons}", stacklevel=2)
+            told = reasons({name: held[name] for name in sorted(untold)})
+            warnings.warn(f"these channel groups stay masked:\n{told}", stacklevel=2)
         return both if both.removals else None
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
@@ -25,7 +24,7 @@ from lightning_prune.criteria import (
     watched,
 )
 from lightning_prune.distributed import ranks, shards
-from lightning_prune.errors import NonFiniteError, PruningError
+from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Macs
 from lightning_prune.optimizer.policies import as_policies
@@ -269,9 +268,7 @@ def prune_step(
         pruner.observed.clear()
     else:
         pruner.observed.start_anew()
-    granularity = pruner.recipe.granularity
-    full = granularity.full_sparsity if isinstance(granularity, Granularity) else None
-    bottlenecks = thin(candidates, removed, sparsity, full)
+    bottlenecks = thin(candidates, removed, sparsity, pruner.recipe.granularity)
     return replace(describe(pruner, model, step), repairs=tuple(repairs), thin=bottlenecks)
 
 
@@ -302,24 +299,6 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
                 f" {next(iter(spread.rows))} is sharded over several ranks: leave it out, or train with DDP"
             )
         pruner.units.check_spread(spread)
-
-
-def check_finite(model: nn.Module) -> None:
-    """Refuse a model whose values are broken before the first step.
-
-    Raises:
-        NonFiniteError: a parameter or buffer is NaN or infinite.
-    """
-    broken = [
-        name
-        for name, tensor in masks.dense_names(model).items()
-        if tensor.is_floating_point() and not is_lazy(tensor) and not bool(torch.isfinite(shards.local(tensor)).all())
-    ]
-    if broken:
-        raise NonFiniteError(
-            f"{', '.join(broken[:5])} of {type(model).__name__} is NaN or infinite before the first step; nothing was"
-            " pruned. Load other weights, or mend the initialisation"
-        )
 
 
 def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:

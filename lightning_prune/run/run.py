@@ -21,11 +21,11 @@ from lightning_prune.optimizer.context import Scheduler
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.binding import bind
+from lightning_prune.run.binding import bind, check_finite
 from lightning_prune.run.bound import BoundModel
 from lightning_prune.run.event import Event
 from lightning_prune.run.following import Following
-from lightning_prune.run.pruner import Pruner, check_finite, check_masked, describe, prune_step
+from lightning_prune.run.pruner import Pruner, check_masked, describe, prune_step
 from lightning_prune.run.resuming import check_same, take_up
 from lightning_prune.selection import ChannelUnits
 
