@@ -222,3 +222,15 @@ def test_an_interrupt_while_a_group_is_put_back_leaves_all_as_it_was() -> None:
         with pytest.raises(KeyboardInterrupt), interrupt_at(int(line)):
             compact(model, plan, MLP_INPUT, optimizer)
         assert everything(model, optimizer) == before
+
+
+def test_an_interrupt_between_a_block_without_gradients_and_its_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    model = trained(Mlp())
+    monkeypatch.setattr(Compaction, "mask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compact(model, half_plan(Mlp(), MLP_INPUT), MLP_INPUT)
+    assert torch.is_grad_enabled()
