@@ -94,7 +94,7 @@ bench: $(BENCH)/.ready
 	PYTHONPATH=$(CURDIR) $(BENCH)/bin/python -m benchmarks.peers --check
 
 bench-full: $(BENCH)/.ready
-	PYTHONPATH=$(CURDIR) $(BENCH)/bin/python -m benchmarks.peers --seeds 3 --tasks digits plain characters
+	PYTHONPATH=$(CURDIR) $(BENCH)/bin/python -m benchmarks.peers --seeds 3 --tasks digits letters characters
 	PYTHONPATH=$(CURDIR) $(BENCH)/bin/python -m benchmarks.peers --page
 
 $(BENCH)/.ready: benchmarks/requirements.txt $(READY)

@@ -2,10 +2,12 @@
 
 digits: 600 of scikit-learn's handwritten digits to train on, 1,197 to test; a residual network with batch norm.
 characters: 94 printable characters in twelve fonts, tested in four others; a residual network with batch norm.
-plain: the digits again, with a network without batch norm, whose activations are no ReLUs.
+letters: the 26 capital letters among them; a plain network without any norm.
 """
 
 import copy
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +20,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, relu
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from examples.characters_data import TEST_FONTS, characters, distorted, glyphs
+from examples.characters_data import LABELS, TEST_FONTS, characters, distorted, glyphs
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -75,12 +77,12 @@ def characters_net(a: int = 16, b: int = 32, c: int = 64) -> nn.Module:
     return Residual(a, 2, ((b, 2), (c, 2)), 94)
 
 
-def plain_net(a: int = 16, b: int = 32) -> nn.Module:
-    """Return a network for 8x8 digits without batch norm."""
+def letters_net(a: int = 16, b: int = 32, c: int = 64) -> nn.Module:
+    """Return a network for 32x32 letters without any norm."""
     return nn.Sequential(
-        nn.Conv2d(1, a, 3, padding=1), nn.GELU(), nn.Conv2d(a, a, 3, padding=1), nn.GELU(),
-        nn.Conv2d(a, b, 3, 2, 1), nn.GELU(), nn.Conv2d(b, b, 3, padding=1), nn.GELU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * b, 10),
+        nn.Conv2d(1, a, 5, 2, 2), nn.ReLU(), nn.Conv2d(a, b, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(b, b, 3, 1, 1), nn.ReLU(), nn.Conv2d(b, c, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * c, 3 * b), nn.ReLU(), nn.Linear(3 * b, 26),
     )  # fmt: skip
 
 
@@ -142,21 +144,31 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 @cache
 def task(name: str) -> Task:
     """Return the task of this name."""
-    if name == "characters":
-        images, classes = glyphs(1).tensors
-        test = characters(30, fonts=TEST_FONTS, seed=7).tensors
-        small = tuple((a, b, c) for a in range(2, 17) for b in (2 * a - 1, 2 * a, 2 * a + 1)
-                      for c in (2 * b - 1, 2 * b, 2 * b + 1))  # fmt: skip
-        data = (images, classes), (test[0], test[1])
-        return Task(name, *data, distorted, characters_net, (16, 32, 64), small, 94, 4e-3, adam=True, more=12)
-    x, y = load_digits(return_X_y=True)
-    images, classes = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y)
-    train, test = train_test_split(range(len(y)), train_size=600, stratify=y, random_state=0)
-    data = (images[train], classes[train]), (images[test], classes[test])
-    small = tuple((a, b) for a in range(2, 17) for b in range(max(2, 2 * a - 2), 2 * a + 3))
-    if name == "plain":
-        return Task(name, *data, shifted, plain_net, (16, 32), small, 50, 4e-3, adam=True)
-    return Task(name, *data, shifted, digits_net, (16, 32), small, 50, 0.1, adam=False, smoothing=0.1)
+    if name == "digits":
+        x, y = load_digits(return_X_y=True)
+        images, classes = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y)
+        train, test = train_test_split(range(len(y)), train_size=600, stratify=y, random_state=0)
+        data = (images[train], classes[train]), (images[test], classes[test])
+        pairs = tuple((a, b) for a in range(2, 17) for b in range(max(2, 2 * a - 2), 2 * a + 3))
+        return Task(name, *data, shifted, digits_net, (16, 32), pairs, 50, 0.1, adam=False, smoothing=0.1)
+    small = tuple((a, b, c) for a in range(2, 17) for b in (2 * a - 1, 2 * a, 2 * a + 1)
+                  for c in (2 * b - 1, 2 * b, 2 * b + 1))  # fmt: skip
+    if name == "letters":
+        letters = _letters(glyphs(4)), _letters(characters(60, fonts=TEST_FONTS, seed=7))
+        return Task(name, *letters, distorted, letters_net, (16, 32, 64), small, 52, 2e-3, adam=True, first=20, more=8)
+    train, test = glyphs(1).tensors, characters(30, fonts=TEST_FONTS, seed=7).tensors
+    data = (train[0], train[1]), (test[0], test[1])
+    return Task(name, *data, distorted, characters_net, (16, 32, 64), small, 94, 4e-3, adam=True, more=12)
+
+
+def _letters(data: TensorDataset) -> tuple[Tensor, Tensor]:
+    images, classes = data.tensors
+    first = LABELS.index("A")
+    inside = (classes >= first) & (classes < first + 26)
+    return images[inside], classes[inside] - first
+
+
+TASKS = ("digits", "letters", "characters")
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -253,6 +265,26 @@ def accuracy(net: nn.Module, task: Task) -> float:
     net.eval()
     answers = torch.cat([net(images).argmax(1) for images in task.test[0].split(500)])
     return 100 * float((answers == task.test[1]).float().mean())
+
+
+def seen(task: Task, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return some batches of the training data, augmented: what may be looked at without training."""
+    generator = torch.Generator().manual_seed(seed * 17 + 3)
+    order = torch.randperm(len(task.train[0]), generator=generator).split(task.batch)[:count]
+    return [(task.augment(task.train[0][index], generator), task.train[1][index]) for index in order]
+
+
+def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the cross entropy."""
+    return cross_entropy(net(batch[0]), batch[1])
+
+
+def quiet() -> None:
+    """Compute on one thread, and leave warnings and logs out of the tables."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning_prune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def layers(net: nn.Module) -> list[nn.Module]:
