@@ -36,7 +36,7 @@ from lightning_prune import Channel, Element, Polynomial, PruningCallback, Recip
 from lightning_prune.deploy import export
 from lightning_prune.graph import ChannelGroups
 from lightning_prune.model import masks
-from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.plain_copy import plain_copy
 
 ROWS = Path(__file__).parent / ".rows"
 GRANULARITIES = {"Element": Element(), "Channel": Channel()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_prune.compaction import Compaction, applied_plan, compact, set_plan
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups, channel_groups
-from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.plain_copy import plain_copy
 
 _M = TypeVar("_M", bound=nn.Module)
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.caches import empty, refilled, tensors_beside
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import tensors_in, walked
 from lightning_prune.model.masks import fold
+from lightning_prune.model.plain_copy import plain_copy
 
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of ``forward``."""

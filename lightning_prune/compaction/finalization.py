@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_prune.compaction import Compaction, compact
-from lightning_prune.compaction.twins import followers, joined
+from lightning_prune.compaction.copies import following_copies, with_copies
 from lightning_prune.errors import CompactionError, PruningError
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model import masks
@@ -59,7 +59,7 @@ def finalize(
             )
         example = example.on_device_of(model)
         plan, groups = _plan(model, example)
-        plan, stay = joined(plan, groups, followers(model, plan, groups))
+        plan, stay = with_copies(plan, groups, following_copies(model, plan, groups))
         if stay:
             warnings.warn(f"these channel groups stay, at zero:\n{reasons(stay)}", stacklevel=2)
         if plan.keep:

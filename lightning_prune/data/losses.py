@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import NonFiniteError
-from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.trainer.internals import is_param_in_hook_signature
 from lightning_prune.trainer.packages import is_lightning_module
 

@@ -23,8 +23,8 @@ from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error
 from lightning_prune.documents import Form
 from lightning_prune.graph import ChannelGroups, channel_groups
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import dense_names
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.tables import aligned
 from lightning_prune.values import check_bool, check_whole
 

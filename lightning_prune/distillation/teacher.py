@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import CheckpointError, NonFiniteError, PruningError
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import dense_names, dense_parameters, fold
+from lightning_prune.model.plain_copy import plain_copy
 
 
 class Teacher:

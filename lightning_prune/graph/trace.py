@@ -21,9 +21,9 @@ from lightning_prune.errors import GraphError
 from lightning_prune.graph._sizes import Recorder, Sizes
 from lightning_prune.graph.recordable import recordable
 from lightning_prune.model.caches import refilled
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import Example, Inputs, tensors_in, walked
 from lightning_prune.model.masks import fold
+from lightning_prune.model.plain_copy import plain_copy
 
 KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNCellBase)
 

@@ -16,9 +16,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.model.computed import sources
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import Example, Inputs, example_of
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.tables import aligned
 
 

@@ -84,7 +84,7 @@ def zero_state(optimizer: Optimizer, masks: Mapping[Parameter, Tensor]) -> None:
     if isinstance(optimizer, LBFGS):
         _forget_history(optimizer, held)
         return
-    plan = [(tensor, layout, masks[p]) for p in held for _, tensor, layout in _followers(optimizer, p, p.shape)]
+    plan = [(tensor, layout, masks[p]) for p in held for _, tensor, layout in _state_tensors(optimizer, p, p.shape)]
     with torch.no_grad():
         for tensor, layout, mask in plan:
             keep = mask.any(dim=layout.reduced, keepdim=layout.keeps_axes) if layout.reduced else mask
@@ -141,7 +141,7 @@ def slice_state(
     cut = {
         parameter: {
             key: _cut(tensor, layout, keep[parameter], old_shapes[parameter])
-            for key, tensor, layout in _followers(optimizer, parameter, old_shapes[parameter])
+            for key, tensor, layout in _state_tensors(optimizer, parameter, old_shapes[parameter])
         }
         for parameter in held
     }
@@ -185,7 +185,7 @@ def check_supported(optimizer: Optimizer, parameters: Iterable[Parameter]) -> No
     if not isinstance(optimizer, LBFGS):
         for parameter in parameters_of(optimizer):
             if parameter in wanted:
-                list(_followers(optimizer, parameter, parameter.shape))
+                list(_state_tensors(optimizer, parameter, parameter.shape))
 
 
 def keeps_zeros(optimizer: Optimizer) -> bool:
@@ -242,7 +242,9 @@ def _forget_history(optimizer: LBFGS, touched: list[Parameter]) -> None:
         optimizer._numel_cache = None
 
 
-def _followers(optimizer: Optimizer, parameter: Parameter, shape: torch.Size) -> Iterator[tuple[str, Tensor, _Layout]]:
+def _state_tensors(
+    optimizer: Optimizer, parameter: Parameter, shape: torch.Size
+) -> Iterator[tuple[str, Tensor, _Layout]]:
     """Yield (key, tensor, layout) of each state tensor that follows the parameter, which has or had this shape."""
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, list | tuple | dict) and _holds_tensors(value):

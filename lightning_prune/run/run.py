@@ -23,8 +23,8 @@ from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind, check_finite
 from lightning_prune.run.bound import BoundModel
+from lightning_prune.run.copies import Copies
 from lightning_prune.run.event import Event
-from lightning_prune.run.following import Following
 from lightning_prune.run.pruner import Pruner, check_masked, describe, prune_step
 from lightning_prune.run.resuming import check_same, take_up
 from lightning_prune.selection import ChannelUnits
@@ -61,7 +61,7 @@ class PruningRun:
         self._policy_state: list[Mapping[str, Any]] = []
         self._handles: list[RemovableHandle] = []
         self._inputs = LastInputs(max((recipe.samples for recipe in recipes), default=0), self._is_look_near)
-        self._following: Following | None = None
+        self._copies: Copies | None = None
         self._seen_copies: Mapping[str, Any] = {}
         self.attach(model)
 
@@ -166,10 +166,10 @@ class PruningRun:
             self._handles.extend(pruner.watch(model))
         self._inputs.listen(model)
         channels = [pruner.units for pruner in self.pruners if isinstance(pruner.units, ChannelUnits)]
-        self._following = Following(model, channels, self.base, self.step)
-        self._following.load_state_dict(self._seen_copies)
+        self._copies = Copies(model, channels, self.base, self.step)
+        self._copies.load_state_dict(self._seen_copies)
         self._seen_copies = {}  # before another start the model may get other weights
-        self._handles.extend(self._following.watch(model))
+        self._handles.extend(self._copies.watch(model))
 
     def _is_look_near(self, steps: int) -> bool:
         """Whether an event that looks at samples is due within so many steps; put off ones are."""
@@ -200,8 +200,8 @@ class PruningRun:
             the gradients of masked weights: zero where they are pruned, whatever else reads the weight.
         """
         masks.zero_gradients(model)
-        if self._following is not None:
-            self._following.observe(model)
+        if self._copies is not None:
+            self._copies.observe(model)
         watching = [pruner for pruner in self.pruners if pruner.is_watching]
         if watching:
             held = {id(p) for p in parameters_of(optimizer)}
@@ -261,7 +261,7 @@ class PruningRun:
 
     def next_removal(self, model: nn.Module) -> Compaction | None:
         """Plan to remove the channels that are masked out entirely; None when there are none."""
-        return None if self._following is None else self._following.next_removal(model, self._stay, self.step)
+        return None if self._copies is None else self._copies.next_removal(model, self._stay, self.step)
 
     def mask_copies(self, model: nn.Module) -> None:
         """Let what is masked out be zero as well in copies that follow a pruned part and that forward does not reach.
@@ -269,11 +269,11 @@ class PruningRun:
         Changes:
             the copies, in place.
         """
-        if self._following is not None:
-            self._following.mask(model, self._stay)
+        if self._copies is not None:
+            self._copies.mask(model, self._stay)
 
-    def follow(self, plan: Compaction, stay: Iterable[str] = ()) -> None:
-        """Let observations and snapshots follow a removal of channels from the model.
+    def cut(self, plan: Compaction, stay: Iterable[str] = ()) -> None:
+        """Cut observations and snapshots as a removal of channels has cut the model.
 
         Args:
             plan: what has gone.
@@ -317,7 +317,7 @@ class PruningRun:
             "recipes": [pruner.recipe.describe() for pruner in self.pruners],
             "pruners": [pruner.state_dict() for pruner in self.pruners],
             "policies": self._policies(),
-            "copies": self._seen_copies if self._following is None else self._following.state_dict(),
+            "copies": self._seen_copies if self._copies is None else self._copies.state_dict(),
         }
 
     def _policies(self) -> list[Mapping[str, Any]]:
@@ -344,8 +344,8 @@ class PruningRun:
         self.step, self._stay = state["step"], set(state["stay"])
         self._looked_at, self._waits_at = state["looked_at"], state["waits_at"]
         self._policy_state = list(kept)
-        if self._following is not None and self.is_started:
-            self._following.load_state_dict(state.get("copies", {}))
+        if self._copies is not None and self.is_started:
+            self._copies.load_state_dict(state.get("copies", {}))
         else:
             self._seen_copies = state.get("copies", {})
         if "inputs" in state:

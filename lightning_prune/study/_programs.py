@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compaction.finalization import finalize
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.masks import fold
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.pruner import prune_step

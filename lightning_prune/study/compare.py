@@ -11,8 +11,8 @@ from tqdm import tqdm
 from lightning_prune.data.losses import check_loss
 from lightning_prune.data.metrics import MetricLike, check_metric, is_higher_better, named
 from lightning_prune.data.passes import own_random_state
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import example_of
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.study.comparison import CLOSE, Comparison, Cost, by_side, levels, mean_cost, ranked

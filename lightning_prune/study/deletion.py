@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lightning_prune.data.losses import Loss, loss_of
 from lightning_prune.data.passes import Passes
 from lightning_prune.errors import PruningError
-from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.selection import Units
 from lightning_prune.study._removal import one_gone, without
 

@@ -126,7 +126,7 @@ def _put(layer: nn.Module, weight: Tensor) -> None:
     table["weight"] = weight
 
 
-def follow(layers: Mapping[str, FakeQuantization]) -> None:
+def update_ranges(layers: Mapping[str, FakeQuantization]) -> None:
     """Move the range of each input towards what was seen since the last call, on the average of the ranks.
 
     Changes: ``range`` and ``seen``, which ends up the same on all ranks.

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_prune.errors import CheckpointError
-from lightning_prune.trainer.fake_quantization import FakeQuantization, follow, quantizable
+from lightning_prune.trainer.fake_quantization import FakeQuantization, quantizable, update_ranges
 from lightning_prune.trainer.packages import AnyCallback, Callback, LightningModule, Trainer
 from lightning_prune.values import check_whole
 
@@ -76,7 +76,7 @@ class QuantizationAware(AnyCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Let the ranges follow the batch."""
-        follow(self._layers)
+        update_ranges(self._layers)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the model in float."""

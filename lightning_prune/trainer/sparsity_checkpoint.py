@@ -14,8 +14,8 @@ from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.compaction.finalization import finalize_or_fold
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import Example, example_of
+from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.model.summary import measure_macs
 from lightning_prune.run.record import history
 from lightning_prune.selection.budget import Budget

@@ -98,5 +98,5 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
     if changes:
         log.warning(INEXACT, run.step, max(changes.values()))
     averages.lose(trainer, model, cut)
-    run.follow(cut, stay)
+    run.cut(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))

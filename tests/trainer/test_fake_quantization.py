@@ -14,8 +14,8 @@ from lightning_prune.trainer.fake_quantization import (
     FakeQuantization,
     fake_quantized,
     fake_quantized_weight,
-    follow,
     quantizable,
+    update_ranges,
 )
 
 LAYERS = {
@@ -137,15 +137,15 @@ def test_ranges_follow_what_training_sees_alone() -> None:
     model.eval()(torch.tensor([[-9.0, 9.0]]))
     with torch.no_grad():
         model.train()(torch.tensor([[-9.0, 9.0]]))
-    follow({"0": one})
+    update_ranges({"0": one})
     assert one.range is None
     model(torch.tensor([[1.0, 3.0]]))
     model(torch.tensor([[-1.0, 2.0]]))
-    follow({"0": one})
+    update_ranges({"0": one})
     assert one.range is not None
     assert one.range.tolist() == [-1.0, 3.0]
     model(torch.tensor([[-2.0, 1.0]]))
-    follow({"0": one})
+    update_ranges({"0": one})
     expected = [-1.0 - RATE, 3.0 + RATE * (1 - 3)]
     np.testing.assert_allclose(one.range.tolist(), expected, rtol=1e-6)
 

@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 from lightning_prune.deploy.program.signature import describe, flatten_outputs
 from lightning_prune.deploy.program.structure import Arguments, is_record, named_leaves
 from lightning_prune.errors import ExportError
-from lightning_prune.model.copies import plain_copy
 from lightning_prune.model.example import Example, Inputs, example_of, walked
 from lightning_prune.model.masks import fold
+from lightning_prune.model.plain_copy import plain_copy
 
 
 class EagerModel(nn.Module):

@@ -36,10 +36,10 @@ def any_strides(program: ExportedProgram) -> None:
 def _without_effect(node: Node) -> Any:  # noqa: ANN401
     """Return the operator that does the same to a copy, if nothing could tell the difference."""
     packet, overload = str(node.target.overloadpacket).rpartition(".")[2], node.target._overloadname  # type: ignore[union-attr]
-    twin = getattr(torch.ops.aten, packet.removesuffix("_"), None)
-    if not packet.endswith("_") or twin is None or overload not in twin.overloads() or not _is_alone(node):
+    functional = getattr(torch.ops.aten, packet.removesuffix("_"), None)
+    if not packet.endswith("_") or functional is None or overload not in functional.overloads() or not _is_alone(node):
         return None
-    return getattr(twin, overload)
+    return getattr(functional, overload)
 
 
 def _is_alone(node: Node) -> bool:

@@ -16,14 +16,11 @@ from lightning_prune.compaction.plan import Compaction, Removal, applied_plan
 from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.model import masks
 
-Twins = Mapping[str, str]
-"""Path of a copy -> path of the part that it is a copy of."""
-
 _T = TypeVar("_T")
 
 
-def twins(model: nn.Module, pruned: Collection[str], reached: Collection[str]) -> dict[str, str]:
-    """Return the outermost copies that forward does not reach: same class, same names and shapes.
+def copies_in(model: nn.Module, pruned: Collection[str], reached: Collection[str]) -> dict[str, str]:
+    """Return path of copy -> path of original, of the outermost that forward does not reach: same class and shapes.
 
     Of several originals alike it is the one whose values are nearest.
 
@@ -63,8 +60,8 @@ def _distance(model: nn.Module, path: str, original: str) -> float:
     return sum(float((a.detach() - b.detach()).double().square().sum()) for a, b in pairs)
 
 
-def joined(
-    plan: Compaction, groups: Mapping[str, ChannelGroup] | ChannelGroups, followers: Twins
+def with_copies(
+    plan: Compaction, groups: Mapping[str, ChannelGroup] | ChannelGroups, copies: Mapping[str, str]
 ) -> tuple[Compaction, dict[str, str]]:
     """Let copies that follow their originals lose what those lose.
 
@@ -74,14 +71,14 @@ def joined(
     Args:
         plan: for the originals.
         groups: those that the plan names.
-        followers: the copies.
+        copies: path of each copy that follows -> path of its original.
 
     Returns:
         The plan for both, and the channel groups that cannot go, each with the reason.
     """
     removals, stay = dict[str, Removal](), dict[str, str]()
     for name, removal in plan.removals.items():
-        own = {twin: at for twin, at in followers.items() if any(_is_under(at, entry) for entry in removal.entries)}
+        own = {copy: at for copy, at in copies.items() if any(_is_under(at, entry) for entry in removal.entries)}
         sides = {
             (any(_is_under(at, member.parameter) for at in own.values()), member.role)
             for member in (groups[name].members if own else ())
@@ -92,30 +89,30 @@ def joined(
                 " channels there is no copy"
             )
         else:
-            entries = {**removal.entries, **_copied(removal.entries, own)}
+            entries = {**removal.entries, **_of_copies(removal.entries, own)}
             removals[name] = replace(
-                removal, entries=entries, unmasked={**removal.unmasked, **_copied(removal.unmasked, own)}
+                removal, entries=entries, unmasked={**removal.unmasked, **_of_copies(removal.unmasked, own)}
             )
     attributes = {**plan.attributes}
-    for twin, original in followers.items():
+    for copy, original in copies.items():
         for path, (name, axis) in plan.attributes.items():
             if _is_under(original, path):
-                attributes[twin + path.removeprefix(original)] = (twin + name.removeprefix(original), axis)
-    shapes = {**plan.shapes, **_copied(plan.shapes, followers)}
+                attributes[copy + path.removeprefix(original)] = (copy + name.removeprefix(original), axis)
+    shapes = {**plan.shapes, **_of_copies(plan.shapes, copies)}
     return Compaction(shapes, {**plan.removals, **removals}, attributes).only(removals), stay
 
 
-def _copied(named: Mapping[str, _T], followers: Twins) -> dict[str, _T]:
+def _of_copies(named: Mapping[str, _T], copies: Mapping[str, str]) -> dict[str, _T]:
     """Return what names of originals say, by the names of their copies."""
     return {
-        twin + name.removeprefix(original): value
+        copy + name.removeprefix(original): value
         for name, value in named.items()
-        for twin, original in followers.items()
+        for copy, original in copies.items()
         if _is_under(original, name)
     }
 
 
-def followers(model: nn.Module, plan: Compaction, groups: ChannelGroups) -> dict[str, str]:
+def following_copies(model: nn.Module, plan: Compaction, groups: ChannelGroups) -> dict[str, str]:
     """Return the copies in which all that they would lose by a plan is zero, and those that have lost something before.
 
     Args:
@@ -123,18 +120,18 @@ def followers(model: nn.Module, plan: Compaction, groups: ChannelGroups) -> dict
         plan: for the originals.
         groups: its channel groups.
     """
-    copies, parameters = twins(model, plan.removed, plan.shapes), masks.dense_parameters(model)
-    goes, applied = joined(plan, groups, copies)[0].masked, applied_plan(model)
+    copies, parameters = copies_in(model, plan.removed, plan.shapes), masks.dense_parameters(model)
+    goes, applied = with_copies(plan, groups, copies)[0].masked, applied_plan(model)
     done = {} if applied is None else applied.removed
     zero = dict[str, str]()
-    for twin, original in copies.items():
+    for copy, original in copies.items():
         lost = [
             parameters[name].detach().index_select(axis, torch.tensor(gone, device=parameters[name].device))
             for name in goes.keys() & parameters.keys()
-            if _is_under(twin, name)
+            if _is_under(copy, name)
             for axis, gone in goes[name].items()
         ]
-        has_lost = any(_is_under(twin, name) for name in done)
+        has_lost = any(_is_under(copy, name) for name in done)
         if (lost or has_lost) and not any(bool(entries.any()) for entries in lost):
-            zero[twin] = original
+            zero[copy] = original
     return zero

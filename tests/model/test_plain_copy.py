@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import Channel, Element, Linear, PruningCallback, Recipe, channel_groups
-from lightning_prune.model.copies import plain_copy
+from lightning_prune.model.plain_copy import plain_copy
 
 
 @pytest.mark.parametrize("place", ["inside", "around"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
-from lightning_prune.compaction.twins import joined, twins
+from lightning_prune.compaction.copies import copies_in, with_copies
 from lightning_prune.distributed import ranks, shards
 from lightning_prune.run.bound import BoundModel
 from lightning_prune.run.removal import next_removal
@@ -20,8 +20,8 @@ from lightning_prune.tables import reasons
 log = logging.getLogger(__name__)
 
 
-class Following:
-    """Tells copies that follow: their values have changed since the start, and none of them ever had a gradient.
+class Copies:
+    """Tells which copies follow: their values have changed since the start, and none of them ever had a gradient.
 
     One whose values have not changed is a teacher; one that had a gradient is a network of its own.
 
@@ -32,7 +32,7 @@ class Following:
         step: of the run, at which this looks at the copies.
 
     Attributes:
-        copies: path of each copy that may follow -> path of its original.
+        originals: path of each copy that may follow -> path of its original.
     """
 
     def __init__(self, model: nn.Module, units: Sequence[ChannelUnits], base: Compaction | None, step: int) -> None:
@@ -40,15 +40,15 @@ class Following:
         self._groups = {group.name: group for one in units for group in one.groups}
         pruned = {name for one in units for name in one.shapes}
         is_sharded = any(shards.is_sharded(parameter) for parameter in model.parameters())
-        self.copies = twins(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
+        self.originals = copies_in(model, pruned, units[0].found.shapes) if units and not is_sharded else {}
         self._told: set[str] = set()
-        self._start = {copy: (step, _fingerprint(model, copy)) for copy in self.copies}
+        self._start = {copy: (step, _fingerprint(model, copy)) for copy in self.originals}
         self._trained: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen of the copies since the start: plain values."""
         return {
-            "copies": dict(self.copies),
+            "copies": dict(self.originals),
             "start": {copy: {"step": step, "digests": digests} for copy, (step, digests) in self._start.items()},
             "trained": sorted(self._trained),
         }
@@ -56,9 +56,11 @@ class Following:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned, or {}; a copy that it does not know has its start now."""
         seen, known = state.get("start", {}), state.get("copies", {})
-        self._start |= {copy: (seen[copy]["step"], seen[copy]["digests"]) for copy in self.copies.keys() & seen.keys()}
-        left = [copy for copy in self.copies if copy in known or copy not in seen]
-        self.copies = {copy: known.get(copy, self.copies[copy]) for copy in left}
+        self._start |= {
+            copy: (seen[copy]["step"], seen[copy]["digests"]) for copy in self.originals.keys() & seen.keys()
+        }
+        left = [copy for copy in self.originals if copy in known or copy not in seen]
+        self.originals = {copy: known.get(copy, self.originals[copy]) for copy in left}
         self._trained |= set(state.get("trained", ()))
 
     def watch(self, model: nn.Module) -> list[RemovableHandle]:
@@ -69,7 +71,7 @@ class Following:
         """
         return [
             parameter.register_post_accumulate_grad_hook(partial(self._note_trained, copy))
-            for copy in self.copies
+            for copy in self.originals
             for parameter in model.get_submodule(copy).parameters()
             if parameter.requires_grad
         ]
@@ -79,15 +81,15 @@ class Following:
 
     def observe(self, model: nn.Module) -> None:
         """Note which copies have gradients now, which no hook tells of those that were assigned or unfrozen later."""
-        for copy in self.copies:
+        for copy in self.originals:
             if any(parameter.grad is not None for parameter in model.get_submodule(copy).parameters()):
                 self._trained.add(copy)
 
-    def _follow(self, model: nn.Module) -> dict[str, str]:
+    def _following(self, model: nn.Module) -> dict[str, str]:
         self.observe(model)
         return {
             copy: original
-            for copy, original in self.copies.items()
+            for copy, original in self.originals.items()
             if copy not in self._trained and _fingerprint(model, copy) != self._start[copy][1]
         }
 
@@ -105,10 +107,10 @@ class Following:
         Changes:
             the copies, in place.
         """
-        following = self._follow(model)
+        following = self._following(model)
         plan = self._of_originals(model, stay) if following else None
         if plan is not None:
-            joined(plan, self._groups, following)[0].mask(model)
+            with_copies(plan, self._groups, following)[0].mask(model)
 
     def next_removal(self, model: nn.Module, stay: Collection[str], step: int) -> Compaction | None:
         """Plan to remove what is masked out entirely, from the copies that follow too; None when nothing goes.
@@ -119,10 +121,10 @@ class Following:
             step: of the run.
         """
         plan = self._of_originals(model, stay)
-        if plan is None or not self.copies:
+        if plan is None or not self.originals:
             return plan
-        following = self._follow(model)
-        others = {copy: self.copies[copy] for copy in self.copies.keys() - following.keys() - self._trained}
+        following = self._following(model)
+        others = {copy: self.originals[copy] for copy in self.originals.keys() - following.keys() - self._trained}
         touched = {
             copy: [
                 name
@@ -138,14 +140,14 @@ class Following:
             plan = plan.only(plan.removals.keys() - waiting)
         for copy, names in touched.items():
             if waiting.isdisjoint(names) and names:
-                del self.copies[copy]
+                del self.originals[copy]
                 warnings.warn(
                     f"{copy} looks like a copy of {others[copy]} that forward does not reach, and has not changed since"
                     " the start of the fit, so it is taken for a teacher and keeps its shape. If your code updates it"
                     f" from {others[copy]} later, begin pruning after that, or leave out compact_every_event",
                     stacklevel=2,
                 )
-        both, held = joined(plan, self._groups, following)
+        both, held = with_copies(plan, self._groups, following)
         if untold := held.keys() - self._told:
             self._told |= untold
             told = reasons({name: held[name] for name in sorted(untold)})

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_prune import Channel, channel_groups
 from lightning_prune.compaction import Compaction
-from lightning_prune.compaction.twins import followers, joined, twins
+from lightning_prune.compaction.copies import copies_in, following_copies, with_copies
 from lightning_prune.run.binding import units_of
 from lightning_prune.selection import ChannelUnits
 from lightning_prune.selection.targets import Targets
@@ -28,13 +28,13 @@ class Byol(nn.Module):
 
 
 @pytest.mark.parametrize("is_frozen", [True, False])
-def test_twins(is_frozen: bool) -> None:
+def test_copies_that_forward_does_not_reach(is_frozen: bool) -> None:
     model = Byol(is_frozen)
     units = units_of(Channel(), Targets(include=("backbone*",)), model, X)
     assert isinstance(units, ChannelUnits)
-    assert twins(model, units.shapes, units.found.shapes) == {"target": "backbone"}
-    assert twins(model, ["head.weight"], units.found.shapes) == {}
-    assert twins(model, units.shapes, model.state_dict()) == {}
+    assert copies_in(model, units.shapes, units.found.shapes) == {"target": "backbone"}
+    assert copies_in(model, ["head.weight"], units.found.shapes) == {}
+    assert copies_in(model, units.shapes, model.state_dict()) == {}
     assert "target" not in str(channel_groups(model, X))
 
 
@@ -46,27 +46,27 @@ def test_the_nearest_of_several_alike_is_the_original() -> None:
             self.copied = copy.deepcopy(self.right)
 
     reached = ["left.weight", "left.bias", "right.weight", "right.bias"]
-    assert twins(Two(), ["left.weight", "right.weight"], reached) == {"copied": "right"}
+    assert copies_in(Two(), ["left.weight", "right.weight"], reached) == {"copied": "right"}
 
 
 def test_a_tied_weight_is_no_copy() -> None:
     model = Byol()
     model.target = nn.Sequential(model.backbone[0], nn.ReLU(), copy.deepcopy(model.backbone[2]))
     groups = channel_groups(model, X)
-    assert twins(model, ["backbone.0.weight"], groups.shapes) == {}
+    assert copies_in(model, ["backbone.0.weight"], groups.shapes) == {}
 
 
 def test_what_crosses_the_border_of_copies_stays() -> None:
     model = Byol()
     groups = channel_groups(model, X)
     plan = Compaction.from_keep(groups, {"backbone.0": range(3), "backbone.2": range(2)})
-    both, stay = joined(plan, groups, {"target": "backbone"})
+    both, stay = with_copies(plan, groups, {"target": "backbone"})
     assert list(both.removals) == ["backbone.0"]
     assert both.removed["target.0.weight"] == both.removed["backbone.0.weight"] == {0: (3, 4, 5, 6, 7)}
     assert both.removed["target.2.weight"] == {1: (3, 4, 5, 6, 7)}
     assert list(stay) == ["backbone.2"]
     assert stay["backbone.2"].startswith("target follows backbone")
-    alone, none = joined(plan, groups, {})
+    alone, none = with_copies(plan, groups, {})
     assert (alone, none) == (plan, {})
 
 
@@ -74,10 +74,10 @@ def test_a_copy_follows_when_what_goes_is_zero_in_it() -> None:
     model = Byol()
     groups = channel_groups(model, X)
     plan = Compaction.from_keep(groups, {"backbone.0": range(3)})
-    assert followers(model, plan, groups) == {}
-    joined(plan, groups, {"target": "backbone"})[0].mask(model)
-    assert followers(model, plan, groups) == {"target": "backbone"}
+    assert following_copies(model, plan, groups) == {}
+    with_copies(plan, groups, {"target": "backbone"})[0].mask(model)
+    assert following_copies(model, plan, groups) == {"target": "backbone"}
     masked = model.target(X)
-    joined(plan, groups, {"target": "backbone"})[0].rebuild(model)
+    with_copies(plan, groups, {"target": "backbone"})[0].rebuild(model)
     assert model.target[0].out_features == 3
     torch.testing.assert_close(model.target(X), masked)
