@@ -117,7 +117,7 @@ class LastInputs:
         while sum(call.samples for call in self._calls[1:]) >= self._share:
             del self._calls[0]
 
-    def joined(self, model: nn.Module, step: int, is_repairing: bool) -> Call | None:
+    def last_call(self, model: nn.Module, step: int, is_repairing: bool) -> Call | None:
         """Return the last samples as one call, the newest first; None where a rank has none.
 
         Args:

@@ -41,7 +41,7 @@ def loader_of(data: Iterable[Any] | DataModule) -> Iterable[Any]:
     return data
 
 
-def first_samples(batches: Iterable[Any], samples: int) -> list[Any]:
+def first_batches(batches: Iterable[Any], samples: int) -> list[Any]:
     """Return batches until they hold so many samples."""
     taken: list[Any] = []
     count = 0

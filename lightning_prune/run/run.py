@@ -232,7 +232,7 @@ class PruningRun:
             self._runtimes[index].before_event(self.step, model)
         recipes = [self.pruners[index].recipe for index in asked]
         is_looking, is_repairing = any(r.samples for r in recipes), any(r.repair for r in recipes)
-        inputs = self._inputs.joined(model, self.step, is_repairing) if is_looking else None
+        inputs = self._inputs.last_call(model, self.step, is_repairing) if is_looking else None
         events = []
         # channels first: weights that leave with them count for no other recipe
         for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):

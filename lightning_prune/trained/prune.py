@@ -14,14 +14,13 @@ from lightning_prune.compaction.finalization import finalize
 from lightning_prune.compensation import Call, LeastSquares, Repair, joined
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import GradientCriterion, ObservingCriterion
-from lightning_prune.data.batches import arguments_of, first_samples, loader_of
+from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, Inputs, example_of, remember, sample_count
-from lightning_prune.model.example import first_samples as first_rows
+from lightning_prune.model.example import Example, Inputs, example_of, first_samples, remember, sample_count
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
@@ -141,7 +140,7 @@ def prune(
     recipe = replace(recipe, repair=repair)
     with own_random_state():
         passes = Passes(loader_of(data), model)
-        batches = first_samples(passes, samples)
+        batches = first_batches(passes, samples)
         inputs = joined([arguments_of(model, batch) for batch in batches], min(samples, recipe.samples or samples))
         if repair is not None and (count := sample_count((inputs.args, dict(inputs.kwargs)))) < MIN_SAMPLES:
             raise ValueError(
@@ -149,7 +148,7 @@ def prune(
                 " (some hundred are better), or write repair=None"
             )
         example = example_of(model) if example_inputs is None else Example.of(example_inputs)
-        example = (first_rows(inputs) if example is None else example).on_device_of(model)
+        example = (first_samples(inputs) if example is None else example).on_device_of(model)
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):

@@ -29,7 +29,7 @@ def batch(size: int, value: float) -> Tensor:
 
 
 def joined(inputs: LastInputs, model: nn.Module) -> Any:
-    call = inputs.joined(model, 7, True)
+    call = inputs.last_call(model, 7, True)
     assert call is not None
     return call
 
@@ -54,7 +54,7 @@ def test_the_newest_samples_are_kept() -> None:
     is_near = False
     inputs.after_event()
     with pytest.warns(UserWarning, match=r"step 7: the event is not repaired, since forward of Net was not called"):
-        assert inputs.joined(model, 7, True) is None
+        assert inputs.last_call(model, 7, True) is None
 
 
 def test_nothing_is_kept_while_no_event_is_near_or_gradients_are_off() -> None:
@@ -100,12 +100,12 @@ def test_too_few_samples_are_told_once() -> None:
     inputs.listen(model)
     model(batch(15, 1.0))
     with pytest.warns(UserWarning, match=r"the 15 samples of the last forward passes are too few, 16 are the least"):
-        call = inputs.joined(model, 3, True)
+        call = inputs.last_call(model, 3, True)
     assert call is not None
     assert not call.are_enough
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inputs.joined(model, 4, True)
+        inputs.last_call(model, 4, True)
 
 
 def test_copies_have_their_plain_forward() -> None:

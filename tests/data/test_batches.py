@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.data.batches import arguments_of, first_samples, loader_of, sample_count
+from lightning_prune.data.batches import arguments_of, first_batches, loader_of, sample_count
 
 
 class Both(nn.Module):
@@ -17,8 +17,8 @@ class Both(nn.Module):
 def test_batches_until_there_are_enough_samples() -> None:
     batches = [torch.zeros(4, 2), (torch.zeros(4, 2), torch.zeros(4)), {"x": torch.zeros(4, 2)}]
     assert [sample_count(batch) for batch in batches] == [4, 4, 4]
-    assert len(first_samples(batches, 5)) == 2
-    assert len(first_samples(batches, 100)) == 3
+    assert len(first_batches(batches, 5)) == 2
+    assert len(first_batches(batches, 100)) == 3
 
 
 def test_arguments_of_a_batch() -> None:
