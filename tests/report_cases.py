@@ -24,10 +24,10 @@ from lightning_prune.study.report._figures import (
     Line,
     Plot,
     Rule,
-    Table,
     Tone,
 )
 from lightning_prune.study.report.history import Scores
+from lightning_prune.tables import Table
 
 HOSTILE = '</title><script>alert("x")</script>&amp;\x00\u202e<b>\ud800'
 LONG = "encoder.layers.11.attention.self.output.dense.with_a_name_that_has_no_end_" + "x" * 300

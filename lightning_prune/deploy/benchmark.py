@@ -15,7 +15,7 @@ from lightning_prune.deploy.runtime.profiling import Profile
 from lightning_prune.deploy.runtime.profiling import profile as profiled
 from lightning_prune.deploy.runtime.turns import in_turns, interquartile_range
 from lightning_prune.model.example import Example, Inputs
-from lightning_prune.tables import aligned
+from lightning_prune.tables import Table, Tabular
 from lightning_prune.values import check_bool, check_whole
 
 Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
@@ -51,8 +51,8 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Latencies(Mapping[str, Latency]):
-    """Latencies by name, in the order given; ``str()`` of it is a table.
+class Latencies(Tabular, Mapping[str, Latency]):
+    """Latencies by name, in the order given; printed, and shown in a notebook, they are a table.
 
     Args:
         rows: one per program.
@@ -73,14 +73,19 @@ class Latencies(Mapping[str, Latency]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """Return a row for each program."""
         threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
-        rows = [("program", "median ms", "spread ms", "ratio", f"({threads}, {self.rows[0].rounds} rounds)")]
+        head = ("program", "median ms", "spread ms", "ratio", f"({threads}, {self.rows[0].rounds} rounds)")
+        rows = []
         for row in self.rows:
             spread = "unknown" if math.isnan(row.spread_ms) else f"{row.spread_ms:.3f}"
             remark = "" if row.is_verified else "unverified: no manifest beside it"
             rows.append((row.name, f"{row.median_ms:.3f}", spread, f"{row.ratio:.2f}×", remark))
-        return "\n\n".join([aligned(rows, remarks=1), *map(str, self.profiles.values())])
+        return Table(head, rows, remarks=1)
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, (self.table(), *self.profiles.values())))
 
 
 def benchmark(

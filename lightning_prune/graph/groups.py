@@ -17,7 +17,7 @@ from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.model.computed import shown_as
 from lightning_prune.model.example import Inputs
-from lightning_prune.tables import aligned
+from lightning_prune.tables import Table, Tabular
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,8 @@ class ChannelGroup:
     inexact: str = ""
 
 
-class ChannelGroups(Sequence[ChannelGroup]):
-    """The channel groups of a model in the order of its graph; ``str()`` is a table of them.
+class ChannelGroups(Tabular, Sequence[ChannelGroup]):
+    """The channel groups of a model in the order of its graph; printed, and shown in a notebook, they are a table.
 
     Attributes:
         shapes: shape of every parameter and buffer in the graph, by dense name.
@@ -113,18 +113,20 @@ class ChannelGroups(Sequence[ChannelGroup]):
         prunable = sum(group.prunable for group in self)
         return f"<ChannelGroups: {len(self)} channel groups, {prunable} prunable>"
 
-    def __str__(self) -> str:
-        rows = [("channel group", "size", "members (parameter, axis, offset)", "prunable", "why not")]
-        for group in self:
-            members = [f"({member.parameter}, {member.axis}, {member.offset})" for member in group.members]
-            prunable = "no" if not group.prunable else "inexact" if group.inexact else "yes"
-            rows += [
-                (group.name, str(group.size), member, prunable, group.reason or group.inexact)
-                if number == 0
-                else ("", "", member, "", "")
-                for number, member in enumerate(members)
-            ]
-        return aligned(rows, words=len(rows[0]))
+    def table(self) -> Table:
+        """Return a row for each channel group, with what goes along and why it stays."""
+        head = ("channel group", "size", "members (parameter, axis, offset)", "prunable", "why not")
+        rows = [
+            (
+                group.name,
+                str(group.size),
+                "\n".join(f"({member.parameter}, {member.axis}, {member.offset})" for member in group.members),
+                "no" if not group.prunable else "inexact" if group.inexact else "yes",
+                group.reason or group.inexact,
+            )
+            for group in self
+        ]
+        return Table(head, rows, words=len(head))
 
 
 def channel_groups(

@@ -19,7 +19,7 @@ from lightning_prune.model.computed import sources
 from lightning_prune.model.example import Example, Inputs, example_of
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 from lightning_prune.model.plain_copy import plain_copy
-from lightning_prune.tables import aligned
+from lightning_prune.tables import Table, Tabular
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class LayerSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A model by layers and in all; ``str()`` of it is a table.
+class Summary(Tabular):
+    """A model by layers and in all; printed, and shown in a notebook, it is a table.
 
     Args:
         layers: one entry per module with parameters or buffers of its own, in module order.
@@ -92,12 +92,14 @@ class Summary:
         """Size of parameters and buffers in memory."""
         return sum(layer.bytes for layer in self.layers)
 
-    def __str__(self) -> str:
-        rows = [("layer", "type", "shape", "parameters", "sparsity", "MACs", "bytes")]
-        for layer in self.layers:
-            rows.append((layer.name or "(root)", layer.kind, "x".join(map(str, layer.shape)), *_figures(layer)))
-        rows.append(("in all", "", "", *_figures(self)))
-        return aligned(rows, words=3, has_total=True)
+    def table(self) -> Table:
+        """Return a row for each layer and one for all of them."""
+        head = ("layer", "type", "shape", "parameters", "sparsity", "MACs", "bytes")
+        rows = [
+            (layer.name or "(root)", layer.kind, "x".join(map(str, layer.shape)), *_figures(layer))
+            for layer in self.layers
+        ]
+        return Table(head, (*rows, ("in all", "", "", *_figures(self))), words=3, has_total=True)
 
 
 def _figures(row: LayerSummary | Summary) -> tuple[str, str, str, str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, overload
 
 from lightning_prune.study.training import Outcome
-from lightning_prune.tables import aligned
+from lightning_prune.tables import Table, Tabular
 
 Cost = Literal["macs", "effective_macs", "bytes"]
 
@@ -48,8 +48,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison(Sequence[Row]):
-    """Rows from the cheapest level to the dearest, best first in each; ``str()`` of it is a table.
+class Comparison(Tabular, Sequence[Row]):
+    """Rows from the cheapest level to the dearest, best first in each; printed, and shown in a notebook, a table.
 
     Args:
         rows: in that order.
@@ -80,8 +80,9 @@ class Comparison(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __str__(self) -> str:
-        header = ("", "rank", self.metric, "spread", "MACs", "effective", "parameters", "bytes", "s per run")
+    def table(self) -> Table:
+        """Return a row for each side, in order."""
+        head = ("", "rank", self.metric, "spread", "MACs", "effective", "parameters", "bytes", "s per run")
         rows = [
             (
                 row.name,
@@ -97,7 +98,8 @@ class Comparison(Sequence[Row]):
             for row in self.rows
         ]
         seeds = len(self.rows[0].outcomes)
-        return f"{aligned([header, *rows])}\nranked at equal {self.equal}; {self.epochs} epochs, {seeds} seeds each"
+        note = f"ranked at equal {self.equal}; {self.epochs} epochs, {seeds} seeds each"
+        return Table(head, rows, note=note)
 
     def control_of(self, name: str) -> Row | None:
         """Return the best dense network that costs as much as this side; None where there is none."""

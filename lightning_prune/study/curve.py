@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lightning_prune.documents import Form
-from lightning_prune.tables import aligned
+from lightning_prune.tables import Table, Tabular
 from lightning_prune.values import check_number
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ FORM = Form("lightning_prune.sensitivity", 1, "sensitivity curve")
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """The metric of a model with one target or channel group alone pruned; ``str()`` of it is a table.
+class Sensitivity(Tabular):
+    """The metric of a model with one target or channel group alone pruned; printed, and shown in a notebook, a table.
 
     Args:
         base: the metric with nothing pruned.
@@ -64,13 +64,14 @@ class Sensitivity:
         check_number("max_drop", max_drop, 0)
         return {name: _limit(self.levels, self.drops(name), max_drop) for name in self.metrics}
 
-    def __str__(self) -> str:
-        header = ["", "units", *(f"{level:.0%}" for level in self.levels)]
+    def table(self) -> Table:
+        """Return a row for each target or channel group, with the metric at each level."""
+        head = ["", "units", *(f"{level:.0%}" for level in self.levels)]
         rows = [
             [name, f"{self.sizes[name]:,}", *(f"{value:.4g}" for value in self.metrics[name])] for name in self.metrics
         ]
-        whole = f"{self.metric} with nothing pruned: {self.base:.4g}; units of {self.granularity}"
-        return f"{aligned([header, *rows])}\n{whole}"
+        note = f"{self.metric} with nothing pruned: {self.base:.4g}; units of {self.granularity}"
+        return Table(head, rows, note=note)
 
     def to_json(self) -> str:
         """Return it as JSON text, for :meth:`from_json`."""

@@ -31,7 +31,7 @@ from lightning_prune.selection.granularity import Channel, Element, Granularity
 from lightning_prune.selection.targets import Targets
 from lightning_prune.study._removal import live_masks, units_for
 from lightning_prune.study.deletion import Deletion, drawn, measure
-from lightning_prune.tables import aligned
+from lightning_prune.tables import Table, Tabular
 from lightning_prune.values import check_whole
 
 AnyCriterion = Callable[[str, Tensor], Tensor] | ObservingCriterion
@@ -40,8 +40,8 @@ _ALL = (Taylor(), Fisher(), Wanda())
 
 
 @dataclass(frozen=True, eq=False)
-class Significance(Mapping[str, Tensor]):
-    """Target or channel group -> score of each of its units by the first criterion; ``str()`` of it is a table.
+class Significance(Tabular, Mapping[str, Tensor]):
+    """Target or channel group -> score of each of its units by the first criterion; printed or in a notebook, a table.
 
     It is a criterion itself: ``Recipe(criterion=table)`` ranks by these scores, as they were measured.
 
@@ -86,11 +86,13 @@ class Significance(Mapping[str, Tensor]):
             )
         return scores.to(weight.device)
 
-    def __str__(self) -> str:
-        header = ["", "units", *(f"{name}: lowest, median, highest" for name in self.tables)]
+    def table(self) -> Table:
+        """Return a row for each target or channel group, with the range of each criterion's scores."""
+        head = ["", "units", *(f"{name}: lowest, median, highest" for name in self.tables)]
         rows = [[name, f"{self[name].numel():,}", *(_spread(t[name]) for t in self.tables.values())] for name in self]
         deletion = () if self.deletion is None else (str(self.deletion),)
-        return "\n".join((aligned([header, *rows]), *(f"left out: {why}" for why in self.left_out.values()), *deletion))
+        note = "\n".join((*(f"left out: {why}" for why in self.left_out.values()), *deletion))
+        return Table(head, rows, note=note)
 
 
 def _spread(scores: Tensor) -> str:

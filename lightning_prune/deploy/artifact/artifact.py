@@ -15,6 +15,7 @@ from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.calibrated import described
+from lightning_prune.tables import Table, Tabular
 
 __all__ = ["Artifact", "DataFile", "load_manifest", "zipped_size"]
 
@@ -42,7 +43,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(Tabular):
     """A .pte that was run and found to compute what the model computes.
 
     Args:
@@ -130,7 +131,8 @@ class Artifact:
         """Share of zeros among the parameters, in [0, 1]."""
         return 1 - self.nonzero_parameters / self.parameters if self.parameters else 0.0
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """Return a row for each fact, and the notes under them."""
         rows = {
             "backend": str(self.backend),
             "size": f"{self.size_bytes:,} bytes ({self.zipped_bytes:,} zipped)",
@@ -160,8 +162,13 @@ class Artifact:
             )
         if self.metrics:
             rows["metric"] = ", ".join(f"{where} {value:.4f}" for where, value in self.metrics.items())
-        width = max(14, *(len(name) + 2 for name in rows))
-        lines = [str(self.path), *(f"  {name:<{width}}{value}" for name, value in rows.items())]
+        note = "\n".join(f"note: {note}" for note in self.notes)
+        return Table(("file", str(self.path)), tuple(rows.items()), words=2, note=note)
+
+    def __str__(self) -> str:
+        rows = self.table().rows
+        width = max(14, *(len(name) + 2 for name, _ in rows))
+        lines = [str(self.path), *(f"  {name:<{width}}{value}" for name, value in rows)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def manifest(self) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from xml.etree.ElementTree import Element
 
 from lightning_prune.study.report._figures import Figure, HeatMap
 from lightning_prune.study.report._pictures import LETTER, WIDTH, draw
-from lightning_prune.study.report._texts import cleaned, shortened
+from lightning_prune.study.report._texts import shortened
+from lightning_prune.tables import cleaned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Literal
 
 from lightning_prune.study.report._numbers import brief, share
+from lightning_prune.tables import Table
 
 Span = tuple[float, float]
 Shape = Literal["circle", "ring", "cross"]
@@ -177,19 +178,6 @@ class Rule:
 
 
 Mark = Line | Dots | Columns | Rule
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text; a cell that begins with a digit or a sign counts as a number.
-
-    Args:
-        head: names of the columns, with units.
-        rows: as many cells each.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)

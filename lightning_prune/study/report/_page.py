@@ -1,6 +1,5 @@
 """The page: sections of figures as one HTML file that loads nothing, and the few figures that come first on it."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,9 +12,9 @@ from lightning_prune.guard import Verdict
 from lightning_prune.study.report._figures import Section
 from lightning_prune.study.report._numbers import brief, share
 from lightning_prune.study.report._pictures import draw
-from lightning_prune.study.report._texts import cleaned
 from lightning_prune.study.report._variants import Variant
 from lightning_prune.study.report.history import History
+from lightning_prune.tables import cleaned
 
 Fact = tuple[str, str, str]
 """What it is, the figure, and a word on it."""
@@ -36,8 +35,7 @@ def page(title: str, facts: Sequence[Fact], sections: Sequence[Section]) -> str:
         undefined=StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else cleaned(value),
     )
-    # a figure with its unit is not broken over lines as words are
-    environment.tests["quantity"] = re.compile(r"[−–+±]?\s?[\d∞].{0,24}").fullmatch
+    environment.filters["tabled"] = lambda table: Markup(table.to_html())
     environment.filters["drawn"] = lambda figure, name: Markup(
         ElementTree.tostring(draw(figure, name), encoding="unicode")
     )

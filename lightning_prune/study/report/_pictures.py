@@ -22,7 +22,8 @@ from lightning_prune.study.report._figures import (
     Span,
 )
 from lightning_prune.study.report._numbers import brief, log_ticks, ticks
-from lightning_prune.study.report._texts import cleaned, shortened
+from lightning_prune.study.report._texts import shortened
+from lightning_prune.tables import cleaned
 
 WIDTH = 340
 """Units of a figure's width: about pixels on a phone, up to 1.4 pixels on a wide screen."""

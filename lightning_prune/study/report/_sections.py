@@ -24,12 +24,12 @@ from lightning_prune.study.report._figures import (
     Rule,
     Section,
     Shape,
-    Table,
     Tone,
 )
 from lightning_prune.study.report._numbers import brief, share, whole
 from lightning_prune.study.report.history import History, Scores
 from lightning_prune.study.significance import Significance
+from lightning_prune.tables import Table
 
 
 def fit_sections(history: History) -> list[Section]:

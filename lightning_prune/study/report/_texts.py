@@ -1,14 +1,5 @@
 """Texts that anybody may have written, as a page and a picture can take them."""
 
-import unicodedata
-
-
-def cleaned(text: object) -> str:
-    """Return a text with the replacement sign in place of characters that no page may hold."""
-    # controls and lone surrogates; marks of direction would turn the text around them as well
-    barred = ("Cc", "Cs", "Cf")
-    return "".join("\ufffd" if unicodedata.category(c) in barred and c not in "\n\t" else c for c in str(text))
-
 
 def shortened(text: str, most: int) -> str:
     """Return a text of at most so many characters.

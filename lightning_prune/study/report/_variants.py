@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lightning_prune.model.summary import Summary
-from lightning_prune.study.report._figures import Axis, Dot, Dots, Line, Mark, Plot, Section, Table, Tone
+from lightning_prune.study.report._figures import Axis, Dot, Dots, Line, Mark, Plot, Section, Tone
 from lightning_prune.study.report._numbers import brief, share, whole
 from lightning_prune.study.report.history import History
+from lightning_prune.tables import Table
 
 if TYPE_CHECKING:
     from lightning_prune.deploy import Artifact, Latency

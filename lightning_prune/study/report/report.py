@@ -1,5 +1,6 @@
 """Report: what is known of a pruned model, as one page."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lightning_prune.deploy import Artifact, Latency
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What is known of a pruned model; :meth:`save` writes it as one page, with a section for each thing that is known.
 
@@ -151,6 +152,14 @@ class Report:
         if models or self.artifacts or self.latencies or self.quality:
             return variants(models, self.artifacts, self.latencies, self.quality)
         return of_history(self.history, self.metric)
+
+    def __repr__(self) -> str:
+        return f"<Report: {', '.join(section.title for section in self.sections()) or 'nothing to report on'}>"
+
+    def _repr_html_(self) -> str:
+        # a frame keeps the page's style apart from the notebook's
+        frame = 'style="width:100%;height:44em;border:0" title="report"'
+        return f'<iframe {frame} srcdoc="{html.escape(self.to_html())}"></iframe>'
 
     def to_html(self) -> str:
         """Return the page."""

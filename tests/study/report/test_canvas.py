@@ -6,8 +6,9 @@ import pytest
 from report_cases import figures
 
 from lightning_prune.study.report._canvas import picture
-from lightning_prune.study.report._figures import Axis, Bars, Dot, Dots, Figure, Line, Plot, Table, Tone
+from lightning_prune.study.report._figures import Axis, Bars, Dot, Dots, Figure, Line, Plot, Tone
 from lightning_prune.study.report._pictures import draw
+from lightning_prune.tables import Table
 
 pytest.importorskip("matplotlib")
 

@@ -10,8 +10,9 @@ from report_cases import fit, recipe
 
 from lightning_prune import PruningCallback
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report._figures import Axis, Line, Plot, Table
+from lightning_prune.study.report._figures import Axis, Line, Plot
 from lightning_prune.study.report._loggers import to_loggers
+from lightning_prune.tables import Table
 
 FIGURE = Plot("Sparsity over steps", Axis("steps"), Axis("sparsity"), (Line("s", ((0, 0), (1, 1))),), Table((), ()))
 TITLES = {

@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,10 @@ from lightning_prune import Guard, PruningCallback, PruningError, summarize
 from lightning_prune.deploy import benchmark
 from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity, significance
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report._figures import HeatMap, Section, Table
+from lightning_prune.study.report._figures import HeatMap, Section
 from lightning_prune.study.report._page import page
-from lightning_prune.study.report._texts import cleaned
 from lightning_prune.study.training import Outcome
+from lightning_prune.tables import Table, cleaned
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome on the PATH")
 VOID = {"meta", "link", "line", "rect", "path", "circle"}
@@ -126,6 +127,12 @@ class TestPage:
         assert "<h1>&lt;b&gt;</h1>" in written
         assert "<h2>&amp;lt;</h2>" in written
         assert written.count("<svg ") == len(figures())
+
+    def test_a_notebook_shows_the_page_in_a_frame(self) -> None:
+        shown: Any = full()
+        (tag, attributes), *others = read(shown._repr_html_()).tags
+        assert (tag, attributes["srcdoc"], others) == ("iframe", shown.to_html(), [])
+        assert repr(shown).startswith("<Report: Advice, Over the run, Layers before and after")
 
     def test_the_same_values_make_the_same_page(self) -> None:
         assert full().to_html() == full().to_html()

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_cases import figures
 
-from lightning_prune.study.report._figures import Axis, Dot, Dots, HeatMap, Line, Plot, Table
+from lightning_prune.study.report._figures import Axis, Dot, Dots, HeatMap, Line, Plot
 from lightning_prune.study.report._pictures import LETTER, draw, placed, span_of
-from lightning_prune.study.report._texts import cleaned
+from lightning_prune.tables import Table, cleaned
 
 KINDS = sorted(figures())
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
