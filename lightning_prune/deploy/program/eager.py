@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from lightning_prune.deploy.program.signature import describe, flatten_outputs
 from lightning_prune.deploy.program.structure import Arguments, is_record, named_leaves
@@ -103,6 +104,8 @@ def isolated() -> Iterator[None]:
 def folded_copy(model: nn.Module) -> nn.Module:
     """Return a copy on the CPU in eval mode, masks folded, every tensor contiguous; the model is not touched.
 
+    Tensors that a module keeps as plain attributes, made in its first forward pass and reused since, go there too.
+
     Raises:
         ExportError: the model cannot be copied, or has parameters without values.
     """
@@ -114,8 +117,9 @@ def folded_copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ExportError(f"{type(model).__name__} cannot be copied for the export: {error}") from error
     copied = fold(copied).cpu().eval()
-    for tensor in (*copied.parameters(), *copied.buffers()):
-        tensor.data = tensor.data.contiguous()
+    kept = pytree.tree_leaves([list(vars(module).values()) for module in copied.modules()])
+    for tensor in (*copied.parameters(), *copied.buffers(), *(value for value in kept if isinstance(value, Tensor))):
+        tensor.data = tensor.data.cpu().contiguous()
     return copied
 
 

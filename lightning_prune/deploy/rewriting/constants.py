@@ -50,8 +50,16 @@ def apart(program: ExportedProgram) -> ExportedProgram:
     No tensor is a part of a larger one, such as a share of ``nn.MultiheadAttention``'s packed weight: XNNPACK 1.4.1
     writes the bytes from the beginning of its storage, which are another part's, until this clones what is a view:
     https://github.com/pytorch/executorch/blob/v1.4.1/backends/xnnpack/operators/node_visitor.py#L616
+
+    Every tensor is contiguous, its node included: ExecuTorch 1.4.1 makes such of constants, but looks for them among
+    those that this made buffers of, and stops at "Missing input spec":
+    https://github.com/pytorch/executorch/blob/v1.4.1/exir/passes/convert_constant_dim_order_pass.py#L69
     """
-    signature = copy.deepcopy(program.graph_signature)
+    signature, graph = copy.deepcopy(program.graph_signature), copy.deepcopy(program.graph)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, signature.input_specs, strict=True):
+        if spec.kind is not InputKind.USER_INPUT and isinstance(node.meta.get("val"), Tensor):
+            node.meta["val"] = node.meta["val"].contiguous()
     named = _kernels(program)
     kernels = {
         str(s.target): program.constants[str(s.target)]
@@ -66,7 +74,7 @@ def apart(program: ExportedProgram) -> ExportedProgram:
     ]
     return ExportedProgram(
         root=program.graph_module,
-        graph=copy.deepcopy(program.graph),
+        graph=graph,
         graph_signature=signature,
         state_dict=_with_own_storage(program.state_dict | kernels),
         range_constraints=dict(program.range_constraints),
@@ -80,7 +88,8 @@ def apart(program: ExportedProgram) -> ExportedProgram:
 def _with_own_storage(values: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(values)
     for name, value in values.items():
-        if type(value) in (Tensor, nn.Parameter) and value.untyped_storage().nbytes() != _bytes(value):
+        is_plain = type(value) in (Tensor, nn.Parameter)
+        if is_plain and (value.untyped_storage().nbytes() != _bytes(value) or not value.is_contiguous()):
             copied = value.detach().clone(memory_format=torch.contiguous_format)
             own[name] = copied if type(value) is Tensor else nn.Parameter(copied, value.requires_grad)
     return own

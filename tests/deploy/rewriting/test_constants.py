@@ -76,6 +76,23 @@ class Cross(nn.Module):
         return self.attention(x[:, 2:], x, x)[0]
 
 
+class Anchored(nn.Module):
+    """A detector's head that makes its anchors in the first forward pass and keeps them, transposed, as YOLO does."""
+
+    shape: tuple[int, ...] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv1d(4, 2, 1)
+        self.anchors = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != tuple(x.shape[1:]):
+            self.shape = tuple(x.shape[1:])
+            self.anchors = torch.stack((torch.arange(8.0) + 0.5, torch.arange(8.0) * 2), 1).transpose(0, 1)
+        return self.net(x) * self.anchors
+
+
 BATCHES = [torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(3))]
 PLACES = [
     pytest.param(XNNPACK(), id="xnnpack"),
@@ -108,6 +125,20 @@ class TestLoweredConstants:
         if isinstance(backend, CoreML):
             pytest.importorskip("coremltools")
         export(model.eval(), tmp_path / "m.pte", example_inputs=BATCHES[0][:2], backend=backend)  # verified
+
+    @pytest.mark.parametrize("is_used", [False, True], ids=["new", "used"])
+    @pytest.mark.parametrize("backend", PLACES)
+    def test_a_constant_may_be_made_in_the_first_forward_pass(self, backend: Backend, is_used: bool, tmp_path: Path):
+        if isinstance(backend, CoreML):
+            pytest.importorskip("coremltools")
+        if isinstance(backend.quantization, Int8Dynamic):
+            pytest.skip("nothing in it becomes an integer")
+        model = Anchored().eval()
+        if is_used:
+            with torch.inference_mode():
+                model(BATCHES[0][:2])
+        export(model, tmp_path / "m.pte", example_inputs=BATCHES[0][:2], backend=backend)  # verified
+        assert (model.shape is not None) == is_used
 
     @pytest.mark.parametrize("model", [Shared(), Normed()], ids=["the model's", "ours"])
     def test_in_several_methods_of_any_length(self, model: Shared | Normed, tmp_path: Path):
