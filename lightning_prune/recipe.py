@@ -8,8 +8,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_prune import schedules
-from lightning_prune.compensation import LeastSquares, Reconstruction
-from lightning_prune.criteria import ActivationCriterion, GradientCriterion, ObservingCriterion
+from lightning_prune.compensation import LeastSquares
+from lightning_prune.criteria import ActivationCriterion, GradientCriterion, ObservingCriterion, SampleCriterion
 from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
 from lightning_prune.selection.allocation import Allocation
@@ -105,9 +105,9 @@ class Recipe:
 
     @property
     def samples(self) -> int:
-        """How many samples repair and a criterion by reconstruction look at, at an event; 0: none."""
-        looking = [value for value in (self.repair, self.criterion) if isinstance(value, LeastSquares | Reconstruction)]
-        return max((value.samples for value in looking), default=0)
+        """How many samples repair and a criterion look at, at an event; 0: none."""
+        parts = (self.repair, self.criterion)
+        return max((part.samples for part in parts if isinstance(part, LeastSquares | SampleCriterion)), default=0)
 
     def describe(self) -> dict[str, str]:
         """Return every field as text, which a checkpoint keeps; equal in every process for recipes that prune alike.

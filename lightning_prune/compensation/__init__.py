@@ -2,7 +2,7 @@
 
 from lightning_prune.compensation.inputs import Call, LastInputs
 from lightning_prune.compensation.least_squares import LeastSquares
-from lightning_prune.compensation.reconstruction import Reconstruction, Seen
+from lightning_prune.compensation.reconstruction import Reconstruction
 from lightning_prune.compensation.repair import Repair, Wanted, joined, record, refit
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "LeastSquares",
     "Reconstruction",
     "Repair",
-    "Seen",
     "Wanted",
     "joined",
     "record",

@@ -11,10 +11,8 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.criteria import Run
 from lightning_prune.model.summary import as_evaluated
-
-Run = Callable[[nn.Module], Any]
-"""Runs a model on one batch of samples, as an Example does."""
 
 MAX_COLUMNS = 1_536
 """Above it a convolution is fitted by channels, not by channels and taps: the fit costs the cube of the columns."""

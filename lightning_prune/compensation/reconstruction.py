@@ -2,17 +2,17 @@
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compensation.readers import Reader, Run, run_through, sampled
-from lightning_prune.criteria.weights import WeightCriterion, wide
+from lightning_prune.compensation.readers import Reader, run_through, sampled
+from lightning_prune.criteria import Run, SampleCriterion, Seen
+from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.model import masks
-from lightning_prune.values import Choice, check_number, check_whole
+from lightning_prune.values import check_number, check_whole
 
 MAX_COLUMNS = 8_192
 """Of a layer's input: the moments of more take over half a gigabyte, and their inverse the cube of the columns."""
@@ -22,7 +22,7 @@ _STEEPER = 1 + 1e-4
 
 
 @dataclass(frozen=True)
-class Reconstruction(Choice):
+class Reconstruction(SampleCriterion):
     """How much worse a layer can reproduce its outputs without a channel, or a weight, at best.
 
     With W the weights of a layer, G = XᵀX / rows + λ m I of what enters it and m the mean of G's diagonal, the loss of
@@ -50,9 +50,6 @@ class Reconstruction(Choice):
     (optimal brain compression); in blocks as in Kurtic et al. 2023 (ZipLM).
     """
 
-    watches: ClassVar[str] = "input"
-    """What it watches, in words, for messages."""
-
     samples: int = 256
     rows: int = 16_384
     damping: float = 1e-3
@@ -62,44 +59,17 @@ class Reconstruction(Choice):
         check_whole("Reconstruction.rows", self.rows, 64)
         check_number("Reconstruction.damping", self.damping, above=0)
 
-    def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """Refuse: a weight alone does not tell.
-
-        Raises:
-            PruningError: always; :meth:`seen` returns what scores.
-        """
-        raise PruningError(
-            f"{self} scores {name} by what enters its layer: it works in a fit and in prune(model, recipe, data), which"
-            " show it samples, and not in a study of weights; take another criterion here"
-        )
-
     @torch.no_grad()
     def seen(
-        self,
-        model: nn.Module,
-        inputs: Run | None,
-        names: Sequence[str],
-        columns: Mapping[str, Mapping[str, Tensor]],
-    ) -> "Seen":
-        """Return the criterion that has looked at some samples.
-
-        Args:
-            model: masked.
-            inputs: runs it on one batch of samples; None: there are none.
-            names: what is to be scored: channel groups, or dense names of weights.
-            columns: dense name of each weight that reads channels -> channel group -> the number of the channel at each
-                entry, -1 where it belongs to none; shape of the weight. Empty: weights score one by one.
+        self, model: nn.Module, inputs: Run, names: Sequence[str], columns: Mapping[str, Mapping[str, Tensor]]
+    ) -> Seen:
+        """Return the scores by what enters the layers; see :meth:`SampleCriterion.seen`.
 
         Raises:
             NonFiniteError: what enters a layer is NaN or infinite.
-            PruningError: there are no samples, a layer has too many columns, or something cannot be scored since no
+            PruningError: a layer has too many columns, or something cannot be scored since no
                 input that tells of it is seen.
         """
-        if inputs is None:
-            raise PruningError(
-                f"{self} looks at inputs of the last steps before an event, and has none: call self(…) in"
-                " training_step, or take another criterion"
-            )
         found = self._look(model, inputs, columns or names)
         parameters, live = masks.dense_parameters(model), masks.read(model)
         scores: dict[str, Tensor] = {}
@@ -150,33 +120,6 @@ class Reconstruction(Choice):
 
         run_through(model, inputs, see)
         return found
-
-
-@dataclass(frozen=True)
-class Seen(WeightCriterion):
-    """Scores that are known.
-
-    Args:
-        scores: dense name -> those of its weights; weights without a name here have no worth of their own.
-        channels: channel group -> number of a channel -> its score.
-    """
-
-    scores: Mapping[str, Tensor]
-    channels: Mapping[str, Mapping[int, float]]
-
-    def of_channels(self, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the channels' scores by channel group in place of others, shape (size,); -inf stays."""
-        own = {
-            name: torch.tensor([self.channels[name].get(index, 0.0) for index in range(len(scores))])
-            for name, scores in others.items()
-        }
-        return {
-            name: own[name].to(scores).masked_fill(scores == -torch.inf, -torch.inf) for name, scores in others.items()
-        }
-
-    def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """Return the scores of single weights."""
-        return self.scores[name] if name in self.scores else torch.zeros_like(weight, dtype=wide(weight))
 
 
 def _inverse(moments: Tensor, damping: float) -> Tensor:

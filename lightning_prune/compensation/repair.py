@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compensation.least_squares import LeastSquares, Moments, best_fit
-from lightning_prune.compensation.readers import Reader, Run, run_through, sampled
+from lightning_prune.compensation.readers import Reader, run_through, sampled
+from lightning_prune.criteria import Run
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError

@@ -3,6 +3,7 @@
 from lightning_prune.criteria.activations import Wanda
 from lightning_prune.criteria.gradients import Fisher, Taylor
 from lightning_prune.criteria.observations import Observations
+from lightning_prune.criteria.samples import Run, SampleCriterion, Seen
 from lightning_prune.criteria.scores import Scores
 from lightning_prune.criteria.watching import (
     ActivationCriterion,
@@ -23,7 +24,10 @@ __all__ = [
     "Observations",
     "ObservingCriterion",
     "Random",
+    "Run",
+    "SampleCriterion",
     "Scores",
+    "Seen",
     "Taylor",
     "Wanda",
     "watch",

@@ -12,8 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune import schedules
 from lightning_prune.compaction import applied_plan, inexact
-from lightning_prune.compensation import Reconstruction
-from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, watched
+from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, SampleCriterion, watched
 from lightning_prune.distributed import shards
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
@@ -76,7 +75,7 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
             )
     pruner = _with_floor(pruner)
     criterion = recipe.criterion
-    if isinstance(criterion, ObservingCriterion | Reconstruction) and pruner.schedule.due(-1, 0):
+    if isinstance(criterion, ObservingCriterion | SampleCriterion) and pruner.schedule.due(-1, 0):
         raise ValueError(
             f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
             " prunes before the first step; let begin_step be at least 1"

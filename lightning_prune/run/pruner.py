@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
-from lightning_prune.compensation import Call, Reconstruction, Seen, record, refit
+from lightning_prune.compensation import Call, record, refit
 from lightning_prune.criteria import (
     ActivationCriterion,
     Criterion,
@@ -19,7 +19,9 @@ from lightning_prune.criteria import (
     Magnitude,
     Observations,
     ObservingCriterion,
+    SampleCriterion,
     Scores,
+    Seen,
     watch,
     watched,
 )
@@ -245,10 +247,10 @@ def prune_step(
         bound, weights = BoundModel(model, pruner.base), _scored(pruner, model)
         pruner.observed.agree()
         criterion = pruner.criterion_for(weights)
-        if isinstance(criterion, Reconstruction):
+        if isinstance(criterion, SampleCriterion):
             units = pruner.units
             columns = bound.columns(units) if isinstance(units, ChannelUnits) else {}
-            criterion = criterion.seen(model, inputs, list(units.sizes if columns else weights), columns)
+            criterion = criterion.look(model, inputs, list(units.sizes if columns else weights), columns)
         scores = bound.scores(criterion, weights, pruner.observed)
         scores.check()
         candidates = pruner.candidates(scores, bound.masks(), criterion if isinstance(criterion, Seen) else None)

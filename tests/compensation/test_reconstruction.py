@@ -161,7 +161,7 @@ def test_what_cannot_be_scored_is_named_before_anything_changes() -> None:
     with pytest.raises(NonFiniteError, match=r"what enters second.weight is NaN or infinite"):
         prune(net, recipe(0.5), [torch.randn(64, 8).mul_(1e30) * 1e30], progress=False, repair=None)
     assert torch.equal(net.first.weight, before)
-    with pytest.raises(PruningError, match=r"scores second.weight by what enters its layer"):
+    with pytest.raises(PruningError, match=r"scores second.weight by what it sees of samples"):
         Reconstruction()("second.weight", torch.ones(2, 2))
 
 
