@@ -26,6 +26,22 @@ def test_the_picture_has_the_rooms_in_order() -> None:
     assert [name for _, _, name in sorted(shapes, key=lambda room: (-int(room[1]), int(room[0])))] == ROOMS
 
 
+def test_the_picture_numbers_the_rooms_of_an_event() -> None:
+    picture = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    shapes = re.findall(
+        r'<rect class="room \w+" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)".*?\n.*?class="name".*?>(\w+)<',
+        picture,
+    )
+    circles = re.findall(r'<circle class="in-event" cx="(\d+)" cy="(\d+)".*?<text class="number".*?>(\d)<', picture)
+    rooms = dict[int, str]()
+    for x, y, number in circles:
+        for left, top, width, height, name in shapes:
+            if 0 <= int(x) - int(left) <= int(width) and 0 <= int(y) - int(top) <= int(height):
+                rooms[int(number)] = name
+    stages = ["trainer", "run", "schedules", "criteria", "selection", "model", "compensation", "optimizer"]
+    assert rooms == dict(enumerate(stages, 1))  # repair comes between the masks and the optimizer, as in prune_step
+
+
 @pytest.mark.parametrize(("file", "name"), NAMED, ids=[" ".join(named) for named in NAMED])
 def test_what_the_paths_name_is_there(file: str, name: str) -> None:
     body = ast.parse((ROOT / "lightning_prune" / file).read_text(encoding="utf-8")).body
