@@ -363,13 +363,12 @@ def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     """Return the state of a masked model as the record of an event."""
     first = masks.first_names(model)
     live = BoundModel(model, pruner.base).masks()
-    live = pruner.units.leaving({name: mask for name, mask in live.items() if first[name] == name})
+    live = {name: mask for name, mask in live.items() if first[name] == name}
+    sparsity, live = pruner.units.standing(live, pruner.in_play(live))
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
-    if pruner.budget is None:
-        sparsity = pruner.units.sparsity(live, pruner.in_play(live))
-    else:
+    if pruner.budget is not None:
         sparsity = 1 - pruner.budget.remaining(densities) / pruner.budget.total
     return Event(
         step=step,

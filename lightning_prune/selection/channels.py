@@ -85,10 +85,6 @@ class ChannelUnits:
         """Return what brings each group down to the narrowest allowed width."""
         return {group.name: group.size - self.granularity.widths(group.size)[-1] for group in self.groups}
 
-    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
-        """Return the share of the channels that are masked out everywhere."""
-        return sum(int(gone.sum()) for gone in self.gone(masks).values()) / sum(self.sizes.values())
-
     @cached_property
     def _held(self) -> list[tuple[str, str, ChannelGroup, int, Tensor]]:
         """What lies in a parameter: its name, the role, the group, the axis and the indices (size, per channel)."""
@@ -113,8 +109,11 @@ class ChannelUnits:
     def _widths(self) -> dict[int, tuple[int, ...]]:
         return {size: self.granularity.widths(size) for size in self.sizes.values()}
 
-    def leaving(self, masks: Masks) -> Masks:
-        """Return the masks, False as well at what goes along unmasked, such as the direction in weight norm."""
+    def standing(self, masks: Masks, in_play: Masks = ALL) -> tuple[float, Masks]:
+        """Return the share of the channels that are masked out everywhere, and what leaves with them.
+
+        The latter are the masks, False as well at what goes along unmasked, such as the direction in weight norm.
+        """
         gone, found = self.gone(masks), dict(masks)
         for parameter, members in self._members(("unmasked",)).items():
             mask = (
@@ -123,7 +122,7 @@ class ChannelUnits:
             for group, axis, indices in members:
                 mask.index_fill_(axis, indices[gone[group.name]].flatten().to(mask.device), False)
             found[parameter] = mask
-        return found
+        return sum(int(channels.sum()) for channels in gone.values()) / sum(self.sizes.values()), found
 
     @one_thread()
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:
@@ -193,12 +192,26 @@ class ChannelUnits:
             result[group.name] = max(group.size - kept, candidates.removed[group.name])
         return result
 
-    def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
-        """Return the share of each member parameter that is left."""
+    @cached_property
+    def _shares(self) -> dict[str, list[tuple[str, int, float]]]:
+        """Parameter -> the groups that lie in it, each with its axis and the share of the axis that one channel has."""
         return {
-            parameter: math.prod(self._left(members, self.shapes[parameter], removed).values())
+            parameter: [
+                (group.name, axis, indices.shape[1] / self.shapes[parameter][axis]) for group, axis, indices in members
+            ]
             for parameter, members in self._members(("output", "input", "unmasked")).items()
         }
+
+    def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
+        """Return the share of each member parameter that is left."""
+        left = dict.fromkeys(self._shares, 1.0)
+        for parameter, parts in self._shares.items():
+            if any(removed[group] for group, _, _ in parts):
+                axes = dict.fromkeys((axis for _, axis, _ in parts), 1.0)
+                for group, axis, share in parts:
+                    axes[axis] -= removed[group] * share
+                left[parameter] = math.prod(axes.values())
+        return left
 
     def masks(self, candidates: Candidates, removed: Mapping[str, int], scores: Scores) -> Iterator[tuple[str, Tensor]]:
         """Yield the mask of each member parameter."""

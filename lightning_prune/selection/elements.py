@@ -71,18 +71,17 @@ class ElementUnits:
         """Return every unit of every target."""
         return self.sizes
 
-    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
-        """Return the share of the weights in units that is masked out; only of those in play, where that is stated."""
+    def standing(self, masks: Masks, in_play: Masks = ALL) -> tuple[float, Masks]:
+        """Return the share of the weights in units that is masked out, and the masks: nothing goes along.
+
+        Only of those in play, where that is stated.
+        """
         gone = whole = 0
         for target in self.targets:
             mask = masks[target.name][in_play[target.name]] if target.name in in_play else masks[target.name]
             gone += mask.numel() - int(torch.count_nonzero(mask))
             whole += mask.numel() if target.name in in_play else self.granularity.within(target)
-        return gone / max(whole, 1)
-
-    def leaving(self, masks: Masks) -> Masks:
-        """Return the masks: nothing goes along."""
-        return masks
+        return gone / max(whole, 1), masks
 
     @one_thread()
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:

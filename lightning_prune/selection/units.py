@@ -59,12 +59,11 @@ class Units(Protocol):
         """Return how many units of each target or channel group may go at most."""
         ...
 
-    def sparsity(self, masks: Masks, in_play: Masks = ALL) -> float:
-        """Return what share of the units' own measure (weights of the targets; channels) is gone."""
-        ...
+    def standing(self, masks: Masks, in_play: Masks = ALL) -> tuple[float, Masks]:
+        """Return what share of the units' own measure (weights of the targets; channels) is gone, and what leaves.
 
-    def leaving(self, masks: Masks) -> Masks:
-        """Return the masks with what goes along without being masked: False there as well."""
+        The latter are the masks with what goes along without being masked: False there as well.
+        """
         ...
 
     def candidates(self, scores: Scores, masks: Masks, in_play: Masks = ALL) -> Candidates:

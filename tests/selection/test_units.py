@@ -130,7 +130,7 @@ def test_counts_are_exact_and_nested(granularity: Granularity, kind: str, steps:
         candidates = units.candidates(Scores(Magnitude(), weights, Observations(), new), new)
         assert dict(candidates.removed) == counts
         gone = sum(int((~mask).sum()) for mask in new.values())
-        assert units.sparsity(new) == pytest.approx(gone / sum(granularity.within(t) for t in units.targets))
+        assert units.standing(new)[0] == pytest.approx(gone / sum(granularity.within(t) for t in units.targets))
         densities = units.densities(counts)
         assert all(densities[n] == pytest.approx(float(mask.float().mean())) for n, mask in new.items())
         masks = new
@@ -163,7 +163,7 @@ def test_the_sparsity_of_n_of_m_is_that_of_full_blocks() -> None:
     target = Target("w", (2, 7))
     units = ElementUnits(NOfM(2, 4), (target,))
     new = select(units, {"w": torch.randn(2, 7)}, all_true({"w": (2, 7)}), w=2)
-    assert units.sparsity(new) == 0.5
+    assert units.standing(new)[0] == 0.5
     assert bool(new["w"][:, 4:].all())
 
 
@@ -239,7 +239,7 @@ def test_a_removed_channel_is_masked_in_every_member_and_nothing_else(
                 np.moveaxis(expected[member.parameter], member.axis, 0)[index] = False
     for name, mask in new.items():
         np.testing.assert_array_equal(mask.numpy(), expected[name])
-    assert units.sparsity(new) == pytest.approx(2 / 11)
+    assert units.standing(new)[0] == pytest.approx(2 / 11)
     assert {m.parameter for m in wide.members} >= {
         "stem.weight",
         "stem.bias",
