@@ -121,10 +121,11 @@ def units_of(
     parameters = masks.dense_parameters(model)
     example = Example() if example_inputs is None else Example.of(example_inputs)
     found = channel_groups(model, example, allow_inexact=granularity.allow_inexact)
-    groups = _tried(model, found, _removable(model, found, targets, parameters), example)
+    removable, left_out = _removable(model, found, targets, parameters)
+    groups, refused = _tried(model, found, removable, example)
     names = dict.fromkeys(member.parameter for group in groups for member in group.members)
     shapes = {name: tuple(parameters[name].shape) for name in names if name in parameters}
-    return ChannelUnits(granularity, groups, shapes, found)
+    return ChannelUnits(granularity, groups, shapes, found, left_out | refused)
 
 
 def _tell_what_is_left_out(model: nn.Module, targets: Sequence[Target]) -> None:
@@ -156,8 +157,8 @@ def _removable(
     groups: Sequence[ChannelGroup],
     targets: Sequence[Target],
     parameters: Mapping[str, nn.Parameter],
-) -> tuple[ChannelGroup, ...]:
-    """Return the prunable groups all of whose producing weights are targets.
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+    """Return the prunable groups all of whose producing weights are targets, and why the other prunable ones stay.
 
     A parameter that is only added or multiplied, such as a layer scale or a class token, produces nothing.
     """
@@ -173,24 +174,28 @@ def _removable(
         for name in (*module._parameters, *sources(module))
     }
     chosen: list[ChannelGroup] = []
+    stay: dict[str, str] = {}
     for group in groups:
         made_by = {m.parameter for m in group.members if m.role == "output" and m.parameter in parameters}
         weights = {name for name in made_by & (reading | layers | names) if parameters[name].dim() > 1}
-        if not (group.prunable and group.size > 1 and weights & names):
+        if not group.prunable:
             continue
-        if lacking := sorted(weights - names):
-            log.warning("channel group %s stays: %s makes its channels too and is no target", group.name, lacking[0])
+        if not (group.size > 1 and weights & names):
+            stay[group.name] = "no target" if group.size > 1 else "a single channel"
+        elif lacking := sorted(weights - names):
+            stay[group.name] = f"{lacking[0]} makes its channels too and is no target"
+            log.warning("channel group %s stays: %s", group.name, stay[group.name])
         else:
             chosen.append(group)
     if not chosen:
         raise ValueError(f"no channel of the chosen targets can be removed; the channel groups are\n{groups}")
-    return tuple(chosen)
+    return tuple(chosen), stay
 
 
 def _tried(
     model: nn.Module, found: ChannelGroups, chosen: tuple[ChannelGroup, ...], example: Example
-) -> tuple[ChannelGroup, ...]:
-    """Return the groups that can go on a copy, exactly or with leave to change; name the others in a warning."""
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+    """Return the groups that can go on a copy, exactly or with leave to change; why others stay, and warn of that."""
     stay: dict[str, str] = {}
     left = [group.name for group in chosen]
     while refused := inexact(model, found, left, (example.args, example.kwargs)):
@@ -203,7 +208,7 @@ def _tried(
             f"the channels of {len(stay)} groups stay, because removing them is not exact:\n{reasons(stay)}",
             stacklevel=2,
         )
-    return tuple(group for group in chosen if group.name in left)
+    return tuple(group for group in chosen if group.name in left), stay
 
 
 def check_finite(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import neg
 
@@ -31,12 +31,14 @@ class ChannelUnits:
         groups: the channel groups that may shrink.
         shapes: dense name -> shape of every member parameter; other members (buffers) carry no mask.
         found: all channel groups of the model.
+        stay: those that could go by themselves and may not -> why, in words.
     """
 
     granularity: Channel
     groups: tuple[ChannelGroup, ...]
     shapes: Mapping[str, tuple[int, ...]]
     found: ChannelGroups
+    stay: Mapping[str, str] = field(default_factory=dict)
 
     def chosen(self) -> list[str]:
         """Return the names of the channel groups."""

@@ -108,7 +108,7 @@ def run(contest: Contest, training: Training) -> Outcome:
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
         } | dict(contest.trainer)
-        pruning = () if training.recipes is None else (PruningCallback(training.recipes),)
+        pruning = () if training.recipes is None else (PruningCallback(training.recipes, verbose=False),)
         callbacks = [*pruning, *options.pop("callbacks", ())]
         trainer = trainer_class_for(model)(max_epochs=contest.epochs, callbacks=callbacks, **options)
         train, val, module = loaders_of(contest.data)

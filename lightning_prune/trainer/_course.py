@@ -1,12 +1,13 @@
 """The pruning of one model over all of its fits."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from lightning_prune.compaction import Compaction
 from lightning_prune.distillation import Distillation
 from lightning_prune.guard import Guard
 from lightning_prune.recipe import Recipe
+from lightning_prune.run.lines import Size
 from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.guard import Guarding
@@ -23,6 +24,7 @@ class Settings(Protocol):
     finalize: bool
     compact_every_event: bool
     resume_with_other_recipe: bool
+    verbose: bool
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Course:
         run: sets masks; None until it is bound to the model.
         guarding: judges the events of the run; None: nothing does.
         distilling: teaches the model; None: nobody does.
+        dense: how large it was before the first event; None until a fit has begun to train it.
         stages: what had been removed from it before each removal; None: nothing had. States of these stages still load.
     """
 
@@ -43,6 +46,7 @@ class Course:
     run: PruningRun | None = None
     guarding: Guarding | None = None
     distilling: Distilling | None = None
+    dense: Size | None = None
     stages: list[Compaction | None] = field(default_factory=list)
 
     @property
@@ -57,5 +61,6 @@ class Course:
             recipes = [recipe.describe() for recipe in settings.recipes]
             entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}
             entry["run"] |= {} if self.record.is_done else self.run.state_dict()
+            entry["run"]["dense"] = None if self.dense is None else asdict(self.dense)
             entry["run"]["guard"] = None if self.guarding is None else self.guarding.state_dict(trainer)
         return entry

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -41,6 +42,8 @@ class PruningCallback(AnyCallback):
             itself gets faster; on one device and under DDP.
         resume_with_other_recipe: let this recipe go on from here where a checkpoint is of a run with another one,
             which is refused otherwise.
+        verbose: print a line for each event and a table at the end of the fit, past the progress bar and on the first
+            process alone. False: both go to the log, at INFO.
 
     Example:
         >>> from lightning_prune.schedules import OneShot
@@ -56,6 +59,7 @@ class PruningCallback(AnyCallback):
         finalize: bool = True,
         compact_every_event: bool = False,
         resume_with_other_recipe: bool = False,
+        verbose: bool = True,
     ) -> None:
         self.recipes: tuple[Recipe, ...] = (recipe,) if isinstance(recipe, Recipe) else _several(recipe)
         if not isinstance(guard, Guard | None):
@@ -71,6 +75,7 @@ class PruningCallback(AnyCallback):
             ("finalize", finalize),
             ("compact_every_event", compact_every_event),
             ("resume_with_other_recipe", resume_with_other_recipe),
+            ("verbose", verbose),
         ):
             check_bool(f"PruningCallback.{name}", value)
         self.guard = guard
@@ -78,6 +83,7 @@ class PruningCallback(AnyCallback):
         self.finalize = finalize
         self.compact_every_event = compact_every_event
         self.resume_with_other_recipe = resume_with_other_recipe
+        self.verbose = verbose
         self.is_from_module = False
         self._record = Record()
         self._course: Course | None = None
@@ -190,8 +196,10 @@ class PruningCallback(AnyCallback):
         """Say so when the run stopped short of its target; finalize after the hooks of everybody else."""
         if self._fit is not None:
             self._fit.stop_teaching()
-            if self._fit.conclude():
-                self._undo.callback(intercept(trainer.strategy, "on_train_end", self._fit.finalize_after))
+            run = self._fit.conclude()
+            if run is not None:
+                finish = partial(self._fit.finish_after, run)
+                self._undo.callback(intercept(trainer.strategy, "on_train_end", finish))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finalize where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of
 from lightning_prune.model.recalibration import frozen_statistics
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.event import Event
+from lightning_prune.run.lines import Size, event_line
 from lightning_prune.run.record import keep
 from lightning_prune.run.resuming import differences, without_guard
 from lightning_prune.run.run import PruningRun, rehearsal
 from lightning_prune.trainer import _averages as averages
 from lightning_prune.trainer._course import Course, Settings
 from lightning_prune.trainer._files import CheckpointFiles
+from lightning_prune.trainer._lines import Ending, metrics_of, size_of, tell, to_loggers
 from lightning_prune.trainer._preconditions import (
     check_completes,
     check_length,
@@ -38,7 +40,7 @@ from lightning_prune.trainer._preconditions import (
 )
 from lightning_prune.trainer.guard import Guarding
 from lightning_prune.trainer.internals import finish_epoch, forget_data, is_over
-from lightning_prune.trainer.packages import Trainer, overrides, rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning_prune.trainer.packages import Trainer, overrides, rank_zero_warn
 from lightning_prune.trainer.strategy import is_sharding, shrink, warn_sharded
 from lightning_prune.trainer.teaching import Distilling, take_up
 
@@ -131,6 +133,8 @@ class Fit:
         entry = checkpoint.get(checkpoints.KEY, {})
         self._taught = take_up(self.settings.distillation, entry, self.settings.resume_with_other_recipe)
         saved = entry.get("run")
+        if saved is not None and saved.get("dense") is not None:
+            self.course.dense = Size(**saved["dense"])
         self.record.is_done = saved is not None and self._is_done_in(saved)
         self._resumed = None if saved is None or saved["is_done"] else saved
         if self._resumed is None and not self.record.is_done:
@@ -196,6 +200,8 @@ class Fit:
                 course.guarding.check(trainer)
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             course.active.start(trainer.optimizers, schedulers, model)
+            macs = next((pruner.macs.total for pruner in course.active.pruners if pruner.macs), None)
+            course.dense = course.dense or size_of(model, macs)
             for text in selection_warnings(trainer, course.active.last_step):
                 rank_zero_warn(text)
             if course.guarding is not None:
@@ -240,6 +246,8 @@ class Fit:
         if not asked:
             return
         before = run.asked
+        if self.course.dense is not None and not any(before.values()):
+            self.course.dense = replace(self.course.dense, metrics=metrics_of(trainer, self.settings))
         if guarding is not None and not guarding.begin(run, trainer, model):
             run.leave_out()
             return
@@ -251,12 +259,16 @@ class Fit:
             self.course.stages.append(applied_plan(model))
             shrink(run, trainer, model)
             earlier.serve(model, self.course.stages)
-        self.record.events += events
-        self._note()
+        # a resumed run has no events from before, and nothing tells what each layer had lost by then
+        layers = None if any(before.values()) else {}
         for event in events:
-            _log_event(trainer, event)
+            layers = self.record.events[-1].layers if self.record.events else layers
+            self.record.events.append(event)
+            to_loggers(trainer, event)
+            tell(trainer, self.settings, event_line(event, self.course.dense or size_of(model), layers))
             for text in event.thin:
                 rank_zero_warn(text)
+        self._note()
         self._warn_of_frozen_statistics()
 
     def _warn_of_frozen_statistics(self) -> None:
@@ -288,11 +300,11 @@ class Fit:
             earlier.serve(self.model, course.stages)
             record.events = [event for event in record.events if event.step < failed.step]
 
-    def conclude(self) -> bool:
-        """Let go of the optimizers at the normal end and tell what was reached; False where nothing was pruned."""
+    def conclude(self) -> PruningRun | None:
+        """Let go of the optimizers at the normal end and tell what fell short; return the run that has ended."""
         run, guarding, trainer, model = self.course.active, self.course.guarding, self.trainer, self.model
         if run is None:
-            return False
+            return None
         failed = None if guarding is None else guarding.end(run, trainer, model)
         self._note(failed)
         if failed is not None:
@@ -308,18 +320,23 @@ class Fit:
                     " train longer or let the schedule end earlier",
                     stacklevel=3,
                 )
-        return True
+        return run
 
-    def finalize_after(self, end: Callable[[], object]) -> None:
-        """Finalize when the training has ended for everybody: averages may be copied in any ``on_train_end``."""
+    def finish_after(self, run: PruningRun, end: Callable[[], object]) -> None:
+        """Finish when the training has ended for everybody: averages may be copied in any ``on_train_end``."""
         end()
-        self.finalize()
+        self.finish(run)
 
-    def finalize(self) -> None:
-        """Make the model plain, where that is asked for; states from before still load into it."""
+    def finish(self, run: PruningRun) -> None:
+        """Make the model plain, where that is asked for, and tell what came of the run."""
+        ending = Ending(run, self.course, metrics_of(self.trainer, self.settings))
+        if self.settings.finalize:
+            self._finalize()
+        tell(self.trainer, self.settings, ending.text())
+
+    def _finalize(self) -> None:
+        """Make the model plain; states from before still load into it."""
         trainer, model = self.trainer, self.model
-        if not self.settings.finalize:
-            return
         if is_sharding(trainer):
             warn_sharded(model)
             return
@@ -342,7 +359,6 @@ class Fit:
             path = Path(folder) / "pruned.ckpt"
             trainer.save_checkpoint(path)
             self.record.checkpoint = path
-            rank_zero_info(f"the pruned model is in {path}")
 
     def finish_untrained(self) -> None:
         """Finish where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""
@@ -350,8 +366,9 @@ class Fit:
         if not self._has_trained and is_over(trainer) and trainer.limit_train_batches != 0:  # type: ignore[attr-defined]
             if run is not None and guarding is not None:
                 guarding.catch_up(trainer)
-            if self.conclude():
-                self.finalize()
+            ended = self.conclude()
+            if ended is not None:
+                self.finish(ended)
 
     def stop_teaching(self) -> None:
         """Let the teacher go; the next fit of the model has it again."""
@@ -364,25 +381,3 @@ class Fit:
         self.stop_teaching()
         if self.course.run is not None:
             self.course.run.stop()
-
-
-@rank_zero_only
-def _log_event(trainer: Trainer, event: Event) -> None:
-    layers = {f"sparsity/{name.removesuffix('.weight')}": share for name, share in event.layers.items()}
-    values = {"sparsity": event.sparsity, **layers, "params": float(event.params)}
-    if event.macs is not None:
-        values["macs"] = float(event.macs)
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=event.step)
-    macs = "" if event.macs is None else f", {event.macs:,} MACs"
-    mended = sum(repair.is_done for repair in event.repairs)
-    repaired = f", {mended} of {len(event.repairs)} layers repaired" if event.repairs else ""
-    log.info(
-        "step %d: sparsity %.4f (asked %.4f), %s parameters%s left%s",
-        event.step,
-        event.sparsity,
-        event.asked,
-        f"{event.params:,}",
-        macs,
-        repaired,
-    )

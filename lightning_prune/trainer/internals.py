@@ -191,6 +191,21 @@ def is_over(trainer: Trainer) -> bool:
     return trainer.fit_loop.done
 
 
+def say(trainer: Trainer, text: str) -> None:
+    """Print on the first process, past the progress bar where there is one.
+
+    TQDM's swallows what is printed while none of its bars is open, as before the first step and after the last. Goes
+    when it prints then: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/callbacks/progress/tqdm_progress.py#L444
+    """
+    if not trainer.is_global_zero:
+        return
+    bar: Any = trainer.progress_bar_callback
+    if isinstance(bar, kinds("callbacks.TQDMProgressBar")):
+        bars = (bar._train_progress_bar, bar._val_progress_bar)
+        bar = bar if any(open_bar is not None and not open_bar.disable for open_bar in bars) else None
+    (print if bar is None else bar.print)(text)
+
+
 def batches_done(trainer: Trainer) -> int:
     """Return the training batches of the whole fit: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/loops/training_epoch_loop.py#L99."""
     return trainer.fit_loop.epoch_loop.total_batch_idx

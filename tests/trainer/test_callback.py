@@ -194,12 +194,12 @@ def test_event_values_reach_the_logger_at_their_step(tmp_path: Path, granularity
 
 def test_one_line_per_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lightning_prune"):
-        trainer(tmp_path, PruningCallback(Recipe(schedule=STEPS))).fit(LinearNet(), loader())
+        trainer(tmp_path, PruningCallback(Recipe(schedule=STEPS), verbose=False)).fit(LinearNet(), loader())
     lines = [
         r.getMessage() for r in caplog.records if r.name.startswith("lightning_prune") and r.levelno == logging.INFO
     ]
-    assert [line.partition(":")[0] for line in lines] == ["step 5", "step 8", "step 9"]
-    assert lines[-1] == "step 9: sparsity 0.6016 (asked 0.6000), 122 parameters left"
+    assert [line.partition(":")[0] for line in lines] == ["step 5", "step 8", "step 9", "after 10 steps"]
+    assert lines[-2].startswith("step 9: sparsity 0.6016 (asked 0.6000), 122 parameters (44%) left")
 
 
 def test_two_recipes_for_different_targets(tmp_path: Path) -> None:
