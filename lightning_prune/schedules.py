@@ -356,3 +356,7 @@ def resolve(schedule: Schedule, total_steps: int | None) -> TimedSchedule:
             " is unknown (iterable data without max_steps): give it as an int, or set Trainer(max_steps=…)"
         )
     return resolved.with_steps({name: round(share * (total_steps or 0)) for name, share in shares.items()})
+
+
+BUILT_IN: tuple[type[TimedSchedule], ...] = (OneShot, Linear, Polynomial, Exponential, OneCycle, Iterative)
+"""What a recipe names, and a checkpoint may hold."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_prune.schedules import (
+    BUILT_IN,
     Exponential,
     Gradual,
     Iterative,
@@ -20,7 +21,7 @@ from lightning_prune.schedules import (
     timed,
 )
 
-GRADUAL: tuple[type[Gradual], ...] = (Linear, Polynomial, Exponential, OneCycle, Iterative)
+GRADUAL = [kind for kind in BUILT_IN if issubclass(kind, Gradual)]
 
 
 def bad(value: Any) -> Any:

@@ -28,15 +28,9 @@ VERSION = 2
 
 VALUES = (
     *(Recipe, targets.Targets),
-    *(granularity.Element, granularity.NOfM, granularity.Block, granularity.Channel),
-    *(schedules.OneShot, schedules.Linear, schedules.Polynomial, schedules.Exponential),
-    *(schedules.OneCycle, schedules.Iterative),
-    *(criteria.Magnitude, criteria.Random, criteria.Taylor, criteria.Fisher, criteria.Wanda),
-    *(allocation.Uniform, allocation.ERK, allocation.Global, allocation.FromSensitivity),
-    LeastSquares,
-    Reconstruction,
-    Guard,
-    *policies.BUILT_IN,
+    *(*schedules.BUILT_IN, *granularity.BUILT_IN, *allocation.BUILT_IN, *policies.BUILT_IN),
+    *(*criteria.BUILT_IN, Reconstruction),
+    *(LeastSquares, Guard),
 )
 """What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""
 

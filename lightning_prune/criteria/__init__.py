@@ -14,7 +14,11 @@ from lightning_prune.criteria.watching import (
 )
 from lightning_prune.criteria.weights import CHUNK, Criterion, Magnitude, Random
 
+BUILT_IN = (Magnitude, Random, Taylor, Fisher, Wanda)
+"""What a recipe names, and a checkpoint may hold."""
+
 __all__ = [
+    "BUILT_IN",
     "CHUNK",
     "ActivationCriterion",
     "Criterion",

@@ -358,6 +358,7 @@ class RewindWeights(_Rewinding):
 
 
 BUILT_IN: tuple[type[OptimizerPolicy], ...] = (Mask, Keep, Reset, Rewarm, LRRewind, RewindWeights)
+"""What a recipe names, and a checkpoint may hold."""
 
 
 def as_policies(policies: OptimizerPolicy | Sequence[OptimizerPolicy]) -> tuple[OptimizerPolicy, ...]:

@@ -280,3 +280,7 @@ class FromSensitivity(Choice):
 def _check_cost(name: str, cost: float) -> None:
     if isinstance(cost, bool) or not isinstance(cost, Real) or not 0 < cost < math.inf:
         raise ValueError(f"Global.cost gives {name} the cost {cost!r}; each must be a positive, finite number")
+
+
+BUILT_IN: tuple[type[Choice], ...] = (Uniform, ERK, Global, FromSensitivity)
+"""What a recipe names, and a checkpoint may hold."""

@@ -270,3 +270,7 @@ class Channel(Choice):
         least = max(self.min_channels, math.ceil((self.min_share or 0.0) * size - 1e-9))
         narrower = range(size - 1, min(size, least) - 1, -1)
         return (size, *(width for width in narrower if width % self.round_to == 0))
+
+
+BUILT_IN: tuple[type[Granularity | Channel], ...] = (Element, NOfM, Block, Channel)
+"""What a recipe names, and a checkpoint may hold."""

@@ -13,22 +13,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_prune import (
-    ERK,
     Block,
     Channel,
-    Element,
     Exponential,
-    Fisher,
     FromSensitivity,
-    Global,
     Guard,
     Iterative,
-    Keep,
     LeastSquares,
     Linear,
     LRRewind,
     Magnitude,
-    Mask,
     NOfM,
     OneCycle,
     OneShot,
@@ -42,10 +36,12 @@ from lightning_prune import (
     RewindWeights,
     Targets,
     Taylor,
-    Uniform,
-    Wanda,
+    criteria,
+    schedules,
 )
 from lightning_prune.model import masks
+from lightning_prune.optimizer import policies
+from lightning_prune.selection import allocation, granularity
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -122,8 +118,7 @@ def recipe_yaml(**parts: str) -> str:
 
 
 ONE_SHOT = "{class_path: lightning_prune.OneShot, init_args: {final_sparsity: 0.5, begin_step: 4}}"
-VALUES: list[tuple[str, Any]] = [
-    ("granularity", Element()),
+WITH_ARGUMENTS: list[tuple[str, Any]] = [
     ("granularity", NOfM(2, 4)),
     ("granularity", Block((4, 1))),
     ("granularity", Channel(min_channels=2, round_to=2)),
@@ -135,22 +130,24 @@ VALUES: list[tuple[str, Any]] = [
     ("schedule", Iterative(0.5, initial_sparsity=0.1)),
     ("criterion", Magnitude(norm=2)),
     ("criterion", Random(seed=3)),
-    ("criterion", Taylor()),
-    ("criterion", Fisher()),
-    ("criterion", Wanda()),
     ("criterion", Reconstruction(samples=64)),
     ("allocation", FromSensitivity({"conv1": 0.5, "conv2": 0.25}, max_drop=0.1)),
-    ("allocation", Uniform()),
-    ("allocation", ERK()),
-    ("allocation", Global()),
-    ("optimizer_policy", Mask()),
-    ("optimizer_policy", Keep()),
-    ("optimizer_policy", Reset()),
     ("optimizer_policy", Rewarm(5)),
     ("optimizer_policy", LRRewind(2)),
     ("optimizer_policy", RewindWeights(3)),
     ("repair", LeastSquares(samples=64)),
 ]
+KINDS: dict[str, tuple[type[Any], ...]] = {
+    "granularity": granularity.BUILT_IN,
+    "schedule": schedules.BUILT_IN,
+    "criterion": (*criteria.BUILT_IN, Reconstruction),
+    "allocation": allocation.BUILT_IN,
+    "optimizer_policy": policies.BUILT_IN,
+    "repair": (LeastSquares,),
+}
+LISTED = {type(value) for _, value in WITH_ARGUMENTS}
+REST = [(part, kind) for part, kinds in KINDS.items() for kind in kinds if kind not in LISTED]
+VALUES = WITH_ARGUMENTS + [(part, kind(0.5) if part == "schedule" else kind()) for part, kind in REST]
 
 
 def as_yaml(value: Any) -> str:
