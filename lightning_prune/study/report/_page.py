@@ -67,7 +67,9 @@ def facts(history: History, known: Sequence[Variant], metric: str) -> Iterator[F
             if whole and left is not None:
                 yield name, brief(left), f"{share(left / whole)} of {brief(whole)}"
     for name, points in list(history.metrics.items())[:2]:
-        yield name, brief(points[-1][1]), f"after step {points[-1][0]:,}"
+        first = history.at_first(name)
+        note = "" if first is None else f", {brief(first)} before"
+        yield name, brief(points[-1][1]), f"after step {points[-1][0]:,}{note}"
     if len(known) > 1:
         first, final = known[0], known[-1]
         if first.milliseconds and final.milliseconds:

@@ -6,6 +6,7 @@ This is the one place where figures are drawn: ``_page`` writes the elements, ``
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, product
 from xml.etree.ElementTree import Element, SubElement
 
 from lightning_prune.study.report._figures import (
@@ -118,7 +119,8 @@ def _plot(svg: Element, plot: Plot) -> Drawn:
     # names of points come last, so that nothing covers them
     dots = [dot for mark in plot.marks if isinstance(mark, Dots) for dot in mark.drawn]
     points = [(x(dot.x), y(dot.y), shortened(dot.label, 24)) for dot in dots]
-    places = placed(points, (x.first, _TOP - 10.0, x.last + _RIGHT, y.first))
+    lines = [[(x(a), y(b)) for a, b in mark.points] for mark in plot.marks if isinstance(mark, Line)]
+    places = placed(points, (x.first, _TOP - 10.0, x.last + _RIGHT, y.first - 2), lines)
     for (_, _, text), place in zip(points, places, strict=True):
         if place is not None:
             _add(svg, "text", text, x=place[0], y=place[1], class_="name end" if place[2] == "end" else "name")
@@ -210,28 +212,38 @@ def _dots(group: Element, dots: Dots, x: Scale, y: Scale) -> None:
 
 
 def placed(
-    points: Sequence[tuple[float, float, str]], frame: tuple[float, float, float, float]
+    points: Sequence[tuple[float, float, str]],
+    frame: tuple[float, float, float, float],
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> list[tuple[float, float, str] | None]:
     """Return where each name begins or ends and its anchor ("start" or "end"); None where there is no room.
 
-    A name stands beside its point, over no other name and no other point.
+    A name stands beside its point, over no other name and no other point, and over no line where there is room beside.
 
     Args:
         points: x, y and name of each point, in the order of who chooses first; "" for none.
         frame: what names may not leave: left, top, right, bottom.
+        lines: the corners of each.
     """
+    strokes = [
+        (x - 3, y - 3, x + 3, y + 3)
+        for line in lines
+        for (a, b), (c, d) in pairwise(line)
+        for x, y in ((a + (c - a) * part / 40, b + (d - b) * part / 40) for part in range(41))
+    ]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
     places: list[tuple[float, float, str] | None] = []
     for x, y, name in points:
         places.append(None)
         # to the right or left of the point, else above or below it, the nearest first
         rows = ((6, -7), (6, 15), (6, -12), (6, 20), (6, -18), (6, 26))
-        for aside, down, anchor in [(a, d, side) for a, d in ((8, 4), *rows) for side in ("start", "end")]:
+        sides = [(a, d, side) for a, d in ((8, 4), *rows) for side in ("start", "end")]
+        for avoided, (aside, down, anchor) in product(([*taken, *strokes], [*taken]), sides):
             across = x + aside if anchor == "start" else x - aside
             left, top = across - (LETTER * len(name) if anchor == "end" else 0), y + down - 10
             right, bottom = left + LETTER * len(name), y + down + 2
             is_inside = left >= frame[0] and top >= frame[1] and right <= frame[2] and bottom <= frame[3]
-            if name and is_inside and all(right <= a or left >= c or bottom <= b or top >= d for a, b, c, d in taken):
+            if name and is_inside and all(right <= a or left >= c or bottom <= b or top >= d for a, b, c, d in avoided):
                 places[-1] = (across, y + down, anchor)
                 taken.append((left, top, right, bottom))
                 break
@@ -239,7 +251,7 @@ def placed(
 
 
 def _bars(svg: Element, bars: Bars) -> Drawn:
-    thick, gap = (9 if len(bars.series) > 1 else 12), 22
+    thick, gap = 13, 22
     step = gap + thick * len(bars.series)
     values = [v for _, row in bars.rows for v in row if math.isfinite(v)]
     x = Scale(Axis(bars.unit), 0, max([*values, 1e-12]), 4, WIDTH - 64)

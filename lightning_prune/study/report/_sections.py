@@ -185,6 +185,13 @@ def _histogram(one: Scores) -> Plot:
     )
 
 
+def made(history: History) -> Iterator[Section]:
+    """Yield how the fit was made."""
+    if history.origin:
+        text = "What it takes to do it again."
+        yield Section("How it was made", text, table=Table(("", "of the fit"), tuple(history.origin.items())))
+
+
 def of_advice(advice: Advice) -> Iterator[Section]:
     """Yield the verdict, what speaks for and against it, and what to try first."""
     side = {True: "for pruning", False: "against it", None: "to know"}

@@ -81,7 +81,7 @@ def of_history(history: History, metric: str) -> tuple[Variant, ...]:
     if before is None or after is None:
         return ()
     final = next((value for _, value in reversed(history.metrics.get(metric, ()))), None)
-    found = [_whole("before", before)]
+    found = [replace(_whole("before", before), quality=history.at_first(metric))]
     if history.events:
         last = history.events[-1]
         found.append(replace(found[0], name="masked", quality=final, nonzero=last.params, effective_macs=last.macs))
@@ -119,10 +119,18 @@ def table(known: Sequence[Variant], metric: str) -> Iterator[Section]:
     if any(one.spread_ms is not None for one in known):
         text += " Latency is the median ± half the interquartile range."
     first, last = known[0], known[-1]
-    for key, word in (("macs", "MACs"), ("file_bytes", "bytes of the file"), ("milliseconds", "time")):
-        before, after = getattr(first, key), getattr(last, key)
-        if len(known) > 1 and before and after is not None:
-            text += f" {last.name} has {share(after / before)} of the {word} of {first.name}."
+    costs = (("macs", "MACs"), ("file_bytes", "bytes of the file"), ("milliseconds", "time"))
+    pairs = [(getattr(first, key), getattr(last, key), word) for key, word in costs]
+    parts = [f"{share(after / before)} of the {word}" for before, after, word in pairs if before and after is not None]
+    if len(known) > 1 and first.quality is not None and last.quality is not None:
+        parts.append(f"a value of {_quality(last.quality)} to {_quality(first.quality)} in {metric}")
+    if len(known) > 1 and parts:
+        text += f" Beside “{first.name}”, “{last.name}” has {', '.join(parts)}."
+    if last.quality is not None and first.quality is None:
+        text += (
+            f" What “{first.name}” reached is not known: run trainer.validate(…) ahead of the fit, or name it in"
+            " Report(quality=…)."
+        )
     rows = tuple((one.name, *(cells[index] for _, cells in columns)) for index, one in enumerate(known))
     yield Section("The models beside each other", text, table=Table(("model", *(head for head, _ in columns)), rows))
 

@@ -1,5 +1,6 @@
 """What a fit was like, as values: metrics, sparsity, events, verdicts, scores and layers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -57,6 +58,7 @@ class History:
         before: the model when the fit began.
         after: the model when the fit was over.
         model: name of its class.
+        origin: how the fit was made: recipe, data, date, versions and command, as text; not compared.
     """
 
     metrics: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
@@ -67,12 +69,23 @@ class History:
     before: Summary | None = None
     after: Summary | None = None
     model: str = ""
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def last_step(self) -> int:
         """The last step that is known of; 0 of an empty history."""
         points = [point for found in (*self.metrics.values(), self.sparsity) for point in found]
         return max([0, *(step for step, _ in points), *(event.step for event in self.events)])
+
+    def at_first(self, metric: str) -> float | None:
+        """Return a metric of the model before pruning; None where nothing was validated then.
+
+        Ahead of the fit, if ``trainer.validate`` ran there; otherwise at the last validation before the first event.
+        """
+        points = self.metrics.get(metric, ())
+        begin = min((one.step for one in (*self.events, *self.trials)), default=math.inf)
+        before = [value for step, value in points if step < begin]
+        return None if not before else before[0] if points[0][0] == 0 else before[-1]
 
     def with_metrics(self, step: int, values: Mapping[str, float]) -> "History":
         """Return this history with one more validation; one at the same step is replaced."""
@@ -117,6 +130,7 @@ class History:
             "before": _plain_summary(self.before),
             "after": _plain_summary(self.after),
             "model": self.model,
+            "origin": dict(self.origin),
         }
 
     @classmethod
@@ -149,6 +163,8 @@ class History:
                 before=_summary(document["before"]),
                 after=_summary(document["after"]),
                 model=document["model"],
+                # those of 0.1 have none
+                origin=dict(document.get("origin", {})),
             )
 
 

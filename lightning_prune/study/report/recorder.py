@@ -10,6 +10,7 @@ from lightning_prune.model.summary import summarize
 from lightning_prune.run.event import Event
 from lightning_prune.run.pruner import Pruner
 from lightning_prune.study.report._loggers import to_loggers
+from lightning_prune.study.report._origin import origin
 from lightning_prune.study.report._ranked import Watched
 from lightning_prune.study.report._sections import fit_sections
 from lightning_prune.study.report.history import History, Scores
@@ -22,8 +23,10 @@ class Recorder(AnyCallback):
     """Writes down what a :class:`Report` draws of a fit: metrics, sparsity, scores, layers before and after.
 
     It reads what is there anyway: the logged metrics after each validation, the scores when an event ranks them, and
-    one forward pass of the example input before and after the fit to count multiply-accumulates. Its state goes into
-    checkpoints, so a resumed run has the whole history. It may stand before or after the PruningCallback.
+    one forward pass of the example input before and after the fit to count multiply-accumulates. A ``trainer.validate``
+    ahead of the fit gives it the metrics of the model before; without one, those of the last validation before the
+    first event count as such. Its state goes into checkpoints, so a resumed run has the whole history. It may stand
+    before or after the PruningCallback.
 
     Args:
         monitor: keys of the validation metrics to follow; a single key, or several. None: the guard's if there is
@@ -50,8 +53,8 @@ class Recorder(AnyCallback):
         self._offset: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin a new history with a new model."""
-        if stage == "fit" and self._model is not pl_module:
+        """Begin a new history with a new model, at its fit or at a validation ahead of that."""
+        if stage in ("fit", "validate") and self._model is not pl_module:
             self._model, self._past, self.history = pl_module, (), History(model=type(pl_module).__name__)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,6 +66,7 @@ class Recorder(AnyCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be there when the first event ranks its scores."""
         self._watch(trainer)
+        self.history = replace(self.history, origin=origin(trainer))
         callback = pruning_callback_of(trainer)
         is_counting = callback is not None and not callback.is_done
         self._offset = None if is_counting else self.history.last_step - trainer.global_step
@@ -76,8 +80,10 @@ class Recorder(AnyCallback):
         self._look(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the metrics."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        """Note the metrics; those of a validation ahead of the fit stand at step 0."""
+        if trainer.state.fn == "validate" and self.history.before is None:
+            self.history = self.history.with_metrics(0, self._metrics(trainer))
+        elif trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.history = self.history.with_metrics(self._step(trainer), self._metrics(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

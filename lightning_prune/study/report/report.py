@@ -16,9 +16,11 @@ from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
 from lightning_prune.study.report._figures import Section
 from lightning_prune.study.report._loggers import to_loggers
+from lightning_prune.study.report._origin import origin
 from lightning_prune.study.report._page import facts, page
 from lightning_prune.study.report._sections import (
     layers,
+    made,
     of_advice,
     of_comparison,
     of_sensitivity,
@@ -125,7 +127,9 @@ class Report:
             )
         known: dict[str, Any] = {"history": History() if recorder is None else recorder.history}
         if recorder is None and callback is not None:
-            known["history"] = History(events=tuple(callback.events), trials=tuple(callback.trials))
+            known["history"] = History(
+                events=tuple(callback.events), trials=tuple(callback.trials), origin=origin(trainer)
+            )
         if callback is not None and callback.guard is not None:
             known |= {"metric": callback.guard.monitor, "mode": callback.guard.mode}
         elif len(known["history"].metrics) == 1:
@@ -145,6 +149,7 @@ class Report:
             *(of_sensitivity(self.sensitivity) if self.sensitivity is not None else ()),
             *scores(self.history),
             *(of_significance(self.significance) if self.significance is not None else ()),
+            *made(self.history),
         ]
 
     def _variants(self) -> tuple[Variant, ...]:

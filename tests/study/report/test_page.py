@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ class TestPage:
         assert titles(Report(models={"a": summary(8, 8)}, quality={"a": 1})) == ["The models beside each other"]
         assert titles(Report(models=two, quality={"a": 1, "b": 2}))[1:] == ["Quality against cost"]
         assert titles(Report(history=History(metrics={"m": ((1, 0.5),)}))) == ["Over the run"]
+        assert titles(Report(history=History(origin={"date": "today"}))) == ["How it was made"]
         assert len(titles(full())) == 6
 
     def test_the_table_tells_what_the_summaries_hold(self) -> None:
@@ -103,6 +105,17 @@ class TestPage:
         assert dict(zip(table.head, table.rows[0], strict=True)) == {
             "model": "net", "acc": "0.2500", "parameters": "15", "not zero": "14", "memory (bytes)": "60",
         }  # fmt: skip
+
+    def test_what_it_cost_is_answered(self) -> None:
+        known = Report(history=replace(history(), metrics={"acc": ((0, 0.9), (6, 0.8))}), metric="acc")
+        section = next(one for one in known.sections() if one.title == "The models beside each other")
+        assert section.table is not None
+        values = {row[0]: row[1] for row in section.table.rows}
+        assert values == {"before": "0.9000", "masked": "0.8000", "after": "0.8000"}
+        assert "0.8000 to 0.9000 in acc" in section.text
+        assert "0.9 before" in known.to_html()
+        late = replace(known, history=replace(known.history, metrics={"acc": ((6, 0.8),)}))
+        assert "What “before” reached is not known" in late.to_html()
 
     def test_the_front_has_none_that_is_beaten(self) -> None:
         models = {f"m{width}": summary(width, 8) for width in (4, 8, 16, 32)}
@@ -283,10 +296,12 @@ LOST = """[...document.querySelectorAll("svg")].flatMap(svg => {
     const own = e.getBoundingClientRect();
     return own.width && (own.left < box.left - 2 || own.right > box.right + 2 || own.top < box.top - 2
                          || own.bottom > box.bottom + 2)}).map(e => svg.id + " " + e.outerHTML.slice(0, 200))})"""
+# 3 pixels above and below the letters belong to a line of text
 OVERLAPS = """[...document.querySelectorAll("svg")].flatMap(svg => {
-  const boxes = [...svg.querySelectorAll(":scope > text")].map(e => [e.textContent, e.getBoundingClientRect()]);
-  return boxes.flatMap(([t, a], i) => boxes.slice(i + 1).filter(([u, b]) => a.left < b.right - 1 && b.left < a.right - 1
+  const boxes = [...svg.querySelectorAll("text")].map(e => [e.textContent, e.getBoundingClientRect()]);
+  return boxes.flatMap(([t, a], i) => boxes.slice(i + 1).filter(([u, b]) => a.left < b.right + 1 && b.left < a.right + 1
     && a.top < b.bottom - 3 && b.top < a.bottom - 3).map(([u, b]) => [t, u]))})"""
+HEIGHTS = """[...document.querySelectorAll(".facts > div")].map(e => Math.round(e.getBoundingClientRect().height))"""
 LETTERS = """Math.min(...[...document.querySelectorAll("svg text")].map(e => {
   const svg = e.ownerSVGElement;
   return parseFloat(getComputedStyle(e).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width}))"""
@@ -306,6 +321,7 @@ class TestBrowser:
         assert shown.evaluate("document.compatMode") == "CSS1Compat"
         assert shown.evaluate(LOST) == []
         assert shown.evaluate(OVERLAPS) == []
+        assert len(set(shown.evaluate(HEIGHTS))) == 1
         assert shown.evaluate(LETTERS) >= (8 if width < 390 else 9.5)
         assert min(shown.evaluate(CONTRASTS)) >= 4.5
         ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -320,6 +336,31 @@ def test_advice_is_read_without_scrolling_sideways(tab: Page, files: dict[str, P
     table = "document.querySelector('section > .table')"
     assert shown.evaluate(f"{table}.getAttribute('aria-label')") == "Advice"
     assert shown.evaluate(f"{table}.scrollWidth - {table}.clientWidth") <= 0
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_goes_on_has_a_shadow_at_that_edge(
+    tab: Page, files: dict[str, Path], scheme: str, tmp_path: Path
+) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    shown = tab.show(files["report"], 390, scheme)
+    table = "[...document.querySelectorAll('section > .table')].find(e => e.scrollWidth > e.clientWidth)"
+    box = shown.evaluate(f"(() => {{const b = {table}.getBoundingClientRect(); return [b.left, b.right, b.top]}})()")
+    left, right, row = round(box[0]) + 3, round(box[1]) - 4, round(box[2]) + 5
+
+    def edges() -> tuple[float, float]:
+        shown.picture(tmp_path / "page.png")
+        pixels = image.imread(tmp_path / "page.png")[row, :, :3].mean(1)
+        return float(pixels[left]), float(pixels[right])
+
+    begin = edges()
+    shown.evaluate(f"{table}.scrollLeft = 9999")
+    end = edges()
+    assert begin[1] < begin[0] - 0.03
+    assert end[0] < end[1] - 0.03
+    assert begin[0] == pytest.approx(end[1], abs=0.02)
 
 
 @needs_browser

@@ -1,6 +1,7 @@
 """The recorder: it changes nothing, sees everything, and survives a resume."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 import torch
 from packages import ModelCheckpoint
 from report_cases import Judged, fit, history, recipe, recorded
-from support import AfterStep, outputs
+from support import AfterStep, Resumable, loader, outputs, trainer
 
 from lightning_prune import (
     ERK,
+    Channel,
     Element,
     Global,
     Guard,
@@ -123,6 +125,36 @@ class TestMetrics:
             recorder = Recorder(monitor)
             fit(tmp_path, recorder, PruningCallback(recipe()))
             assert recorder.history.metrics == {"val_acc": ((5, pytest.approx(0.9)), (10, pytest.approx(0.9)))}
+
+    def test_the_metric_before_is_known(self, tmp_path: Path) -> None:
+        before = Recorder(figures=False)
+        net, runner = Judged(), trainer(tmp_path, before)
+        runner.validate(net, loader(2), verbose=False)
+        net.accuracy = 0.8
+        runner.fit(net, Resumable(), loader(2))
+        assert before.history.metrics["val_acc"][0] == (0, pytest.approx(0.9))
+        assert before.history.at_first("val_acc") == pytest.approx(0.9)
+        seen = before.history
+        runner.validate(net, loader(2), verbose=False)
+        assert before.history == seen
+        assert replace(history(), metrics={"m": ((1, 0.5), (3, 0.4))}).at_first("m") is None
+        assert replace(history(), events=(), trials=(), metrics={"m": ((1, 0.5), (3, 0.4))}).at_first("m") == 0.4
+        assert replace(history(), metrics={"m": ((0, 0.5), (3, 0.4))}).at_first("m") == 0.5
+        assert history().at_first("unheard of") is None
+
+    def test_how_it_was_made_is_told(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        command = ["/usr/bin/python", "train.py", "--api-key", "hush", "--token=quiet now", "--epochs", "3"]
+        monkeypatch.setattr(sys, "orig_argv", command)
+        recorder = Recorder(figures=False)
+        fit(tmp_path, recorder, PruningCallback(recipe(), guard=Guard("val_acc", "max", 0.5)))
+        made = recorder.history.origin
+        assert made["recipe"].splitlines()[1:] == [f"granularity={Channel()!r}", "criterion=Taylor()"]
+        assert made["guard"].startswith("Guard(monitor='val_acc'")
+        assert made["training data"] == "Resumable, 5 batches"
+        assert made["validation data"] == "TensorDataset, 8 samples in batches of 4"
+        assert torch.__version__ in made["versions"]
+        assert made["command"] == "python train.py --api-key … --token=… --epochs 3"
+        assert History.from_json(replace(history(), origin=made).to_json()).origin == made
 
     def test_without_pruning(self, tmp_path: Path) -> None:
         recorder = Recorder()
