@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from lightning_prune.deploy.program.arguments import check_model, checked_labels
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated
-from lightning_prune.deploy.program.loaders import checked_batches
+from lightning_prune.deploy.program.loaders import OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, check_labels
@@ -91,7 +91,8 @@ def export(
         constants: constant methods, by name: strings, bools, ints, floats or lists of them, for the app to read.
         external_weights: write the weights to ``model.ptd`` beside the .pte, which then holds the graph alone.
         verify_on: batches ``(inputs, targets)``, or bare inputs when there is no metric; of any batch size. Inputs are
-            a tensor, a tuple of them in order, or a dict by their names; a dict may hold the targets too.
+            a tensor, a tuple of them in order, or a dict by their names; a dict may hold the targets too. Without them
+            the artifact says that it was compared on random inputs only.
         metric: computed on ``verify_on`` for both sides from the first output and the targets; a copy of it is used.
             A LightningModule's own is passed as ``metric=model.val_acc``.
         labels: names of the classes, kept in the manifest and in the constant method ``labels`` for the app.
@@ -132,7 +133,7 @@ def export(
         check_labels(labels, forward.spec.outputs)
         values = checked_constants(constants, labels, list(requested))
         spec = claimed(forward.spec, forward.shapes)
-        batches = None if verify_on is None else checked_batches(verify_on, spec, preprocess, metric is not None)
+        own, batches = own_or_asked(verify_on, spec, preprocess, metric is not None)
 
         CHILD.start()  # the process imports the runtime while the lowering goes on here
         traced = _traced([forward, *further], backend, external_weights)
@@ -144,7 +145,7 @@ def export(
         with ThreadPoolExecutor(2) as beside:  # hash and deflate while the file runs in the other process
             facts = beside.submit(file_facts, files.program)
             zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
-            verification, notes = _verified(traced, values, backend, files, bounds, batches, metric)
+            verification, notes = _verified(traced, values, backend, files, bounds, own, batches, metric)
             first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
             summary = summarize(forward.eager.model, forward.eager.call(first))
 
@@ -212,6 +213,7 @@ def _verified(
     backend: Backend,
     files: Staged,
     bounds: Bounds,
+    own: OwnSamples,
     batches: Iterable[Any] | None,
     metric: Metric | None,
 ) -> tuple[Verification, tuple[str, ...]]:
@@ -223,7 +225,8 @@ def _verified(
             path, data, executed = reference, None, Portable()
             save(lower(_programs(traced), executed, constants), path)
         with CHILD.releasing():
-            candidates = [_candidate(method, path, data, executed) for method in traced.values()]
+            forward, *further = (_candidate(method, path, data, executed) for method in traced.values())
+            candidates = [replace(forward, own=own), *further]
             verification, notes = judged(candidates, bounds, executed.name, batches, metric)
     except VerificationError as error:
         raise VerificationError(f"{files.path.name} was not written: {error}") from error

@@ -12,7 +12,7 @@ from lightning_prune.deploy.checking.comparison import FOR_A_FILE, TOLERANCE, Bo
 from lightning_prune.deploy.checking.verification import Candidate, Verification, check_metric, judged
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.dynamic import LARGEST, ends, resized
-from lightning_prune.deploy.program.eager import example_arguments, folded_copy, isolated
+from lightning_prune.deploy.program.eager import example_arguments, folded_copy, is_silent, isolated
 from lightning_prune.deploy.program.loaders import checked_batches, first_of, split_batch
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.program.preprocessing import Normalize
@@ -93,7 +93,7 @@ def verify(
                 batches = checked_batches(verify_on, spec, preprocess, metric is not None)
             examples, batches = _examples(program, model, example_inputs, batches)
             entries = _entries(program, model, examples, methods or {})
-            if batches is None and _is_quantized(program) and _is_silent(entries[0].inputs):
+            if batches is None and _is_quantized(program) and is_silent(entries[0].inputs):
                 raise ValueError(
                     f"{program.path} is quantized, and the example inputs hold a single value, on which another model"
                     " may agree: pass verify_on= with batches like those that it was calibrated on, or real"
@@ -124,7 +124,7 @@ def _examples(
     def taken(tensors: Sequence[Tensor]) -> Example:
         return shaped(model, [x.name for x in program.inputs], tensors) if own is None else own.filled(tensors)
 
-    is_meant = example_inputs is not None and not _is_silent(examples)
+    is_meant = example_inputs is not None and not is_silent(examples)
     if batches is None or (has_some and (is_meant or not _is_quantized(program))):
         return taken(examples), batches
     first, batches = first_of(batches)
@@ -184,11 +184,6 @@ def _is_quantized(program: RuntimeModel) -> bool:
     """Whether the manifest says that a method is quantized."""
     quantization = None if program.manifest is None else program.manifest["quantization"]
     return quantization is not None and program.method in quantization.get("methods", program.methods)
-
-
-def _is_silent(inputs: Sequence[Tensor]) -> bool:
-    """Whether inputs are of one value each, on which many models agree."""
-    return all(x.numel() == 0 or bool((x == x.flatten()[0]).all()) for x in inputs)
 
 
 def _preprocessing(described: Mapping[str, Any] | None) -> Normalize | None:

@@ -3,6 +3,7 @@
 Nothing else in the package touches them. Each says what of Lightning's would let it go.
 """
 
+import copy
 import gc
 import inspect
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from lightning_prune.trainer.packages import AnyModelCheckpoint, LightningModule, Trainer, kinds, version_of
 
@@ -237,6 +240,23 @@ def validate_now(trainer: Trainer) -> None:
         run.callbacks = callbacks
         run.training = True
         connector._first_loop_iter = first_loop_iter
+
+
+def validation_batches(module: LightningModule) -> Iterator[Any]:
+    """Yield the batches on which a module's Trainer validates, as its hooks hand them on; none without such.
+
+    A loader's workers, its generator and its running iterator stay untouched: it may be in use. Goes when a batch can
+    be handed through the hooks: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/core/module.py#L355
+    """
+    for loader in tree_leaves(module.trainer.val_dataloaders):
+        if loader is None:
+            return
+        own = loader
+        if isinstance(loader, DataLoader):
+            own = copy.copy(loader)
+            own.num_workers, own.timeout, own.pin_memory, own.generator = 0, 0, False, None
+        for batch in own:
+            yield module._apply_batch_transfer_handler(module._on_before_batch_transfer(batch))
 
 
 class SelectingCheckpoint(AnyModelCheckpoint):

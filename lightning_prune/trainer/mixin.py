@@ -9,6 +9,7 @@ from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import PruningError
 from lightning_prune.recipe import Recipe
 from lightning_prune.trainer.callback import PruningCallback, pruning_callback_of
+from lightning_prune.trainer.internals import validation_batches
 from lightning_prune.trainer.packages import Callback, LightningModule, kinds
 
 _Callbacks = Sequence[Callback] | Callback
@@ -86,6 +87,9 @@ class PruningMixin(_Base):
     def to_executorch(self, path: str | Path, backend: "Backend | None" = None, **options: Any) -> "Artifact":
         """Export to a verified ``.pte`` file with its manifest beside it.
 
+        With a Trainer that validates, file and module are compared on up to eight samples of its validation loader,
+        before random inputs, unless there is a ``verify_on``. A note says where these are not what ``forward`` takes.
+
         Args:
             path: of the file, ending in ``.pte``.
             backend: where it runs; None: XNNPACK.
@@ -94,7 +98,10 @@ class PruningMixin(_Base):
                 ``metric``, ``labels``, ``tolerance``.
         """
         from lightning_prune.deploy import XNNPACK, export
+        from lightning_prune.deploy.program.loaders import OwnData
 
+        if self._trainer is not None and options.get("verify_on") is None and options.get("metric") is None:
+            options["verify_on"] = OwnData(validation_batches(self), "the validation loader")
         return export(self, path, backend=XNNPACK() if backend is None else backend, **options)
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import torch
 from packages import Callback, EarlyStopping, L, ModelCheckpoint, Timer
 from support import AfterStep, MixedNet, Net, loader, outputs, trainer, zeros
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import (
     Channel,
@@ -245,6 +247,29 @@ def test_to_executorch_passes_the_model_on(tmp_path: Path, monkeypatch: pytest.M
     ((args, options),) = calls
     assert args == (model, tmp_path / "net.pte")
     assert options == {"backend": deploy.XNNPACK(), "tolerance": 1e-3}
+
+
+class Bytes(MixedNet):
+    """Takes bytes from its data, which a hook turns into what forward takes."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [batch[0].float() / 255, *batch[1:]]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="needs the extra 'mobile' (executorch)")
+def test_to_executorch_compares_on_the_validation_loader(tmp_path: Path) -> None:
+    first = next(iter(loader()))
+    images = (first[0].abs() * 50).clamp(max=255).to(torch.uint8)
+    generator = torch.Generator().manual_seed(3)
+    data = DataLoader(TensorDataset(images, *first[1:]), batch_size=3, generator=generator)
+    model = Bytes()
+    trainer(tmp_path).fit(model, data, data)
+    states = generator.get_state(), torch.get_rng_state()
+    artifact = model.to_executorch(tmp_path / "net.pte", example_inputs=torch.zeros_like(images[:1]).float())
+    assert artifact.verification.inputs == "3 samples of the validation loader"
+    assert "3 samples of the validation loader" in str(artifact)
+    assert torch.equal(states[0], generator.get_state())
+    assert torch.equal(states[1], torch.get_rng_state())
 
 
 def test_mixin_adds_nothing_to_a_plain_run(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ class Artifact(Tabular):
             f"at most {self.max_abs_error:.2g}{ratio} from the eager model ({', '.join(accepted)}), run on"
             f" {self.executed}"
         )
+        rows["verified on"] = self.verification.inputs
         if self.verified_samples:
             changed = self.changed_predictions
             rows["verified on"] = f"{self.verified_samples:,} samples" + (

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_prune.deploy.checking.cases import Case, cases
+from lightning_prune.deploy.checking.cases import Case, cases, described
 from lightning_prune.deploy.checking.comparison import FOR_EXPORT, Bounds, Differences, OutputError, Remedies
 from lightning_prune.deploy.program.arguments import check_loader
 from lightning_prune.deploy.program.eager import EagerModel
-from lightning_prune.deploy.program.loaders import Function, run_in_chunks, split_batch
+from lightning_prune.deploy.program.loaders import NO_SAMPLES, Function, OwnSamples, run_in_chunks, split_batch
 from lightning_prune.deploy.program.signature import MethodSpec, describe
 from lightning_prune.errors import VerificationError
 
@@ -51,6 +51,7 @@ class Verification:
         changed_predictions: on how many of them the top-1 class differs; None without a loader, or where the first
             output is not of shape (N, classes).
         metrics: ``{"eager": …, "executorch": …}``; empty without a metric.
+        inputs: on what ``forward`` was compared besides a loader, in words.
     """
 
     executed: str
@@ -59,6 +60,7 @@ class Verification:
     samples: int = 0
     changed_predictions: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    inputs: str = ""
 
     @property
     def max_abs_error(self) -> float:
@@ -81,6 +83,7 @@ class Verification:
             "min_sqnr_db": self.bounds.min_sqnr,
             "max_abs_error": self.max_abs_error,
             "sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None,
+            "inputs": self.inputs,
             "samples": self.samples,
             "changed_predictions": self.changed_predictions,
             "metrics": {side: value if math.isfinite(value) else None for side, value in self.metrics.items()},
@@ -100,6 +103,7 @@ class Candidate:
         sizes: shapes of all inputs at the ends of what the program takes, by what they are.
         samples: of a quantized method: inputs like those that it was calibrated on, in the place of ``inputs``.
         of_graph: what the quantized graph makes of the samples, where it is at hand.
+        own: samples of the model's own data.
     """
 
     name: str
@@ -110,6 +114,7 @@ class Candidate:
     sizes: Mapping[str, Sequence[Sequence[int]]]
     samples: Sequence[Sequence[Tensor]] = ()
     of_graph: Sequence[Sequence[Tensor]] = ()
+    own: OwnSamples = NO_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -146,10 +151,11 @@ def judged(
         VerificationError: they differ; the message names the method, the output and the inputs.
         ValueError: a batch does not fit, or the metric gives no single number.
     """
-    errors, notes, shown = {}, [], LoaderResult()
+    errors, notes, shown, inputs = {}, [], LoaderResult(), ""
     for method in methods:
         is_forward = method.name == "forward"
-        compared, unfit = cases(method.eager, method.inputs, method.sizes, method.samples, method.of_graph)
+        compared, unfit = cases(method.eager, method.inputs, method.sizes, method.samples, method.of_graph, method.own)
+        inputs = described(compared, method.own) if is_forward else inputs
         data = (batches, metric) if is_forward else (None, None)
         try:
             errors[method.name], result = compare_with(
@@ -159,7 +165,7 @@ def judged(
             raise VerificationError(str(error) if is_forward else f"method {method.name!r}: {error}") from error
         shown = result if is_forward else shown
         notes += unfit
-    found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics)
+    found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics, inputs)
     return found, tuple(dict.fromkeys(notes))
 
 

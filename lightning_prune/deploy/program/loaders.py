@@ -1,7 +1,8 @@
 """Batches of a loader, as inputs and targets, cut to the sizes that a program takes."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,10 +10,97 @@ from torch import Tensor
 
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, describe, describe_shape, dtype_name
-from lightning_prune.deploy.program.structure import Records
+from lightning_prune.deploy.program.structure import Records, named_leaves
 
 Function = Callable[..., Sequence[Tensor]]
 """Tensors in, a flat sequence of tensors out: the eager model or the program."""
+
+_MOST = 8
+"""Samples that are taken of data that nobody asked to be judged on: each is run on both sides."""
+
+
+@dataclass(frozen=True)
+class OwnSamples:
+    """Inputs of a model's own data, cut to the sizes that a program takes.
+
+    Args:
+        name: what gives them, in words.
+        inputs: of each run, the last one filled up; empty where there are none.
+        count: of samples in them.
+        reason: why there are none, where there should be some.
+    """
+
+    name: str = ""
+    inputs: tuple[tuple[Tensor, ...], ...] = ()
+    count: int = 0
+    reason: str = ""
+
+
+NO_SAMPLES = OwnSamples()
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Batches of a model's own data, which nobody asked to be judged on: what does not fit is told and left out.
+
+    Args:
+        batches: only the first is taken; there may be none.
+        name: what gives them, in words.
+    """
+
+    batches: Iterable[Any]
+    name: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def samples(self, inputs: Sequence[TensorSpec], preprocess: Normalize | None) -> OwnSamples:
+        """Return some samples.
+
+        Args:
+            inputs: what the program takes.
+            preprocess: that is folded in, if any.
+        """
+        try:
+            batch = next(iter(self), None)
+            if batch is None:
+                return OwnSamples(self.name)
+            tensors = _inputs_in(batch, inputs, preprocess, self.name)
+        except Exception as error:  # a data set and its hooks are the user's, who did not ask for this
+            return OwnSamples(self.name, reason=f"{type(error).__name__}: {error}")
+        smallest, largest = inputs[0].range_of(0)
+        few = [x[:_MOST] for x in tensors]
+        return OwnSamples(self.name, tuple(_chunks(few, smallest, largest)), len(few[0]))
+
+
+def _inputs_in(
+    batch: Any,  # noqa: ANN401
+    inputs: Sequence[TensorSpec],
+    preprocess: Normalize | None,
+    where: str,
+) -> tuple[Tensor, ...]:
+    """Return the inputs that a batch holds: by their names, their order, or as the only tensor that fits."""
+    check_batched(inputs, ())
+    if len(inputs) == 1 and isinstance(batch, Mapping) and inputs[0].name not in batch:
+        leaves = [leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor)]
+        fitting = [x for x in leaves if x.dtype == inputs[0].dtype and x.shape[1:] == inputs[0].shape[1:]]
+        batch = fitting[0] if len(fitting) == 1 else batch
+    loader = Records([each.name for each in inputs], [batch], where)
+    first, _ = first_of(loader if preprocess is None else preprocess.images(loader, where))
+    return split_batch(first, inputs, needs_targets=False, where=where)[0]
+
+
+def own_or_asked(
+    data: Iterable[Any] | None, spec: MethodSpec, preprocess: Normalize | None, needs_targets: bool
+) -> tuple[OwnSamples, Iterator[Any] | None]:
+    """Return samples of a model's own data, or all batches of a loader that was asked for, as the program takes them.
+
+    Raises:
+        ValueError: as :func:`checked_batches`, of which the arguments are.
+    """
+    if isinstance(data, OwnData):
+        return data.samples(spec.inputs, preprocess), None
+    return NO_SAMPLES, None if data is None else checked_batches(data, spec, preprocess, needs_targets)
 
 
 def checked_batches(
@@ -109,9 +197,15 @@ def run_in_chunks(run: Function, inputs: Sequence[Tensor], smallest: int, larges
     """
     results: list[Sequence[Tensor]] = []
     total = len(inputs[0])
-    for start in range(0, total, largest):
-        chunk = [x[start : start + largest] for x in inputs]
-        kept = len(chunk[0])
-        padded = [torch.cat([x, x[-1:].expand(smallest - kept, *x.shape[1:])]) if kept < smallest else x for x in chunk]
-        results.append([y[:kept] for y in run(*(x.contiguous() for x in padded))])
+    for start, chunk in zip(itertools.count(0, largest), _chunks(inputs, smallest, largest), strict=False):
+        results.append([y[: total - start] for y in run(*chunk)])
     return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def _chunks(inputs: Sequence[Tensor], smallest: int, largest: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield any number of samples in chunks of ``largest``; the last is filled up to ``smallest`` with its last one."""
+    for start in range(0, len(inputs[0]), largest):
+        chunk = [x[start : start + largest] for x in inputs]
+        missing = max(0, smallest - len(chunk[0]))
+        padded = [torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x for x in chunk]
+        yield tuple(x.contiguous() for x in padded)

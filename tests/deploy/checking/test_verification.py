@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from lightning_prune.deploy import XNNPACK, Artifact, Int8, export, verify
-from lightning_prune.deploy.checking.cases import Case
+from lightning_prune.deploy.checking.cases import Case, cases, described
 from lightning_prune.deploy.checking.comparison import Bounds, Differences, max_abs_difference
 from lightning_prune.deploy.checking.verification import changed_predictions, compare_with
-from lightning_prune.deploy.program.loaders import check_batched, run_in_chunks, split_batch
+from lightning_prune.deploy.program.eager import EagerModel
+from lightning_prune.deploy.program.loaders import OwnData, OwnSamples, check_batched, run_in_chunks, split_batch
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, flatten_outputs
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
@@ -101,6 +102,54 @@ class TestDifferences:
     def test_refusals(self, outputs: list[Tensor], text: str):
         with pytest.raises(VerificationError, match=text):
             Differences(["a"], Bounds(0.5)).add(outputs, [torch.zeros(1)], "one")
+
+
+class TestOwnData:
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            (torch.arange(30.0).reshape(10, 3), torch.zeros(10)),
+            {"image": torch.arange(30.0).reshape(10, 3), "label": torch.zeros(10)},
+            {"pixels": torch.arange(30.0).reshape(10, 3), "label": torch.zeros(10)},
+        ],
+        ids=["pair", "by name", "the only one that fits"],
+    )
+    def test_eight_samples_in_runs_of_the_size_of_the_program(self, batch: Any):
+        samples = OwnData([batch], "the loader").samples([TensorSpec("image", (5, 3), torch.float32)], None)
+        first, second = (x for (x,) in samples.inputs)
+        assert torch.equal(first, torch.arange(15.0).reshape(5, 3))
+        assert torch.equal(second[:3], torch.arange(15.0, 24.0).reshape(3, 3))
+        assert torch.equal(second[3:], second[2:3].expand(2, 3))
+        assert samples.count == 8
+
+    @pytest.mark.parametrize("batch", [torch.zeros(4, 7), {"a": torch.zeros(4, 3), "b": torch.zeros(4, 3)}, ["text"]])
+    def test_what_does_not_fit_is_told_and_refuses_nothing(self, batch: Any):
+        samples = OwnData([batch], "the loader").samples([IMAGE], None)
+        _, notes = cases(EagerModel(nn.Linear(3, 2)), [torch.zeros(4, 3)], {}, own=samples)
+        assert not samples.inputs
+        assert "Not compared on the loader (ValueError: " in notes[0]
+
+    def test_no_batch_is_nothing_to_tell(self):
+        assert OwnData([], "the loader").samples([IMAGE], None) == OwnSamples("the loader")
+
+    def test_it_comes_before_random_inputs(self):
+        own = OwnData([torch.rand(8, 3)], "the loader").samples([IMAGE], None)
+        compared, _ = cases(EagerModel(nn.Linear(3, 2)), [torch.zeros(4, 3)], {}, own=own)
+        assert list(compared)[-2:] == ["sample 1 of the loader", "random inputs"]
+        assert described(compared, own) == "8 samples of the loader"
+
+    def test_what_was_compared_on_without_it(self):
+        model, none = EagerModel(nn.Linear(3, 2)), OwnSamples()
+        for example, told in ((torch.zeros(4, 3), "random inputs only"), (torch.rand(4, 3), "the example inputs and")):
+            assert described(cases(model, [example], {})[0], none).startswith(told)
+        tokens = [torch.tensor([[1, 2]])]
+        assert described(cases(EagerModel(nn.Embedding(3, 2)), tokens, {})[0], none) == "the example inputs only"
+
+    def test_what_the_model_rejects_is_told(self):
+        own = OwnData([torch.tensor([[7, 8]])], "the loader").samples([TensorSpec("x", (1, 2), torch.int64)], None)
+        compared, notes = cases(EagerModel(nn.Embedding(3, 2)), [torch.tensor([[1, 2]])], {}, own=own)
+        assert list(compared) == ["the example inputs"]
+        assert "Not compared on the loader (Embedding rejects" in notes[0]
 
 
 class TestLoader:
