@@ -1,10 +1,11 @@
 """What a checkpoint file holds, without its model: sizes, zeros, and what pruning has written into it."""
 
+import math
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_prune.checkpoints.state import KEY, VERSION
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
+from lightning_prune.model.summary import is_blank
 from lightning_prune.tables import aligned
 
 
@@ -28,6 +30,8 @@ class StoredTensor:
         elements: their number.
         zeros: how many of them are zero.
         is_masked: whether the file holds a mask of it.
+        elements_before: their number before channels were removed; None: none were.
+        is_blank: whether it is a vector of zeros, as biases are made.
     """
 
     name: str
@@ -35,11 +39,18 @@ class StoredTensor:
     elements: int
     zeros: int
     is_masked: bool
+    elements_before: int | None = None
+    is_blank: bool = False
 
     @property
     def sparsity(self) -> float:
         """Share of zeros."""
         return self.zeros / self.elements if self.elements else 0.0
+
+    @property
+    def left(self) -> float:
+        """Share of the elements before pruning that are there and not zero; blank ones count as not zero."""
+        return _left([self])
 
 
 @dataclass(frozen=True)
@@ -71,16 +82,24 @@ class CheckpointSummary:
         """Share of zeros among them."""
         return self.zeros / self.elements if self.elements else 0.0
 
+    @property
+    def left(self) -> float:
+        """Share of the elements before pruning that are there and not zero; blank ones count as not zero."""
+        return _left(self.tensors)
+
     def __str__(self) -> str:
-        rows = [("tensor", "shape", "elements", "sparsity", "")]
+        rows = [("tensor", "shape", "elements", "left", "")]
         for one in self.tensors:
             shape = "x".join(map(str, one.shape)) or "-"
-            rows.append(
-                (one.name, shape, f"{one.elements:,}", f"{one.sparsity:.1%}", "masked" if one.is_masked else "")
-            )
-        rows.append(("in all", "", f"{self.elements:,}", f"{self.sparsity:.1%}", ""))
+            rows.append((one.name, shape, f"{one.elements:,}", f"{one.left:.1%}", "masked" if one.is_masked else ""))
+        rows.append(("in all", "", f"{self.elements:,}", f"{self.left:.1%}", ""))
         facts = [f"  {name:<14}{text}" for name, text in self.facts.items()]
         return "\n".join([str(self.path), *facts, "", aligned(rows, words=2, remarks=1, has_total=True)])
+
+
+def _left(tensors: Sequence[StoredTensor]) -> float:
+    before = sum(t.elements if t.elements_before is None else t.elements_before for t in tensors)
+    return sum(t.elements - (0 if t.is_blank else t.zeros) for t in tensors) / before if before else 1.0
 
 
 def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> CheckpointSummary:
@@ -98,7 +117,12 @@ def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> Check
     state = checkpoint.get("state_dict", checkpoint)
     entry = checkpoint.get(KEY)
     masked = entry.get("masks", {}) if isinstance(entry, Mapping) else {}
-    tensors = tuple(_stored(state, masked)) if isinstance(state, Mapping) else ()
+    text = entry.get("compaction") if isinstance(entry, Mapping) else None
+    try:
+        before = Compaction.from_json(text).shapes if isinstance(text, str) else {}
+    except ValueError:  # the facts say so
+        before = {}
+    tensors = tuple(_stored(state, masked, before)) if isinstance(state, Mapping) else ()
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: name a checkpoint of Lightning's, or a state dict")
     return CheckpointSummary(Path(path), tensors, _facts(checkpoint))
@@ -142,7 +166,9 @@ def _refusal(path: Path, text: str) -> str:
     )
 
 
-def _stored(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> Iterator[StoredTensor]:
+def _stored(
+    state: Mapping[str, Any], masks: Mapping[str, Tensor], before: Mapping[str, tuple[int, ...]]
+) -> Iterator[StoredTensor]:
     """Yield what a state dict holds; in format 1, and in torch's own, masks stood beside ``weight_orig``."""
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     endings = {name.removesuffix("_orig") for name in tensors if name.endswith("_orig")}
@@ -158,8 +184,10 @@ def _stored(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> Iterator[S
                 shapes = f"shape {tuple(mask.shape)}, its weight {tuple(tensor.shape)}"
                 raise CheckpointError(f"the mask of {name} has {shapes}")
             tensor = tensor * mask.to(tensor.dtype)
+        shape, dense = tuple(tensor.shape), before.get(name)
+        removed_from = None if dense is None or dense == shape else math.prod(dense)
         zeros = tensor.numel() - int(torch.count_nonzero(tensor))
-        yield StoredTensor(name, tuple(tensor.shape), tensor.numel(), zeros, name in masked)
+        yield StoredTensor(name, shape, tensor.numel(), zeros, name in masked, removed_from, is_blank(tensor))
 
 
 def _facts(checkpoint: Mapping[str, Any]) -> dict[str, str]:

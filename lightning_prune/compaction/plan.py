@@ -27,9 +27,9 @@ from lightning_prune.documents import Form
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
 from lightning_prune.model.masks import dense_names, dense_parameters, read, zero_pruned
+from lightning_prune.model.summary import PLAN
 
 FORM = Form("lightning_prune.compaction", 1, "plan")
-_HELD_AS = "_compaction"
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def applied_plan(model: nn.Module) -> Compaction | None:
     """
     found = None
     for path, module in model.named_modules():
-        plan = module.__dict__.get(_HELD_AS)
+        plan = module.__dict__.get(PLAN)
         if plan is not None:
             own = plan.under(path) if path else plan
             found = own if found is None else found.then(own)
@@ -355,7 +355,7 @@ def remember(model: nn.Module, plan: Compaction, undo: resize.Undo) -> None:
         the plain attribute ``_compaction`` of the model and its submodules; the undo log.
     """
     earlier = applied_plan(model)
-    held = {module: module.__dict__[_HELD_AS] for module in model.modules() if _HELD_AS in module.__dict__}
+    held = {module: module.__dict__[PLAN] for module in model.modules() if PLAN in module.__dict__}
     undo.append(partial(_put_back, model, held))
     set_plan(model, plan if earlier is None else earlier.then(plan))
 
@@ -367,9 +367,9 @@ def set_plan(model: nn.Module, plan: Compaction | None) -> None:
         the plain attribute ``_compaction`` of the model and its submodules; a hook lets its state dicts say it too.
     """
     for module in model.modules():
-        module.__dict__.pop(_HELD_AS, None)
+        module.__dict__.pop(PLAN, None)
     if plan is not None:
-        model.__dict__[_HELD_AS] = plan
+        model.__dict__[PLAN] = plan
         if _tell not in model._state_dict_hooks.values():
             model.register_state_dict_post_hook(_tell)
 
@@ -380,15 +380,15 @@ def plan_told_by(state_dict: Mapping[str, Any]) -> str | None:
     It stands beside the versions of the modules, which are no items: torch saves them with the dict, and whoever makes
     a dict of their own of the items leaves them behind.
     """
-    return getattr(state_dict, "_metadata", {}).get("", {}).get(_HELD_AS)
+    return getattr(state_dict, "_metadata", {}).get("", {}).get(PLAN)
 
 
 def _tell(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     if not prefix and (plan := applied_plan(model)) is not None:
-        metadata[_HELD_AS] = plan.to_json()
+        metadata[PLAN] = plan.to_json()
 
 
 def _put_back(model: nn.Module, held: Mapping[nn.Module, Compaction]) -> None:
     set_plan(model, None)
     for module, plan in held.items():
-        module.__dict__[_HELD_AS] = plan
+        module.__dict__[PLAN] = plan

@@ -1,5 +1,6 @@
 """Sparsity, parameters, multiply-accumulates and bytes as values; printing is the caller's."""
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -21,6 +22,9 @@ from lightning_prune.model.masks import dense_names, dense_parameters, first_nam
 from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.tables import Table, Tabular
 
+PLAN = "_compaction"
+"""The plain attribute by which a module holds what compaction has removed; its ``shapes`` are those from before."""
+
 
 @dataclass(frozen=True)
 class LayerSummary:
@@ -36,6 +40,8 @@ class LayerSummary:
             layers that use it; None when not measured.
         effective_macs: of those, the ones with a weight that is not zero.
         bytes: of its parameters and buffers, mask buffers left out.
+        parameters_before: elements of its parameters before channels were removed; None: none were.
+        blank: of the zeros, those of vectors that are all zero, as biases are made: no event takes a whole one.
     """
 
     name: str
@@ -46,11 +52,18 @@ class LayerSummary:
     macs: int | None
     effective_macs: int | None
     bytes: int
+    parameters_before: int | None = None
+    blank: int = 0
 
     @property
     def sparsity(self) -> float:
         """Share of zeros among the parameters."""
         return self.zeros / self.parameters if self.parameters else 0.0
+
+    @property
+    def left(self) -> float:
+        """Share of the parameters of the dense layer that are there and not zero; blank ones count as not zero."""
+        return _left(self)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,21 @@ class Summary(Tabular):
         return self.zeros / self.parameters if self.parameters else 0.0
 
     @property
+    def parameters_before(self) -> int:
+        """Elements of all parameters before channels were removed."""
+        return sum(_before(layer) for layer in self.layers)
+
+    @property
+    def blank(self) -> int:
+        """Zeros of vectors that are all zero."""
+        return sum(layer.blank for layer in self.layers)
+
+    @property
+    def left(self) -> float:
+        """Share of the parameters of the dense model that are there and not zero; blank ones count as not zero."""
+        return _left(self)
+
+    @property
     def effective_macs(self) -> int | None:
         """Multiply-accumulates with a weight that is not zero."""
         if self.macs is None:
@@ -94,17 +122,31 @@ class Summary(Tabular):
 
     def table(self) -> Table:
         """Return a row for each layer and one for all of them."""
-        head = ("layer", "type", "shape", "parameters", "sparsity", "MACs", "bytes")
+        head = ("layer", "type", "shape", "parameters", "left", "MACs", "bytes")
         rows = [
             (layer.name or "(root)", layer.kind, "x".join(map(str, layer.shape)), *_figures(layer))
             for layer in self.layers
         ]
-        return Table(head, (*rows, ("in all", "", "", *_figures(self))), words=3, has_total=True)
+        note = "left: not zero, of the parameters before pruning" if self.left < 1 else ""
+        return Table(head, (*rows, ("in all", "", "", *_figures(self))), words=3, has_total=True, note=note)
 
 
 def _figures(row: LayerSummary | Summary) -> tuple[str, str, str, str]:
     macs = "-" if row.macs is None else f"{row.macs:,}"
-    return f"{row.parameters:,}", f"{row.sparsity:.1%}", macs, f"{row.bytes:,}"
+    return f"{row.parameters:,}", f"{row.left:.1%}", macs, f"{row.bytes:,}"
+
+
+def _before(row: LayerSummary | Summary) -> int:
+    return row.parameters if row.parameters_before is None else row.parameters_before
+
+
+def _left(row: LayerSummary | Summary) -> float:
+    return (row.parameters - row.zeros + row.blank) / _before(row) if _before(row) else 1.0
+
+
+def is_blank(tensor: Tensor) -> bool:
+    """Say whether this is a vector of zeros, as a bias is made: an event leaves some of it."""
+    return tensor.dim() == 1 and not bool(tensor.any())
 
 
 def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary:
@@ -125,28 +167,50 @@ def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary
     for name, tensor in dense_names(model).items():
         if first[name] == name and not is_lazy(tensor):
             owned.setdefault(name.rpartition(".")[0], {})[name] = tensor.detach()
-    parameters = dense_parameters(model)
+    parameters, before = dense_parameters(model), _shapes_before(model)
     layers = [
-        _layer(path, type(model.get_submodule(path)).__name__, own, parameters.keys() & own.keys(), macs)
+        _layer(path, type(model.get_submodule(path)).__name__, own, parameters.keys() & own.keys(), macs, before)
         for path, own in owned.items()
     ]
     return Summary(tuple(layers), None if macs is None else macs.total)
 
 
-def _layer(path: str, kind: str, own: Mapping[str, Tensor], trained: Set[str], macs: "Macs | None") -> LayerSummary:
+def _shapes_before(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in which tensors were built, by dense name; empty where no channel has been removed."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        plan = module.__dict__.get(PLAN)
+        for name, shape in {} if plan is None else plan.shapes.items():
+            # what a submodule lost by itself, it lost later
+            shapes.setdefault(f"{path}.{name}" if path else name, shape)
+    return shapes
+
+
+def _layer(
+    path: str,
+    kind: str,
+    own: Mapping[str, Tensor],
+    trained: Set[str],
+    macs: "Macs | None",
+    before: Mapping[str, Sequence[int]],
+) -> LayerSummary:
     zeros = {name: own[name].numel() - int(torch.count_nonzero(own[name])) for name in trained}
     measured = {name: macs.per_weight.get(name, 0) for name in own} if macs is not None else None
     density = {name: 1 - zeros[name] / max(own[name].numel(), 1) for name in trained}
     main = max(own, key=lambda name: (name in trained, own[name].dim()))
+    parameters = sum(own[name].numel() for name in trained)
+    dense = sum(math.prod(before.get(name, own[name].shape)) for name in trained)
     return LayerSummary(
         name=path,
         kind=kind,
         shape=tuple(own[main].shape),
-        parameters=sum(own[name].numel() for name in trained),
+        parameters=parameters,
         zeros=sum(zeros.values()),
         macs=None if measured is None else sum(measured.values()),
         effective_macs=None if measured is None else round(sum(n * density.get(k, 1.0) for k, n in measured.items())),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in own.values()),
+        parameters_before=None if dense == parameters else dense,
+        blank=sum(own[name].numel() for name in trained if is_blank(own[name])),
     )
 
 

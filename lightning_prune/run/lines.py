@@ -52,8 +52,9 @@ def event_line(event: Event, dense: Size, layers: Mapping[str, float] | None = N
     text = f"step {event.step}: sparsity {event.sparsity:.4f} (asked {event.asked:.4f}), {', '.join(left)} left"
     if event.repairs:
         text += f", {sum(repair.is_done for repair in event.repairs)} of {len(event.repairs)} layers repaired"
-    if layers is not None and event.layers:
-        most = max(event.layers, key=lambda name: event.layers[name] - layers.get(name, 0.0))
+    lost = {} if layers is None else {name: share - layers.get(name, 0.0) for name, share in event.layers.items()}
+    most = max(lost, key=lost.__getitem__, default="")
+    if layers is not None and lost.get(most, 0.0) > 0:
         name = most.removesuffix(".weight")
         text += f"; most from {name} ({layers.get(most, 0.0):.0%} -> {event.layers[most]:.0%} gone)"
     return text

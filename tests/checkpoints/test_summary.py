@@ -68,22 +68,27 @@ def test_removed_channels(tmp_path: Path):
     assert found.facts["pruning"] == "finished"
     assert "→" in found.facts["removed"]
     assert found.facts["removed"] in str(found)
+    left = {one.name: one.left for one in found.tensors}
+    layers = {layer.name: layer.left for layer in summary.layers}
+    conv = next(one for one in found.tensors if one.name == "conv2.weight")
+    assert left["conv2.weight"] == conv.elements / (8 * 8 * 9) < 1
+    assert layers["conv1"] == left["conv1.weight"]
     assert (
         sum(one.elements for one in found.tensors if one.name in dict(Net().named_parameters())) == summary.parameters
     )
 
 
 def test_text(tmp_path: Path):
-    torch.save({"weight": torch.tensor([[0.0, 1.0], [2.0, 0.0]]), "bias": torch.ones(1000)}, tmp_path / "a.pt")
+    torch.save({"weight": torch.tensor([[0.0, 1.0], [2.0, 0.0]]), "bias": torch.zeros(1000)}, tmp_path / "a.pt")
     lines = str(summarize_checkpoint(tmp_path / "a.pt")).splitlines()
     assert lines[0] == str(tmp_path / "a.pt")
     assert lines[1].split() == ["pruning", "none", "recorded", "in", "the", "file"]
     assert [line.split() for line in lines[-5:]] == [
         [lines[-5].split()[0]],
         ["weight", "2x2", "4", "50.0%"],
-        ["bias", "1000", "1,000", "0.0%"],
+        ["bias", "1000", "1,000", "100.0%"],
         [lines[-2].split()[0]],
-        ["in", "all", "1,004", "0.2%"],
+        ["in", "all", "1,004", "99.8%"],
     ]
 
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.compaction import Compaction, compact
+from lightning_prune.graph import channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of
 from lightning_prune.model.summary import LayerSummary, as_evaluated, measure_macs, summarize
@@ -82,6 +84,31 @@ def test_zeros_of_a_masked_and_a_folded_model_are_the_same() -> None:
     assert masked.macs == 2304 + 2560
     assert masked.zeros == 27 + 1290 + 4
     assert masked.sparsity == masked.zeros / masked.parameters
+
+
+def test_what_is_left_counts_from_the_dense_model() -> None:
+    model = Net()
+    assert {layer.left for layer in summarize(model).layers} == {1.0}  # also of the untrained norm, half of it zeros
+    assert "left:" not in str(summarize(model))
+    masks.attach(model, ["conv.weight"])
+    masks.write(model, [("conv.weight", torch.arange(36).view(4, 1, 3, 3) % 4 > 0)])
+    summary = summarize(model)
+    assert {layer.name: layer.left for layer in summary.layers}["conv"] == (27 + 4) / 40
+    assert summary.left == (2624 - 9) / 2624
+    assert str(summary).splitlines()[-1] == "left: not zero, of the parameters before pruning"
+
+
+@pytest.mark.parametrize("part", ["", "net"])
+def test_removed_channels_are_no_longer_left(part: str) -> None:
+    model = nn.Module()
+    model.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.zeros(1, 4)
+    inner = model.get_submodule("net")
+    compact(inner, Compaction.from_keep(channel_groups(inner, x), {"0": [0, 2]}), x)
+    summary = summarize(model if part == "" else inner, x if part else None)
+    assert [layer.left for layer in summary.layers] == [10 / 40, 6 / 18]
+    assert (summary.parameters, summary.parameters_before, summary.left) == (16, 58, 16 / 58)
+    assert "27.6%" in str(summary)
 
 
 def test_everything_stays_as_it_was() -> None:
@@ -176,10 +203,10 @@ def test_without_an_example_input_there_are_no_macs() -> None:
 
 def test_the_table() -> None:
     lines = str(summarize(Net())).splitlines()
-    assert lines[0].split() == ["layer", "type", "shape", "parameters", "sparsity", "MACs", "bytes"]
-    assert lines[2].split() == ["(root)", "Net", "2x3", "6", "0.0%", "0", "24"]
-    assert lines[3].split() == ["conv", "Conv2d", "4x1x3x3", "40", "0.0%", "2,304", "160"]
-    assert lines[-1].split() == ["in", "all", "2,624", "0.2%", "4,864", "10,536"]
+    assert lines[0].split() == ["layer", "type", "shape", "parameters", "left", "MACs", "bytes"]
+    assert lines[2].split() == ["(root)", "Net", "2x3", "6", "100.0%", "0", "24"]
+    assert lines[3].split() == ["conv", "Conv2d", "4x1x3x3", "40", "100.0%", "2,304", "160"]
+    assert lines[-1].split() == ["in", "all", "2,624", "100.0%", "4,864", "10,536"]
     assert len({len(line) for line in lines}) == 1
 
 

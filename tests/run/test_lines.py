@@ -39,9 +39,10 @@ def test_what_changed_most_is_no_layer_that_had_gone_before() -> None:
         (EVENT, DENSE, None, "400 parameters (40%), 1,500 MACs (25%) left"),
         (replace(EVENT, macs=None), DENSE, None, "400 parameters (40%) left"),
         (EVENT, Size(1000, None, 4000), None, "400 parameters (40%), 1,500 MACs left"),
+        (EVENT, DENSE, EVENT.layers, "400 parameters (40%), 1,500 MACs (25%) left"),
         (replace(EVENT, layers={}), DENSE, {}, "400 parameters (40%), 1,500 MACs (25%) left"),
     ],
-    ids=["resumed", "no example", "dense not measured", "no layer"],
+    ids=["resumed", "no example", "dense not measured", "nothing changed", "no layer"],
 )
 def test_what_nobody_knows_is_left_out(event: Event, dense: Size, layers: dict[str, float] | None, text: str) -> None:
     assert event_line(event, dense, layers) == f"step 30: sparsity 0.5125 (asked 0.5000), {text}"

@@ -138,7 +138,7 @@ class Artifact(Tabular):
             "size": f"{self.size_bytes:,} bytes ({self.zipped_bytes:,} zipped)",
             **({"weights": ", ".join(map(str, self.data))} if self.data else {}),
             "sha256": self.sha256,
-            "parameters": f"{self.parameters:,} ({self.sparsity:.1%} zero)",
+            "parameters": f"{self.parameters:,}" + (f" ({self.sparsity:.1%} zero)" if self.sparsity else ""),
             "MACs": f"{self.macs:,}",
         }
         for name, spec in self.methods.items():
