@@ -9,7 +9,12 @@ author = "The lightning_prune developers"
 copyright = "2026, the lightning_prune developers"
 release = version = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build"]
 templates_path = []
 
@@ -32,14 +37,21 @@ _LITERAL = re.compile(r"(``.+?``|:\w+:`.+?`|(?<![\w*])\*(?![\s*])[^*]*[^*\s]\*(?
 _STRAY = re.compile(r"(?<![\\*])(\*(?=[^\s*])|\|(?=\S))")
 
 
-def _escape(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def _escape(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
     """Shapes such as (out, in, *kernel) and norms such as |w| are no reStructuredText markup."""
     in_doctest = False
     for number, line in enumerate(lines):
-        in_doctest = bool(line.strip()) and (in_doctest or line.lstrip().startswith(">>>"))
+        in_doctest = bool(line.strip()) and (
+            in_doctest or line.lstrip().startswith(">>>")
+        )
         if not in_doctest:
             parts = _LITERAL.split(line)
-            lines[number] = "".join(part if odd % 2 else _STRAY.sub(r"\\\1", part) for odd, part in enumerate(parts))
+            lines[number] = "".join(
+                part if odd % 2 else _STRAY.sub(r"\\\1", part)
+                for odd, part in enumerate(parts)
+            )
 
 
 def setup(app: Sphinx) -> None:

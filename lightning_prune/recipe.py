@@ -115,7 +115,8 @@ class Recipe:
         A function of your own appears by its qualified name, so another function of that name looks the same.
 
         Example:
-            >>> Recipe(schedule=schedules.OneShot(0.5), criterion=lambda name, w: w.abs()).describe()["criterion"]
+            >>> recipe = Recipe(schedule=schedules.OneShot(0.5), criterion=lambda name, w: w.abs())
+            >>> recipe.describe()["criterion"]
             '<function <lambda>>'
         """
         policies = sorted(as_policies(self.optimizer_policy), key=repr)

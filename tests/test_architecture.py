@@ -82,7 +82,7 @@ def test_extensions_pass_the_linter_as_they_stand(tmp_path: Path) -> None:
         known = ["--ignore=D100", "--config", f"builtins = {json.dumps(earlier)}"]
         for command in (["check", "--quiet", *known], ["format", "--check", "--quiet", "--diff"]):
             told = subprocess.run(
-                [ruff, *command, "--config", str(ROOT / "pyproject.toml"), "--no-cache", str(file)],
+                [ruff, *command, "--config", str(ROOT / "docs" / "ruff.toml"), "--no-cache", str(file)],
                 capture_output=True,
                 text=True,
                 cwd=ROOT,

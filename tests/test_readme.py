@@ -1,4 +1,6 @@
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,25 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for block in BLOCK.finditer(text):
         first_line = text.count("\n", 0, block.start(1))
         exec(compile("\n" * first_line + block[1], README, "exec"), namespace)
+
+
+def code_lines(page: Path) -> Iterator[str]:
+    """The lines that a page of the documentation shows as code, those of its examples where it is a module."""
+    text = page.read_text()
+    if page.suffix == ".md":
+        parts = re.split(r"^(```.*)\n", text, flags=re.MULTILINE)
+        for fence, part in zip(parts[1::4], parts[2::4], strict=True):
+            yield from () if "{" in fence else part.splitlines()
+        return
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    for node in ast.walk(ast.parse(text)):
+        lines = (ast.get_docstring(node) or "").splitlines() if isinstance(node, kinds) else ()
+        yield from (line.strip() for line in lines if line.lstrip().startswith((">>>", "... ")))
+
+
+@pytest.mark.parametrize("folder", ["docs/*.md", "README.md", "lightning_prune/**/*.py"])
+def test_code_is_not_cut_off_on_a_screen_of_1280_pixels(folder: str) -> None:
+    wide = [
+        f"{page.name}: {line}" for page in README.parent.glob(folder) for line in code_lines(page) if len(line) > 88
+    ]
+    assert wide == []

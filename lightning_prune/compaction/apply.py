@@ -92,7 +92,8 @@ def compact(
         >>> from lightning_prune import channel_groups
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> groups = channel_groups(net, torch.zeros(1, 4))
-        >>> report = compact(net, Compaction.from_keep(groups, {"0": [0, 2, 5]}), torch.zeros(1, 4))
+        >>> plan = Compaction.from_keep(groups, {"0": [0, 2, 5]})
+        >>> report = compact(net, plan, torch.zeros(1, 4))
         >>> net[0], report.parameters_before, report.parameters_after
         (Linear(in_features=4, out_features=3, bias=True), 58, 23)
     """

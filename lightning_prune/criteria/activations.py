@@ -22,7 +22,8 @@ class Wanda(ActivationCriterion):
         inside each row of a Linear; here the allocation says what is ranked together, and it may also be channels.
 
     Example:
-        >>> Wanda().score(torch.tensor([-1.0, 2.0]), Wanda().observe(nn.Linear(2, 1), torch.tensor([[3.0, 0.5]])))
+        >>> seen = Wanda().observe(nn.Linear(2, 1), torch.tensor([[3.0, 0.5]]))
+        >>> Wanda().score(torch.tensor([-1.0, 2.0]), seen)
         tensor([[3., 1.]])
     """
 

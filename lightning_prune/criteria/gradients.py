@@ -47,7 +47,8 @@ class Fisher(GradientCriterion):
 
     Example:
         >>> import torch
-        >>> Fisher().score(torch.tensor([2.0]), Fisher().observe(torch.tensor([5.0]), torch.tensor([3.0])))
+        >>> seen = Fisher().observe(torch.tensor([5.0]), torch.tensor([3.0]))
+        >>> Fisher().score(torch.tensor([2.0]), seen)
         tensor([18.])
     """
 

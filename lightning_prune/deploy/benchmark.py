@@ -127,7 +127,8 @@ def benchmark(
         ImportError: ExecuTorch is not installed.
 
     Example:
-        >>> print(benchmark(["dense.pte", "pruned.pte"], torch.zeros(1, 3, 96, 96)))  # doctest: +SKIP
+        >>> image = torch.zeros(1, 3, 96, 96)  # doctest: +SKIP
+        >>> print(benchmark(["dense.pte", "pruned.pte"], image))  # doctest: +SKIP
     """
     paths = _named(programs)
     check_bool("profile", profile)

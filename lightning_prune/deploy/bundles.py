@@ -76,7 +76,8 @@ def export_android(
         VerificationError: as :func:`export`.
 
     Example:
-        >>> bundle = export_android(model, "out/android", example_inputs=torch.zeros(1, 1, 8, 8))  # doctest: +SKIP
+        >>> image = torch.zeros(1, 1, 8, 8)  # doctest: +SKIP
+        >>> bundle = export_android(model, "out", example_inputs=image)  # doctest: +SKIP
         >>> bundle.artifact.path  # doctest: +SKIP
         PosixPath('out/android/assets/model.pte')
     """
@@ -125,7 +126,8 @@ def export_ios(
         VerificationError: as :func:`export`.
 
     Example:
-        >>> bundle = export_ios(model, "out/ios", example_inputs=torch.zeros(1, 1, 8, 8))  # doctest: +SKIP
+        >>> image = torch.zeros(1, 1, 8, 8)  # doctest: +SKIP
+        >>> bundle = export_ios(model, "out", example_inputs=image)  # doctest: +SKIP
         >>> [artifact.backend.name for artifact in bundle.artifacts]  # doctest: +SKIP
         ['coreml', 'xnnpack']
     """

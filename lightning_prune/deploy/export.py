@@ -110,7 +110,8 @@ def export(
         ImportError: ExecuTorch, or a package that the backend needs, is not installed.
 
     Example:
-        >>> artifact = export(model, "digits.pte", example_inputs=torch.zeros(1, 1, 8, 8))  # doctest: +SKIP
+        >>> image = torch.zeros(1, 1, 8, 8)  # doctest: +SKIP
+        >>> artifact = export(model, "digits.pte", example_inputs=image)  # doctest: +SKIP
         >>> artifact.max_abs_error  # doctest: +SKIP
         1.1920928955078125e-07
     """

@@ -192,7 +192,8 @@ def latency_table(
 
     Example:
         >>> table = latency_table(model, torch.zeros(1, 3, 96, 96))  # doctest: +SKIP
-        >>> Recipe(..., granularity=Channel(round_to=16), allocation=Global(cost=table))  # doctest: +SKIP
+        >>> units, allocation = Channel(round_to=16), Global(cost=table)  # doctest: +SKIP
+        >>> Recipe(..., granularity=units, allocation=allocation)  # doctest: +SKIP
     """
     require_executorch()
     check_model(model)

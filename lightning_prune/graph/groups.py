@@ -157,7 +157,7 @@ def channel_groups(
 
     Example:
         >>> import torch
-        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> groups = channel_groups(net, torch.zeros(1, 4))
         >>> [(group.name, group.size, group.reason) for group in groups]
         [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]

@@ -51,7 +51,8 @@ def recalibrate(model: _M, loader: Iterable[Any]) -> _M:
 
     Example:
         >>> norm = nn.BatchNorm1d(1)
-        >>> recalibrate(norm, [torch.tensor([[1.0], [3.0]]), torch.tensor([[8.0]] * 4)]).running_mean
+        >>> batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[8.0]] * 4)]
+        >>> recalibrate(norm, batches).running_mean
         tensor([6.])
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

@@ -104,7 +104,8 @@ def stay_line(stay: Mapping[str, str]) -> str:
         stay: channel group -> reason. The inputs and outputs of the model are left out.
 
     Example:
-        >>> stay_line({"a": "no target", "b": "layer norm", "c": "no target", "head": "model output"})
+        >>> stay = {"a": "no target", "b": "layer norm", "c": "no target", "d": "model output"}
+        >>> stay_line(stay)
         '3 channel groups stay: no target (a, c); layer norm (b)'
     """
     by_reason: dict[str, list[str]] = {}
@@ -131,7 +132,8 @@ def closing(title: str, before: Size, after: Size, notes: Sequence[str] = ()) ->
         notes: further lines; empty ones are left out.
 
     Example:
-        >>> print(closing("pruned", Size(1000, None, 4000, {"val_acc": 0.9}), Size(500, None, 2000, {"val_acc": 0.89})))
+        >>> before = Size(1000, None, 4000, {"val_acc": 0.9})
+        >>> print(closing("pruned", before, Size(500, None, 2000, {"val_acc": 0.89})))
         pruned
                     before  after  left
         -------------------------------

@@ -34,7 +34,8 @@ def smallest_share(cost: Callable[[float], float], limit: float, resolution: flo
         ValueError: not even share 1 comes down to the limit.
 
     Example:
-        >>> share = smallest_share(lambda share: 100 - round(80 * share), limit=50, resolution=0.5 / 80)
+        >>> left = lambda share: 100 - round(80 * share)
+        >>> share = smallest_share(left, limit=50, resolution=0.5 / 80)
         >>> share, round(80 * share)
         (0.62109375, 50)
     """

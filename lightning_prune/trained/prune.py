@@ -125,7 +125,8 @@ def prune(
         >>> from lightning_prune import Channel, OneShot
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> data = [torch.randn(64, 8)]
-        >>> pruned = prune(net, Recipe(granularity=Channel(), schedule=OneShot(0.5)), data, progress=False)
+        >>> recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5))
+        >>> pruned = prune(net, recipe, data, progress=False)
         >>> net[0].out_features, pruned.after.parameters
         (8, 108)
     """

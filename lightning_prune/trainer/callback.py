@@ -47,7 +47,7 @@ class PruningCallback(AnyCallback):
 
     Example:
         >>> from lightning_prune.schedules import OneShot
-        >>> callback = PruningCallback(Recipe(schedule=OneShot(final_sparsity=0.5, begin_step=30)))
+        >>> callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=30)))
     """
 
     def __init__(

@@ -8,8 +8,10 @@ def shortened(text: str, most: int) -> str:
     model stay different; numbers and the last part stay whole. Where that is not enough, the middle gives way.
 
     Example:
-        >>> shortened("encoder.layers.11.attention.output", 20), shortened("a_very_long_name", 8)
-        ('e.l.11.a.output', 'a_v…name')
+        >>> shortened("encoder.layers.11.attention.output", 20)
+        'e.l.11.a.output'
+        >>> shortened("a_very_long_name", 8)
+        'a_v…name'
     """
     parts = text.split(".")
     for index, part in enumerate(parts[:-1]):

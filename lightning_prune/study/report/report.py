@@ -59,7 +59,8 @@ class Report:
         title: heading of the page; "" for the name of the model.
 
     Example:
-        >>> Report(models={"dense": nn.Linear(4, 4)}, quality={"dense": 0.9}).to_html().count("<section")
+        >>> report = Report(models={"dense": nn.Linear(4, 4)}, quality={"dense": 0.9})
+        >>> report.to_html().count("<section")
         1
     """
 
