@@ -1,4 +1,4 @@
-"""One constant in several parts of a program: each backend takes it, and the file computes what the model computes."""
+"""What depends on no input is stored; each backend takes one constant in several parts of a program."""
 
 import importlib.util
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from rewriting_cases import Call, changed, operators, traced
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -13,6 +14,8 @@ from lightning_prune.deploy import Int8, Int8Dynamic, RuntimeModel, export
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
 from lightning_prune.deploy.executorch.lowering import lower
 from lightning_prune.deploy.program.methods import Method
+from lightning_prune.deploy.rewriting import rewritten
+from lightning_prune.deploy.rewriting.constants import fold_constants
 
 needs_executorch = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the extra 'mobile' (executorch)"
@@ -157,3 +160,50 @@ class TestLoweredConstants:
         for backend in (Vulkan(), XNNPACK()):
             lower({"forward": program}, backend)
             assert (program.state_dict, program.constants, str(program.graph_signature)) == tables
+
+
+class Table(nn.Module):
+    """A constant table, read at places that the code works out, and a weight used twice."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        self.table, self.weight = nn.Parameter(torch.randn(9, 5)), nn.Parameter(torch.randn(5, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = (torch.arange(5)[:, None] - torch.arange(4)[None]).clamp(min=0)
+        return x @ self.weight + self.table[places].sum(0)[:1, :4].sum() + (x @ self.weight @ self.weight.T).sum()
+
+
+class TestConstants:
+    def test_what_depends_on_no_input_is_stored(self):
+        model, x = Table(), torch.randn(3, 5)
+        program = rewritten(traced(model, (x,)), (fold_constants,))
+        torch.testing.assert_close(program.module()(x), model(x))
+        assert not operators(program) & {"arange.default", "index.Tensor", "clamp.default", "arange.start"}
+        assert "table" not in program.graph_signature.parameters
+
+    def test_large_results_are_not_stored(self):
+        model = Call(lambda x: x + torch.zeros(1, 1).expand(300, 300))
+        assert "expand.default" in changed(model, (torch.randn(300, 300),), (fold_constants,))
+
+    def test_a_buffer_that_changes_is_no_constant(self):
+        class Counting(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.count: Tensor
+                self.register_buffer("count", torch.zeros(2))
+
+            def forward(self, x: Tensor) -> Tensor:
+                self.count.add_(1)
+                return x + self.count * 2
+
+        program = rewritten(traced(Counting(), (torch.zeros(2),)), (fold_constants,))
+        assert "mul.Tensor" in operators(program)
+        assert program.graph_signature.buffers_to_mutate
+
+    def test_random_numbers_are_drawn_each_time(self):
+        program = rewritten(traced(Call(lambda x: x + torch.rand(3)), (torch.zeros(3),)), (fold_constants,))
+        assert "rand.default" in operators(program)
+
+    def test_a_constant_output(self):
+        changed(Call(lambda part, x: (x, part.weight * 2, part.weight), nn.Linear(2, 2)), (torch.zeros(3),))

@@ -1,0 +1,91 @@
+"""Attention, products of stacks and softmax are written out as what XNNPACK computes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rewriting_cases import FOR_XNNPACK, IMAGE, TOKENS, Call, changed, traced
+from torch import Tensor, nn
+
+from lightning_prune.deploy.rewriting import rewritten
+
+
+def attention(**options: Any) -> Callable[..., Tensor]:
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def heads(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+QKV = heads((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 6))
+MASK = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) > 0.4
+PENALTY = torch.where(MASK, 0.5, -torch.inf)
+
+
+class TestAttention:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"scale": 0.3},
+            {"is_causal": True},
+            {"attn_mask": MASK},
+            {"attn_mask": torch.where(MASK, 0.5, -torch.inf)},
+        ],
+        ids=["plain", "scale", "causal", "bool mask", "float mask"],
+    )
+    def test_it_is_written_out_whole(self, options: dict[str, Any]):
+        left = changed(Call(attention(**options)), QKV)
+        assert left == {"reshape.default", "mul.Tensor", "permute.default", "bmm.default", "softmax.int"} | (
+            {"add.Tensor"} if options.keys() & {"is_causal", "attn_mask"} else set()
+        )
+
+    def test_heads_that_share_keys(self):
+        inputs = heads((2, 6, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8))
+        assert "scaled_dot_product_attention.default" not in changed(Call(attention(enable_gqa=True)), inputs)
+
+    def test_a_mask_from_an_input_stays(self):
+        """Its rows may leave nothing, where a softmax of finite numbers would give something else."""
+        model = Call(lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask))
+        mask = torch.zeros(5, 7)
+        mask[0] = -torch.inf
+        assert "scaled_dot_product_attention.default" in changed(model, (*QKV, mask))
+
+    def test_a_mask_that_leaves_nothing_of_a_row_stays(self):
+        nothing = MASK.clone()
+        nothing[2] = False
+        assert "scaled_dot_product_attention.default" in changed(Call(attention(attn_mask=nothing)), QKV)
+
+    def test_modules_of_torch(self):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        left = changed(layer, (torch.randn(TOKENS),))
+        assert not left & {"scaled_dot_product_attention.default", "layer_norm.default", "select.int", "squeeze.dim"}
+
+    def test_products_of_stacks(self):
+        assert changed(Call(torch.matmul), heads((2, 3, 4, 5), (2, 3, 5, 6))) == {"reshape.default", "bmm.default"}
+        assert "matmul.default" in changed(Call(torch.matmul), heads((3, 4, 5), (2, 3, 5, 6)))
+
+    def test_softmax_over_another_dimension(self):
+        left = changed(Call(lambda x: x.softmax(1)), (torch.randn(TOKENS),))
+        assert left == {"permute.default", "softmax.int"}
+
+    @pytest.mark.parametrize("dim", [1, 2, 3, -1])
+    def test_softmax_of_an_image_is_one_of_a_stack_of_matrices(self, dim: int):
+        left = changed(Call(lambda x: x.softmax(dim)), (torch.randn(IMAGE),))
+        assert left - {"permute.default"} == {"reshape.default", "softmax.int"}
+
+    @pytest.mark.parametrize("shape", [(5, 6), TOKENS, (2, 6, 3, 4, 5)], ids=str)
+    def test_prelu_of_anything_but_an_image(self, shape: tuple[int, ...]):
+        slopes = nn.PReLU(shape[1])
+        slopes.weight.data.uniform_(-1, 1)
+        assert "prelu.default" not in changed(Call(lambda m, x: m(x), slopes), (torch.randn(shape),))
+
+    def test_max_pooling_gets_a_stride(self):
+        for window in (2, (2, 3)):
+            program = rewritten(traced(Call(lambda x: F.max_pool2d(x, window)), (torch.randn(IMAGE),)), FOR_XNNPACK)  # noqa: B023
+            (call,) = (n for n in program.graph.nodes if "max_pool2d" in str(n.target))
+            assert call.args[1] == call.args[2] != []
