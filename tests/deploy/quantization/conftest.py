@@ -3,10 +3,8 @@
 annotation: tests/deploy/quantization/test_quantization.py
 base: tests/deploy/quantization/test_quantization.py
 calibrated: tests/deploy/quantization/test_quantization.py
-calibration: tests/deploy/quantization/test_quantization.py
 choosing: tests/deploy/quantization/test_quantization.py
 graphs: tests/deploy/quantization/test_quantization.py
-int4: tests/deploy/quantization/test_quantization.py
 int8: tests/deploy/quantization/test_quantization.py
 layers: tests/deploy/quantization/test_quantization.py
 noise: tests/deploy/quantization/test_quantization.py

@@ -1,73 +1,20 @@
-"""Int8, Int8Dynamic and Int4Groupwise: what they say and refuse, and that zeros stay zeros."""
+"""Int8 and Int8Dynamic: what they say and refuse, and that zeros stay zeros."""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from deploy_models import EXAMPLE, images, loader, small
+from quantization_cases import PATTERNS, RESIDUAL_LAYERS, Residual, Tokens, pruned, residual, stored, traced
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization
 from lightning_prune.deploy.quantization.calibration import calibration_samples
-from lightning_prune.deploy.quantization.int4 import best_scales
 from lightning_prune.deploy.quantization.noise import sqnr_db
 from lightning_prune.errors import ExportError, VerificationError
-from lightning_prune.model import masks
-
-
-class Residual(nn.Module):
-    """Convolution with batch norm, addition, multiplication, a layer called twice, Linear: (N, 3, 8, 8) -> (N, 5)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
-        self.block = nn.ModuleDict({"conv": nn.Conv2d(32, 32, 3, padding=1), "norm": nn.BatchNorm2d(32)})
-        self.gate = nn.Conv2d(32, 32, 1)
-        self.head = nn.Linear(32, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        x = (x + self.block["norm"](self.block["conv"](x))).relu()
-        x = x * self.gate(self.gate(x).relu()).sigmoid()
-        return self.head(x.mean((2, 3)))
-
-
-class Tokens(nn.Module):
-    """Linear layers of several widths around a LayerNorm: (N, 64) -> (N, 3)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(64, 96)
-        self.norm = nn.LayerNorm(96)
-        self.down = nn.Linear(96, 40)
-        self.head = nn.Linear(40, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.down(self.norm(self.up(x).relu())).relu())
-
-
-def traced(model: nn.Module, x: Tensor, **options: Any) -> ExportedProgram:
-    return torch.export.export(EagerModel(model.eval()), (x,), **options)
-
-
-def residual() -> tuple[ExportedProgram, Tensor, list[Tensor]]:
-    torch.manual_seed(0)
-    x = torch.randn(4, 3, 8, 8)
-    return traced(Residual(), x), x, [torch.randn(6, 3, 8, 8) for _ in range(3)]
-
-
-def tokens() -> tuple[ExportedProgram, Tensor]:
-    torch.manual_seed(0)
-    x = torch.randn(4, 64)
-    return traced(Tokens(), x), x
-
-
-RESIDUAL_LAYERS = ["stem.0", "block.conv", ":add", "gate:conv2d_2", "gate:conv2d_3", ":mul", "head"]
 
 
 def test_every_layer_is_reported_and_the_program_is_left_alone() -> None:
@@ -200,30 +147,6 @@ def test_a_mask_of_infinities_stays_in_float() -> None:
     assert found.output_sqnr[0] > 20
 
 
-PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elements": lambda w: torch.rand_like(w) > 0.8,
-    "2 of 4": lambda w: (torch.arange(w.numel()) % 4 < 2).view_as(w),
-    "blocks": lambda w: (torch.arange(len(w)) // 4 % 2 == 0).view(-1, *[1] * (w.ndim - 1)).expand_as(w),
-    "channels": lambda w: (torch.arange(len(w)) % 3 > 0).view(-1, *[1] * (w.ndim - 1)).expand_as(w),
-    "everything": lambda w: torch.zeros_like(w, dtype=torch.bool),
-}
-
-
-def pruned(model: nn.Module, pattern: str, names: list[str]) -> nn.Module:
-    masks.attach(model, names)
-    weights = dict(masks.dense_parameters(model))
-    masks.write(model, [(name, PATTERNS[pattern](weights[name])) for name in names])
-    return masks.fold(model)
-
-
-def stored(program: ExportedProgram) -> Iterator[Tensor]:
-    for value in (*program.state_dict.values(), *program.constants.values()):
-        if isinstance(value, Tensor):
-            integers = getattr(value, "qdata", value)
-            if integers.dtype == torch.int8 and integers.ndim > 1:
-                yield integers
-
-
 @pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "everything"])
 @pytest.mark.parametrize("how", ["static", "dynamic"])
 def test_pruned_weights_stay_exactly_zero(pattern: str, how: str) -> None:
@@ -250,46 +173,6 @@ def test_a_layer_of_zeros_gives_its_bias() -> None:
         assert found.sqnr["down"] > 30
 
 
-def test_four_bits_for_the_layers_that_fit() -> None:
-    program, x = tokens()
-    found = Int4Groupwise().quantize(program, (x,))
-    assert list(found.sqnr) == ["up", "down"]
-    assert found.kept_float == ("head",)
-    assert all(ratio > 14 for ratio in found.sqnr.values())
-    assert list(Int4Groupwise(group_size=64).quantize(program, (x,)).sqnr) == ["up"]
-
-
-@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "everything"])
-def test_pruned_weights_of_four_bits_stay_exactly_zero(pattern: str) -> None:
-    torch.manual_seed(0)
-    model = pruned(Tokens(), pattern, ["up.weight", "down.weight"])
-    x = torch.randn(4, 64)
-    program = Int4Groupwise(min_output_sqnr=5).quantize(traced(model, x), (x,)).program
-    integers = {tuple(one.shape): one for one in stored(program)}
-    for name in ("up", "down"):
-        weight = model.get_parameter(f"{name}.weight")
-        zero, one = weight == 0, integers[tuple(weight.shape)]
-        assert bool((one[zero] == 0).all())
-        assert -8 <= int(one.min()) <= int(one.max()) <= 7
-
-
-def test_scales_leave_no_more_error_than_the_range_does() -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(6, 64) * (torch.rand(6, 64) < 0.5)
-    weight[0] = 0
-    scales = best_scales(weight, 32)
-    assert scales.shape == (6, 2)
-    assert bool((scales > 0).all())
-
-    def errors(s: Tensor) -> Tensor:
-        groups = weight.view(6, 2, 32)
-        return (groups - (groups / s[..., None]).round().clamp(-8, 7) * s[..., None]).square().sum(2)
-
-    full = (weight.view(6, 2, 32).abs().amax(2) / 7.5).clamp(min=1e-30)
-    assert bool((errors(scales) <= errors(full) + 1e-6).all())
-    assert float(errors(scales).sum()) < 0.95 * float(errors(full).sum())
-
-
 @pytest.mark.parametrize("way", [Int8([images(6)]), Int8Dynamic()], ids=str)
 def test_dynamic_shapes_are_kept(way: Quantization) -> None:
     program = traced(small(), EXAMPLE, dynamic_shapes=(({0: Dim("batch", min=1, max=9)},),))
@@ -309,43 +192,6 @@ class Endless(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         while True:
             yield torch.zeros(1, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("batches", "runs"),
-    [
-        (loader(10), 3),
-        ([images(1)], 1),
-        ([(images(4), torch.zeros(4)), (images(1), torch.zeros(1))], 2),
-        ([((images(9),), None)], 3),
-        (DataLoader(Endless(), batch_size=7), 64),
-    ],
-    ids=["loader", "one", "targets", "nested", "endless"],
-)
-def test_batches_are_cut_and_filled_up(batches: Any, runs: int) -> None:
-    found = calibration_samples(batches, (EXAMPLE,), 256)
-    assert [x.shape for (x,) in found] == [EXAMPLE.shape] * runs
-
-
-def test_only_so_many_samples_are_used() -> None:
-    found = calibration_samples([images(10)], (EXAMPLE,), 6)
-    assert len(found) == 2
-    assert torch.equal(found[1][0], images(10)[[4, 5, 4, 5]])
-
-
-@pytest.mark.parametrize(
-    ("batches", "told"),
-    [
-        ([], "no batch"),
-        ([torch.zeros(4, 1, 9, 9)], r"\(4, 1, 9, 9\) float32, the example inputs are \(N, 1, 8, 8\) float32"),
-        ([torch.zeros(4, 1, 8, 8, dtype=torch.int64)], "int64"),
-        ([torch.full((4, 1, 8, 8), math.nan)], "batch 0 holds NaN"),
-        (["images"], "holds the inputs str"),
-    ],
-)
-def test_batches_that_do_not_fit_are_refused(batches: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=f"calibration: .*{told}"):
-        Int8(batches).quantize(traced(small(), EXAMPLE), (EXAMPLE,))
 
 
 @pytest.mark.parametrize(
@@ -378,11 +224,6 @@ def test_bad_arguments_are_refused(make: Callable[[], object], error: type[Excep
 def test_nothing_to_quantize_is_an_error(way: Quantization, told: str) -> None:
     with pytest.raises(ExportError, match=told):
         way.quantize(traced(small(), EXAMPLE), (EXAMPLE,))
-
-
-def test_a_model_without_linear_layers_has_no_four_bits() -> None:
-    with pytest.raises(ExportError, match="no Linear"):
-        Int4Groupwise().quantize(traced(nn.Conv2d(1, 2, 3), EXAMPLE), (EXAMPLE,))
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
