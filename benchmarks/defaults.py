@@ -11,7 +11,6 @@ The tasks of `benchmarks.tasks`. Digits and letters are those on which the defau
 import argparse
 from collections.abc import Callable
 from statistics import mean, stdev
-from typing import Any
 
 from torch import nn
 
@@ -20,11 +19,13 @@ from lightning_prune import (
     Channel,
     Fisher,
     Global,
+    GradientCriterion,
     Magnitude,
     OneShot,
     Polynomial,
     PruningCallback,
     Recipe,
+    Reconstruction,
     Taylor,
     Uniform,
     prune,
@@ -57,7 +58,7 @@ def after_training(net: nn.Module, task: Task, seed: int, recipe: Recipe) -> nn.
 
 def without_training(net: nn.Module, task: Task, seed: int, recipe: Recipe) -> nn.Module:
     """Return the network pruned in one call, on 400 images that are augmented as in training."""
-    tells = None if isinstance(recipe.criterion, Magnitude) else loss
+    tells = loss if isinstance(recipe.criterion, GradientCriterion) else None
     prune(net, recipe, seen(task, 8, seed), loss=tells, samples=400, example_inputs=task.example, progress=False)
     return net
 
@@ -76,10 +77,8 @@ def rows_of(what: str) -> dict[str, tuple[Recipe, Callable[..., nn.Module]]]:
         }
     if what == "trained":
         half = {"granularity": Channel(), "count": "macs", "schedule": OneShot(0.5)}
-        parts_of: dict[str, dict[str, Any]] = {"as it comes, without a loss": {"criterion": Magnitude()}} | {
-            ("as it comes, with a loss" if not parts else name): parts for name, parts in RECIPES.items()
-        }
-        return {name: (Recipe(**half, **parts), without_training) for name, parts in parts_of.items()}
+        more = {"Reconstruction(), Global()": {"criterion": Reconstruction(), "allocation": Global()}}
+        return {name: (Recipe(**half, **parts), without_training) for name, parts in (RECIPES | more).items()}
     tenth = {"count": "macs", "schedule": Polynomial(0.9, frequency=9, **gradual)}
     rows = {name: (Recipe(granularity=Channel(), **tenth, **parts), after_training) for name, parts in RECIPES.items()}
     open_recipe = Recipe(granularity=Channel(min_share=0), **tenth, **RECIPES["Magnitude(), Global()"])

@@ -13,6 +13,10 @@ class NonFiniteError(PruningError):
     """A weight or a score is NaN or infinite."""
 
 
+class ScoringError(PruningError):
+    """A criterion cannot score what is to be pruned."""
+
+
 class GraphError(PruningError):
     """The model cannot be traced with the example input, or its graph cannot be used."""
 

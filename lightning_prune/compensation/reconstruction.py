@@ -10,7 +10,7 @@ from lightning_prune.compensation.readers import Reader, run_through, sampled
 from lightning_prune.criteria import Run, SampleCriterion, Seen
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
-from lightning_prune.errors import NonFiniteError, PruningError
+from lightning_prune.errors import NonFiniteError, ScoringError
 from lightning_prune.model import masks
 from lightning_prune.values import check_number, check_whole
 
@@ -67,7 +67,7 @@ class Reconstruction(SampleCriterion):
 
         Raises:
             NonFiniteError: what enters a layer is NaN or infinite.
-            PruningError: a layer has too many columns, or something cannot be scored since no
+            ScoringError: a layer has too many columns, or something cannot be scored since no
                 input that tells of it is seen.
         """
         found = self._look(model, inputs, columns or names)
@@ -92,7 +92,7 @@ class Reconstruction(SampleCriterion):
                     totals = channels.setdefault(group, {})
                     totals |= {channel: totals.get(channel, 0.0) + loss for channel, loss in losses.items()}
         if lacking := sorted(set(names) - scores.keys() - channels.keys()):
-            raise PruningError(
+            raise ScoringError(
                 f"{self} cannot score {lacking[0]}: no Linear, convolution or recurrent layer was seen that"
                 f" {'reads its channels' if columns else 'has it'}. Exclude it, or take another criterion"
             )
@@ -107,7 +107,7 @@ class Reconstruction(SampleCriterion):
                 return
             rows = sampled(reader.rows(x), self.rows, name).to(wide(x))
             if rows.shape[-1] > MAX_COLUMNS:
-                raise PruningError(
+                raise ScoringError(
                     f"{name} has {rows.shape[-1]:,} columns, and {self} takes at most {MAX_COLUMNS:,}: leave the layers"
                     " before it out with Targets(exclude=…), or take Fisher()"
                 )

@@ -11,14 +11,14 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_prune.compaction.finalization import finalize
-from lightning_prune.compensation import Call, LeastSquares, Repair, joined
+from lightning_prune.compensation import Call, LeastSquares, Reconstruction, Repair, joined
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import GradientCriterion, ObservingCriterion
 from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
 from lightning_prune.data.passes import Passes, own_random_state
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import PruningError, ScoringError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of, first_samples, remember, sample_count
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
@@ -94,7 +94,9 @@ def prune(
 
     Args:
         model: in any mode and on any device; it comes back in the same one.
-        recipe: as for a fit. Policies of the optimizer do nothing.
+        recipe: as for a fit. Policies of the optimizer do nothing. Where it names no criterion, channels go by
+            :class:`~lightning_prune.Reconstruction` if what is left is repaired and all of them can be scored so;
+            otherwise what goes is chosen by Fisher with a loss, and by Magnitude without.
         repair: how what is left takes over for what went, where the recipe does not say; None: it does not, and batch
             norms keep the statistics of the model before.
         data: batches of inputs, of pairs (inputs, targets) or of dicts, or a LightningDataModule, whose training data
@@ -153,15 +155,23 @@ def prune(
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
-            pruner = bind(_after_a_look(recipe), model, example, _STEPS)
+            pruner = bind(_after_a_look(_chosen(recipe)), model, example, _STEPS)
             groups = pruner.units.found if isinstance(pruner.units, ChannelUnits) else ()
             stayed = {group.name: group.reason for group in groups if not group.prunable}
             pruner.attach(model)
             events: list[Event] = []
             rounds = list(_rounds(pruner))
             for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
-                _observe(pruner, model, batches, loss)
-                events.append(prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs)))
+                try:
+                    _observe(pruner, model, batches, loss)
+                    event = prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs))
+                except ScoringError:
+                    if recipe.criterion is not None or events:
+                        raise
+                    pruner = replace(pruner, recipe=recipe)
+                    _observe(pruner, model, batches, loss)
+                    event = prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs))
+                events.append(event)
                 for text in events[-1].thin:
                     warnings.warn(text, stacklevel=2)
             finalize(model, example)
@@ -177,6 +187,13 @@ def prune(
         metric_before=measured,
         metric_after=reached,
     )
+
+
+def _chosen(recipe: Recipe) -> Recipe:
+    """Let what repair can make up for least stay, where channels go and the recipe leaves it open."""
+    if recipe.criterion is not None or not recipe.is_structured or recipe.repair is None:
+        return recipe
+    return replace(recipe, criterion=Reconstruction(samples=recipe.repair.samples, rows=recipe.repair.rows))
 
 
 def _after_a_look(recipe: Recipe) -> Recipe:

@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,15 +19,17 @@ from lightning_prune import (
     Fisher,
     LeastSquares,
     Linear,
+    Magnitude,
     OneShot,
     PruningError,
     Recipe,
+    Reconstruction,
     Taylor,
     Uniform,
     Wanda,
     prune,
 )
-from lightning_prune.errors import NonFiniteError
+from lightning_prune.errors import NonFiniteError, ScoringError
 from lightning_prune.model.example import example_of
 
 HALF = Recipe(granularity=Channel(), schedule=OneShot(0.5), allocation=Uniform())
@@ -61,6 +64,44 @@ def test_what_others_can_make_is_made_by_them() -> None:
     assert [event.sparsity for event in pruned.events] == [0.5]
     assert not any("mask" in name for name, _ in net.named_buffers())
     assert "repaired" in str(pruned)
+
+
+def test_what_repair_can_make_up_for_goes_where_the_recipe_leaves_it_open() -> None:
+    """The large units all repeat the first one here, and weights alone would keep them."""
+    net, data = redundant(), batches()
+    first = net[0]
+    assert isinstance(first, nn.Linear)
+    with torch.no_grad():
+        first.weight[8:], first.bias[8:] = 9 * first.weight[0], 9 * first.bias[0]
+    nets = {name: copy.deepcopy(net) for name in ("open", "named", "weights")}
+    prune(nets["open"], HALF, data, progress=False)
+    prune(nets["named"], replace(HALF, criterion=Reconstruction(samples=512)), data, progress=False)
+    prune(nets["weights"], replace(HALF, criterion=Magnitude()), data, progress=False)
+    kept = {name: dict(net.named_parameters())["0.weight"] for name, net in nets.items()}
+    assert torch.equal(kept["open"], kept["named"])
+    assert not torch.equal(kept["open"], kept["weights"])
+
+
+class BareReader(nn.Module):
+    """Channels that no layer reads, so that what enters their reader is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.reader = nn.Linear(8, 16), nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.first(x)) @ self.reader
+
+
+def test_where_what_is_read_cannot_be_seen_the_weights_choose() -> None:
+    net, data = BareReader(), [torch.randn(64, 8)]
+    by_weights = copy.deepcopy(net)
+    prune(net, HALF, data, progress=False)
+    prune(by_weights, replace(HALF, criterion=Magnitude()), data, progress=False)
+    assert net.first.out_features == 8
+    assert torch.equal(net.first.weight, by_weights.first.weight)
+    with pytest.raises(ScoringError, match="cannot score"):
+        prune(BareReader(), replace(HALF, criterion=Reconstruction()), data, progress=False)
 
 
 def test_without_repair_it_is_the_cut_alone() -> None:
@@ -150,7 +191,7 @@ def nan() -> nn.Module:
         (redundant, [torch.randn(8, 8)], {}, ValueError, "8 samples are too few for repair"),
         (redundant, [torch.randn(32, 5)], {}, Exception, "example input"),
         (redundant, [torch.randn(32, 8)], {"metric": 3}, TypeError, "metric must be"),
-        (nan, [torch.randn(32, 8)], {}, NonFiniteError, "is NaN or infinite on the samples for repair"),
+        (nan, [torch.randn(32, 8)], {}, NonFiniteError, "enters 3.weight is NaN or infinite; nothing was pruned"),
         (redundant, [torch.randn(32, 8)], {"loss": lambda m, b: m(b)}, ValueError, "must return a scalar"),
         (redundant, [torch.randn(32, 8)], {"samples": 0}, ValueError, "samples must be at least 1"),
     ],
