@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
-from lightning_prune.study.report._figures import Figure, HeatMap
-from lightning_prune.study.report._pictures import LETTER, WIDTH, draw
-from lightning_prune.study.report._texts import shortened
-from lightning_prune.tables import cleaned
+from lightning_prune.study.report._figures import Figure
+from lightning_prune.study.report._pictures import WIDTH, framed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +16,6 @@ _INCH = 4.6 / WIDTH
 """Inches of a unit."""
 _HIGHEST = 150.0
 """Inches; matplotlib's renderer refuses about 600 at 110 dots each."""
-_SIGNS = {"circle": "●", "ring": "○", "cross": "×", "block": "■", "stroke": "—", "stroke dashed": "- -"}
-"""Samples in a legend."""
 _COLOURS = {"grid": "grid", "axis": "dim", "label": "dim", "on": "on", "unknown": "rule"}
 """Classes whose colour is no tone's -> its name in the page's style."""
 
@@ -34,27 +30,13 @@ def picture(figure: Figure) -> "Picture":
         from matplotlib.figure import Figure as Picture
     except ImportError as error:
         raise ImportError("figures for loggers need matplotlib: pip install 'lightning-prune[plots]'") from error
-    svg = draw(figure, "")
-    _, _, wide, high = map(float, svg.get("viewBox", "").split())
-    across, down, samples = 4.0, 30.0, []
-    for name, (tone, sample) in figure.legend.items():
-        text = shortened(cleaned(name), 24)
-        if across + LETTER * (len(text) + 3) > wide:
-            across, down = 4.0, down + 16
-        samples.append((across, down, sample, tone, text))
-        across += LETTER * (len(text) + 5)
-    head = down + 10 if samples else 22.0
-    inch = min(_INCH, _HIGHEST / (high + head))
-    drawn = Picture(figsize=(wide * inch, (high + head) * inch), dpi=110)
-    axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, wide), ylim=(high, -head))
+    svg = framed(figure, "")
+    left, top, wide, high = map(float, svg.get("viewBox", "").split())
+    inch = min(_INCH, _HIGHEST / high)
+    drawn = Picture(figsize=(wide * inch, high * inch), dpi=110)
+    axes = drawn.add_axes((0, 0, 1, 1), xlim=(left, left + wide), ylim=(top + high, top))
     axes.set_axis_off()
-    brush = _Brush(axes, inch * 72)
-    title = f"{figure.title}, {figure.unit}" if isinstance(figure, HeatMap) else figure.title
-    brush.write(4, 14 - head, shortened(cleaned(title), int((wide - 8) / LETTER)))
-    for across, down, sample, tone, text in samples:
-        brush.write(across, down - head, _SIGNS[sample], color=brush.colours[f"t{tone.value}"])
-        brush.write(across + LETTER * 2.5, down - head, text, 10.5)
-    brush.paint(svg, frozenset())
+    _Brush(axes, inch * 72).paint(svg, frozenset())
     return drawn
 
 
@@ -67,14 +49,9 @@ class _Brush:
     """
 
     def __init__(self, axes: "Axes", point: float) -> None:
-        light = Path(__file__).with_name("page.css").read_text(encoding="utf-8").partition("@media")[0]
+        light = Path(__file__).with_name("figures.css").read_text(encoding="utf-8").partition("@media")[0]
         self.colours = dict(re.findall(r"--(\w+):(#\w+)", light))
         self.axes, self.point = axes, point
-
-    def write(self, x: float, y: float, text: str, size: float = 11.5, **look: Any) -> None:
-        # two dollar signs in a name are no formula
-        look = {"color": self.colours["ink"]} | look
-        self.axes.text(x, y, text, fontsize=size * self.point, parse_math=False, **look)
 
     def paint(self, element: Element, above: frozenset[str]) -> None:
         """Paint an element and what it holds, with the classes of those above it."""
@@ -89,8 +66,11 @@ class _Brush:
         line: dict[str, Any] = {"edgecolor": colour, "linewidth": self.point * (1 if named else 2)}
         if element.tag == "text":
             side = "right" if "end" in classes else "center" if "middle" in classes else "left"
-            size, look = 10.5 if "small" in classes else 11.5, {"color": colour} if named else {}
-            self.write(at["x"], at["y"], element.text or "", size, ha=side, **look)
+            size = 10.5 if "small" in classes else 11.5
+            color, weight = self.colours[named[0] if named else "ink"], "bold" if "title" in classes else "normal"
+            # two dollar signs in a name are no formula
+            text = {"fontsize": size * self.point, "ha": side, "color": color, "weight": weight}
+            self.axes.text(at["x"], at["y"], element.text or "", parse_math=False, **text)
         elif element.tag == "rect":
             filled: dict[str, Any] = {"facecolor": colour, "alpha": at.get("fill-opacity", 1)}
             look: dict[str, Any] = {"fill": False} | line if "unknown" in classes else filled

@@ -88,6 +88,39 @@ def draw(figure: Figure, name: str) -> Element:
     return svg
 
 
+def framed(figure: Figure, name: str) -> Element:
+    """Return a figure as :func:`draw` does, with title and legend above it, where no page has them.
+
+    Args:
+        figure: the figure.
+        name: an id that no other figure of the page has.
+    """
+    svg = draw(figure, name)
+    _, _, wide, high = map(float, svg.get("viewBox", "").split())
+    places, across, down = [], 4.0, 30.0
+    for label, (tone, sample) in figure.legend.items():
+        text = shortened(cleaned(label), 24)
+        if across + LETTER * (len(text) + 3) > wide:
+            across, down = 4.0, down + 16
+        places.append((across, down, f"t{tone.value}", sample, text))
+        across += LETTER * (len(text) + 5)
+    head = down + 10 if places else 22.0
+    title = f"{figure.title}, {figure.unit}" if isinstance(figure, HeatMap) else figure.title
+    _add(svg, "text", shortened(cleaned(title), int((wide - 8) / LETTER)), x=4, y=14 - head, class_="title")
+    for across, down, tone, sample, text in places:
+        left, middle = across, down - head - 4
+        if sample == "block":
+            _add(svg, "rect", x=left, y=middle - 4, width=9, height=9, class_=f"bar {tone}")
+        elif sample.startswith("stroke"):
+            stroke = f"M{left:.1f} {middle:.1f}L{left + 12:.1f} {middle:.1f}"
+            _add(svg, "path", d=stroke, class_=f"line {tone}{sample.removeprefix('stroke')}")
+        else:
+            _sign(_add(svg, "g", class_=f"{sample} {tone}"), left + 5, middle, is_cross=sample == "cross")
+        _add(svg, "text", text, x=left + LETTER * 2.5, y=down - head, class_="small")
+    svg.set("viewBox", f"0 {-head:.0f} {wide:.0f} {high + head:.0f}")
+    return svg
+
+
 def _add(parent: Element, kind: str, text: str = "", /, **attributes: float | str) -> Element:
     """Add an element: ``class_`` stands for class, and any other ``_`` for a hyphen."""
     element = SubElement(parent, kind)
@@ -200,15 +233,19 @@ def _dots(group: Element, dots: Dots, x: Scale, y: Scale) -> None:
     for dot in dots.drawn:
         across, down = x(dot.x), y(dot.y)
         part = _named(group, dot.note or f"{dots.name}: {x.axis.text(dot.x)}, {y.axis.text(dot.y)}")
-        if dots.shape == "cross":
-            left, right, top, bottom = across - 4, across + 4, down - 4, down + 4
-            strokes = f"M{left:.1f} {top:.1f}L{right:.1f} {bottom:.1f}M{right:.1f} {top:.1f}L{left:.1f} {bottom:.1f}"
-            _add(part, "path", d=strokes)
-        else:
-            _add(part, "circle", cx=across, cy=down, r=4)
+        _sign(part, across, down, is_cross=dots.shape == "cross")
         if dot.spread > 0:
             ends = y(dot.y - dot.spread), y(dot.y + dot.spread)
             _add(part, "line", x1=across, x2=across, y1=ends[0], y2=ends[1], class_="spread")
+
+
+def _sign(part: Element, across: float, down: float, *, is_cross: bool) -> None:
+    if is_cross:
+        left, right, top, bottom = across - 4, across + 4, down - 4, down + 4
+        strokes = f"M{left:.1f} {top:.1f}L{right:.1f} {bottom:.1f}M{right:.1f} {top:.1f}L{left:.1f} {bottom:.1f}"
+        _add(part, "path", d=strokes)
+    else:
+        _add(part, "circle", cx=across, cy=down, r=4)
 
 
 def placed(

@@ -31,6 +31,9 @@ from lightning_prune.study.report.history import History, Scores
 from lightning_prune.study.significance import Significance
 from lightning_prune.tables import Table
 
+WIDTHS = "Output channels per layer"
+"""Title of the figure that shows them before and after."""
+
 
 def fit_sections(history: History) -> list[Section]:
     """Return the sections on a fit: what it was like over its steps, its layers, its scores; each where known."""
@@ -136,7 +139,7 @@ def layers(history: History) -> Iterator[Section]:
     figures: list[Figure] = []
     if any(before.shape != after.shape for before, after in pairs):
         rows = tuple((b.name or "(root)", (_width(b), _width(a))) for b, a in pairs)
-        figures.append(Bars("Output channels per layer", "channels", ("before", "after"), rows))
+        figures.append(Bars(WIDTHS, "channels", ("before", "after"), rows))
     shares = tuple((b.name or "(root)", ((a.parameters - a.zeros) / max(b.parameters - b.zeros, 1),)) for b, a in pairs)
     if shares:
         note = "Weights that are not zero, in percent of those that the layer had before."

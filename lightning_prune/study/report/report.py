@@ -30,6 +30,7 @@ from lightning_prune.study.report._sections import (
 )
 from lightning_prune.study.report._variants import Variant, of_history, pareto, table, variants
 from lightning_prune.study.report.history import History
+from lightning_prune.study.report.picture import Picture, pictures
 from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.significance import Significance
 from lightning_prune.trainer.callback import pruning_callback_of
@@ -166,6 +167,10 @@ class Report:
         # a frame keeps the page's style apart from the notebook's
         frame = 'style="width:100%;height:44em;border:0" title="report"'
         return f'<iframe {frame} srcdoc="{html.escape(self.to_html())}"></iframe>'
+
+    def pictures(self) -> dict[str, Picture]:
+        """Return the figures of the page by title, to be shown alone; of two with one title the later."""
+        return pictures(self.sections())
 
     def to_html(self) -> str:
         """Return the page."""
