@@ -22,6 +22,10 @@ FLOAT = {"name": "x", "shape": [1, 1, 8, 8], "dtype": "float32"}
 BYTES = {"name": "image", "shape": [1, 3, 5, 4], "dtype": "uint8", "dynamic": {"0": [1, 8]}}
 BATCH = {"name": "x", "shape": [2, 3, 6, 6], "dtype": "float32"}
 GROWING = {"name": "x", "shape": [4, 1, 3, 2], "dtype": "float32", "dynamic": {"0": [2, 8]}}
+COLORS = {"name": "image", "shape": [1, 3, 6, 9], "dtype": "float32"}
+COLOR_BYTES = COLORS | {"shape": [2, 3, 8, 8], "dtype": "uint8"}
+GRAY = COLORS | {"shape": [1, 1, 7, 5]}
+RGB = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 LOGITS = {"name": "logits", "shape": [1, 3], "dtype": "float32"}
 
 
@@ -57,6 +61,7 @@ def described(values: dict[str, Any]) -> dict[str, Any]:
         "methods": {name: [len(m["inputs"]), len(m["outputs"])] for name, m in values["methods"].items()},
         "shape": values["methods"]["forward"]["inputs"][0]["shape"],
         "dynamic": values["methods"]["forward"]["inputs"][0].get("dynamic", {}),
+        "picture": values.get("picture", {"fit": "crop"}),
     }
 
 
@@ -68,6 +73,8 @@ def whole_manifests() -> dict[str, dict[str, Any]]:
         "complete": manifest(),
         "without labels": {key: value for key, value in manifest().items() if key != "labels"},
         "two methods, dynamic, weights apart": manifest(methods={"forward": two, "embed": two}, data=data),
+        "pictures cropped": manifest(picture={"fit": "crop", "resize": 256} | RGB),
+        "pictures padded": manifest(picture={"fit": "pad", "fill": 114}),
         "scalar": manifest(methods={"forward": {"inputs": [FLOAT | {"shape": []}], "outputs": [LOGITS]}}),
     }
 
@@ -106,6 +113,11 @@ def broken_manifests() -> dict[str, str]:
         "shape negative": to_text(negative),
         "dynamic range backwards": to_text(backwards),
         "dynamic dimension beyond the shape": to_text(beyond),
+        "pictures of another fit": to_text(manifest(picture={"fit": "twist"})),
+        "pictures of size 0": to_text(manifest(picture={"fit": "crop", "resize": 0})),
+        "pictures without a deviation": to_text(manifest(picture={"fit": "stretch", "mean": [0.5]})),
+        "pictures with a deviation of 0": to_text(manifest(picture={"fit": "stretch", "mean": [0.5], "std": [0]})),
+        "border brighter than white": to_text(manifest(picture={"fit": "pad", "fill": 256})),
     }
 
 
@@ -151,6 +163,72 @@ def images(random: np.random.Generator) -> list[dict[str, Any]]:
         shape, values = image_input(image, spec)
         cases.append({"size": list(size), "pixels": image.ravel().tolist(), "input": spec, "shape": shape,
                       "values": rounded(values)})  # fmt: skip
+    return cases
+
+
+def placement(picture: dict[str, Any], height: int, width: int, rows: int, columns: int) -> list[int]:
+    """Return top, left, height and width of a picture over an input, as torchvision's Resize and CenterCrop round."""
+    if picture["fit"] == "stretch":
+        return [0, 0, rows, columns]
+    if picture["fit"] == "pad":
+        scale = min(rows / height, columns / width)
+        tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+        return [(rows - tall) // 2, (columns - wide) // 2, tall, wide]
+    if "resize" in picture:
+        side = picture["resize"]
+        tall, wide = (int(side * height / width), side) if width <= height else (side, int(side * width / height))
+    elif rows / height >= columns / width:
+        tall, wide = rows, rows * width // height
+    else:
+        tall, wide = columns * height // width, columns
+    return [-round((tall - rows) / 2.0), -round((wide - columns) / 2.0), tall, wide]
+
+
+def antialiased(old: int, new: int) -> np.ndarray:
+    """Return the weights, (new, old), of a bilinear resize with antialiasing."""
+    scale = old / new
+    centers = (np.arange(new) + 0.5) * scale
+    weights = np.clip(1 - np.abs(np.arange(old) + 0.5 - centers[:, None]) / max(scale, 1), 0, None)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def picture_input(
+    image: np.ndarray, picture: dict[str, Any], spec: dict[str, Any]
+) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Return the placement of an upright picture (height, width, 3), the input's channels in 0...255, its values."""
+    batch, count, rows, columns = spec["shape"]
+    place = top, left, tall, wide = placement(picture, image.shape[0], image.shape[1], rows, columns)
+    resized = np.einsum("yh,xw,hwc->cyx", antialiased(image.shape[0], tall), antialiased(image.shape[1], wide), image)
+    if count == 1:
+        resized = np.tensordot([[0.299, 0.587, 0.114]], resized, 1)
+    channels = np.full((count, rows, columns), float(picture.get("fill", 0)))
+    inside = resized[:, max(0, -top) :, max(0, -left) :][:, : rows - max(0, top), : columns - max(0, left)]
+    start = max(0, top), max(0, left)
+    channels[:, start[0] : start[0] + inside.shape[1], start[1] : start[1] + inside.shape[2]] = inside
+    mean, std = (np.reshape(picture.get(key, neutral), (-1, 1, 1)) for key, neutral in (("mean", 0.0), ("std", 1.0)))
+    values = np.floor(channels + 0.5) if spec["dtype"] == "uint8" else (channels / 255 - mean) / std
+    return place, channels, np.broadcast_to(values, (batch, count, rows, columns))
+
+
+def pictures(random: np.random.Generator) -> list[dict[str, Any]]:
+    """Return pictures in each rotation and fit, with their placement and the input that each program gets."""
+    cases = []
+    gray = {"mean": [0.5], "std": [0.25]}
+    for size, rotation, picture, spec in (
+        ((6, 9), 0, {"fit": "crop"}, COLORS), ((20, 13), 0, {"fit": "crop"} | RGB, COLORS),
+        ((20, 13), 90, {"fit": "crop", "resize": 11} | RGB, COLORS), ((13, 20), 180, {"fit": "stretch"}, COLORS),
+        ((9, 16), 270, {"fit": "pad", "fill": 114}, COLOR_BYTES),
+        ((16, 9), 90, {"fit": "crop", "resize": 9}, COLOR_BYTES), ((3, 4), 270, {"fit": "pad", "fill": 0}, GRAY),
+        ((17, 11), 0, {"fit": "stretch"} | gray, GRAY), ((1, 40), 0, {"fit": "pad", "fill": 255}, COLORS),
+        ((5, 4), 90, {"fit": "crop"}, COLORS), ((31, 18), 0, {"fit": "crop", "resize": 10}, GRAY),
+    ):  # fmt: skip
+        raw = random.integers(0, 256, (*size, 3))
+        place, channels, values = picture_input(np.rot90(raw, -rotation // 90), picture, spec)
+        if spec["dtype"] == "uint8" and np.abs(channels % 1 - 0.5).min() < 1e-9:
+            raise ValueError("a value between two bytes: its rounding would hang on the order of the additions")
+        pixels = 0xFF << 24 | raw[..., 0] << 16 | raw[..., 1] << 8 | raw[..., 2]
+        cases.append({"size": list(size), "rotation": rotation, "pixels": pixels.ravel().tolist(), "picture": picture,
+                      "input": spec, "placement": place, "values": rounded(values)})  # fmt: skip
     return cases
 
 
@@ -258,6 +336,7 @@ def vectors() -> dict[str, Any]:
         "files": files(),
         "json": json_texts(),
         "images": images(random),
+        "pictures": pictures(np.random.default_rng(1)),
         "unfit_inputs": unfit_inputs(),
         "drawings": drawings(),
         "scores": scores(random),

@@ -24,6 +24,7 @@ from lightning_prune.deploy.export import export
 from lightning_prune.deploy.inspect import Inspection, inspect
 from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
 from lightning_prune.deploy.program.methods import Method
+from lightning_prune.deploy.program.picture import Crop, Pad, Picture, Stretch
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
@@ -38,6 +39,7 @@ __all__ = [
     "Bounds",
     "Bundle",
     "CoreML",
+    "Crop",
     "EthosU",
     "Inspection",
     "Int4Groupwise",
@@ -51,13 +53,16 @@ __all__ = [
     "MethodSpec",
     "Normalize",
     "OutputError",
+    "Pad",
     "Palette",
     "Partitioned",
+    "Picture",
     "Portable",
     "Profile",
     "Quantization",
     "Quantized",
     "RuntimeModel",
+    "Stretch",
     "TensorSpec",
     "Verification",
     "Vulkan",

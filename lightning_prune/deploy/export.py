@@ -35,6 +35,7 @@ from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, 
 from lightning_prune.deploy.program.eager import folded_copy, isolated
 from lightning_prune.deploy.program.loaders import OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
+from lightning_prune.deploy.program.picture import Picture, check_picture
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, check_labels
 from lightning_prune.deploy.quantization.quantizers import Quantizers
@@ -60,6 +61,7 @@ def export(
     dynamic_shapes: Any = None,  # noqa: ANN401
     methods: Mapping[str, Method] | None = None,
     preprocess: Normalize | None = None,
+    picture: Picture | None = None,
     constants: Mapping[str, Constant | Sequence[Constant]] | None = None,
     external_weights: bool = False,
     verify_on: Iterable[Any] | None = None,
@@ -88,6 +90,7 @@ def export(
             Every size needs a maximum, for which the program plans its memory.
         methods: further methods of the program, by name.
         preprocess: folded in before the first input of ``forward``, which is then a uint8 image.
+        picture: how an app makes a camera's picture into that input; kept in the manifest.
         constants: constant methods, by name: strings, bools, ints, floats or lists of them, for the app to read.
         external_weights: write the weights to ``model.ptd`` beside the .pte, which then holds the graph alone.
         verify_on: batches ``(inputs, targets)``, or bare inputs when there is no metric; of any batch size. Inputs are
@@ -121,8 +124,6 @@ def export(
     labels = checked_labels(labels)
     check_backend(backend)
     check_bool("external_weights", external_weights)
-    if preprocess is not None and not isinstance(preprocess, Normalize):
-        raise TypeError(f"preprocess: got a {type(preprocess).__name__}, must be Normalize(mean=[…], std=[…])")
     check_methods(methods)
     check_metric(metric, verify_on)
     bounds = Bounds(TOLERANCE if tolerance is None else tolerance)
@@ -132,6 +133,7 @@ def export(
         requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess), **(methods or {})}
         forward, *further = entry_points(model, folded_copy(model), requested)
         check_labels(labels, forward.spec.outputs)
+        check_picture(picture, forward.spec.inputs[0])
         values = checked_constants(constants, labels, list(requested))
         spec = claimed(forward.spec, forward.shapes)
         own, batches = own_or_asked(verify_on, spec, preprocess, metric is not None)
@@ -167,6 +169,7 @@ def export(
             data=tuple(DataFile(target, **file_facts(file)) for file, target in files.weights),
             labels=labels,
             preprocessing=preprocess,
+            picture=picture,
             quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
             notes=(*_masked(model), *of_backend, *_fixed(forward), *left_outside, *notes, *_kept(backend, files)),
         )

@@ -11,6 +11,7 @@ from lightning_prune.deploy.artifact.manifest import FORMAT, load_manifest, sha2
 from lightning_prune.deploy.backends import Backend
 from lightning_prune.deploy.checking.verification import Verification
 from lightning_prune.deploy.program.methods import Method
+from lightning_prune.deploy.program.picture import Picture
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Quantized
@@ -63,6 +64,7 @@ class Artifact(Tabular):
         data: the .ptd with the weights, where they are apart.
         labels: names of the classes, if given.
         preprocessing: that is folded in before the first input of ``forward``, if given.
+        picture: how an app makes a camera's picture into that input, if given.
         quantized: what quantization found, by method; empty without one.
         notes: what to know about this model on this backend.
     """
@@ -83,6 +85,7 @@ class Artifact(Tabular):
     data: tuple[DataFile, ...] = ()
     labels: tuple[str, ...] | None = None
     preprocessing: Normalize | None = None
+    picture: Picture | None = None
     quantized: Mapping[str, Quantized] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -202,6 +205,7 @@ class Artifact(Tabular):
             "methods": methods,
             **labels,
             **preprocessing,
+            **({} if self.picture is None else {"picture": self.picture.to_json()}),
             "backend": {"name": self.backend.name, "options": _options(self.backend)},
             "quantization": quantization,
             "model": {

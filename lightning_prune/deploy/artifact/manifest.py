@@ -12,6 +12,7 @@ import torch
 
 from lightning_prune._version import __version__
 from lightning_prune.deploy.program.arguments import given_path
+from lightning_prune.deploy.program.picture import Picture
 from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec
 from lightning_prune.errors import ExportError
 
@@ -198,6 +199,8 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
     if not manifest["methods"]:
         raise ValueError("no methods")
     methods_of(manifest)
+    if "picture" in manifest:
+        Picture.from_json(manifest["picture"])
 
 
 def _list(value: object) -> list[Any]:

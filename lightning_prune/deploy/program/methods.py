@@ -37,6 +37,10 @@ class Method:
     preprocess: Normalize | None = None
     calibration: Iterable[Any] | None = None
 
+    def __post_init__(self) -> None:
+        if self.preprocess is not None and not isinstance(self.preprocess, Normalize):
+            raise TypeError(f"preprocess: got a {type(self.preprocess).__name__}, must be Normalize(mean=[…], std=[…])")
+
 
 @dataclass(frozen=True)
 class EntryPoint:

@@ -39,6 +39,7 @@ final class VectorTests: XCTestCase {
       let input = try manifest.method("forward").inputs[0]
       XCTAssertEqual(input.shape, holds.shape, test.name)
       XCTAssertEqual(input.dynamic, ranges(holds.dynamic), test.name)
+      XCTAssertEqual(manifest.picture, try holds.picture.spec(), test.name)
       assertRefused(test.name, try manifest.method("no such method"))
     }
   }
@@ -75,6 +76,21 @@ final class VectorTests: XCTestCase {
     }
     for test in vectors.unfit_inputs {
       assertRefused("\(test.spec)", try ImageInput(test.spec))
+    }
+  }
+
+  func testPictures() throws {
+    for test in vectors.pictures {
+      let what = "\(test.size), \(test.rotation) degrees, \(test.picture)"
+      let (height, width) = (test.size[0], test.size[1])
+      let image = try ColorImage(height: height, width: width, pixels: test.pixels, rotation: test.rotation)
+      let input = try ImageInput(test.input.spec, test.picture.spec())
+      let place = test.placement
+      let expected = Placement(top: place[0], left: place[1], height: place[2], width: place[3])
+      XCTAssertEqual(input.placement(image), expected, what)
+      assertClose(test.values, input.values(image), what)
+      assertRefused(what, try ColorImage(height: height, width: width, pixels: test.pixels, rotation: 45))
+      assertRefused(what, try ColorImage(height: height + 1, width: width, pixels: test.pixels))
     }
   }
 

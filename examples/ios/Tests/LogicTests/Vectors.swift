@@ -6,6 +6,7 @@ struct Vectors: Decodable {
   let manifests: [ManifestCase]
   let files: [FileCase]
   let images: [ImageCase]
+  let pictures: [PictureCase]
   let unfit_inputs: [SpecCase]
   let drawings: [DrawingCase]
   let scores: [ScoreCase]
@@ -34,6 +35,20 @@ struct Holds: Decodable {
   let methods: [String: [Int]]
   let shape: [Int]
   let dynamic: [String: [Int]]
+  let picture: FitCase
+}
+
+struct FitCase: Decodable {
+  let fit: String
+  let resize: Int?
+  let fill: Int?
+  let mean: [Double]?
+  let std: [Double]?
+
+  func spec() throws -> PictureSpec {
+    let fits: [String: Fit] = ["crop": .crop(resize: resize), "stretch": .stretch, "pad": .pad(fill: fill ?? -1)]
+    return try PictureSpec(fits[fit]!, mean: mean ?? [], std: std ?? [])
+  }
 }
 
 struct FileCase: Decodable {
@@ -56,6 +71,16 @@ struct ImageCase: Decodable {
   let pixels: [Float]
   let input: SpecCase
   let shape: [Int]
+  let values: [Float]
+}
+
+struct PictureCase: Decodable {
+  let size: [Int]
+  let rotation: Int
+  let pixels: [UInt32]
+  let picture: FitCase
+  let input: SpecCase
+  let placement: [Int]
   let values: [Float]
 }
 

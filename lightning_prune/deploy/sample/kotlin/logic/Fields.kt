@@ -17,6 +17,13 @@ internal class Fields(value: Any?, private val where: String) {
 
     fun size(key: String): Long = whole(key).also { if (it < 0) throw wrong(key) }
 
+    fun within(key: String, range: IntRange): Int = whole(key).also { if (it !in range) throw wrong(key) }.toInt()
+
+    fun numbers(key: String): List<Double> {
+        val entries = if (has(key)) values[key] as? List<*> ?: throw wrong(key) else emptyList<Any?>()
+        return entries.map { (it as? Number ?: throw wrong(key)).toDouble() }
+    }
+
     fun inner(key: String): Fields = Fields(values[key] ?: throw wrong(key), "\"$key\" in $where")
 
     fun list(key: String): List<Fields> =

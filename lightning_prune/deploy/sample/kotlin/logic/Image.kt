@@ -36,7 +36,7 @@ class GrayImage(val height: Int, val width: Int, val values: FloatArray = FloatA
 }
 
 /** How a picture becomes the input of an image model, (images, channels, height, width) of float32 or uint8. */
-class ImageInput(val spec: TensorSpec) {
+class ImageInput(val spec: TensorSpec, private val picture: PictureSpec = PictureSpec()) {
     private val shape = spec.shape.mapIndexed { dimension, size ->
         if (dimension == 0) spec.dynamic[0]?.first ?: size else size
     }
@@ -51,17 +51,37 @@ class ImageInput(val spec: TensorSpec) {
         if (spec.dtype != "float32" && spec.dtype != "uint8") {
             throw ModelException("input $spec: this screen makes float32 or uint8")
         }
+        if (picture.mean.isNotEmpty() && picture.mean.size != shape[1]) {
+            throw ModelException("input $spec: the manifest has the mean of ${picture.mean.size} channels")
+        }
     }
 
     /** The shape that is handed to the program: the smallest batch that it takes. */
     fun shape(): List<Int> = shape
 
-    /** The picture in each channel of each image: 0…1 for float32, whole numbers 0…255 for uint8. */
+    /** The picture in each channel of each image. */
     fun values(image: GrayImage): FloatArray {
         val small = image.resized(height, width).values
-        val scaled = if (spec.dtype == "uint8") FloatArray(small.size) { byteOf(small[it]) } else small
-        return FloatArray(shape[0] * shape[1] * small.size) { scaled[it % small.size] }
+        return values(DoubleArray(shape[1] * small.size) { small[it % small.size] * 255.0 })
     }
 
-    private fun byteOf(value: Float): Float = Math.floor(value.toDouble() * 255 + 0.5).toFloat()
+    /** The picture upright, resized, fitted and normalised as the manifest says, for each image. */
+    fun values(image: ColorImage): FloatArray {
+        val fill = if (picture.fit is Fit.Pad) picture.fit.fill.toDouble() else 0.0
+        return values(channels(image, placement(image), shape[1], height, width, fill))
+    }
+
+    /** Where the picture lies over the input. */
+    fun placement(image: ColorImage): Placement = Placement.of(picture.fit, image.height, image.width, height, width)
+
+    /** What the program takes of channels in 0…255: 0…1 or normalised in float32, whole numbers in uint8. */
+    private fun values(channels: DoubleArray): FloatArray = FloatArray(shape[0] * channels.size) {
+        val at = it % channels.size
+        val channel = at / (height * width)
+        when {
+            spec.dtype == "uint8" -> Math.floor(channels[at] + 0.5).toFloat()
+            picture.mean.isEmpty() -> (channels[at] / 255).toFloat()
+            else -> ((channels[at] / 255 - picture.mean[channel]) / picture.std[channel]).toFloat()
+        }
+    }
 }

@@ -32,7 +32,8 @@ data class Manifest(
     val methods: Map<String, MethodSpec>,
     val labels: List<String>,
     val backend: String,
-    val model: String
+    val model: String,
+    val picture: PictureSpec
 ) {
     /** The method of this name. Throws [ModelException] where there is none. */
     fun method(name: String): MethodSpec =
@@ -60,7 +61,8 @@ data class Manifest(
                 },
                 fields.texts("labels"),
                 fields.inner("backend").text("name"),
-                fields.inner("model").textOr("class", "model")
+                fields.inner("model").textOr("class", "model"),
+                if (fields.has("picture")) picture(fields.inner("picture")) else PictureSpec()
             )
         }
 
@@ -75,6 +77,17 @@ data class Manifest(
             if (!HEX.matches(hash)) throw ModelException("the manifest holds no sha256 but \"$hash\"")
             return hash
         }
+
+        private fun picture(fields: Fields): PictureSpec = PictureSpec(
+            when (val fit = fields.text("fit")) {
+                "crop" -> Fit.Crop(if (fields.has("resize")) fields.within("resize", 1..Int.MAX_VALUE) else null)
+                "stretch" -> Fit.Stretch
+                "pad" -> Fit.Pad(fields.within("fill", 0..255))
+                else -> throw ModelException("the manifest fits pictures by \"$fit\", which this app does not know")
+            },
+            fields.numbers("mean"),
+            fields.numbers("std")
+        )
 
         private fun spec(fields: Fields): TensorSpec {
             val shape = fields.sizes("shape")

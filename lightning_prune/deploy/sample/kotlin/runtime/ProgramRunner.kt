@@ -1,11 +1,13 @@
 package org.lightningprune
 
 import android.content.Context
+import android.graphics.Bitmap
 import java.io.Closeable
 import java.io.File
 import java.io.IOException
 import java.io.InputStream
 import org.lightningprune.logic.Answer
+import org.lightningprune.logic.ColorImage
 import org.lightningprune.logic.GrayImage
 import org.lightningprune.logic.ImageInput
 import org.lightningprune.logic.Manifest
@@ -48,16 +50,24 @@ class ProgramRunner private constructor(private val module: Module, val manifest
         return outputs.map { values(it) }
     }
 
-    /** The class of a picture. */
-    fun classify(image: GrayImage): Classified {
+    /** The class of a gray picture. */
+    fun classify(image: GrayImage): Classified = classified { it.values(image) }
+
+    /** The class of a colour picture, which is turned, resized, fitted and normalised as the manifest says. */
+    fun classify(image: ColorImage): Classified = classified { it.values(image) }
+
+    /** The class of a bitmap that [rotation] degrees clockwise (0, 90, 180, 270) turn upright. */
+    fun classify(bitmap: Bitmap, rotation: Int = 0): Classified = classify(picture(bitmap, rotation))
+
+    private fun classified(values: (ImageInput) -> FloatArray): Classified {
         val method = manifest.method("forward")
         if (method.inputs.size != 1 || method.outputs.isEmpty()) {
             throw ModelException("forward takes ${method.inputs.size} inputs: this screen needs one image")
         }
-        val input = ImageInput(method.inputs[0])
-        val values = input.values(image)
+        val input = ImageInput(method.inputs[0], manifest.picture)
+        val inputs = listOf(values(input))
         val start = System.nanoTime()
-        val outputs = run(listOf(values), listOf(input.shape()))
+        val outputs = run(inputs, listOf(input.shape()))
         val milliseconds = (System.nanoTime() - start) / 1e6
         if (outputs.isEmpty()) throw ModelException("the program gave nothing")
         return Classified(Scores.answer(outputs[0], method.outputs[0], manifest.labels), milliseconds)
@@ -92,6 +102,13 @@ class ProgramRunner private constructor(private val module: Module, val manifest
                 for (method in manifest.methods.keys) module.loadMethod(method)
                 ProgramRunner(module, manifest)
             }
+        }
+
+        /** The pixels of a bitmap that [rotation] degrees clockwise turn upright. */
+        fun picture(bitmap: Bitmap, rotation: Int = 0): ColorImage {
+            val pixels = IntArray(bitmap.width * bitmap.height)
+            bitmap.getPixels(pixels, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)
+            return ColorImage(bitmap.height, bitmap.width, pixels, rotation)
         }
 
         private fun asset(context: Context, name: String): InputStream = try {

@@ -1,12 +1,16 @@
 import java.io.File
 import java.util.Base64
+import org.lightningprune.logic.ColorImage
 import org.lightningprune.logic.Drawing
+import org.lightningprune.logic.Fit
 import org.lightningprune.logic.GrayImage
 import org.lightningprune.logic.ImageInput
 import org.lightningprune.logic.Json
 import org.lightningprune.logic.Manifest
 import org.lightningprune.logic.MethodSpec
 import org.lightningprune.logic.ModelException
+import org.lightningprune.logic.PictureSpec
+import org.lightningprune.logic.Placement
 import org.lightningprune.logic.Scores
 import org.lightningprune.logic.TensorSpec
 import org.lightningprune.logic.Timing
@@ -21,6 +25,7 @@ class VectorChecks(file: File) {
 
     val all: Map<String, () -> Unit> = linkedMapOf(
         "manifests" to this::manifests, "files" to this::files, "json" to this::json, "images" to this::images,
+        "pictures" to this::pictures,
         "unfit_inputs" to this::unfitInputs, "drawings" to this::drawings, "scores" to this::scores,
         "answers" to this::answers, "timings" to this::timings, "measuring" to this::measuring
     )
@@ -90,6 +95,7 @@ class VectorChecks(file: File) {
         same("$name: labels", holds["labels"], manifest.labels)
         same("$name: dynamic", ranges(holds["dynamic"]), manifest.method("forward").inputs[0].dynamic)
         same("$name: shape", sizes(holds["shape"]), manifest.method("forward").inputs[0].shape)
+        same("$name: picture", picture(holds["picture"]), manifest.picture)
         val counts = { method: MethodSpec -> listOf(method.inputs.size.toLong(), method.outputs.size.toLong()) }
         same("$name: methods", holds["methods"], manifest.methods.mapValues { counts(it.value) })
         refused("$name: another method") { manifest.method("no such method") }
@@ -120,6 +126,28 @@ class VectorChecks(file: File) {
         same("$height x $width: shape", sizes(it["shape"]), input.shape())
         val values = input.values(GrayImage(height, width, floats(it["pixels"])))
         close("$height x $width", doubles(it["values"]), wide(values))
+    }
+
+    private fun picture(value: Any?): PictureSpec = (value as Case).let {
+        val fit = when (it["fit"]) {
+            "crop" -> Fit.Crop(it["resize"]?.let { side -> whole(side) })
+            "pad" -> Fit.Pad(whole(it["fill"]))
+            else -> Fit.Stretch
+        }
+        PictureSpec(fit, doubles(it["mean"] ?: emptyList<Any>()), doubles(it["std"] ?: emptyList<Any>()))
+    }
+
+    private fun pictures() = cases("pictures").forEach {
+        val (height, width) = sizes(it["size"])
+        val pixels = (it["pixels"] as List<*>).map { pixel -> (pixel as Long).toInt() }.toIntArray()
+        val what = "$height x $width, ${it["rotation"]} degrees, ${it["picture"]}"
+        val image = ColorImage(height, width, pixels, whole(it["rotation"]))
+        val input = ImageInput(spec(it["input"]), picture(it["picture"]))
+        val (top, left, tall, wide) = sizes(it["placement"])
+        same("$what: placement", Placement(top, left, tall, wide), input.placement(image))
+        close(what, doubles(it["values"]), wide(input.values(image)))
+        refused("$what: turned askew") { ColorImage(height, width, pixels, 45) }
+        refused("$what: of another size") { ColorImage(height + 1, width, pixels) }
     }
 
     private fun unfitInputs() = (vectors["unfit_inputs"] as List<*>).forEach {

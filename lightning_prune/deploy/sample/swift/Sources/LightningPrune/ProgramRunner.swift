@@ -1,6 +1,12 @@
+#if canImport(CoreVideo)
+import CoreVideo
+#endif
 import ExecuTorch
 import Foundation
 import LightningPruneLogic
+
+/// The class of a picture, and the milliseconds that the run took.
+public typealias Classified = (answer: Answer, milliseconds: Double)
 
 /// A program that was checked against its manifest, ready to run. Not for several threads at once.
 public final class ProgramRunner {
@@ -69,16 +75,32 @@ public final class ProgramRunner {
     }
   }
 
-  /// The class of a picture, and the milliseconds that the run took.
-  public func classify(_ image: GrayImage) throws -> (answer: Answer, milliseconds: Double) {
+  /// The class of a gray picture, and the milliseconds that the run took.
+  public func classify(_ image: GrayImage) throws -> Classified {
+    try classified { $0.values(image) }
+  }
+
+  /// The class of a colour picture, which is turned, resized, fitted and normalised as the manifest says.
+  public func classify(_ image: ColorImage) throws -> Classified {
+    try classified { $0.values(image) }
+  }
+
+  #if canImport(CoreVideo)
+  /// The class of a camera's picture in 32BGRA that `rotation` degrees clockwise (0, 90, 180, 270) turn upright.
+  public func classify(_ pixelBuffer: CVPixelBuffer, rotation: Int = 0) throws -> Classified {
+    try classify(ColorImage(pixelBuffer, rotation: rotation))
+  }
+  #endif
+
+  private func classified(_ values: (ImageInput) -> [Float]) throws -> Classified {
     let method = try manifest.method("forward")
     guard method.inputs.count == 1, let output = method.outputs.first else {
       throw ModelError("forward takes \(method.inputs.count) inputs: this screen needs one image")
     }
-    let input = try ImageInput(method.inputs[0])
-    let values = input.values(image)
+    let input = try ImageInput(method.inputs[0], manifest.picture)
+    let inputs = [values(input)]
     let start = DispatchTime.now().uptimeNanoseconds
-    let outputs = try run([values], shapes: [input.shape])
+    let outputs = try run(inputs, shapes: [input.shape])
     let milliseconds = Double(DispatchTime.now().uptimeNanoseconds - start) / 1e6
     return (try Answer(output: outputs.first ?? [], spec: output, labels: manifest.labels), milliseconds)
   }

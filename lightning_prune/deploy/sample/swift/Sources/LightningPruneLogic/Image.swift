@@ -61,11 +61,12 @@ public struct ImageInput: Sendable {
   public let spec: TensorSpec
   /// The shape that is handed to the program: the smallest batch that it takes.
   public let shape: [Int]
+  private let picture: PictureSpec
 
   public var height: Int { shape[2] }
   public var width: Int { shape[3] }
 
-  public init(_ spec: TensorSpec) throws {
+  public init(_ spec: TensorSpec, _ picture: PictureSpec = .plain) throws {
     var shape = spec.shape
     if !shape.isEmpty, let batch = spec.dynamic[0] { shape[0] = batch.lowerBound }
     guard shape.count == 4, shape[0] > 0, [1, 3].contains(shape[1]), shape[2] > 0, shape[3] > 0 else {
@@ -74,19 +75,47 @@ public struct ImageInput: Sendable {
     guard ["float32", "uint8"].contains(spec.dtype) else {
       throw ModelError("input \(spec): this screen makes float32 or uint8")
     }
+    guard picture.mean.isEmpty || picture.mean.count == shape[1] else {
+      throw ModelError("input \(spec): the manifest has the mean of \(picture.mean.count) channels")
+    }
     self.spec = spec
     self.shape = shape
+    self.picture = picture
   }
 
-  /// The picture in each channel of each image: 0…1 for float32, whole numbers 0…255 for uint8.
+  /// The picture in each channel of each image.
   public func values(_ image: GrayImage) -> [Float] {
-    let small = image.resized(height, width).values
-    let scaled = spec.dtype == "uint8" ? small.map(ImageInput.byte) : small
-    return Array(repeatElement(scaled, count: shape[0] * shape[1]).joined())
+    let small = image.resized(height, width).values.map { Double($0) * 255 }
+    return values(Array(repeatElement(small, count: shape[1]).joined()))
   }
 
-  private static func byte(_ value: Float) -> Float {
-    let scaled: Double = Double(value) * 255 + 0.5
-    return Float(scaled.rounded(.down))
+  /// The picture upright, resized, fitted and normalised as the manifest says, for each image.
+  public func values(_ image: ColorImage) -> [Float] {
+    var fill = 0.0
+    if case .pad(let border) = picture.fit { fill = Double(border) }
+    return values(image.channels(placement(image), count: shape[1], rows: height, columns: width, fill: fill))
+  }
+
+  /// Where the picture lies over the input.
+  public func placement(_ image: ColorImage) -> Placement {
+    Placement(picture.fit, height: image.height, width: image.width, rows: height, columns: width)
+  }
+
+  /// What the program takes of channels in 0…255: 0…1 or normalised in float32, whole numbers in uint8.
+  private func values(_ channels: [Double]) -> [Float] {
+    var image: [Float] = []
+    image.reserveCapacity(channels.count)
+    for (at, value) in channels.enumerated() {
+      if spec.dtype == "uint8" {
+        image.append(Float((value + 0.5).rounded(.down)))
+      } else if picture.mean.isEmpty {
+        image.append(Float(value / 255))
+      } else {
+        let channel = at / (height * width)
+        let centred: Double = value / 255 - picture.mean[channel]
+        image.append(Float(centred / picture.std[channel]))
+      }
+    }
+    return Array(repeatElement(image, count: shape[0]).joined())
   }
 }

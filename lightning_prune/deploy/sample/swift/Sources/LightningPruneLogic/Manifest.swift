@@ -39,6 +39,7 @@ public struct Manifest: Equatable, Sendable {
   public let labels: [String]
   public let backend: String
   public let model: String
+  public let picture: PictureSpec
 
   /// Reads the bytes of a model.json.
   ///
@@ -58,6 +59,7 @@ public struct Manifest: Equatable, Sendable {
     labels = file.labels ?? []
     backend = file.backend.name
     model = file.model.class ?? "model"
+    picture = try file.picture.map(PictureSpec.init) ?? .plain
   }
 
   /// The method of this name.
@@ -137,6 +139,25 @@ extension TensorSpec {
   }
 }
 
+extension PictureSpec {
+  fileprivate init(_ file: PictureFile) throws {
+    let fit: Fit
+    switch file.fit {
+    case "crop":
+      guard file.resize ?? 1 > 0 else { throw ModelError("pictures resized to \(file.resize ?? 0)") }
+      fit = .crop(resize: file.resize)
+    case "stretch":
+      fit = .stretch
+    case "pad":
+      guard let fill = file.fill, (0...255).contains(fill) else { throw ModelError("pictures without a border's value") }
+      fit = .pad(fill: fill)
+    default:
+      throw ModelError("the manifest fits pictures by \"\(file.fit)\", which this app does not know")
+    }
+    try self.init(fit, mean: file.mean ?? [], std: file.std ?? [])
+  }
+}
+
 // The keys of the file, as they are written there.
 private struct FormatKey: Decodable {
   let format: Int
@@ -152,6 +173,15 @@ private struct ManifestFile: Decodable {
   let labels: [String]?
   let backend: BackendFile
   let model: ModelFile
+  let picture: PictureFile?
+}
+
+private struct PictureFile: Decodable {
+  let fit: String
+  let resize: Int?
+  let fill: Int?
+  let mean: [Double]?
+  let std: [Double]?
 }
 
 private struct DataFile: Decodable {
