@@ -150,11 +150,13 @@ def keep_classes(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {model!r:.80}")
     if not isinstance(loader, Iterable):
-        raise TypeError(f"loader must give batches (inputs, targets), such as a DataLoader, got {loader!r:.80}")
+        kind = type(loader).__name__
+        raise TypeError(f"loader must give batches (inputs, targets), got a {kind}: pass DataLoader(…, batch_size=64)")
     batches = iter(loader)
     first = next(batches, None)
     if first is None:
         raise ValueError("the loader is empty; give it labelled batches, some of each class to keep")
+    _check_batch(first)
     device = device_of(model)
     modes = [module.training for module in model.modules()]
     with as_evaluated(model):
@@ -169,6 +171,18 @@ def keep_classes(
     for module, mode in zip(small.modules(), modes, strict=True):
         module.training = mode
     return found.result()
+
+
+def _check_batch(batch: Any) -> None:  # noqa: ANN401
+    """Raise TypeError for what is no pair of inputs and numbers of classes, such as a single sample of a data set."""
+    targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if isinstance(targets, int) or (isinstance(targets, Tensor) and targets.dim() == 0):
+        raise TypeError("the loader gives single samples, not batches of them: pass DataLoader(…, batch_size=64)")
+    if not isinstance(targets, Tensor):
+        kind = type(batch).__name__
+        raise TypeError(f"the loader must give (inputs, targets) with a tensor of targets, got {kind}")
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must be numbers of classes, whole ones, got a tensor of {targets.dtype}")
 
 
 def _indices(classes: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
@@ -221,11 +235,7 @@ class _Measured:
             TypeError: the batch is no pair of inputs and numbers of classes.
             ValueError: targets of another shape, or of classes that there are not; logits that are not finite.
         """
-        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
-            kind = type(batch).__name__
-            raise TypeError(f"the loader must give (inputs, targets) with a tensor of targets, got {kind}")
-        if batch[1].is_floating_point() or batch[1].dtype == torch.bool:
-            raise TypeError(f"targets must be numbers of classes, whole ones, got a tensor of {batch[1].dtype}")
+        _check_batch(batch)
         inputs, targets = inputs_of(batch, device), batch[1].to(device)
         number, given = len(self._head.labels), inputs[0].shape[:1]
         if targets.shape[:1] != given:

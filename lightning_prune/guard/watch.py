@@ -95,12 +95,15 @@ class Watch:
         return len(self.stopped) == self._recipes
 
     def check_baseline(self) -> None:
-        """Raise PruningError when the dense model was validated and still gave no baseline."""
+        """Raise PruningError when there is no baseline."""
         if self.baseline is None:
             raise PruningError(
-                f"no validation of the dense model gave a finite {self.guard.monitor} to measure a drop from: look"
-                " whether the validation loader is empty, mend the metric, or give the value as Guard(baseline=…)"
+                f"{self._no_baseline()}: look whether the validation loader is empty, mend the metric, or give the"
+                " value as Guard(baseline=…)"
             )
+
+    def _no_baseline(self) -> str:
+        return f"no validation of the dense model gave a finite {self.guard.monitor} to measure a drop from"
 
     def permit(self, asked: Mapping[int, float], now: Mapping[int, float]) -> dict[int, float]:
         """Return what the next event may prune to: {} for no event now.
@@ -200,7 +203,7 @@ class Watch:
     def _because(self, index: int, asked: float, kept: float) -> str:
         own = [trial for trial in self.history if index in trial.after]
         if not own:
-            return "there was no event"
+            return self._no_baseline() if self.baseline is None else "there was no event"
         failed = [trial.reason for trial in own if trial.outcome is Verdict.ROLL_BACK]
         if kept >= asked or not failed:
             return own[-1].reason if kept >= asked else "the fit ended first"

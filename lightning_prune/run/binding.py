@@ -69,7 +69,7 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         if left > cost_limit(pruner, final) + 1e-6:
             most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
             raise ValueError(
-                f"{pruner.schedule} asks for sparsity {final:g} of {recipe.count or 'channels'}, but the chosen"
+                f"{recipe.schedule} asks for sparsity {final:g} of {recipe.count or 'channels'}, but the chosen"
                 f" targets can give {most:.4f} at most; lower final_sparsity, min_channels, min_share or round_to, or"
                 " widen the targets"
             )
@@ -77,7 +77,7 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
     criterion = recipe.criterion
     if isinstance(criterion, ObservingCriterion | SampleCriterion) and pruner.schedule.due(-1, 0):
         raise ValueError(
-            f"{criterion} watches the {criterion.watches}s of the steps before an event, and {pruner.schedule}"
+            f"{criterion} watches the {criterion.watches}s of the steps before an event, and {recipe.schedule}"
             " prunes before the first step; let begin_step be at least 1"
         )
     check_seen(criterion, pruner.units, model)

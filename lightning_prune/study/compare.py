@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -17,13 +17,22 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.study.comparison import CLOSE, Comparison, Cost, by_side, levels, mean_cost, ranked
 from lightning_prune.study.runners import InTurn, Runner
-from lightning_prune.study.training import Contest, Outcome, Recipes, Training, check_example, loaders_of, measured
+from lightning_prune.study.training import (
+    Contest,
+    Outcome,
+    Recipes,
+    Training,
+    check_example,
+    loaders_of,
+    measured,
+    steps_of,
+)
 from lightning_prune.trainer.packages import LightningModule, is_lightning_module
 from lightning_prune.values import check_whole
 
 DENSE = "dense"
 _ANY = 1_000_000
-"""Steps of a run whose number is not known yet, for schedules in shares of it."""
+"""Steps of a run whose number is not known yet, for schedules in shares of it; no message shows it."""
 
 
 def compare(
@@ -80,7 +89,7 @@ def compare(
     if metric is not None:
         check_metric(metric)
     contest = Contest(make_model, data, budget_epochs, metric, dict(trainer or {}))
-    _check_models(contest, recipes, loaders_of(data)[1])
+    _check_models(contest, recipes)
     sides: dict[str, Recipes] = {DENSE: None, **recipes}
     trainings = [Training(name, seed, side) for seed in which for name, side in sides.items()]
     done = by_side(_run(runner, contest, trainings, "compare"))
@@ -154,8 +163,9 @@ def _check(
 
 
 @own_random_state()
-def _check_models(contest: Contest, recipes: Mapping[str, Any], loader: Iterable[Any] | None) -> None:
+def _check_models(contest: Contest, recipes: Mapping[str, Any]) -> None:
     """Refuse before the first run what would end a later one."""
+    train, val, _ = loaders_of(contest.data)
     model, other = contest.make_model(), contest.make_model()
     if isinstance(model, nn.Module) and isinstance(other, nn.Module):
         tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -169,13 +179,19 @@ def _check_models(contest: Contest, recipes: Mapping[str, Any], loader: Iterable
     check_example(model)
     if contest.metric is None:
         check_loss(model, None)
+    steps = steps_of(contest, train) if model.automatic_optimization else None
     for name, recipe in recipes.items():
         for one in recipe if isinstance(recipe, list | tuple) else (recipe,):
             if not isinstance(one, Recipe):
                 raise TypeError(f"recipes[{name!r}] must be a Recipe or a list of them, got {one!r:.80}")
             try:
-                bind(one, plain_copy(model), example_of(model), total_steps=_ANY)
+                last = bind(one, plain_copy(model), example_of(model), steps or _ANY).schedule.final_step
+                if steps is not None and last is not None and last > steps:
+                    raise ValueError(
+                        f"{one.schedule} ends at step {last}, and each run has {steps}: let it end earlier, give shares"
+                        " of the run, such as end_step=0.7, or raise budget_epochs"
+                    )
             except ValueError as error:
                 raise ValueError(f"recipe {name!r} does not fit {type(model).__name__}: {error}") from error
-    if contest.metric is not None and loader is not None:
-        measured(model, list(itertools.islice(loader, 1)), contest.metric)
+    if contest.metric is not None and val is not None:
+        measured(model, list(itertools.islice(val, 1)), contest.metric)

@@ -169,6 +169,30 @@ def loaders_of(data: Any) -> tuple[Any, Any, LightningDataModule | None]:  # noq
     return data[0], data[1], None
 
 
+_OTHER_LENGTH = {
+    "accumulate_grad_batches",
+    "devices",
+    "fast_dev_run",
+    "limit_train_batches",
+    "max_steps",
+    "max_time",
+    "num_nodes",
+    "overfit_batches",
+}
+"""Arguments of a Trainer by which a run has another number of steps than batches."""
+
+
+def steps_of(contest: Contest, train: Iterable[Any] | None) -> int | None:
+    """Return the optimizer steps of each run; None where that is not known before.
+
+    Args:
+        contest: what each run is like.
+        train: loader of the training data; None: a data module will make it.
+    """
+    size = None if train is None or _OTHER_LENGTH & contest.trainer.keys() else sized_len(train)
+    return None if size is None else size * contest.epochs
+
+
 def check_example(model: nn.Module) -> None:
     """Raise ValueError for a model without an example input, whose multiply-accumulates cannot be counted."""
     if example_of(model) is None:

@@ -45,6 +45,10 @@ def check_length(recipes: Iterable[Recipe], trainer: Trainer) -> None:
     name = type(trainer.lightning_module).__name__
     if not trainer.lightning_module.automatic_optimization:
         reason = f"{name} optimizes by hand, and Lightning cannot tell how often it will step; give it as an int"
+    elif 0 in (trainer.num_training_batches, trainer.limit_train_batches):  # type: ignore[attr-defined]
+        reason = (
+            "there is no batch to train on: the loader is empty, drop_last took its only one, or limit_train_batches"
+        )
     elif trainer.max_epochs == -1:
         reason = "only max_time or a callback ends it; give it as an int, or set Trainer(max_steps=…) beside max_time"
     else:

@@ -187,6 +187,11 @@ class PruningCallback(AnyCallback):
         if self._fit is not None:
             self._fit.end_batch()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the guard see what has been logged before the validation, which says nothing of it."""
+        if self._fit is not None:
+            self._fit.look()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the guard judge the event on trial; put back what failed."""
         if self._fit is not None:

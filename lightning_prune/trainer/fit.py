@@ -285,6 +285,11 @@ class Fit:
                 " lightning_prune.recalibrate(model, loader)"
             )
 
+    def look(self) -> None:
+        """Let the guard see what has been logged before a validation."""
+        if self.course.active is not None and self.course.guarding is not None:
+            self.course.guarding.look(self.trainer)
+
     def judge(self) -> None:
         """Let the guard judge the event on trial after a validation; put back what failed."""
         run, guarding = self.course.active, self.course.guarding

@@ -66,6 +66,8 @@ class Guarding:
         self._snapshot: Snapshot | None = None
         self._judged_at = -1
         self._is_overdue = False
+        self._is_waiting = False
+        self._logged_before: Tensor | None = None
 
     def check(self, trainer: Trainer) -> None:
         """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
@@ -92,9 +94,15 @@ class Guarding:
         asked = run.due()
         if not asked:
             return {}
-        if self.watch.needs_baseline:
+        if self.watch.needs_baseline and not self._is_waiting:
             validate_now(trainer)
-            self.watch.check_baseline()
+            self._is_waiting = self.watch.needs_baseline
+            if self._is_waiting:
+                log.warning(
+                    "step %d: the event waits until a validation gives a finite %s, to measure a drop from",
+                    run.step,
+                    self.guard.monitor,
+                )
         return self.watch.permit(asked, run.asked)
 
     def begin(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> bool:
@@ -115,7 +123,7 @@ class Guarding:
 
         Optimizers and schedulers are those of the new fit and stay as they are.
         """
-        self._judged_at, self._is_overdue = -1, False
+        self._judged_at, self._is_overdue, self._is_waiting = -1, False, False
         if self._snapshot is None:
             return None
         others = self._snapshot.restore_model(model)
@@ -132,10 +140,21 @@ class Guarding:
             self._is_overdue = False
             validate_now(trainer)
 
+    def look(self, trainer: Trainer) -> None:
+        """Note before a validation what has been logged by then."""
+        value = trainer.callback_metrics.get(self.guard.monitor)
+        self._logged_before = value if isinstance(value, Tensor) else None
+
     def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
         """Look at the metric after a validation; return the event that was rolled back, or None."""
         self._judged_at = batches_done(trainer)
         value = torch.tensor(self.guard.read(trainer.callback_metrics), dtype=torch.float64)
+        if trainer.callback_metrics[self.guard.monitor] is self._logged_before:
+            raise PruningError(
+                f"Guard(monitor={self.guard.monitor!r}) judges by validation, and the last one did not log it: it is a"
+                f" metric of the training. Name one that {type(model).__name__}.validation_step logs"
+            )
+        self._logged_before = None
         on_trial = self.watch.trial
         verdict = self.watch.judge(float(trainer.strategy.reduce(value, reduce_op="mean")))
         return self._carry_out(verdict, run, trainer, model) if on_trial else None

@@ -34,8 +34,11 @@ def check_strategy(trainer: Trainer, model: LightningModule) -> None:
     """
     if isinstance(trainer.strategy, kinds("strategies.FSDPStrategy") + kinds("strategies.DeepSpeedStrategy")):
         raise PruningError(
-            f"{type(trainer.strategy).__name__} flattens or partitions parameters, so masks have no place on them: use"
-            " DDPStrategy, or ModelParallelStrategy with fully_shard in configure_model"
+            f"{type(trainer.strategy).__name__} flattens or partitions parameters, so masks have no place on them."
+            " Write Trainer(strategy='ddp'), or where one device cannot hold the model"
+            " Trainer(strategy=ModelParallelStrategy(data_parallel_size=…, tensor_parallel_size=1)), and in"
+            f" {type(model).__name__}.configure_model torch.distributed.fsdp.fully_shard(layer,"
+            " mesh=self.device_mesh['data_parallel'])"
         )
     if is_sharding(trainer):
         empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)

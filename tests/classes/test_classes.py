@@ -18,6 +18,7 @@ from lightning_prune.model import masks
 from lightning_prune.run.run import PruningRun
 
 LABELS = ["a", "b", "c", "d"]
+SAMPLES = TensorDataset(torch.randn(4, 1, 6, 6), torch.arange(4))
 
 
 class Segmenter(nn.Module):
@@ -236,6 +237,9 @@ class TestBadInput:
             ({"loader": []}, ValueError, "the loader is empty"),
             ({"loader": [torch.randn(3, 1, 6, 6)]}, TypeError, r"must give \(inputs, targets\)"),
             ({"loader": [[torch.randn(3, 1, 6, 6), torch.randn(3, 4)]]}, TypeError, "numbers of classes"),
+            ({"loader": SAMPLES}, TypeError, r"got a TensorDataset: pass DataLoader\(…, batch_size=64\)"),
+            ({"loader": [SAMPLES[0]]}, TypeError, r"single samples, not batches of them: pass DataLoader\(…"),
+            ({"loader": [(torch.randn(1, 6, 6), 1)]}, TypeError, "single samples, not batches of them"),
             (
                 {"loader": [[torch.randn(3, 1, 6, 6), torch.tensor([0, 2, 2])]]},
                 ValueError,

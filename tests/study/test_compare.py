@@ -158,6 +158,12 @@ class TestBadInput:
         self.refused(ValueError, "recipes calls one 'dense'", recipes={"dense": CHANNELS})
         early = Recipe(criterion=Taylor(), schedule=OneShot(0.5))
         self.refused(ValueError, r"recipe 'a' does not fit Net: Taylor\(\) watches", recipes={"a": early})
+        much = Recipe(granularity=Channel(min_share=0.9), count="macs", schedule=Linear(0.9, 0.1, 0.5, frequency=2))
+        written = r"recipe 'a' does not fit Net: Linear\(final_sparsity=0\.9, begin_step=0\.1, end_step=0\.5,"
+        self.refused(ValueError, written, recipes={"a": much})
+        self.refused(ValueError, written, recipes={"a": much}, trainer={"limit_train_batches": 2})
+        late = Recipe(granularity=Channel(), schedule=OneShot(0.5, begin_step=6))
+        self.refused(ValueError, r"OneShot\(.* ends at step 6, and each run has 5: .*epochs", recipes={"a": late})
 
     def test_numbers(self) -> None:
         self.refused(ValueError, "budget_epochs must be at least 1", budget_epochs=0)

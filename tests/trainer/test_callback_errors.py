@@ -4,9 +4,12 @@ import copy
 import pickle
 import signal
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import packages
 import pytest
 import torch
 from packages import L, ModelCheckpoint
@@ -29,6 +32,7 @@ from lightning_prune import (
 )
 from lightning_prune.errors import GraphError, NonFiniteError, PruningError
 from lightning_prune.model import masks
+from lightning_prune.trainer.strategy import check_strategy
 
 HALF = OneShot(0.5, begin_step=4)
 RECIPE = Recipe(schedule=HALF)
@@ -303,3 +307,11 @@ def test_channels_of_one_recipe_in_blocks_of_another(tmp_path: Path) -> None:
     blocks = Recipe(schedule=OneShot(0.5, begin_step=2), granularity=NOfM(2, 4), targets=Targets(include=("conv3",)))
     with pytest.raises(ValueError, match=r"removes channels out of conv3\.weight, which would cut the units of NOfM"):
         trainer(tmp_path, PruningCallback([thin, blocks])).fit(Net(), loader())
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_a_strategy_without_a_place_for_masks_is_refused_with_what_to_write(name: str) -> None:
+    kind = getattr(import_module(f"{packages.NAME}.strategies"), name)
+    run = SimpleNamespace(strategy=kind.__new__(kind))  # it takes no CPU, or is not installed
+    with pytest.raises(PruningError, match=rf"{name} flattens .*Write Trainer.*tensor_parallel_size=1"):
+        check_strategy(run, Net())  # type: ignore[arg-type]

@@ -208,6 +208,60 @@ def test_a_metric_that_is_no_number_counts_as_failed(tmp_path: Path) -> None:
     assert "nan" in callback.trials[0].reason
 
 
+class Late(Net):
+    """Its metric is no number in the first validations."""
+
+    def __init__(self, until: int) -> None:
+        super().__init__()
+        self.until = until
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_acc", torch.tensor(float("nan") if self.trainer.global_step < self.until else 0.9))
+
+
+def test_an_event_waits_for_a_baseline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    guard = Guard(monitor="val_acc", mode="max", max_drop=0.1, patience=1)
+    callback, model = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=4)), guard=guard), Late(until=6)
+    trainer(tmp_path, callback, num_sanity_val_steps=0, max_epochs=4).fit(model, Resumable(), loader(1))
+    assert [event.step for event in callback.events] == [11]  # the validation after step 10 is the first with a value
+    assert [trial.outcome.value for trial in callback.trials] == ["commit"]
+    assert caplog.text.count("step 4: the event waits until a validation gives a finite val_acc") == 1
+
+
+def test_without_any_baseline_the_fit_ends_unpruned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callback = PruningCallback(
+        Recipe(schedule=OneShot(0.5, begin_step=4)), guard=Guard("val_acc", "max", 0.1, patience=1)
+    )
+    model = Late(until=1000)
+    trainer(tmp_path, callback, num_sanity_val_steps=0).fit(model, Resumable(), loader(1))
+    assert (callback.events, zeros(model)) == ([], 0)
+    assert "asked 0.50, kept 0.00: no validation of the dense model gave a finite val_acc" in caplog.text
+
+
+class Both(Brittle):
+    """Logs one metric in training, and one in either."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self.log("val_acc", 0.0)
+        return loss
+
+
+@pytest.mark.parametrize("key", ["train_loss", "train_loss_step"])
+@pytest.mark.parametrize("begin", [2, 7])
+def test_a_metric_of_the_training_is_no_monitor(tmp_path: Path, key: str, begin: int) -> None:
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=begin)), guard=Guard(key, "min", 10.0))
+    with pytest.raises(PruningError, match=rf"'{key}'.* judges by validation, and the last one did not log it"):
+        trainer(tmp_path, callback, num_sanity_val_steps=0).fit(Both(), Resumable(), loader(1))
+
+
+def test_a_metric_of_both_is_a_monitor(tmp_path: Path) -> None:
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=2)), guard=Guard("val_acc", "max", 10.0))
+    trainer(tmp_path, callback, num_sanity_val_steps=0).fit(Both(), Resumable(), loader(1))
+    assert [trial.outcome.value for trial in callback.trials] == ["commit"]
+
+
 def test_a_monitor_that_nothing_logs(tmp_path: Path) -> None:
     callback = PruningCallback(RECIPES["element"], guard=Guard(monitor="accuracy", mode="max", max_drop=0.1))
     with pytest.raises(PruningError, match=r"'accuracy'.* finds no such metric .*: .*val_acc"):

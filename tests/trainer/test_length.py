@@ -8,7 +8,7 @@ import torch
 from packages import Tuner
 from support import LinearNet, Net, loader, momentum_sgd, trainer
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Targets
 
@@ -62,6 +62,21 @@ def test_a_share_of_an_unknown_length(
 ) -> None:
     with pytest.raises(ValueError, match=rf"Linear\.end_step = 0\.8 is a share of the run, .* unknown: {reason}"):
         trainer(tmp_path, PruningCallback(HALF), **options).fit(model(), data)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({}, DataLoader(TensorDataset(torch.rand(0, 1, 6, 6), torch.zeros(0)), 4)),
+        ({}, DataLoader(TensorDataset(torch.rand(3, 1, 6, 6), torch.zeros(3)), 4, drop_last=True)),
+        ({"limit_train_batches": 0}, loader()),
+    ],
+    ids=["empty", "drop_last", "limit"],
+)
+def test_a_run_without_a_batch(tmp_path: Path, options: dict[str, object], data: object) -> None:
+    with pytest.raises(ValueError, match=r"unknown: there is no batch to train on: the loader is empty, drop_last"):
+        trainer(tmp_path, PruningCallback(HALF), **options).fit(LinearNet(), data)
 
 
 class Frozen(Net):
