@@ -70,6 +70,27 @@ def test_the_runtimes_are_the_exporters_version() -> None:
     assert oldest == gradle == swift
 
 
+def test_the_builds_suit_the_plugin_that_compiles_kotlin() -> None:
+    android = ROOT / "examples" / "android"
+    scripts = [path for folder in (android, SAMPLE) for path in folder.rglob("*.kts")]
+    assert len(scripts) == 5
+    text = "".join(path.read_text() for path in scripts)
+    assert re.findall(r'com\.android\.\w+"\) version "(\d+)', text) == ["9", "9"]
+    assert 'id("org.jetbrains.kotlin.android")' not in text
+    assert "jvmToolchain" not in text
+    assert set(re.findall(r"compileSdk = (\d+)", text)) == {"36"}
+    page = (ROOT / "docs" / "apps.md").read_text()
+    (gradle,) = re.findall(r"gradle-(\d+\.\d+)", (android / "gradle/wrapper/gradle-wrapper.properties").read_text())
+    assert f"Gradle {gradle}" in page
+    assert "Android SDK 36" in page
+    assert "gradlew" not in text + page + (SAMPLE / "kotlin" / "README.md").read_text()
+
+
+def test_the_tests_on_a_mac_ask_for_what_the_package_asks_for() -> None:
+    (package,) = re.findall(r'\.macOS\("(\d+)\.0"\)', (SAMPLE / "swift" / "Package.swift").read_text())
+    assert re.findall(r"\.macOS\(\.v(\d+)\)", (ROOT / "examples" / "ios" / "Package.swift").read_text()) == [package]
+
+
 def kotlin(target: Path, *sources: Path) -> Path:
     files = [str(file) for source in sources for file in ([source] if source.is_file() else source.rglob("*"))
              if file.suffix in (".kt", ".java")]  # fmt: skip

@@ -1,21 +1,16 @@
-plugins {
-    id("com.android.application")
-    id("org.jetbrains.kotlin.android")
-}
+plugins { id("com.android.application") }
 
 android {
     namespace = "org.lightningprune.digitpad"
-    compileSdk = 35
+    compileSdk = 36
     defaultConfig {
         applicationId = "org.lightningprune.digitpad"
         minSdk = 23
-        targetSdk = 35
+        targetSdk = 36
         versionCode = 1
         versionName = "1"
         ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
     }
 }
-
-kotlin { jvmToolchain(17) }
 
 dependencies { implementation(project(":model")) }

@@ -1,8 +1,6 @@
-// The tests of the logic that the app shares with every exported bundle: ./gradlew :logic:test
+// The tests of the logic that the app shares with every exported bundle: gradle :logic:test
 plugins { id("org.jetbrains.kotlin.jvm") }
 
 sourceSets["main"].kotlin.setSrcDirs(listOf("../../../lightning_prune/deploy/sample/kotlin/logic"))
-
-kotlin { jvmToolchain(17) }
 
 dependencies { testImplementation("junit:junit:4.13.2") }

@@ -1,19 +1,15 @@
-plugins {
-    id("com.android.library")
-    id("org.jetbrains.kotlin.android")
-}
+// For the Android Gradle Plugin 9 and later, which compiles Kotlin by itself; the README says what an earlier one needs.
+plugins { id("com.android.library") }
 
 android {
     namespace = "org.lightningprune"
-    compileSdk = 35
+    compileSdk = 36
     defaultConfig { minSdk = 23 }
-    sourceSets["main"].apply {
+    sourceSets.getByName("main") {
         manifest.srcFile("AndroidManifest.xml")
-        kotlin.setSrcDirs(listOf("logic", "runtime"))
-        assets.setSrcDirs(listOf("assets"))
+        kotlin.directories.addAll(listOf("logic", "runtime"))
+        assets.directories.add("assets")
     }
 }
-
-kotlin { jvmToolchain(17) }
 
 dependencies { api("org.pytorch:executorch-android:1.4.1") }
