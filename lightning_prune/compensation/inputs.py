@@ -133,7 +133,7 @@ class LastInputs:
                 call = Call(self._calls[-1].path, joined(last, self._share))
                 count = call.samples
             counts = torch.tensor([count, int(count < MIN_ON_A_RANK), int(not count)])
-            total, lacking, empty = (ranks.add_up(counts) if ranks.world_size() > 1 else counts).tolist()
+            total, lacking, empty = ranks.add_up(counts).tolist()
         are_enough = total >= MIN_SAMPLES and not lacking
         if is_repairing and not are_enough and not self._has_warned:
             self._has_warned = True

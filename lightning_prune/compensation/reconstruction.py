@@ -75,9 +75,8 @@ class Reconstruction(SampleCriterion):
         scores: dict[str, Tensor] = {}
         channels: dict[str, dict[int, float]] = {}
         for name, (reader, moments) in found.items():
-            if ranks.world_size() > 1:
-                ranks.check_same({"the layer to look at": name}, "name")
-                ranks.add_up(moments)
+            ranks.check_same({"the layer to look at": name}, "name")
+            ranks.add_up(moments)
             weight = reader.matrix(parameters[name].detach())
             if not columns:
                 inverse = _inverse(moments, self.damping).diagonal(dim1=-2, dim2=-1)[:, None]

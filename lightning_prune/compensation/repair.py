@@ -161,11 +161,9 @@ def _fitted(
     border = each * (samples - samples // 4)
     fitted_on = Moments.of(rows[:, :border], outputs[:, :border])
     judged_on = Moments.of(rows[:, border:], outputs[:, border:])
-    if ranks.world_size() > 1:
-        ranks.check_same({"the layer to repair": name}, "name")
-        for moments in (fitted_on, judged_on):
-            for tensor in moments.tensors():
-                ranks.add_up(tensor)
+    ranks.check_same({"the layer to repair": name}, "name")
+    for tensor in (*fitted_on.tensors(), *judged_on.tensors()):
+        ranks.add_up(tensor)
     scale = max(float(judged_on.outputs[kept.any(-1)].sum()), 1e-30)
     if judged_on.error(start * kept, kept.any(-1)) <= EXACT * scale:
         return whole, Repair(name, 0.0, 0.0, None, "nothing is lost")

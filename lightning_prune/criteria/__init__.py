@@ -9,6 +9,7 @@ from lightning_prune.criteria.watching import (
     ActivationCriterion,
     GradientCriterion,
     ObservingCriterion,
+    scorable,
     watch,
     watched,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Seen",
     "Taylor",
     "Wanda",
+    "scorable",
     "watch",
     "watched",
 ]

@@ -1,7 +1,7 @@
 """Criteria that must watch the run: gradients or the inputs of layers, averaged over the steps since the last event."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.model.masks import first_names
+from lightning_prune.model.masks import dense_parameters, first_names
 
 
 class ObservingCriterion(ABC):
@@ -75,6 +75,19 @@ def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | _ConvNd) and module not in inside:
             yield first[f"{path}.weight" if path else "weight"], module
+
+
+def scorable(model: nn.Module, names: Iterable[str], criterion: object) -> dict[str, Tensor]:
+    """Return the parameters whose scores count: the trainable ones; of an activation criterion those it can see.
+
+    Args:
+        model: dense or masked.
+        names: dense names of those that may be pruned.
+        criterion: that scores them.
+    """
+    parameters = dense_parameters(model)
+    seen = dict(watched(model)) if isinstance(criterion, ActivationCriterion) else parameters
+    return {name: parameters[name] for name in names if name in seen and parameters[name].requires_grad}
 
 
 def watch(

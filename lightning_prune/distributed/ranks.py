@@ -99,6 +99,8 @@ def _device() -> torch.device:
 
 def add_up(values: Tensor, group: Any = None) -> Tensor:  # noqa: ANN401
     """Replace the values by their sum over the ranks of a group (None: all), in place, and return them."""
+    if world_size() == 1:
+        return values
     _announce()
     moved = values.to(_device())
     dist.all_reduce(moved, group=group)
@@ -123,13 +125,6 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
             moved = tensor.to(_device())
             dist.broadcast(moved, src=0)
             tensor.copy_(moved)
-
-
-def any_rank(flag: bool) -> bool:
-    """Say whether this is so on any rank, the same answer on all: for decisions that each takes for itself."""
-    if world_size() == 1:
-        return flag
-    return bool(add_up(torch.tensor([int(flag)])))
 
 
 def digest(tensor: Tensor) -> int:

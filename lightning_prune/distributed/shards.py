@@ -20,7 +20,7 @@ def _sharded_type() -> type[Any] | None:
     return None if module is None else module.DTensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: object) -> bool:
     """Say whether a tensor is a DTensor, of which this rank may hold only a part."""
     kind = _sharded_type()
     return kind is not None and isinstance(tensor, kind)
@@ -65,9 +65,18 @@ def mixing(tensor: Tensor) -> AbstractContextManager[Any]:
 def sharded_like(whole: Tensor, of: Tensor) -> Tensor:
     """Return a copy of a whole tensor that lies over the ranks as ``of`` does, on its device."""
     own = part(whole, of).to(of.device, copy=True)
+    return assembled(own, of) if is_sharded(of) else own
+
+
+def assembled(own: Tensor, of: Tensor) -> Tensor:
+    """Return the sharded tensor of which this rank holds ``own``, laid over the ranks as ``of`` is.
+
+    Raises:
+        TypeError: that one is in one piece.
+    """
     if not is_sharded(of):
-        return own
-    like, form = cast(Any, of), {"shape": whole.shape, "stride": whole.stride()}
+        raise TypeError(f"expected a sharded tensor to follow, got one of shape {tuple(of.shape)} in one piece")
+    like, form = cast(Any, of), {"shape": of.size(), "stride": of.stride()}
     # a Parameter is no DTensor by its type, its data is
     return type(like.data).from_local(own, like.device_mesh, like.placements, run_check=False, **form)
 

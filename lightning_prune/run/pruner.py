@@ -22,8 +22,8 @@ from lightning_prune.criteria import (
     SampleCriterion,
     Scores,
     Seen,
+    scorable,
     watch,
-    watched,
 )
 from lightning_prune.distributed import ranks, shards
 from lightning_prune.errors import PruningError
@@ -244,7 +244,7 @@ def prune_step(
     with ranks.together(f"the pruning event of step {step}"):
         shards.reshard(model)
         check_masked(pruner, model)
-        bound, weights = BoundModel(model, pruner.base), _scored(pruner, model)
+        bound, weights = BoundModel(model, pruner.base), scorable(model, pruner.units.shapes, pruner.criterion)
         pruner.observed.agree()
         criterion = pruner.criterion_for(weights)
         if isinstance(criterion, SampleCriterion):
@@ -288,7 +288,7 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
                 f" {f'one of shape {shape_now}' if shape_now else 'none'}: its module was replaced. Replace modules"
                 " before, in __init__ or configure_model"
             )
-    spread = shards.spread_of(_scored(pruner, model))
+    spread = shards.spread_of(scorable(model, pruner.units.shapes, pruner.criterion))
     if spread.is_sharded:
         if any(policy.keeps_weights for policy in as_policies(pruner.recipe.optimizer_policy)):
             raise PruningError(
@@ -301,16 +301,6 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
                 f" {next(iter(spread.rows))} is sharded over several ranks: leave it out, or train with DDP"
             )
         pruner.units.check_spread(spread)
-
-
-def _scored(pruner: Pruner, model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters whose scores count: the trainable ones among those with a mask.
-
-    For an activation criterion only those that meet an activation.
-    """
-    parameters = masks.dense_parameters(model)
-    seen = dict(watched(model)) if isinstance(pruner.criterion, ActivationCriterion) else pruner.units.shapes
-    return {name: parameters[name] for name in pruner.units.shapes if name in seen and parameters[name].requires_grad}
 
 
 def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[str, int]:

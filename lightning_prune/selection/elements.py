@@ -49,8 +49,8 @@ class ElementUnits:
         """Return None: the targets stay what they are."""
 
     def only(self, names: Sequence[str] | None, parameters: Collection[str]) -> "ElementUnits":
-        """Return the same units."""
-        return self
+        """Return the units of these targets alone; None: all."""
+        return self if names is None else replace(self, targets=tuple(t for t in self.targets if t.name in names))
 
     def check_spread(self, spread: Spread) -> None:
         """Refuse rows of targets that cut units apart.

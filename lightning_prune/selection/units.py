@@ -40,7 +40,7 @@ class Units(Protocol):
         ...
 
     def only(self, names: Sequence[str] | None, parameters: Collection[str]) -> "Units":
-        """Return the units that :meth:`chosen` named, of a model with these parameters.
+        """Return the units of these targets or channel groups, such as :meth:`chosen` names, of these parameters.
 
         Raises:
             CheckpointError: the model has no such channel group.

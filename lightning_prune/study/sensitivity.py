@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion, Scores
+from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion, Scores, scorable
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.distributed import ranks
@@ -20,7 +20,7 @@ from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
 from lightning_prune.model.summary import as_evaluated
-from lightning_prune.selection import ChannelUnits, ElementUnits, Units
+from lightning_prune.selection import Units
 from lightning_prune.selection.granularity import Channel, Granularity
 from lightning_prune.selection.targets import Targets
 from lightning_prune.study._removal import held, live_masks, units_for
@@ -131,8 +131,7 @@ class _Points:
     scores: Scores = field(init=False)
 
     def __post_init__(self) -> None:
-        parameters = masks.dense_parameters(self.model)
-        weights = {name: parameters[name] for name in self.units.shapes if parameters[name].requires_grad}
+        weights = scorable(self.model, self.units.shapes, self.criterion)
         self.scores = Scores(self.criterion, weights, Observations(), masks.read(self.model))
         self.scores.check()
 
@@ -141,12 +140,7 @@ class _Points:
 
     def of(self, name: str, base: float, known: Sequence[float]) -> Iterator[float]:
         """Yield the metric at each level of one layer or group behind those known already."""
-        if isinstance(self.units, ChannelUnits):
-            units = self.units.only([name], masks.dense_parameters(self.model))
-        elif isinstance(self.units, ElementUnits):
-            units = replace(self.units, targets=tuple(target for target in self.units.targets if target.name == name))
-        else:
-            raise TypeError(f"units of another kind: {self.units!r:.80}")
+        units = self.units.only([name], masks.dense_parameters(self.model))
         live = live_masks(self.model, units)
         candidates = units.candidates(self.scores, live)
         removed = [units.removed({name: level}, candidates) for level in self.levels]

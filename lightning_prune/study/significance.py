@@ -18,8 +18,8 @@ from lightning_prune.criteria import (
     Scores,
     Taylor,
     Wanda,
+    scorable,
     watch,
-    watched,
 )
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
 from lightning_prune.data.passes import Passes, own_random_state
@@ -214,9 +214,7 @@ def _observe(
 
 
 def _scores(criterion: AnyCriterion, model: nn.Module, units: Units, observed: Observations) -> Scores:
-    parameters = masks.dense_parameters(model)
-    seen = dict(watched(model)) if isinstance(criterion, ActivationCriterion) else units.shapes
-    weights = {name: parameters[name] for name in units.shapes if name in seen and parameters[name].requires_grad}
+    weights = scorable(model, units.shapes, criterion)
     scores = Scores(criterion, weights, observed, masks.read(model))  # pyright: ignore[reportArgumentType]
     scores.check()
     return scores

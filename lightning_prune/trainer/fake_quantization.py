@@ -134,9 +134,7 @@ def update_ranges(layers: Mapping[str, FakeQuantization]) -> None:
     if not layers:
         return
     rows = [torch.zeros(3) if one.seen is None else torch.tensor([*one.seen.tolist(), 1.0]) for one in layers.values()]
-    table = torch.stack(rows)
-    if ranks.world_size() > 1:
-        ranks.add_up(table)
+    table = ranks.add_up(torch.stack(rows))
     for one, (*ends, count) in zip(layers.values(), table, strict=True):
         one.seen = None
         if count:

@@ -203,18 +203,17 @@ def test_the_others_end_when_a_rank_dies() -> None:
 
 def answers() -> Any:
     with process_group() as rank:
-        flags = ranks.any_rank(rank == 1), ranks.any_rank(False)
         ranks.agree()
-        return flags, ranks.from_first(lambda: f"rank {rank}")
+        return ranks.add_up(torch.tensor([rank + 1])).item(), ranks.from_first(lambda: f"rank {rank}")
 
 
 def test_decisions_are_taken_together() -> None:
-    assert on_ranks(answers, 2) == [((True, False), "rank 0")] * 2
+    assert on_ranks(answers, 2) == [(3, "rank 0")] * 2
 
 
 def test_one_process_asks_nobody() -> None:
     assert ranks.world_size() == 1
-    assert ranks.any_rank(True)
+    assert ranks.add_up(torch.tensor([2])).item() == 2
     assert ranks.from_first(lambda: 3) == 3
     ranks.agree()
     ranks.check_same({"weight": 1}, "mask")

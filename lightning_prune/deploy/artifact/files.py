@@ -1,6 +1,5 @@
 """Files and folders that appear whole or not at all, and replace only what was written here."""
 
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_prune.deploy.artifact.manifest import is_manifest
+from lightning_prune.deploy.artifact.manifest import is_manifest, sha256_of
 from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.errors import ExportError
 
@@ -241,5 +240,5 @@ def _hashes(folder: Path) -> dict[str, str]:
         folders[:] = sorted(set(folders) - set(BY_TOOLS))
         for name in sorted(set(files) - {*BY_TOOLS, RECORD}):
             path = Path(parent, name)
-            hashes[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            hashes[path.relative_to(folder).as_posix()] = sha256_of(path)
     return dict(sorted(hashes.items()))

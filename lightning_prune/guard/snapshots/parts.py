@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_prune.compaction import Compaction, applied_plan, reshape_like, set_plan
+from lightning_prune.distributed.shards import assembled, is_sharded, local
 from lightning_prune.errors import SnapshotError
-from lightning_prune.guard.snapshots.storage import State, fresh, is_shard, local, sharded
+from lightning_prune.guard.snapshots.storage import State, fresh
 from lightning_prune.model import masks
 from lightning_prune.optimizer.surgery import (
     hyperparameters,
@@ -127,7 +128,7 @@ def _check_tensors(module: nn.Module, saved: State) -> None:
                 f"the snapshot holds {name}, which {type(module).__name__} does not have; restore it to the model that"
                 " it was taken of"
             )
-        if is_shard(named[name]) and local(named[name]).shape != tensor.shape:
+        if is_sharded(named[name]) and local(named[name]).shape != tensor.shape:
             raise SnapshotError(
                 f"the shard of {name} has shape {tuple(tensor.shape)} in the snapshot and"
                 f" {tuple(local(named[name]).shape)} here; resume on as many processes as it was taken on"
@@ -183,7 +184,7 @@ def _has_form(live: Tensor, saved: Tensor) -> bool:
 def _overwrite(live: Tensor, saved: Tensor) -> None:
     """Give a tensor the saved bits, in place; where another memory format was held, memory of that format."""
     own = local(live)
-    if is_shard(live) or _has_form(own, saved):
+    if is_sharded(live) or _has_form(own, saved):
         own.copy_(saved)
     else:
         live.data = saved.to(live.device, copy=True)
@@ -200,7 +201,7 @@ def _optimizer_state(optimizer: Optimizer) -> State:
                 for name, value in values.items()
                 if all(leaf.device.type == "cpu" for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
             ],
-            "sharded": [name for name, value in values.items() if is_shard(value)],
+            "sharded": [name for name, value in values.items() if is_sharded(value)],
         }
         for key, values in references(optimizer).items()
         if key in numbers or isinstance(key, str)
@@ -241,14 +242,14 @@ class _Writer:
     def __call__(self, live: object, saved: Any, device: torch.device, like: Tensor | None) -> Any:  # noqa: ANN401
         if not isinstance(saved, Tensor):
             return tree_map(partial(fresh, device=device), saved)
-        if isinstance(live, Tensor) and is_shard(live) == (like is not None):
+        if isinstance(live, Tensor) and is_sharded(live) == (like is not None):
             own = local(live)
             is_free = self._taken.setdefault((own.data_ptr(), own.shape), saved.data_ptr()) == saved.data_ptr()
             if is_free and own.device == device and _has_form(own, saved):
                 own.copy_(saved)
                 return live
         copied = fresh(saved, device)
-        return copied if like is None else sharded(copied, like)
+        return copied if like is None else assembled(copied, like)
 
 
 def _random_state() -> State:

@@ -7,17 +7,14 @@ import weakref
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_prune.distributed.shards import local
 from lightning_prune.errors import SnapshotError
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 State = dict[str, Any]
 """Nested dicts and lists of plain values and tensors."""
@@ -46,28 +43,6 @@ def available_memory() -> float:
         if "SC_AVPHYS_PAGES" in known and "SC_PAGE_SIZE" in known:
             return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         return float("inf")
-
-
-def is_shard(value: object) -> "TypeGuard[DTensor]":
-    """Say whether a value is a tensor of which every process holds a part."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(value, DTensor)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the tensor, of a sharded one the part that this process holds; both share their memory."""
-    return tensor.to_local() if is_shard(tensor) else tensor
-
-
-def sharded(part: Tensor, like: Tensor) -> Tensor:
-    """Return the sharded tensor of which this process holds ``part``, laid out over the processes as ``like``."""
-    if not is_shard(like):
-        raise TypeError(f"expected a sharded tensor to follow, got one of shape {tuple(like.shape)} in one piece")
-    mesh, places, whole = like.device_mesh, like.placements, like.size()
-    return type(like).from_local(part, mesh, places, run_check=False, shape=whole, stride=like.stride())
 
 
 def held(leaf: Any) -> Any:  # noqa: ANN401

@@ -1,7 +1,6 @@
 """From values to sections: what each figure of the report shows."""
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 
 from lightning_prune.guard import Trial, Verdict
@@ -266,20 +265,7 @@ def of_comparison(compared: Comparison) -> Iterator[Section]:
     )
     costs = [row.cost for row in compared if row.cost > 0]
     axis = Axis(cost, is_log=bool(costs) and max(costs) > 4 * min(costs))
-    head = ("side", f"place at equal {cost}", f"{metric}, mean", "spread", cost, "parameters", "seconds per run")
-    cells = (
-        (
-            row.name,
-            whole(row.rank),
-            f"{row.mean:.4g}",
-            f"± {row.spread:.2g}",
-            whole(row.cost),
-            whole(statistics.fmean(run.parameters for run in row.outcomes)),
-            f"{statistics.fmean(run.seconds for run in row.outcomes):.1f}",
-        )
-        for row in compared
-    )
-    table = Table(head, tuple(cells))
+    table = compared.table()
     text = (
         f"Every side was trained for {compared.epochs:,} epochs with {len(compared.rows[0].outcomes):,} seeds; bars are"
         f" the standard deviation over these. {'Higher' if compared.higher_is_better else 'Lower'} is better. A recipe"
