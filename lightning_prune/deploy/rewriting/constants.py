@@ -54,12 +54,14 @@ def apart(program: ExportedProgram) -> ExportedProgram:
     Every tensor is contiguous, its node included: ExecuTorch 1.4.1 makes such of constants, but looks for them among
     those that this made buffers of, and stops at "Missing input spec":
     https://github.com/pytorch/executorch/blob/v1.4.1/exir/passes/convert_constant_dim_order_pass.py#L69
+    That is to the last stride: torch calls (24, 1, 32) contiguous whatever the second one is, and ExecuTorch reads an
+    order of dimensions from it, in which XNNPACK broadcasts another one or refuses the shapes when the program runs.
     """
     signature, graph = copy.deepcopy(program.graph_signature), copy.deepcopy(program.graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node, spec in zip(placeholders, signature.input_specs, strict=True):
         if spec.kind is not InputKind.USER_INPUT and isinstance(node.meta.get("val"), Tensor):
-            node.meta["val"] = node.meta["val"].contiguous()
+            node.meta["val"] = _contiguous(node.meta["val"])
     named = _kernels(program)
     kernels = {
         str(s.target): program.constants[str(s.target)]
@@ -89,10 +91,16 @@ def _with_own_storage(values: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(values)
     for name, value in values.items():
         is_plain = type(value) in (Tensor, nn.Parameter)
-        if is_plain and (value.untyped_storage().nbytes() != _bytes(value) or not value.is_contiguous()):
+        if is_plain and (value.untyped_storage().nbytes() != _bytes(value) or _contiguous(value) is not value):
             copied = value.detach().clone(memory_format=torch.contiguous_format)
             own[name] = copied if type(value) is Tensor else nn.Parameter(copied, value.requires_grad)
     return own
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """Return a tensor with the strides of a new one of its shape."""
+    strides = torch._prims_common.make_contiguous_strides_for(x.shape)
+    return x if x.stride() == strides else x.clone(memory_format=torch.contiguous_format)
 
 
 def _kernels(program: ExportedProgram) -> set[str]:

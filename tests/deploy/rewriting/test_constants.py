@@ -96,6 +96,19 @@ class Anchored(nn.Module):
         return self.net(x) * self.anchors
 
 
+class Positions(nn.Module):
+    """Positions that are added to every sample of a sequence, made as darts' transformer makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, 8)
+        self.pe: Tensor
+        self.register_buffer("pe", torch.randn(2, 8).unsqueeze(0).transpose(0, 1))  # (2, 1, 8), strides (8, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.net(x) + self.pe)
+
+
 BATCHES = [torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(3))]
 PLACES = [
     pytest.param(XNNPACK(), id="xnnpack"),
@@ -122,7 +135,7 @@ class TestLoweredConstants:
             with torch.no_grad():
                 torch.testing.assert_close(RuntimeModel(artifact.path)(BATCHES[0][:2])[0], model(BATCHES[0][:2]))
 
-    @pytest.mark.parametrize("model", [Views(), Cross()], ids=["views", "attention"])
+    @pytest.mark.parametrize("model", [Views(), Cross(), Positions()], ids=["views", "attention", "positions"])
     @pytest.mark.parametrize("backend", [PLACES[0], *PLACES[3:]])  # integers are tensors of their own
     def test_a_constant_may_be_a_part_of_a_larger_tensor(self, backend: Backend, model: nn.Module, tmp_path: Path):
         if isinstance(backend, CoreML):
