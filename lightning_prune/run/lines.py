@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lightning_prune.guard import Trial, Verdict
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.event import Event
 from lightning_prune.selection import ChannelUnits
@@ -120,6 +121,19 @@ def stay_line(stay: Mapping[str, str]) -> str:
         for reason, names in by_reason.items()
     ]
     return f"{count} channel group{'s stay' if count > 1 else ' stays'}: {'; '.join(parts)}"
+
+
+def guard_line(trials: Sequence[Trial]) -> str:
+    """Return how many events a guard rolled back and why the last of them; "" for none.
+
+    Example:
+        >>> kept = Trial(9, {0: 0.0}, {0: 0.5}, outcome=Verdict.COMMIT)
+        >>> failed = Trial(19, {0: 0.5}, {0: 0.7}, outcome=Verdict.ROLL_BACK, reason="val_acc fell to 0.8")
+        >>> guard_line([kept, failed])
+        'the guard rolled back 1 of 2 events: val_acc fell to 0.8'
+    """
+    failed = [trial for trial in trials if trial.outcome is Verdict.ROLL_BACK]
+    return f"the guard rolled back {len(failed)} of {len(trials)} events: {failed[-1].reason}" if failed else ""
 
 
 def closing(title: str, before: Size, after: Size, notes: Sequence[str] = ()) -> str:

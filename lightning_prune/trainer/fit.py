@@ -16,7 +16,7 @@ from lightning_prune.compaction import applied_plan
 from lightning_prune.compaction.finalization import finalize_or_fold
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import PruningError
-from lightning_prune.guard import Trial
+from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of
 from lightning_prune.model.recalibration import frozen_statistics
@@ -294,7 +294,15 @@ class Fit:
         """Let the guard judge the event on trial after a validation; put back what failed."""
         run, guarding = self.course.active, self.course.guarding
         if run is not None and guarding is not None and not self.trainer.sanity_checking:
-            self._note(guarding.judge(run, self.trainer, self.model))
+            judged = guarding.judge(run, self.trainer, self.model)
+            if judged is not None and judged.outcome is Verdict.COMMIT:
+                tell(
+                    self.trainer,
+                    self.settings,
+                    f"step {run.step}: keep the event of step {judged.step}: {judged.reason}",
+                )
+                judged = None
+            self._note(judged)
 
     def _note(self, failed: Trial | None = None) -> None:
         """Write down what stands; the events of a trial that was rolled back do not."""

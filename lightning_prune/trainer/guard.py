@@ -146,7 +146,7 @@ class Guarding:
         self._logged_before = value if isinstance(value, Tensor) else None
 
     def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
-        """Look at the metric after a validation; return the event that was rolled back, or None."""
+        """Look at the metric after a validation; return the event that was kept or rolled back, or None."""
         self._judged_at = batches_done(trainer)
         value = torch.tensor(self.guard.read(trainer.callback_metrics), dtype=torch.float64)
         if trainer.callback_metrics[self.guard.monitor] is self._logged_before:
@@ -177,9 +177,9 @@ class Guarding:
                 self._snapshot.restore(*_parts(run, trainer, model))
         self._snapshot.drop()
         self._snapshot = None
-        level = logging.INFO if verdict is Verdict.COMMIT else logging.WARNING
-        log.log(level, "step %d: %s the event of step %d: %s", run.step, verdict.value, trial.step, trial.reason)
-        return trial if verdict is Verdict.ROLL_BACK else None
+        if verdict is Verdict.ROLL_BACK:
+            log.warning("step %d: roll back the event of step %d: %s", run.step, trial.step, trial.reason)
+        return trial
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
         """Return the score, the snapshot of an event on trial, and whether a validation is about to come."""

@@ -137,7 +137,17 @@ def test_what_the_guard_watches_is_the_metric(tmp_path: Path, capsys: pytest.Cap
     trainer(tmp_path, callback, num_sanity_val_steps=0).fit(Rising(), loader(), loader(1))
     lines = told(capsys.readouterr().out)
     assert row(lines, "val_count")[0] == "1"  # the dense model's, for which the guard has asked
+    assert any(line.startswith("step 5: keep the event of step 4: val_count") for line in lines)
+    assert not any("rolled back" in line for line in lines)
     assert not any(line.startswith("val_loss") for line in lines)
+
+
+def test_what_the_guard_rolled_back_stands_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callback = PruningCallback(CHANNELS, guard=Guard("val_count", "min", 0.0, patience=1, on_fail="stop"))
+    trainer(tmp_path, callback, num_sanity_val_steps=0).fit(Rising(), loader(), loader(1))
+    lines = told(capsys.readouterr().out)
+    assert "the guard rolled back 1 of 1 events: val_count rose to 2, 1 above the baseline 1, allowed 0" in lines
+    assert row(lines, "parameters")[2] == "100%"
 
 
 def test_masks_that_stay_are_told_with_the_call_that_folds_them(
