@@ -1,4 +1,9 @@
+import base64
+import html
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -54,5 +59,36 @@ def _escape(
             )
 
 
+def _shown(output: dict[str, Any]) -> str:
+    """Return what a cell of a notebook shows, as Markdown; a picture keeps its style to itself."""
+    data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+    if "image/svg+xml" in data:
+        svg = base64.b64encode(data["image/svg+xml"].encode()).decode()
+        title = html.escape(
+            re.sub(r"Picture\(title='(.*)'\)", r"\1", data["text/plain"])
+        )
+        data["text/html"] = f'<img alt="{title}" src="data:image/svg+xml;base64,{svg}">'
+    if "text/html" in data:
+        return f"````{{raw}} html\n{data['text/html']}\n````"
+    return f"````text\n{data.get('text/plain', ''.join(output.get('text', ''))).rstrip()}\n````"
+
+
+def _notebook(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put a notebook of ``examples/`` in the place of a page that names one alone: ``{notebook} first_model.ipynb``."""
+    named = re.fullmatch(r"\{notebook\} (\S+)\s*", source[0])
+    if named is None:
+        return
+    path = Path(app.srcdir).parent / "examples" / named[1]
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(
+            text if cell["cell_type"] == "markdown" else f"````python\n{text}\n````"
+        )
+        parts += map(_shown, cell.get("outputs", ()))
+    source[0] = "\n\n".join(parts)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", _notebook)
     app.connect("autodoc-process-docstring", _escape, priority=400)

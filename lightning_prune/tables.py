@@ -13,8 +13,8 @@ _QUANTITY = re.compile(r"[−–+±-]?\s?[\d∞].{0,24}")
 """A figure with its unit, which is not broken over lines as words are."""
 _STYLE = """<style>
 .lightning-prune{overflow:auto;max-height:40em}
-.lightning-prune table{border-collapse:collapse;margin:0;font-variant-numeric:tabular-nums}
-.lightning-prune table th,.lightning-prune table td{text-align:left;vertical-align:top;padding:.2em .8em;
+.lightning-prune table{border-collapse:collapse;margin:0;font-size:.875em;font-variant-numeric:tabular-nums}
+.lightning-prune table th,.lightning-prune table td{text-align:left;vertical-align:top;padding:.2em .7em;
 white-space:pre-line}
 .lightning-prune table .flush{text-align:right;white-space:nowrap}
 .lightning-prune table caption{caption-side:bottom;text-align:left;white-space:pre-line;padding:.2em .8em}

@@ -1,6 +1,7 @@
 """The examples and the code blocks of the documentation run."""
 
 import doctest
+import json
 import os
 import re
 import runpy
@@ -102,6 +103,44 @@ class TestExamples:
         rows = re.findall(r"^ *(dense|channels|elements) .* (\d+\.\d\d)x$", capsys.readouterr().out, re.MULTILINE)
         assert [name for name, _ in rows] == ["dense", "channels", "elements"]
         assert rows[0] == ("dense", "1.00")
+
+
+NOTEBOOKS = sorted(path.name for path in (ROOT / "examples").glob("*.ipynb"))
+
+
+def notebook(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "examples" / name).read_text(encoding="utf-8"))
+
+
+def kinds(cells: list[dict[str, Any]]) -> list[list[str]]:
+    """What each code cell shows: tables, pictures, text."""
+    return [
+        [kind for output in cell["outputs"] for kind in output.get("data", {"stream": ""})]
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_has_been_run_from_top_to_bottom(name: str) -> None:
+    cells = [cell for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    shown = {kind for several in kinds(cells) for kind in several}
+    assert shown >= {"text/html", "image/svg+xml", "text/plain"}
+    assert str(ROOT) not in json.dumps(cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_and_shows_what_it_shows(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for extra in ("sklearn", "executorch"):
+        pytest.importorskip(extra)
+    monkeypatch.chdir(tmp_path)
+    found = notebook(name)
+    before = kinds(found["cells"])
+    with warnings.catch_warnings():
+        runpy.run_path(str(ROOT / "scripts" / "run_notebook.py"))["run"](found)
+    assert kinds(found["cells"]) == before
 
 
 def run_blocks(text: str, name: str) -> int:

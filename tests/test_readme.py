@@ -1,4 +1,5 @@
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def code_lines(page: Path) -> Iterator[str]:
     """The lines that a page of the documentation shows as code, those of its examples where it is a module."""
     text = page.read_text()
+    if page.suffix == ".ipynb":
+        for cell in json.loads(text)["cells"]:
+            yield from "".join(cell["source"]).splitlines() if cell["cell_type"] == "code" else ()
+        return
     if page.suffix == ".md":
         parts = re.split(r"^(```.*)\n", text, flags=re.MULTILINE)
         for fence, part in zip(parts[1::4], parts[2::4], strict=True):
@@ -33,7 +38,7 @@ def code_lines(page: Path) -> Iterator[str]:
         yield from (line.strip() for line in lines if line.lstrip().startswith((">>>", "... ")))
 
 
-@pytest.mark.parametrize("folder", ["docs/*.md", "README.md", "lightning_prune/**/*.py"])
+@pytest.mark.parametrize("folder", ["docs/*.md", "README.md", "examples/*.ipynb", "lightning_prune/**/*.py"])
 def test_code_is_not_cut_off_on_a_screen_of_1280_pixels(folder: str) -> None:
     wide = [
         f"{page.name}: {line}" for page in README.parent.glob(folder) for line in code_lines(page) if len(line) > 88
