@@ -348,7 +348,7 @@ class Fit:
         tell(self.trainer, self.settings, ending.text())
 
     def _finalize(self) -> None:
-        """Make the model plain; states from before still load into it."""
+        """Make the model plain and write it; states from before still load into it."""
         trainer, model = self.trainer, self.model
         if is_sharding(trainer):
             warn_sharded(model)
@@ -362,11 +362,7 @@ class Fit:
         self.record.is_done = True
         self.course.stages.append(before)
         earlier.serve(model, self.course.stages, pruned)
-        self._save()
-
-    def _save(self) -> None:
-        """Write the small model beside the Trainer's checkpoints, which hold it with masks, if it writes any."""
-        trainer = self.trainer
+        # beside the Trainer's checkpoints, which hold the model with masks, if it writes any
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         if folder and not is_rehearsal(trainer):
             path = Path(folder) / "pruned.ckpt"
