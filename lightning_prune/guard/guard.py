@@ -79,19 +79,22 @@ class Guard(Choice):
     def _drop(self, value: float, baseline: float) -> float:
         return baseline - value if self.mode == "max" else value - baseline
 
-    def read(self, metrics: Mapping[str, Any]) -> float:
-        """Return the monitored metric.
 
-        Args:
-            metrics: key -> what was logged, a number or a tensor of one element.
+def monitored(who: str, key: str, metrics: Mapping[str, Any]) -> float:
+    """Return a metric that was logged.
 
-        Raises:
-            PruningError: nothing is logged under this key; names the keys that are.
-        """
-        if self.monitor not in metrics:
-            logged = ", ".join(sorted(metrics)) or "nothing"
-            raise PruningError(
-                f"Guard(monitor={self.monitor!r}) finds no such metric after validation; logged: {logged}. Name one of"
-                f" these, or call self.log({self.monitor!r}, …) in validation_step"
-            )
-        return float(metrics[self.monitor])
+    Args:
+        who: asks for it, by class name.
+        key: of it.
+        metrics: key -> what was logged, a number or a tensor of one element.
+
+    Raises:
+        PruningError: nothing is logged under this key; names the keys that are.
+    """
+    if key not in metrics:
+        raise PruningError(
+            f"{who}(monitor={key!r}) finds no such metric after validation; logged:"
+            f" {', '.join(sorted(metrics)) or 'nothing'}. Name one of these, or call self.log({key!r}, …) in"
+            " validation_step"
+        )
+    return float(metrics[key])

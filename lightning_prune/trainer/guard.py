@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.errors import PruningError, SnapshotError
 from lightning_prune.guard import Guard, Trial, Verdict, Watch
+from lightning_prune.guard.guard import monitored
 from lightning_prune.guard.snapshots import Snapshot
 from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer.internals import (
@@ -148,7 +149,7 @@ class Guarding:
     def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
         """Look at the metric after a validation; return the event that was kept or rolled back, or None."""
         self._judged_at = batches_done(trainer)
-        value = torch.tensor(self.guard.read(trainer.callback_metrics), dtype=torch.float64)
+        value = torch.tensor(monitored("Guard", self.guard.monitor, trainer.callback_metrics), dtype=torch.float64)
         if trainer.callback_metrics[self.guard.monitor] is self._logged_before:
             raise PruningError(
                 f"Guard(monitor={self.guard.monitor!r}) judges by validation, and the last one did not log it: it is a"

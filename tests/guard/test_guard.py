@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.guard import Guard, Verdict, Watch
+from lightning_prune.guard.guard import monitored
 
 GOOD, BAD, NAN = 0.9, 0.5, math.nan
 
@@ -229,15 +230,15 @@ class TestWords:
 
 class TestMetric:
     def test_reads_numbers_and_tensors(self) -> None:
-        assert guard().read({"val_acc": torch.tensor(0.5)}) == 0.5
-        assert guard().read({"val_acc": 1}) == 1.0
-        assert math.isnan(guard().read({"val_acc": torch.tensor(math.nan)}))
+        assert monitored("Guard", "val_acc", {"val_acc": torch.tensor(0.5)}) == 0.5
+        assert monitored("Guard", "val_acc", {"val_acc": 1}) == 1.0
+        assert math.isnan(monitored("Guard", "val_acc", {"val_acc": torch.tensor(math.nan)}))
 
     def test_unknown_names_the_logged_keys(self) -> None:
         with pytest.raises(PruningError, match=r"no such metric after validation; logged: loss, val_los\. Name one of"):
-            guard().read({"val_los": 1.0, "loss": 2.0})
+            monitored("Guard", "val_acc", {"val_los": 1.0, "loss": 2.0})
         with pytest.raises(PruningError, match=r"logged: nothing\..+self\.log\('val_acc', …\)"):
-            guard().read({})
+            monitored("Guard", "val_acc", {})
 
 
 @pytest.mark.parametrize(

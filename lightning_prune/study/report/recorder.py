@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_prune.errors import PruningError
 from lightning_prune.guard import Verdict
+from lightning_prune.guard.guard import monitored
 from lightning_prune.model.summary import summarize
 from lightning_prune.run.event import Event
 from lightning_prune.run.pruner import Pruner
@@ -111,14 +111,7 @@ class Recorder(AnyCallback):
         keys = (guard.monitor,) if self.monitor is None and guard is not None else self.monitor
         if keys is None:
             return {name: float(value) for name, value in logged.items() if name != "sparsity"}
-        for key in keys:
-            if key not in logged:
-                raise PruningError(
-                    f"Recorder(monitor={key!r}) finds no such metric after validation; logged:"
-                    f" {', '.join(sorted(logged)) or 'nothing'}. Name one of these, or call self.log({key!r}, …) in"
-                    " validation_step"
-                )
-        return {key: float(logged[key]) for key in keys}
+        return {key: monitored("Recorder", key, logged) for key in keys}
 
     def _step(self, trainer: Trainer) -> int:
         callback = pruning_callback_of(trainer)
