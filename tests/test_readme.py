@@ -32,10 +32,10 @@ def code_lines(page: Path) -> Iterator[str]:
         for fence, part in zip(parts[1::4], parts[2::4], strict=True):
             yield from () if "{" in fence else part.splitlines()
         return
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
     for node in ast.walk(ast.parse(text)):
-        lines = (ast.get_docstring(node) or "").splitlines() if isinstance(node, kinds) else ()
-        yield from (line.strip() for line in lines if line.lstrip().startswith((">>>", "... ")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            lines = map(str.strip, (ast.get_docstring(node) or "").splitlines())
+            yield from (line for line in lines if line.startswith((">>>", "... ")))
 
 
 @pytest.mark.parametrize("folder", ["docs/*.md", "README.md", "examples/*.ipynb", "lightning_prune/**/*.py"])
