@@ -13,4 +13,9 @@ android {
     }
 }
 
-dependencies { implementation(project(":model")) }
+dependencies {
+    implementation(project(":model"))
+    implementation("androidx.activity:activity:1.10.1")
+    implementation("androidx.camera:camera-camera2:1.5.1")
+    implementation("androidx.camera:camera-view:1.5.1")
+}

@@ -8,6 +8,7 @@ struct DigitPadApp: App {
     WindowGroup {
       TabView {
         PadScreen(program: program).tabItem { Label("Pad", systemImage: "pencil") }
+        CameraScreen(program: program).tabItem { Label("Camera", systemImage: "camera") }
         BenchmarkScreen(program: program).tabItem { Label("Benchmark", systemImage: "stopwatch") }
       }
     }

@@ -131,6 +131,39 @@ final class VectorTests: XCTestCase {
     }
   }
 
+  private func corners(_ area: Area) -> [Float] {
+    [area.left, area.top, area.right, area.bottom].map { Float($0) }
+  }
+
+  func testReadings() throws {
+    for test in vectors.readings {
+      let what = "\(test.spec) at \(test.place)"
+      let place = Placement(top: test.place[0], left: test.place[1], height: test.place[2], width: test.place[3])
+      let read = {
+        try Reading(
+          output: test.output, spec: test.spec.spec, labels: test.labels, place: place, rows: 64, columns: 64)
+      }
+      guard test.boxes != nil || test.classes != nil else {
+        assertRefused(what, try read())
+        continue
+      }
+      switch try read() {
+      case .boxes(let told):
+        let expected = try XCTUnwrap(test.boxes)
+        XCTAssertEqual(told.map(\.label), expected.map(\.label), what)
+        XCTAssertEqual(told.map(\.index), expected.map(\.index), what)
+        assertClose(expected.map(\.confidence), told.map(\.confidence), what)
+        assertClose(expected.flatMap(\.area), told.flatMap { corners($0.area) }, what)
+      case .regions(let rows, let columns, let classes, let area):
+        XCTAssertEqual([rows, columns], test.size, what)
+        XCTAssertEqual(classes, test.classes, what)
+        assertClose(try XCTUnwrap(test.area), corners(area), what)
+      case .classes:
+        XCTFail(what)
+      }
+    }
+  }
+
   func testTimings() throws {
     for test in vectors.timings {
       guard let median = test.median else {

@@ -11,6 +11,7 @@ struct Vectors: Decodable {
   let drawings: [DrawingCase]
   let scores: [ScoreCase]
   let answers: [AnswerCase]
+  let readings: [ReadingCase]
   let timings: [TimingCase]
 
   static func load() throws -> Vectors {
@@ -119,6 +120,24 @@ struct AnswerCase: Decodable {
   let labels: [String]
   let `class`: Int?
   let label: String?
+}
+
+struct ReadingCase: Decodable {
+  struct Thing: Decodable {
+    let area: [Float]
+    let index: Int
+    let label: String
+    let confidence: Float
+  }
+
+  let output: [Float]
+  let spec: SpecCase
+  let labels: [String]
+  let place: [Int]
+  let boxes: [Thing]?
+  let size: [Int]?
+  let classes: [Int]?
+  let area: [Float]?
 }
 
 struct TimingCase: Decodable {

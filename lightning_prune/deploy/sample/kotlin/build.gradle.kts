@@ -12,4 +12,7 @@ android {
     }
 }
 
-dependencies { api("org.pytorch:executorch-android:1.4.1") }
+dependencies {
+    api("org.pytorch:executorch-android:1.4.1")
+    api("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.10.2")
+}

@@ -53,6 +53,11 @@ data class PictureSpec(
 
 /** Where a picture, resized to [height] x [width], lies over an input: its corner at [top], [left], which crops below 0. */
 data class Placement(val top: Int, val left: Int, val height: Int, val width: Int) {
+    /** Where a rectangle in pixels of the input lies on the picture. */
+    fun area(left: Double, top: Double, right: Double, bottom: Double): Area = Area(
+        (left - this.left) / width, (top - this.top) / height, (right - this.left) / width, (bottom - this.top) / height
+    )
+
     companion object {
         /** The placement of a picture of [height] x [width] over an input of [rows] x [columns]. */
         fun of(fit: Fit, height: Int, width: Int, rows: Int, columns: Int): Placement = when (fit) {

@@ -12,6 +12,7 @@ import org.lightningprune.logic.GrayImage
 import org.lightningprune.logic.ImageInput
 import org.lightningprune.logic.Manifest
 import org.lightningprune.logic.ModelException
+import org.lightningprune.logic.Reading
 import org.lightningprune.logic.Scores
 import org.lightningprune.logic.TensorSpec
 import org.lightningprune.logic.Timing
@@ -22,6 +23,9 @@ import org.pytorch.executorch.Tensor
 
 /** The class of a picture, and the milliseconds that the run took. */
 data class Classified(val answer: Answer, val milliseconds: Double)
+
+/** What the program says of a picture, and the milliseconds that the run took. */
+data class Read(val reading: Reading, val milliseconds: Double)
 
 /**
  * A program that was checked against its manifest, ready to run. Not for several threads at once.
@@ -59,18 +63,38 @@ class ProgramRunner private constructor(private val module: Module, val manifest
     /** The class of a bitmap that [rotation] degrees clockwise (0, 90, 180, 270) turn upright. */
     fun classify(bitmap: Bitmap, rotation: Int = 0): Classified = classify(picture(bitmap, rotation))
 
+    /** What the program says of a colour picture: its class, boxes or regions, whatever the first output tells. */
+    fun read(image: ColorImage): Read {
+        val input = imageInput()
+        val (output, milliseconds) = timed(input, input.values(image))
+        val spec = manifest.method("forward").outputs[0]
+        val place = input.placement(image)
+        return Read(Reading.of(output, spec, manifest.labels, place, input.height, input.width), milliseconds)
+    }
+
+    /** What the program says of a bitmap that [rotation] degrees clockwise (0, 90, 180, 270) turn upright. */
+    fun read(bitmap: Bitmap, rotation: Int = 0): Read = read(picture(bitmap, rotation))
+
     private fun classified(values: (ImageInput) -> FloatArray): Classified {
+        val input = imageInput()
+        val (output, milliseconds) = timed(input, values(input))
+        return Classified(Scores.answer(output, manifest.method("forward").outputs[0], manifest.labels), milliseconds)
+    }
+
+    private fun imageInput(): ImageInput {
         val method = manifest.method("forward")
         if (method.inputs.size != 1 || method.outputs.isEmpty()) {
             throw ModelException("forward takes ${method.inputs.size} inputs: this screen needs one image")
         }
-        val input = ImageInput(method.inputs[0], manifest.picture)
-        val inputs = listOf(values(input))
+        return ImageInput(method.inputs[0], manifest.picture)
+    }
+
+    private fun timed(input: ImageInput, values: FloatArray): Pair<FloatArray, Double> {
         val start = System.nanoTime()
-        val outputs = run(inputs, listOf(input.shape()))
+        val outputs = run(listOf(values), listOf(input.shape()))
         val milliseconds = (System.nanoTime() - start) / 1e6
         if (outputs.isEmpty()) throw ModelException("the program gave nothing")
-        return Classified(Scores.answer(outputs[0], method.outputs[0], manifest.labels), milliseconds)
+        return Pair(outputs[0], milliseconds)
     }
 
     /** Time forward on inputs of zeros. */

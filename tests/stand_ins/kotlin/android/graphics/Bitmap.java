@@ -1,26 +1,24 @@
 package android.graphics;
 
+import java.awt.image.BufferedImage;
+
 public final class Bitmap {
     public enum Config { ARGB_8888 }
 
-    private final int[] colors;
-    private final int width;
+    final BufferedImage image;
 
-    private Bitmap(int[] colors, int width) {
-        this.colors = colors;
-        this.width = width;
-    }
+    private Bitmap(BufferedImage image) { this.image = image; }
 
     public static Bitmap createBitmap(int[] colors, int width, int height, Config config) {
-        return new Bitmap(colors, width);
+        BufferedImage image = new BufferedImage(width, height, BufferedImage.TYPE_INT_ARGB);
+        image.setRGB(0, 0, width, height, colors, 0, width);
+        return new Bitmap(image);
     }
 
-    public int getWidth() { return width; }
-    public int getHeight() { return colors.length / width; }
+    public int getWidth() { return image.getWidth(); }
+    public int getHeight() { return image.getHeight(); }
 
     public void getPixels(int[] pixels, int offset, int stride, int x, int y, int width, int height) {
-        for (int row = 0; row < height; row++) {
-            System.arraycopy(colors, (y + row) * this.width + x, pixels, offset + row * stride, width);
-        }
+        image.getRGB(x, y, width, height, pixels, offset, stride);
     }
 }

@@ -1,19 +1,29 @@
 package android.view;
 
 public class View {
+    private int width = 1;
+    private int height = 1;
+
     public View(android.content.Context context) { }
     public interface OnClickListener { void onClick(View view); }
     public static class MeasureSpec {
-    public static int getSize(int spec) { return 0; } }
+        public static int getSize(int spec) { return spec; }
+    }
     public void setOnClickListener(OnClickListener listener) { }
-    protected void onMeasure(int width, int height) { }
-    protected final void setMeasuredDimension(int width, int height) { }
+    public final void measure(int width, int height) { onMeasure(width, height); }
+    protected void onMeasure(int width, int height) { setMeasuredDimension(width, height); }
+    protected final void setMeasuredDimension(int width, int height) {
+        this.width = width;
+        this.height = height;
+    }
     public boolean onTouchEvent(MotionEvent event) { return false; }
     public boolean performClick() { return false; }
+    public void draw(android.graphics.Canvas canvas) { onDraw(canvas); }
     protected void onDraw(android.graphics.Canvas canvas) { }
     public void invalidate() { }
-    public final int getWidth() { return 1; }
-    public final int getHeight() { return 1; }
+    public boolean post(Runnable action) { action.run(); return true; }
+    public final int getWidth() { return width; }
+    public final int getHeight() { return height; }
     public void setEnabled(boolean enabled) { }
     public boolean isEnabled() { return true; }
     public void setFitsSystemWindows(boolean fits) { }

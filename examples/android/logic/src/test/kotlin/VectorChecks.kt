@@ -1,5 +1,6 @@
 import java.io.File
 import java.util.Base64
+import org.lightningprune.logic.Area
 import org.lightningprune.logic.ColorImage
 import org.lightningprune.logic.Drawing
 import org.lightningprune.logic.Fit
@@ -11,6 +12,7 @@ import org.lightningprune.logic.MethodSpec
 import org.lightningprune.logic.ModelException
 import org.lightningprune.logic.PictureSpec
 import org.lightningprune.logic.Placement
+import org.lightningprune.logic.Reading
 import org.lightningprune.logic.Scores
 import org.lightningprune.logic.TensorSpec
 import org.lightningprune.logic.Timing
@@ -27,7 +29,7 @@ class VectorChecks(file: File) {
         "manifests" to this::manifests, "files" to this::files, "json" to this::json, "images" to this::images,
         "pictures" to this::pictures,
         "unfit_inputs" to this::unfitInputs, "drawings" to this::drawings, "scores" to this::scores,
-        "answers" to this::answers, "timings" to this::timings, "measuring" to this::measuring
+        "answers" to this::answers, "readings" to this::readings, "timings" to this::timings, "measuring" to this::measuring
     )
 
     private fun cases(section: String): List<Case> = (vectors[section] as List<*>).map { it as Case }
@@ -183,6 +185,34 @@ class VectorChecks(file: File) {
         } else {
             same("$it: class", whole(it["class"]), answer().index)
             same("$it: label", it["label"], answer().label)
+        }
+    }
+
+    private fun corners(area: Area): List<Double> = listOf(area.left, area.top, area.right, area.bottom)
+
+    private fun readings() = cases("readings").forEach {
+        val what = "${it["spec"]} at ${it["place"]}"
+        val (top, left, tall, wide) = sizes(it["place"])
+        val labels = (it["labels"] as List<*>).map(Any?::toString)
+        val read = { Reading.of(floats(it["output"]), spec(it["spec"]), labels, Placement(top, left, tall, wide), 64, 64) }
+        val boxes = it["boxes"] as List<*>?
+        when {
+            boxes != null -> {
+                val told = (read() as Reading.Boxes).boxes
+                same("$what: labels", boxes.map { box -> (box as Case)["label"] }, told.map { box -> box.label })
+                for ((box, expected) in told.zip(boxes.map { box -> box as Case })) {
+                    same("$what: class", whole(expected["index"]), box.index)
+                    close("$what: area", doubles(expected["area"]), corners(box.area))
+                    close("$what: sure", listOf(number(expected["confidence"])), listOf(box.confidence.toDouble()))
+                }
+            }
+            it.containsKey("classes") -> {
+                val regions = read() as Reading.Regions
+                same("$what: size", sizes(it["size"]), listOf(regions.rows, regions.columns))
+                same("$what: classes", sizes(it["classes"]), regions.classes.toList())
+                close("$what: area", doubles(it["area"]), corners(regions.area))
+            }
+            else -> refused(what) { read() }
         }
     }
 

@@ -8,6 +8,9 @@ import LightningPruneLogic
 /// The class of a picture, and the milliseconds that the run took.
 public typealias Classified = (answer: Answer, milliseconds: Double)
 
+/// What the program says of a picture, and the milliseconds that the run took.
+public typealias Read = (reading: Reading, milliseconds: Double)
+
 /// A program that was checked against its manifest, ready to run. Not for several threads at once.
 public final class ProgramRunner {
   public let manifest: Manifest
@@ -92,17 +95,37 @@ public final class ProgramRunner {
   }
   #endif
 
+  /// What the program says of a colour picture: its class, boxes or regions, whatever the first output tells.
+  public func read(_ image: ColorImage) throws -> Read {
+    let input = try imageInput()
+    let (output, milliseconds) = try timed(input, input.values(image))
+    let reading = try Reading(
+      output: output, spec: manifest.method("forward").outputs[0], labels: manifest.labels,
+      place: input.placement(image), rows: input.height, columns: input.width)
+    return (reading, milliseconds)
+  }
+
   private func classified(_ values: (ImageInput) -> [Float]) throws -> Classified {
+    let input = try imageInput()
+    let (output, milliseconds) = try timed(input, values(input))
+    let spec = try manifest.method("forward").outputs[0]
+    return (try Answer(output: output, spec: spec, labels: manifest.labels), milliseconds)
+  }
+
+  private func imageInput() throws -> ImageInput {
     let method = try manifest.method("forward")
-    guard method.inputs.count == 1, let output = method.outputs.first else {
+    guard method.inputs.count == 1, !method.outputs.isEmpty else {
       throw ModelError("forward takes \(method.inputs.count) inputs: this screen needs one image")
     }
-    let input = try ImageInput(method.inputs[0], manifest.picture)
-    let inputs = [values(input)]
+    return try ImageInput(method.inputs[0], manifest.picture)
+  }
+
+  private func timed(_ input: ImageInput, _ values: [Float]) throws -> ([Float], Double) {
     let start = DispatchTime.now().uptimeNanoseconds
-    let outputs = try run(inputs, shapes: [input.shape])
+    let outputs = try run([values], shapes: [input.shape])
     let milliseconds = Double(DispatchTime.now().uptimeNanoseconds - start) / 1e6
-    return (try Answer(output: outputs.first ?? [], spec: output, labels: manifest.labels), milliseconds)
+    guard let output = outputs.first else { throw ModelError("the program gave nothing") }
+    return (output, milliseconds)
   }
 
   /// Times `forward` on inputs of zeros.

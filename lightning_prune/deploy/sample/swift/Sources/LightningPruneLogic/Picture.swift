@@ -103,6 +103,12 @@ public struct Placement: Equatable, Sendable {
     }
   }
 
+  /// Where a rectangle in pixels of the input lies on the picture.
+  public func area(left: Double, top: Double, right: Double, bottom: Double) -> Area {
+    let x = Double(self.left), y = Double(self.top), wide = Double(width), tall = Double(height)
+    return Area(left: (left - x) / wide, top: (top - y) / tall, right: (right - x) / wide, bottom: (bottom - y) / tall)
+  }
+
   /// Half of a size, halves to the even number.
   private static func half(_ size: Int) -> Int {
     Int((Double(size) / 2).rounded(.toNearestOrEven))

@@ -1,31 +1,20 @@
 package org.lightningprune.digitpad
 
-import android.app.Activity
 import android.os.Build
 import android.os.Bundle
 import android.widget.Button
 import android.widget.LinearLayout
-import android.widget.TextView
 import org.lightningprune.logic.Manifest
 import org.lightningprune.logic.Timing
 
 /** Run the program many times on one thread: median and spread, beside what the manifest says of the file. */
-class BenchmarkActivity : Activity() {
-    private lateinit var text: TextView
+class BenchmarkActivity : ModelActivity() {
     private lateinit var button: Button
-    private lateinit var background: Background
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
-        text = TextView(this)
         text.textSize = 18f
-        background = Background(this) {
-            text.text = it
-            button.isEnabled = true
-        }
-        button = Button(this)
-        button.text = "Run $ROUNDS rounds"
-        button.setOnClickListener { measure() }
+        button = button("Run $ROUNDS rounds") { measure() }
         val column = LinearLayout(this)
         column.orientation = LinearLayout.VERTICAL
         column.fitsSystemWindows = true
@@ -34,10 +23,12 @@ class BenchmarkActivity : Activity() {
         setContentView(column)
     }
 
-    private fun measure() {
+    private fun measure() = start {
         button.isEnabled = false
-        background.ask({ Pair(it.manifest, it.benchmark(ROUNDS)) }) { (manifest, timing) ->
+        try {
+            val (manifest, timing) = runner.ask { Pair(it.manifest, it.benchmark(ROUNDS)) }
             text.text = described(manifest, timing)
+        } finally {
             button.isEnabled = true
         }
     }
@@ -48,11 +39,6 @@ class BenchmarkActivity : Activity() {
         "median %.3f ms, spread %.3f ms, fastest %.3f ms".format(timing.median, timing.spread, timing.fastest),
         "90 %% of ${timing.runs} runs below %.3f ms".format(timing.quantile(0.9))
     ).joinToString("\n")
-
-    override fun onDestroy() {
-        background.close()
-        super.onDestroy()
-    }
 
     private companion object {
         const val ROUNDS = 100

@@ -1,0 +1,7 @@
+package android.graphics;
+
+public class Color {
+    public static int HSVToColor(int alpha, float[] hsv) {
+        return alpha << 24 | java.awt.Color.HSBtoRGB(hsv[0] / 360, hsv[1], hsv[2]) & 0xffffff;
+    }
+}
