@@ -56,7 +56,7 @@ class CheckpointFiles(CheckpointIO):
     def __init__(self, strategy: Strategy) -> None:
         self._strategy, self.inner = strategy, strategy.checkpoint_io
         strategy.checkpoint_io = self
-        self._has_failed = False
+        self.has_failed = False
         self.companion: Companion = lambda checkpoint: None
 
     def remove(self) -> None:
@@ -70,11 +70,11 @@ class CheckpointFiles(CheckpointIO):
             if needed is not None and not exists(self.beside(path, needed[0])):
                 self._write(needed[1], self.beside(path, needed[0]), None)
             self._write(checkpoint, path, storage_options)
-            self._has_failed = False
+            self.has_failed = False
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            self._has_failed = True
+            self.has_failed = True
             warnings.warn(
                 f"the checkpoint {path} could not be written: {error}. Training goes on, and older checkpoints are kept"
                 " until one can be written again: free some space",
@@ -116,7 +116,7 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:  # noqa: ANN401
         """Remove as the other one does; keep it where the one that should replace it could not be written."""
-        if not self._has_failed:
+        if not self.has_failed:
             self.inner.remove_checkpoint(path)
 
     def teardown(self) -> None:

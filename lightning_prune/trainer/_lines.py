@@ -98,7 +98,7 @@ class Ending:
         if not record.is_done:
             where = "the masks stay on: lightning_prune.finalize(model) folds them and removes the channels"
         elif record.checkpoint is None:
-            where = "the pruned model is in memory alone: this Trainer writes no checkpoints"
+            where = "the pruned model is in memory alone: no checkpoint of it was written"
         else:
             where = f"the pruned model is in {record.checkpoint}"
         notes = [

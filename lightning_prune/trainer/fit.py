@@ -367,7 +367,7 @@ class Fit:
         if folder and not is_rehearsal(trainer):
             path = Path(folder) / "pruned.ckpt"
             trainer.save_checkpoint(path)
-            self.record.checkpoint = path
+            self.record.checkpoint = None if self.files.has_failed else path
 
     def finish_untrained(self) -> None:
         """Finish where the checkpoint was the last of its run: Lightning then leaves the training out altogether."""

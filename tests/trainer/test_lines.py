@@ -59,7 +59,7 @@ def test_events_and_the_end_are_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert row(lines, "MACs")[1] == f"{events[-1].macs:,}"
     held = [*model.parameters(), *model.buffers()]
     assert row(lines, "bytes")[1] == f"{sum(t.numel() * t.element_size() for t in held):,}"
-    assert lines[-1] == "the pruned model is in memory alone: this Trainer writes no checkpoints"
+    assert lines[-1] == "the pruned model is in memory alone: no checkpoint of it was written"
 
 
 @pytest.mark.parametrize("package", [packages.NAME, packages.OTHER])

@@ -14,7 +14,7 @@ from processes import alone
 from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer, zeros
 from torch.utils.data import DataLoader
 
-from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Taylor
+from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Taylor, history
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import CheckpointError
 
@@ -191,12 +191,13 @@ class Full(Callback):
 def run_out_of_disk(folder: str) -> None:
     torch.manual_seed(0)
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=1)
-    callback = PruningCallback(HALF)
+    callback, model = PruningCallback(HALF), LinearNet()
     run = trainer(Path(folder), Full(), callback, saving)
     with pytest.warns(UserWarning, match=r"step=7\.ckpt could not be written: .*File too large.* Training goes on"):
-        run.fit(LinearNet(), Resumable())
+        run.fit(model, Resumable())
     assert run.global_step == 10
     assert callback.is_done
+    assert history(model).checkpoint is None
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path: Path) -> None:
