@@ -1,4 +1,4 @@
-"""The pages on the house name what is there: rooms in their order, files, functions; what is copied is short."""
+"""The pages on the house name what is there: rooms in order, files, functions; what is copied is short and narrow."""
 
 import ast
 import json
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,27 @@ def test_the_api_page_has_the_public_modules() -> None:
     files = (ROOT / "lightning_prune").rglob("*.py")
     dotted = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
     assert listed == {name for name in dotted if "._" not in name}
+
+
+def code_lines(page: Path) -> Iterator[str]:
+    """The lines that a page of the documentation shows as code, those of its examples where it is a module."""
+    text = page.read_text()
+    if page.suffix == ".ipynb":
+        for cell in json.loads(text)["cells"]:
+            yield from "".join(cell["source"]).splitlines() if cell["cell_type"] == "code" else ()
+        return
+    if page.suffix == ".md":
+        parts = re.split(r"^(```.*)\n", text, flags=re.MULTILINE)
+        for fence, part in zip(parts[1::4], parts[2::4], strict=True):
+            yield from () if "{" in fence else part.splitlines()
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            lines = map(str.strip, (ast.get_docstring(node) or "").splitlines())
+            yield from (line for line in lines if line.startswith((">>>", "... ")))
+
+
+@pytest.mark.parametrize("folder", ["docs/*.md", "README.md", "examples/*.ipynb", "lightning_prune/**/*.py"])
+def test_code_is_not_cut_off_on_a_screen_of_1280_pixels(folder: str) -> None:
+    wide = [f"{page.name}: {line}" for page in ROOT.glob(folder) for line in code_lines(page) if len(line) > 88]
+    assert wide == []

@@ -128,7 +128,8 @@ def guard_line(trials: Sequence[Trial]) -> str:
 
     Example:
         >>> kept = Trial(9, {0: 0.0}, {0: 0.5}, outcome=Verdict.COMMIT)
-        >>> failed = Trial(19, {0: 0.5}, {0: 0.7}, outcome=Verdict.ROLL_BACK, reason="val_acc fell to 0.8")
+        >>> why = "val_acc fell to 0.8"
+        >>> failed = Trial(19, {0: 0.5}, {0: 0.7}, outcome=Verdict.ROLL_BACK, reason=why)
         >>> guard_line([kept, failed])
         'the guard rolled back 1 of 2 events: val_acc fell to 0.8'
     """
