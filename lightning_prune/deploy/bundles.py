@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ _DEFAULT_FALLBACK = XNNPACK()
 _ANDROID_RUNTIME = "org.pytorch:executorch-android:"
 _SWIFT_PLATFORMS = '.iOS("17.0"), .macOS("14.0")'
 _OLDEST_IOS = 17
+_SIZES = "| `model.pte` | … | … |"
+"""The row of the samples' READMEs in whose place the programs of a bundle stand."""
+
 _RESOURCES = "Sources/LightningPrune/Resources"
 
 
@@ -157,9 +160,12 @@ def _exported(
     return dataclasses.replace(artifact, path=final, manifest_path=final.with_suffix(".json"), data=data)
 
 
-def _bundle(place: Replacement, artifacts: Iterable[Artifact]) -> Bundle:
-    artifacts = tuple(artifacts)
-    return Bundle(place.folder, artifacts, place.publish())
+def _bundle(place: Replacement, artifacts: Sequence[Artifact]) -> Bundle:
+    sizes = [(a.path.name, a.size_bytes + sum(file.size_bytes for file in a.data), a.zipped_bytes) for a in artifacts]
+    rows = "\n".join(f"| `{name}` | {size:,} | {zipped:,} |" for name, size, zipped in sizes)
+    readme = place.building / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace(_SIZES, rows), encoding="utf-8")
+    return Bundle(place.folder, tuple(artifacts), place.publish())
 
 
 def _copy(sample: Path, folder: Path, changes: Mapping[str, tuple[str, str]]) -> None:

@@ -69,8 +69,9 @@ class TestAndroid:
 
     def test_the_sample_code_is_the_packaged_one(self, android: Bundle) -> None:
         found, sample = listing(android.folder), listing(SAMPLE / "kotlin")
+        del sample["README.md"]  # it has the sizes of the program in it
         assert {name: found[name] for name in sample} == sample
-        assert found.keys() - sample.keys() == {"assets/model.pte", "assets/model.json", RECORD}
+        assert found.keys() - sample.keys() == {"README.md", "assets/model.pte", "assets/model.json", RECORD}
 
     def test_files_are_all_there_is(self, android: Bundle) -> None:
         assert [str(p.relative_to(android.folder)) for p in android.files] == sorted(
@@ -106,6 +107,7 @@ class TestIos:
 
     def test_the_sample_code_is_the_packaged_one(self, ios: Bundle) -> None:
         found, sample = listing(ios.folder), listing(SAMPLE / "swift")
+        del sample["README.md"]
         assert {name: found[name] for name in sample} == sample
 
     @pytest.mark.parametrize(("backend", "platforms"), [
@@ -138,6 +140,16 @@ class TestIos:
             ("coreml", "portable"),
             ("xnnpack", "xnnpack"),
         ]
+
+
+@pytest.mark.parametrize("phone", ["android", "ios"])
+def test_the_readme_says_what_the_programs_add_to_the_app(phone: str, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(phone)
+    text = (bundle.folder / "README.md").read_text()
+    for artifact in bundle.artifacts:
+        row = f"| `{artifact.path.name}` | {artifact.path.stat().st_size:,} | {artifact.zipped_bytes:,} |"
+        assert row in text.splitlines()
+    assert "| … |" not in text
 
 
 def test_vulkan_takes_the_runtime_with_vulkan() -> None:
