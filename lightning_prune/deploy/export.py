@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,12 +29,13 @@ from lightning_prune.deploy.executorch.lowering import (
     with_external_weights,
 )
 from lightning_prune.deploy.executorch.origins import origin
+from lightning_prune.deploy.executorch.outside import BackendError, left_out_where_needed, taken_by_backend
 from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.program.arguments import check_model, checked_labels, program_path
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated
-from lightning_prune.deploy.program.loaders import OwnSamples, own_or_asked
+from lightning_prune.deploy.program.loaders import OwnData, OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.picture import Picture, check_picture
 from lightning_prune.deploy.program.preprocessing import Normalize
@@ -141,16 +143,11 @@ def export(
         CHILD.start()  # the process imports the runtime while the lowering goes on here
         traced = _traced([forward, *further], backend, external_weights)
         partitioners = partitioners_of(backend)
-        lowered = lower(_programs(traced), backend, values, partitioners)
-        left_outside = outside_notes(lowered, backend, tuple(requested))
-        save(lowered, files.program, files.data)
-
-        with ThreadPoolExecutor(2) as beside:  # hash and deflate while the file runs in the other process
-            facts = beside.submit(file_facts, files.program)
-            zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
-            verification, notes = _verified(traced, values, backend, files, bounds, own, batches, metric)
-            first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
-            summary = summarize(forward.eager.model, forward.eager.call(first))
+        making = _Making(traced, values, backend, partitioners, files, bounds, own, batches, metric)
+        can_repeat = isinstance(verify_on, OwnData) or not isinstance(verify_on, Iterator)
+        made = left_out_where_needed(making.attempt, lambda: making.taken, can_repeat)
+        first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
+        summary = summarize(forward.eager.model, forward.eager.call(first))
 
         of_backend = *backend.notes(summary.sparsity), *backend.notes_of_lowering(partitioners, summary.sparsity)
         artifact = Artifact(
@@ -158,20 +155,20 @@ def export(
             manifest_path=files.manifest_path,
             backend=backend,
             model=type(model).__name__,
-            **facts.result(),
-            zipped_bytes=zipped.result(),
+            **made.facts,
+            zipped_bytes=made.zipped_bytes,
             parameters=summary.parameters,
             nonzero_parameters=summary.parameters - summary.zeros,
             macs=summary.macs or 0,
             methods={name: method.spec for name, method in traced.items()},
-            verification=verification,
+            verification=made.verification,
             sources={e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in further},
             data=tuple(DataFile(target, **file_facts(file)) for file, target in files.weights),
             labels=labels,
             preprocessing=preprocess,
             picture=picture,
             quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
-            notes=(*_masked(model), *of_backend, *_fixed(forward), *left_outside, *notes, *_kept(backend, files)),
+            notes=(*_masked(model), *of_backend, *_fixed(forward), *made.notes, *_kept(backend, files)),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
@@ -211,37 +208,81 @@ def _programs(traced: Mapping[str, _Traced]) -> dict[str, ExportedProgram]:
     return {name: method.graph.program for name, method in traced.items()}
 
 
-def _verified(
-    traced: Mapping[str, _Traced],
-    constants: Mapping[str, Any],
-    backend: Backend,
-    files: Staged,
-    bounds: Bounds,
-    own: OwnSamples,
-    batches: Iterable[Any] | None,
-    metric: Metric | None,
-) -> tuple[Verification, tuple[str, ...]]:
-    """Run the file, in a process of its own, beside the eager model; of a backend that cannot run here its graph."""
-    path, data, executed = files.program, files.data, backend
-    reference = files.program.with_suffix(".reference")
-    try:
-        if not backend.runs_here:
-            path, data, executed = reference, None, Portable()
-            save(lower(_programs(traced), executed, constants), path)
-        with CHILD.releasing():
-            forward, *further = (_candidate(method, path, data, executed) for method in traced.values())
-            candidates = [replace(forward, own=own), *further]
-            verification, notes = judged(candidates, bounds, executed.name, batches, metric)
-    except VerificationError as error:
-        raise VerificationError(f"{files.path.name} was not written: {error}") from error
-    finally:
-        reference.unlink(missing_ok=True)
-    if executed.name != backend.name:
-        notes += (
-            f"{backend.name} cannot run on this machine: the same graph was run on portable kernels, and what"
-            f" {backend.name} makes of it was not executed.",
-        )
-    return verification, notes
+@dataclass(frozen=True)
+class _Made:
+    """What came of an attempt.
+
+    Args:
+        facts: size and hash of the file.
+        zipped_bytes: of file and weights.
+        verification: of the file.
+        notes: for the artifact.
+    """
+
+    facts: Mapping[str, Any]
+    zipped_bytes: int
+    verification: Verification
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Making:
+    """Lowers, writes and runs a program; ``taken`` are names of the operators that the backend took the last time."""
+
+    traced: Mapping[str, _Traced]
+    constants: Mapping[str, Any]
+    backend: Backend
+    partitioners: Sequence[Any]
+    files: Staged
+    bounds: Bounds
+    own: OwnSamples
+    batches: Iterable[Any] | None
+    metric: Metric | None
+    taken: set[str] = field(default_factory=set)
+
+    def attempt(self, outside: Mapping[str, str]) -> _Made:
+        """Make the file, these operators kept from the backend: name -> why."""
+        self.taken = set()
+        programs, files = _programs(self.traced), self.files
+        lowered = lower(programs, self.backend, self.constants, self.partitioners, outside)
+        if self.backend.runs_here:
+            self.taken = {name for each in programs for name in taken_by_backend(lowered.exported_program(each))}
+        notes = outside_notes(lowered, self.backend, tuple(programs))
+        save(lowered, files.program, files.data)
+        with ThreadPoolExecutor(2) as beside:  # hash and deflate while the file runs in the other process
+            facts = beside.submit(file_facts, files.program)
+            zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
+            verification, of_run = self._verified()
+        if outside:
+            why = "; ".join(f"{name}: {shorten(reason, 160)}" for name, reason in outside.items())
+            notes += (
+                f"Left to portable kernels, since {self.backend.name} fails on it or computes it wrongly: {why}.",
+            )
+        return _Made(facts.result(), zipped.result(), verification, (*notes, *of_run))
+
+    def _verified(self) -> tuple[Verification, tuple[str, ...]]:
+        """Run the file, in another process, beside the eager model; of a backend that cannot run here its graph."""
+        files, backend = self.files, self.backend
+        path, data, executed = files.program, files.data, backend
+        reference = files.program.with_suffix(".reference")
+        try:
+            if not backend.runs_here:
+                path, data, executed = reference, None, Portable()
+                save(lower(_programs(self.traced), executed, self.constants), path)
+            with CHILD.releasing():
+                forward, *further = (_candidate(method, path, data, executed) for method in self.traced.values())
+                candidates = [replace(forward, own=self.own), *further]
+                verification, notes = judged(candidates, self.bounds, executed.name, self.batches, self.metric)
+        except VerificationError as error:
+            raise type(error)(f"{files.path.name} was not written: {error}") from error
+        finally:
+            reference.unlink(missing_ok=True)
+        if executed.name != backend.name:
+            notes += (
+                f"{backend.name} cannot run on this machine: the same graph was run on portable kernels, and what"
+                f" {backend.name} makes of it was not executed.",
+            )
+        return verification, notes
 
 
 def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend) -> Candidate:
@@ -252,7 +293,7 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
         try:
             yield
         except EndedError as error:
-            raise ExportError(
+            raise BackendError(
                 f"the ExecuTorch runtime cannot run what {executed} makes of {method.entry.eager} ({error.how}); your"
                 " process goes on. Take another backend, or leave out what this one cannot run"
             ) from error
@@ -260,7 +301,7 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
             told = str(error).replace(str(path), str(final(path)))
             if where := origin(error, method.graph.program):
                 told = f"the ExecuTorch runtime has no kernel for an operator of the model{where}: {told}"
-            raise ExportError(told) from error
+            raise BackendError(told) from error
 
     with explained():
         program = RuntimeModel(path, method.entry.name, signature=method.spec, data_path=data, timeout=_PATIENCE)

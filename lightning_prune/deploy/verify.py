@@ -1,6 +1,6 @@
 """A file that is already there, against a model: run in a process of its own, compared output by output."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ def _examples(
     program: RuntimeModel,
     model: nn.Module,
     example_inputs: Inputs | None,
-    batches: Iterator[Any] | None,
-) -> tuple[Example, Iterator[Any] | None]:
+    batches: Iterable[Any] | None,
+) -> tuple[Example, Iterable[Any] | None]:
     """Return the example inputs of ``forward``, as it takes them, and all batches.
 
     A quantized file is right on inputs like those of its calibration alone, so that ``verify_on`` comes before the

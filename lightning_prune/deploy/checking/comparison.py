@@ -65,6 +65,10 @@ class Remedies:
     )
 
 
+class DiffersError(VerificationError):
+    """An output differs by more than rounding does."""
+
+
 FOR_EXPORT = Remedies()
 FOR_A_FILE = Remedies(
     "That is no rounding: is it the file of this model with these weights? A quantized file is judged by min_sqnr=",
@@ -151,7 +155,7 @@ class Differences:
                         " check the weights and the example input"
                     )
                 is_rounding = error <= _ROUNDING * float(wanted.double().abs().max())
-                raise VerificationError(
+                raise (VerificationError if is_rounding else DiffersError)(
                     f"output {name!r} on {where}: largest absolute difference from the eager model is {error:.3g}, the"
                     f" tolerance is {tolerance:g}. "
                     + (

@@ -162,7 +162,7 @@ def judged(
                 method.program, method.eager.run, compared, method.spec, bounds, *data, method.sizes, remedies
             )
         except VerificationError as error:
-            raise VerificationError(str(error) if is_forward else f"method {method.name!r}: {error}") from error
+            raise type(error)(str(error) if is_forward else f"method {method.name!r}: {error}") from error
         shown = result if is_forward else shown
         notes += unfit
     found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics, inputs)

@@ -1,6 +1,6 @@
 """From eager methods to a program in files: torch.export, the backend, ExecuTorch's serialisation."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from torch.fx import Node
 
 from lightning_prune.deploy.artifact.files import writing
 from lightning_prune.deploy.backends import Backend, Portable
-from lightning_prune.deploy.executorch.origins import first_line, origin, place
+from lightning_prune.deploy.executorch.origins import failing_node, first_line, origin, place
+from lightning_prune.deploy.executorch.outside import BackendError, kept_from, operator_name
 from lightning_prune.deploy.executorch.quiet import imported, quiet_import, quiet_lowering
 from lightning_prune.deploy.executorch.torchao import fold_batch_norms
 from lightning_prune.deploy.program.dynamic import Sizes, restore_ranges, trace_refusal
@@ -144,6 +145,7 @@ def lower(
     backend: Backend,
     constants: Mapping[str, Any] | None = None,
     partitioners: Sequence[Any] | None = None,
+    outside: Collection[str] = (),
 ) -> Lowered:
     """Give a backend what it takes of the methods of a program, all of them together, so that they share weights.
 
@@ -152,9 +154,11 @@ def lower(
         backend: where they will run.
         constants: constant methods; None: none.
         partitioners: what :func:`partitioners_of` returned; None: asked for here.
+        outside: names of operators that are kept from them, as in ``aten::slice_copy.Tensor``.
 
     Raises:
-        ExportError: a method cannot be lowered.
+        BackendError: a method cannot be lowered.
+        ExportError: the disk is full.
         ImportError: a package of the backend is missing.
     """
     exir = imported("executorch.exir")
@@ -164,7 +168,7 @@ def lower(
         with quiet_lowering():
             lowered = exir.to_edge_transform_and_lower(
                 {name: apart(program) for name, program in programs.items()},
-                partitioner=list(partitioners),
+                partitioner=kept_from(partitioners, outside),
                 constant_methods=dict(constants) if constants else None,
             )
     except OSError as error:
@@ -173,7 +177,13 @@ def lower(
         ) from error
     except Exception as error:
         where = next((found for p in programs.values() if (found := origin(error, p))), "")
-        raise ExportError(f"the model cannot be lowered to {backend}{where}: {first_line(error)}") from error
+        node = failing_node(error)
+        way = "" if isinstance(backend, Portable) else ", or export with Portable()"
+        raise BackendError(
+            f"the model cannot be lowered to {backend}{where}: {first_line(error)}"
+            f" (write it with other operators{way})",
+            "" if node is None else operator_name(node.target),
+        ) from error
     for name, program in programs.items():
         restore_ranges(lowered.exported_program(name), program)
     return lowered

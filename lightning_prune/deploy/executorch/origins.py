@@ -39,16 +39,42 @@ def origin(error: BaseException | str, program: ExportedProgram | None = None) -
         ''
     """
     message = str(error)
+    failing = failing_node(error) if isinstance(error, BaseException) and program is not None else None
+    if failing is not None and (told := _of_node(failing)):
+        return f", node {failing.name!r}{told}"
     for match in _OPERATOR.finditer(message) if program is not None else ():
         operator = next(name for name in match.groups() if name).replace(".", "::")
         if (node := _node(program, operator)) is not None:
-            path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
-            module = path.removeprefix("model").removeprefix(".")
-            return _told(module, _line(node.meta.get("stack_trace") or ""))
+            return _of_node(node)
     if line := _line(message):
         return _told("", line)
     frames = traceback.extract_tb(error.__traceback__) if isinstance(error, BaseException) else []
     return _told("", _line("\n".join(f'File "{f.filename}", line {f.lineno}, in {f.name}\n{f.line}' for f in frames)))
+
+
+def failing_node(error: BaseException) -> Node | None:
+    """Return the node of a graph that a pass or a backend was at when it failed; None where that is not known.
+
+    Hardly any of them names it, so it is looked for among the variables of the calls, from the innermost on.
+    """
+    seen = set[int]()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        for frame, _ in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            held = dict(frame.f_locals)
+            found = [held.get("node"), held.get("n"), *held.values()]
+            nodes = [value for value in found if isinstance(value, Node) and value.op == "call_function"]
+            if nodes:
+                return nodes[0]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _of_node(node: Node) -> str:
+    path = list((node.meta.get("nn_module_stack") or {"": ("", "")}).values())[-1][0]
+    module = path.removeprefix("model").removeprefix(".")
+    return _told(module, _line(node.meta.get("stack_trace") or ""))
 
 
 def _node(program: ExportedProgram | None, operator: str) -> Node | None:

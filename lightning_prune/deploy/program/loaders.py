@@ -92,7 +92,7 @@ def _inputs_in(
 
 def own_or_asked(
     data: Iterable[Any] | None, spec: MethodSpec, preprocess: Normalize | None, needs_targets: bool
-) -> tuple[OwnSamples, Iterator[Any] | None]:
+) -> tuple[OwnSamples, Iterable[Any] | None]:
     """Return samples of a model's own data, or all batches of a loader that was asked for, as the program takes them.
 
     Raises:
@@ -105,7 +105,7 @@ def own_or_asked(
 
 def checked_batches(
     loader: Iterable[Any], spec: MethodSpec, preprocess: Normalize | None, needs_targets: bool
-) -> Iterator[Any]:
+) -> Iterable[Any]:
     """Return the batches of a loader as the program takes them, after the first one was checked.
 
     Args:
@@ -119,9 +119,22 @@ def checked_batches(
     """
     check_batched(spec.inputs, spec.outputs)
     loader = Records([each.name for each in spec.inputs], loader, "verify_on")
-    first, batches = first_of(loader if preprocess is None else preprocess.images(loader, "verify_on"))
+    loader = loader if preprocess is None else preprocess.images(loader, "verify_on")
+    first, batches = first_of(loader)
     split_batch(first, spec.inputs, needs_targets)
-    return batches
+    return _Begun(loader, batches)
+
+
+class _Begun:
+    """A loader of which an iteration was begun: that is gone on with first, whoever iterates again begins anew."""
+
+    def __init__(self, loader: Iterable[Any], batches: Iterator[Any]) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        batches, self._batches = self._batches, None
+        return iter(self._loader) if batches is None else batches
 
 
 def first_of(loader: Iterable[Any]) -> tuple[Any, Iterator[Any]]:

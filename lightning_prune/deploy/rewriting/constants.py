@@ -99,8 +99,11 @@ def _with_own_storage(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _contiguous(x: Tensor) -> Tensor:
     """Return a tensor with the strides of a new one of its shape."""
-    strides = torch._prims_common.make_contiguous_strides_for(x.shape)
-    return x if x.stride() == strides else x.clone(memory_format=torch.contiguous_format)
+    return (
+        x
+        if x.stride() == torch.empty(x.shape, device="meta").stride()
+        else x.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _kernels(program: ExportedProgram) -> set[str]:
