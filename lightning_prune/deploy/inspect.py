@@ -117,7 +117,8 @@ class Inspection:
         numbers: how many numbers these are.
         zeros: how many of them are zero.
         unread_bytes: of weights that only a backend can read.
-        data: files with weights that stand outside of the .pte, as its manifest says -> bytes.
+        data: files with weights outside of the .pte, as its manifest says, or else the one beside it -> bytes.
+        is_external: whether some of its weights stand outside of it.
     """
 
     path: Path
@@ -130,6 +131,7 @@ class Inspection:
     zeros: int
     unread_bytes: int
     data: Mapping[str, int] = field(default_factory=dict)
+    is_external: bool = False
 
     @property
     def sparsity(self) -> float | None:
@@ -154,6 +156,8 @@ class Inspection:
         weights += f", {self.sparsity:.1%} zero" if self.sparsity is not None else ""
         weights += f"; {self.unread_bytes:,} bytes that only their backend can read" if self.unread_bytes else ""
         weights += "".join(f"; {size:,} bytes in {name}" for name, size in self.data.items())
+        if self.is_external and not self.data:
+            weights += f"; others in a .ptd file, which is missing: there is no {self.path.with_suffix('.ptd').name}"
         rows = {"size": f"{self.size_bytes:,} bytes", "sha256": self.sha256, "manifest": manifest, "weights": weights}
         lines = [str(self.path), *(f"  {name:<14}{text}" for name, text in rows.items())]
         return "\n".join([*lines, *map(str, self.methods)])
@@ -180,7 +184,10 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
     check_seconds("timeout", timeout)
     manifest = checked_manifest(path)
     contents = read_contents(path, timeout)
-    data = path.read_bytes()
+    data, beside = path.read_bytes(), path.with_suffix(".ptd")
+    apart = {entry["file"]: entry["size_bytes"] for entry in (manifest or {}).get("data", ())}
+    if manifest is None and contents["is_external"] and beside.is_file():
+        apart = {beside.name: beside.stat().st_size}
     try:
         weights = contents["constants"]
         methods = []
@@ -210,7 +217,8 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
             numbers=weights["elements"],
             zeros=weights["zeros"],
             unread_bytes=weights["unread_bytes"],
-            data={entry["file"]: entry["size_bytes"] for entry in (manifest or {}).get("data", ())},
+            data=apart,
+            is_external=contents["is_external"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path} holds what no .pte holds ({error}): it is damaged; export it again") from error

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -195,7 +195,11 @@ def _layer(
     before: Mapping[str, Sequence[int]],
 ) -> LayerSummary:
     zeros = {name: own[name].numel() - int(torch.count_nonzero(own[name])) for name in trained}
-    measured = {name: macs.per_weight.get(name, 0) for name in own} if macs is not None else None
+    measured = (
+        None
+        if macs is None
+        else {name: macs.per_weight.get(name, 0) + macs.of_attention.get(name, 0) for name in (*own, f"{path}.")}
+    )
     density = {name: 1 - zeros[name] / max(own[name].numel(), 1) for name in trained}
     main = max(own, key=lambda name: (name in trained, own[name].dim()))
     parameters = sum(own[name].numel() for name in trained)
@@ -221,10 +225,13 @@ class Macs:
     Args:
         total: of the whole network.
         per_weight: dense name of a convolution's or Linear's weight -> those of all layers that use it.
+        of_attention: dense name of a weight of ``nn.MultiheadAttention``, or the path of the module and a dot for the
+            products of activations, which read no weight -> those.
     """
 
     total: int
     per_weight: Mapping[str, int]
+    of_attention: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
@@ -240,7 +247,7 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
     example = Example.of(example_inputs).on_device_of(model)
     counter = FlopCounterMode(display=False)
-    with as_evaluated(model), torch.no_grad(), _counted(model) as per_weight, counter, warnings.catch_warnings():
+    with as_evaluated(model), torch.no_grad(), _counted(model) as counts, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         # the counter's hooks are global, and a wrapper has nothing to count
         warnings.filterwarnings("ignore", message="Using `torch.compile")
@@ -250,13 +257,13 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
                 example(model)
         except Exception as error:
             raise ValueError(f"{type(model).__name__} rejects the example input {example}: {error}") from error
-    return Macs(counter.get_total_flops() // 2, per_weight)
+    return Macs(counter.get_total_flops() // 2, *counts)
 
 
 @contextmanager
-def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
-    """Count for a while the multiply-accumulates of each convolution and Linear, under its weight's first name."""
-    counts: dict[str, int] = {}
+def _counted(model: nn.Module) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """Count for a while the multiply-accumulates of each convolution and Linear, and of each attention, by name."""
+    counts, of_attention = dict[str, int](), dict[str, int]()
     first = first_names(model)
     handles = []
     for path, module in model.named_modules():
@@ -267,8 +274,11 @@ def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
             name = first.get(name, name)
             counts[name] = 0
             handles.append(module.register_forward_hook(partial(_count, counts, name), with_kwargs=True))
+        elif isinstance(module, nn.MultiheadAttention):
+            count = partial(_count_attention, of_attention, path, first)
+            handles.append(module.register_forward_hook(count, with_kwargs=True))
     try:
-        yield counts
+        yield counts, of_attention
     finally:
         for handle in handles:
             handle.remove()
@@ -281,6 +291,29 @@ def _count(
     source = (*args, *kwargs.values())[0] if isinstance(module, _ConvTransposeNd) else out
     if isinstance(source, Tensor):
         counts[name] += source.numel() * cast(Tensor, module.weight).shape[1:].numel()
+
+
+def _count_attention(
+    counts: dict[str, int],
+    path: str,
+    first: Mapping[str, str],
+    module: nn.MultiheadAttention,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    out: object,
+) -> None:
+    names = ("query", "key", "value")
+    inputs: list[Tensor] = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
+    width, prefix = module.embed_dim, f"{path}." if path else ""
+    rows = [x.numel() // x.shape[-1] for x in inputs]
+    for name, x, count in zip(names, inputs, rows, strict=True):
+        weight = "in_proj_weight" if module._qkv_same_embed_dim else f"{name[0]}_proj_weight"
+        key = first.get(prefix + weight, prefix + weight)
+        counts[key] = counts.get(key, 0) + count * x.shape[-1] * width
+    key = first.get(f"{prefix}out_proj.weight", f"{prefix}out_proj.weight")
+    counts[key] = counts.get(key, 0) + rows[0] * width * width
+    source = inputs[1].shape[1 if module.batch_first and inputs[1].dim() == 3 else 0]
+    counts[f"{path}."] = counts.get(f"{path}.", 0) + 2 * rows[0] * source * width
 
 
 @contextmanager

@@ -107,6 +107,14 @@ class TestManifest:
         assert "*unverified*: no a.json beside it" in str(found)
         assert list(map(str, found["forward"].inputs)) == ["input (4, 1, 8, 8) float32"]
 
+    def test_weights_apart_are_told_without_a_manifest(self, tmp_path: Path):
+        export(small(), tmp_path / "a.pte", example_inputs=EXAMPLE, external_weights=True)
+        (tmp_path / "a.json").unlink()
+        size = (tmp_path / "a.ptd").stat().st_size
+        assert f"; {size:,} bytes in a.ptd" in str(inspect(tmp_path / "a.pte"))
+        (tmp_path / "a.ptd").unlink()
+        assert "others in a .ptd file, which is missing: there is no a.ptd" in str(inspect(tmp_path / "a.pte"))
+
     def test_of_another_file(self, artifact: Artifact, tmp_path: Path):
         export(small(seed=5), tmp_path / "small.pte", example_inputs=EXAMPLE)
         (tmp_path / "small.json").write_bytes(artifact.manifest_path.read_bytes())

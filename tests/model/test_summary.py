@@ -189,6 +189,22 @@ def test_attention_is_in_the_total() -> None:
     projections, heads, hidden = 5 * 8 * 32, 2 * 5 * 5 * 8, 2 * 5 * 8 * 16
     assert counted.total == projections + heads + hidden
     assert counted.per_weight["linear1.weight"] == 5 * 8 * 16
+    rows = {row.name: row.macs for row in summarize(layer, torch.zeros(1, 5, 8)).layers}
+    assert (rows["self_attn"], rows["self_attn.out_proj"]) == (5 * 8 * 24 + heads, 5 * 8 * 8)
+    assert sum(macs or 0 for macs in rows.values()) == counted.total
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_attention_over_another_sequence_of_another_width(batch_first: bool) -> None:
+    layer = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=batch_first)
+    example = [torch.zeros(2, 5, 8), torch.zeros(2, 3, 4), torch.zeros(2, 3, 6)]
+    summary = summarize(layer, example if batch_first else [x.transpose(0, 1) for x in example])
+    products = 2 * 2 * 5 * 3 * 8
+    assert {row.name: row.macs for row in summary.layers} == {
+        "": 2 * (5 * 8 * 8 + 3 * 4 * 8 + 3 * 6 * 8) + products,
+        "out_proj": 2 * 5 * 8 * 8,
+    }
+    assert sum(row.macs or 0 for row in summary.layers) == summary.macs
 
 
 def test_without_an_example_input_there_are_no_macs() -> None:
