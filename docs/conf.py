@@ -64,9 +64,7 @@ def _shown(output: dict[str, Any]) -> str:
     data = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
     if "image/svg+xml" in data:
         svg = base64.b64encode(data["image/svg+xml"].encode()).decode()
-        title = html.escape(
-            re.sub(r"Picture\(title='(.*)'\)", r"\1", data["text/plain"])
-        )
+        title = html.escape(re.sub(r"Chart\(title='(.*)'\)", r"\1", data["text/plain"]))
         data["text/html"] = f'<img alt="{title}" src="data:image/svg+xml;base64,{svg}">'
     if "text/html" in data:
         return f"````{{raw}} html\n{data['text/html']}\n````"

@@ -31,10 +31,13 @@ from lightning_prune import (
     PruningCallback,
     PruningMixin,
     Recipe,
+    Recorder,
+    Report,
     Taylor,
     summarize,
 )
-from lightning_prune.deploy import Artifact, benchmark
+from lightning_prune.deploy import Artifact, Latencies, benchmark
+from lightning_prune.study.report import History
 
 
 class Block(nn.Module):
@@ -132,27 +135,14 @@ def loaders(images: Tensor, targets: Tensor, batch_size: int = 64) -> list[DataL
     return [DataLoader(part, batch_size, shuffle=index == 0) for index, part in enumerate(sets)]
 
 
-class History(L.Callback):
-    """Remembers (step, sparsity, validation accuracy) after each validation."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, float, float]] = []
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add a row."""
-        metrics = trainer.callback_metrics
-        if not trainer.sanity_checking:
-            self.rows.append((trainer.global_step, float(metrics.get("sparsity", 0)), float(metrics["val_acc"])))
-
-
 def train(model: L.LightningModule, data: Iterable[DataLoader], epochs: int, *callbacks: L.Callback) -> History:
     """Fit the model and return what it was like on the way."""
-    history = History()
+    recorder = Recorder("val_acc", figures=False)
     train_loader, val_loader, _ = data
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
         max_epochs=epochs,
-        callbacks=[*callbacks, history],
+        callbacks=[*callbacks, recorder],
         accelerator="auto",
         devices=1,
         logger=False,
@@ -160,7 +150,7 @@ def train(model: L.LightningModule, data: Iterable[DataLoader], epochs: int, *ca
         enable_model_summary=False,
     )
     trainer.fit(model, train_loader, val_loader)
-    return history
+    return recorder.history
 
 
 def recipes() -> dict[str, Recipe]:
@@ -203,10 +193,8 @@ def run(data: list[DataLoader], make: dict[str, Any], epochs: int, folder: Path)
     }  # fmt: skip
 
 
-def table(results: dict[str, Result]) -> str:
+def table(results: dict[str, Result], times: Latencies) -> str:
     """Return one row per network; latency in the ExecuTorch runtime, interleaved, dense = 1.00x."""
-    inputs = torch.rand_like(results["dense"].model.example_input_array)
-    times = benchmark({name: result.artifact.path for name, result in results.items()}, inputs)
     head = ("", "eager", "ExecuTorch", "parameters", "non-zero", "MACs", ".pte bytes", "zipped", "latency")
     lines = ["{:>10}{:>9}{:>12}{:>12}{:>10}{:>11}{:>12}{:>9}{:>9}".format(*head)]
     for name, result in results.items():
@@ -220,32 +208,16 @@ def table(results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def picture(results: dict[str, Result], path: Path) -> None:
-    """Draw sparsity and validation accuracy over steps, and the channels of each layer before and after."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (over_steps, channels) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    accuracy = over_steps.twinx()
-    for color, (name, result) in zip(("C0", "C1", "C2"), results.items(), strict=True):
-        steps, sparsity, val = zip(*result.history.rows, strict=True)
-        accuracy.plot(steps, val, color=color, label=name)
-        if name != "dense":
-            over_steps.plot(steps, sparsity, color=color, linestyle="--")
-    over_steps.set(xlabel="optimizer step", ylabel="sparsity (dashed)", ylim=(0, 1))
-    accuracy.set(ylabel="validation accuracy", ylim=(0.8, 1.005))
-    accuracy.legend(loc="lower right", frameon=False)
-    before, after = (summarize(results[name].model).layers for name in ("dense", "channels"))
-    layers = [(b.name, b.shape[0], a.shape[0]) for b, a in zip(before, after, strict=True) if len(b.shape) > 1]
-    names, wide, narrow = zip(*layers, strict=True)
-    channels.barh(names, wide, color="0.85", label="dense")
-    channels.barh(names, narrow, color="C1", label="channels pruned")
-    channels.invert_yaxis()
-    channels.set(xlabel="output channels")
-    channels.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+def report(results: dict[str, Result], times: Latencies) -> Report:
+    """Return a page on the network whose channels were pruned, beside the others."""
+    return Report(
+        history=results["channels"].history,
+        models={name: result.model for name, result in results.items()},
+        artifacts={name: result.artifact for name, result in results.items()},
+        latencies=times,
+        metric="accuracy",
+        title="Handwritten digits",
+    )
 
 
 def main() -> None:
@@ -253,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
     parser.add_argument("--epochs", type=int, default=30, help="of the dense network; pruning takes half as many more")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the .pte files and the picture")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the .pte files and the report")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # small loaders need no workers, and 19 batches need no advice on logging
@@ -265,12 +237,14 @@ def main() -> None:
     images, targets = digits() if is_digits else cifar10(args.out)
     make = {} if is_digits else {"channels": 3, "size": 32, "width": 64}
     results = run(loaders(images, targets, 64 if is_digits else 256), make, args.epochs, args.out)
-    picture(results, args.out / "digits_report.png")
+    inputs = torch.rand_like(results["dense"].model.example_input_array)
+    times = benchmark({name: result.artifact.path for name, result in results.items()}, inputs)
+    report(results, times).save(args.out / "digits_report.html")
     print(f"\n{summarize(results['channels'].model)}\n")
     for result in results.values():
         print(f"{result.artifact}\n")
-    print(table(results))
-    print(f"\nfiles, manifests and digits_report.png are in {args.out.resolve()}")
+    print(table(results, times))
+    print(f"\nfiles, manifests and digits_report.html are in {args.out.resolve()}")
 
 
 if __name__ == "__main__":

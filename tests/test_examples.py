@@ -92,14 +92,14 @@ class TestExamples:
 
     @pytest.mark.slow
     def test_digits(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for extra in ("sklearn", "executorch", "matplotlib"):
+        for extra in ("sklearn", "executorch"):
             pytest.importorskip(extra)
         out = tmp_path / "out"
         monkeypatch.setattr(sys, "argv", ["digits.py", "--epochs", "2", "--out", str(out)])
         with warnings.catch_warnings():
             example("digits.py")["main"]()
         names = [f"{name}.{suffix}" for name in ("dense", "channels", "elements") for suffix in ("pte", "json")]
-        assert sorted(path.name for path in out.iterdir()) == sorted([*names, "digits_report.png"])
+        assert sorted(path.name for path in out.iterdir()) == sorted([*names, "digits_report.html"])
         rows = re.findall(r"^ *(dense|channels|elements) .* (\d+\.\d\d)x$", capsys.readouterr().out, re.MULTILINE)
         assert [name for name, _ in rows] == ["dense", "channels", "elements"]
         assert rows[0] == ("dense", "1.00")

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Sized
 from datetime import datetime, timezone
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,12 @@ def origin(trainer: Trainer) -> dict[str, str]:
     """Return how the fit of a Trainer is made, by what it is; called while the fit runs or after it."""
     callback = pruning_callback_of(trainer)
     recipes = () if callback is None else callback.recipes
-    made = {"recipe" if len(recipes) == 1 else f"recipe {n}": _chosen(one) for n, one in enumerate(recipes, 1)}
+    made = {}
+    for number, recipe in enumerate(recipes, 1):
+        usual, chosen = Recipe(schedule=recipe.schedule).describe(), recipe.describe()
+        # what stands at its default says nothing
+        said = [f"{name}={text}" for name, text in chosen.items() if name == "schedule" or usual[name] != text]
+        made["recipe" if len(recipes) == 1 else f"recipe {number}"] = "\n".join(said)
     if callback is not None and callback.guard is not None:
         made["guard"] = repr(callback.guard)
     for name, loaders in (("training data", trainer.train_dataloader), ("validation data", trainer.val_dataloaders)):
@@ -37,21 +41,15 @@ def origin(trainer: Trainer) -> dict[str, str]:
     package = next(one.__module__.partition(".")[0] for one in kinds("Trainer") if isinstance(trainer, one))
     made["date"] = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     made["versions"] = (
-        f"lightning_prune {__version__}, torch {torch.__version__}, {package} {metadata.version(package)}, Python"
-        f" {platform.python_version()} on {platform.machine()}"
+        f"lightning_prune {__version__}, torch {torch.__version__}, {package} {sys.modules[package].__version__},"
+        f" Python {platform.python_version()} on {platform.machine()}"
     )
-    words = [Path(sys.orig_argv[0]).name]
+    words = [Path(program).name for program in sys.orig_argv[:1]]
     for earlier, word in pairwise(sys.orig_argv):
         option, told = _SECRET.fullmatch(word), _SECRET.fullmatch(earlier)
         words.append(f"{option[1]}=…" if option and option[2] else "…" if told and not told[2] else shlex.quote(word))
     made["command"] = "a notebook" if "ipykernel" in sys.modules else " ".join(words)[:_LONGEST]
     return made
-
-
-def _chosen(recipe: Recipe) -> str:
-    """Return what a recipe says beyond its defaults."""
-    usual = Recipe(schedule=recipe.schedule).describe()
-    return "\n".join(f"{n}={text}" for n, text in recipe.describe().items() if n == "schedule" or usual.get(n) != text)
 
 
 def _held(loader: Any) -> str:  # noqa: ANN401

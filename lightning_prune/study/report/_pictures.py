@@ -153,6 +153,7 @@ def _plot(svg: Element, plot: Plot) -> Drawn:
     dots = [dot for mark in plot.marks if isinstance(mark, Dots) for dot in mark.drawn]
     points = [(x(dot.x), y(dot.y), shortened(dot.label, 24)) for dot in dots]
     lines = [[(x(a), y(b)) for a, b in mark.points] for mark in plot.marks if isinstance(mark, Line)]
+    lines += [[(x(one.x), y(one.y + off)) for off in (-one.spread, one.spread)] for one in dots if one.spread > 0]
     places = placed(points, (x.first, _TOP - 10.0, x.last + _RIGHT, y.first - 2), lines)
     for (_, _, text), place in zip(points, places, strict=True):
         if place is not None:
@@ -273,7 +274,7 @@ def placed(
     for x, y, name in points:
         places.append(None)
         # to the right or left of the point, else above or below it, the nearest first
-        rows = ((6, -7), (6, 15), (6, -12), (6, 20), (6, -18), (6, 26))
+        rows = ((6, -9), (6, 17), (6, -14), (6, 22), (6, -20), (6, 28))
         sides = [(a, d, side) for a, d in ((8, 4), *rows) for side in ("start", "end")]
         for avoided, (aside, down, anchor) in product(([*taken, *strokes], [*taken]), sides):
             across = x + aside if anchor == "start" else x - aside

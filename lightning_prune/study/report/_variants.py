@@ -22,6 +22,7 @@ class Variant:
     Args:
         name: as the user calls it.
         quality: the metric.
+        quality_spread: how far it may lie off; 0 where nobody says so.
         parameters: number of parameters.
         nonzero: how many of them are not zero.
         macs: multiply-accumulates of one run.
@@ -44,6 +45,7 @@ class Variant:
     zipped_bytes: int | None = None
     milliseconds: float | None = None
     spread_ms: float | None = None
+    quality_spread: float = 0.0
 
 
 def variants(
@@ -51,6 +53,7 @@ def variants(
     artifacts: Mapping[str, "Artifact"],
     latencies: Mapping[str, "Latency"],
     quality: Mapping[str, float],
+    quality_spread: Mapping[str, float],
 ) -> tuple[Variant, ...]:
     """Return one variant for each name, in the order in which names appear; a file's facts come before a model's."""
     found = []
@@ -61,6 +64,7 @@ def variants(
             Variant(
                 name=name,
                 quality=quality.get(name, measured),
+                quality_spread=quality_spread.get(name, 0.0),
                 parameters=file.parameters if file else model.parameters if model else None,
                 nonzero=file.nonzero_parameters if file else model.parameters - model.zeros if model else None,
                 macs=file.macs if file else model.macs if model else None,
@@ -102,7 +106,10 @@ def table(known: Sequence[Variant], metric: str) -> Iterator[Section]:
         for one in known
     ]
     columns = [
-        (metric, [_quality(one.quality) for one in known]),
+        (
+            metric,
+            [_quality(one.quality) + (f" ± {one.quality_spread:.2g}" if one.quality_spread else "") for one in known],
+        ),
         ("parameters", [whole(one.parameters) for one in known]),
         ("not zero", [whole(one.nonzero) for one in known]),
         ("MACs", [whole(one.macs) for one in known]),
@@ -181,8 +188,9 @@ def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_
             highest = sign * dot[2]
             best.append(dot)
     notes = {name: f"{name}: {metric} {brief(quality)}, {cost.label} {brief(spent)}" for name, spent, quality in dots}
-    on_line = tuple(Dot(spent, quality, name, notes[name]) for name, spent, quality in best)
-    rest = tuple(Dot(x, y, name, notes[name]) for name, x, y in sorted(dots - set(best)))
+    spreads = {one.name: one.quality_spread for one, _ in points}
+    on_line = tuple(Dot(spent, quality, name, notes[name], spreads[name]) for name, spent, quality in best)
+    rest = tuple(Dot(x, y, name, notes[name], spreads[name]) for name, x, y in sorted(dots - set(best)))
     marks: list[Mark] = [Line("best of each size", tuple((dot.x, dot.y) for dot in on_line), Tone.MAIN, is_dashed=True)]
     marks.append(Dots("none better and cheaper", on_line, Tone.MAIN))
     marks += [Dots("others", rest, Tone.SECOND, "ring")] if rest else []

@@ -29,8 +29,8 @@ from lightning_prune.study.report._sections import (
     scores,
 )
 from lightning_prune.study.report._variants import Variant, of_history, pareto, table, variants
+from lightning_prune.study.report.chart import Chart, charts
 from lightning_prune.study.report.history import History
-from lightning_prune.study.report.picture import Picture, pictures
 from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.significance import Significance
 from lightning_prune.trainer.callback import pruning_callback_of
@@ -51,6 +51,7 @@ class Report:
         artifacts: name -> what :func:`lightning_prune.deploy.export` returned; the same names mean the same rows.
         latencies: what :func:`lightning_prune.deploy.benchmark` returned, or name -> Latency.
         quality: name -> the metric of that model; without one the metric that an artifact was verified with.
+        quality_spread: name -> how far its quality may lie off, such as the standard error; drawn up and down from it.
         advice: what :func:`lightning_prune.study.advise` said.
         comparison: what :func:`lightning_prune.study.compare` came to.
         sensitivity: what :func:`lightning_prune.study.sensitivity` measured.
@@ -70,6 +71,7 @@ class Report:
     artifacts: Mapping[str, "Artifact"] = field(default_factory=dict)
     latencies: Mapping[str, "Latency"] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
+    quality_spread: Mapping[str, float] = field(default_factory=dict)
     advice: Advice | None = None
     comparison: Comparison | None = None
     sensitivity: Sensitivity | None = None
@@ -86,7 +88,7 @@ class Report:
                 f"Report.history takes the history of a Recorder, as in Report(history=recorder.history), got"
                 f" {type(self.history).__name__}"
             )
-        for key in ("models", "artifacts", "latencies", "quality"):
+        for key in ("models", "artifacts", "latencies", "quality", "quality_spread"):
             if not isinstance(getattr(self, key), Mapping):
                 got = f"{getattr(self, key)!r:.80}"
                 raise TypeError(f"Report.{key} takes a mapping of names, as in {{'dense': …}}, got {got}")
@@ -157,7 +159,7 @@ class Report:
     def _variants(self) -> tuple[Variant, ...]:
         models = {name: one for name, one in self.models.items() if isinstance(one, Summary)}
         if models or self.artifacts or self.latencies or self.quality:
-            return variants(models, self.artifacts, self.latencies, self.quality)
+            return variants(models, self.artifacts, self.latencies, self.quality, self.quality_spread)
         return of_history(self.history, self.metric)
 
     def __repr__(self) -> str:
@@ -168,9 +170,9 @@ class Report:
         frame = 'style="width:100%;height:44em;border:0" title="report"'
         return f'<iframe {frame} srcdoc="{html.escape(self.to_html())}"></iframe>'
 
-    def pictures(self) -> dict[str, Picture]:
+    def charts(self) -> dict[str, Chart]:
         """Return the figures of the page by title, to be shown alone; of two with one title the later."""
-        return pictures(self.sections())
+        return charts(self.sections())
 
     def to_html(self) -> str:
         """Return the page."""

@@ -25,7 +25,7 @@ from lightning_prune import Guard, PruningCallback, PruningError, summarize
 from lightning_prune.deploy import benchmark
 from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity, significance
 from lightning_prune.study.report import History, Recorder, Report
-from lightning_prune.study.report._figures import HeatMap, Section
+from lightning_prune.study.report._figures import Dots, HeatMap, Section
 from lightning_prune.study.report._page import page
 from lightning_prune.study.training import Outcome
 from lightning_prune.tables import Table, cleaned
@@ -116,6 +116,14 @@ class TestPage:
         assert "0.9 before" in known.to_html()
         late = replace(known, history=replace(known.history, metrics={"acc": ((6, 0.8),)}))
         assert "What “before” reached is not known" in late.to_html()
+
+    def test_how_far_a_quality_may_lie_off_is_told_and_drawn(self) -> None:
+        models = {"a": summary(8, 8), "b": summary(4, 8)}
+        sections = Report(models=models, quality={"a": 0.9, "b": 0.8}, quality_spread={"a": 0.05}).sections()
+        assert sections[0].table is not None
+        assert [row[1] for row in sections[0].table.rows] == ["0.9000 ± 0.05", "0.8000"]
+        dots = [dot for mark in sections[1].figures[0].marks if isinstance(mark, Dots) for dot in mark.dots]  # type: ignore[union-attr]
+        assert {dot.label: dot.spread for dot in dots} == {"a": 0.05, "b": 0.0}
 
     def test_the_front_has_none_that_is_beaten(self) -> None:
         models = {f"m{width}": summary(width, 8) for width in (4, 8, 16, 32)}

@@ -20,7 +20,7 @@ _ZOOM = 1.4
 
 
 @dataclass(frozen=True)
-class Picture:
+class Chart:
     """A figure with title and legend, light or dark as the reader's screen is; a notebook shows it.
 
     Args:
@@ -72,12 +72,12 @@ class Picture:
         return self.to_svg()
 
 
-def pictures(sections: Iterable[Section]) -> dict[str, Picture]:
+def charts(sections: Iterable[Section]) -> dict[str, Chart]:
     """Return the figures of sections by title."""
-    return {figure.title: Picture(figure.title, figure) for section in sections for figure in section.figures}
+    return {figure.title: Chart(figure.title, figure) for section in sections for figure in section.figures}
 
 
-def widths(before: nn.Module | Summary, after: nn.Module | Summary) -> Picture:
+def widths(before: nn.Module | Summary, after: nn.Module | Summary) -> Chart:
     """Return a picture of the output channels of each layer before and after.
 
     Args:
@@ -92,7 +92,7 @@ def widths(before: nn.Module | Summary, after: nn.Module | Summary) -> Picture:
         'Output channels per layer'
     """
     summaries = [summarize(model) if isinstance(model, nn.Module) else model for model in (before, after)]
-    shown = pictures(layers(History(before=summaries[0], after=summaries[1])))
+    shown = charts(layers(History(before=summaries[0], after=summaries[1])))
     if WIDTHS not in shown:
         raise ValueError("no layer has another number of output channels after than before: there is nothing to show")
     return shown[WIDTHS]

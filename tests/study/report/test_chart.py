@@ -9,7 +9,7 @@ from browser import EXECUTABLE, Page, running
 from report_cases import HOSTILE, figures, history, summary
 from torch import nn
 
-from lightning_prune.study.report import Picture, Report, widths
+from lightning_prune.study.report import Chart, Report, widths
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -28,7 +28,7 @@ def test_the_widths_before_and_after() -> None:
 def test_a_report_gives_its_figures() -> None:
     report = Report(history=history(), models={"a": summary(8, 8), "b": summary(4, 8)}, quality={"a": 1, "b": 2})
     titles = [figure.title for section in report.sections() for figure in section.figures]
-    assert list(report.pictures()) == list(dict.fromkeys(titles))
+    assert list(report.charts()) == list(dict.fromkeys(titles))
     assert "quality against MACs" in titles
 
 
@@ -42,7 +42,7 @@ def test_a_file_is_whole_and_ends_in_svg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(figures()))
 def test_every_kind_is_a_document_that_loads_nothing(kind: str) -> None:
-    text = Picture("", figures()[kind]).to_svg()
+    text = Chart("", figures()[kind]).to_svg()
     root = ElementTree.fromstring(text)
     assert not {element.tag.removeprefix(SVG) for element in root.iter()} & {"script", "image", "use", "a", "b"}
     assert "url(" not in text
@@ -56,7 +56,7 @@ def test_a_browser_shows_it_in_its_frame_light_and_dark(tmp_path: Path) -> None:
     with running(tmp_path / "profile") as browser:
         tab = Page(browser)
         for kind, figure in figures().items():
-            path = Picture(kind, figure).save(tmp_path / f"{kind}.svg".replace(" ", "-"))
+            path = Chart(kind, figure).save(tmp_path / f"{kind}.svg".replace(" ", "-"))
             for scheme, card in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(27, 33, 41)")):
                 shown = tab.show(path, 800, scheme)
                 assert shown.complaints == []
