@@ -236,6 +236,7 @@ def test_the_swift_runner_and_the_camera_suit_what_they_call(tmp_path: Path) -> 
     app = ROOT / "examples" / "ios" / "App"
     swiftc("-typecheck", "-I", ".", app / "ProgramModel.swift", app / "CameraFeed.swift")
     swiftc("-parse", *sorted(app.glob("*.swift")))
+    swiftc("-typecheck", app.parent / "UITests" / "PhoneTests.swift", STAND_INS / "swift" / "XCUITest.swift")
 
 
 @needs_swift

@@ -10,7 +10,7 @@ struct BenchmarkScreen: View {
       Button("Run \(rounds) rounds") { program.benchmark(rounds: rounds) }
         .buttonStyle(.borderedProminent)
         .disabled(program.isBusy)
-      Text(program.statistics).font(.body.monospacedDigit())
+      Text(program.statistics).font(.body.monospacedDigit()).accessibilityIdentifier("statistics")
     }
     .padding()
   }

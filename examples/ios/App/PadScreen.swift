@@ -15,9 +15,11 @@ struct PadScreen: View {
           .frame(width: side, height: side)
           .border(.secondary)
           .gesture(stroke(side: side))
+          .accessibilityElement()
+          .accessibilityIdentifier("pad")
       }
       .aspectRatio(1, contentMode: .fit)
-      Text(program.answer).font(.title2.monospacedDigit())
+      Text(program.answer).font(.title2.monospacedDigit()).accessibilityIdentifier("answer")
       Button("Clear") {
         drawing.clear()
         program.answer = ""

@@ -3,6 +3,7 @@ package android.app;
 public class Activity extends android.content.Context {
     protected void onCreate(android.os.Bundle state) { }
     protected void onDestroy() { }
+    public <T extends android.view.View> T findViewById(int id) { return null; }
     public void setContentView(android.view.View view) { }
     public final void runOnUiThread(Runnable action) { }
 }

@@ -3,6 +3,7 @@ package android.view;
 public class View {
     private int width = 1;
     private int height = 1;
+    private int id = -1;
 
     public View(android.content.Context context) { }
     public interface OnClickListener { void onClick(View view); }
@@ -20,6 +21,8 @@ public class View {
     public boolean performClick() { return false; }
     public void draw(android.graphics.Canvas canvas) { onDraw(canvas); }
     protected void onDraw(android.graphics.Canvas canvas) { }
+    public void setId(int id) { this.id = id; }
+    public int getId() { return id; }
     public void invalidate() { }
     public boolean post(Runnable action) { action.run(); return true; }
     public final int getWidth() { return width; }

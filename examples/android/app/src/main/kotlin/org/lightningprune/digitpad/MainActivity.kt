@@ -11,6 +11,7 @@ class MainActivity : ModelActivity() {
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         val pad = PadView(this) { image -> classify(image) }
+        pad.id = android.R.id.input
         val buttons = LinearLayout(this)
         buttons.addView(button("Clear") {
             pad.clear()

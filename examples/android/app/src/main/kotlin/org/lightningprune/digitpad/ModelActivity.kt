@@ -20,6 +20,7 @@ abstract class ModelActivity : ComponentActivity() {
         super.onCreate(savedInstanceState)
         runner = AsyncRunner(this)
         text = TextView(this)
+        text.id = android.R.id.text1
         text.textSize = 24f
     }
 
