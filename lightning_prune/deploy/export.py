@@ -31,6 +31,7 @@ from lightning_prune.deploy.executorch.lowering import (
 from lightning_prune.deploy.executorch.origins import origin
 from lightning_prune.deploy.executorch.outside import BackendError, left_out_where_needed, taken_by_backend
 from lightning_prune.deploy.executorch.quiet import require_executorch
+from lightning_prune.deploy.interrupts import interruptible
 from lightning_prune.deploy.program.arguments import check_model, checked_labels, program_path
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
@@ -131,7 +132,7 @@ def export(
     bounds = Bounds(TOLERANCE if tolerance is None else tolerance)
     if backend.quantization is not None:
         bounds = Bounds(tolerance, backend.quantization.min_output_sqnr)
-    with staged(path, external_weights) as files, isolated():
+    with interruptible(), staged(path, external_weights) as files, isolated():
         requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess), **(methods or {})}
         forward, *further = entry_points(model, folded_copy(model), requested)
         check_labels(labels, forward.spec.outputs)
