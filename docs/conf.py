@@ -2,6 +2,7 @@ import base64
 import html
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,13 @@ def _shown(output: dict[str, Any]) -> str:
         data["text/html"] = f'<img alt="{title}" src="data:image/svg+xml;base64,{svg}">'
     if "text/html" in data:
         return f"````{{raw}} html\n{data['text/html']}\n````"
-    return f"````text\n{data.get('text/plain', ''.join(output.get('text', ''))).rstrip()}\n````"
+    text = data.get("text/plain", "".join(output.get("text", ""))).rstrip()
+    # as wide as a page shows, like the code
+    lines = (
+        textwrap.fill(line, 88, subsequent_indent="    ") if len(line) > 88 else line
+        for line in text.splitlines()
+    )
+    return "````text\n" + "\n".join(lines) + "\n````"
 
 
 def _notebook(app: Sphinx, page: str, source: list[str]) -> None:
@@ -77,6 +84,7 @@ def _notebook(app: Sphinx, page: str, source: list[str]) -> None:
     if named is None:
         return
     path = Path(app.srcdir).parent / "examples" / named[1]
+    app.env.note_dependency(str(path))
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
