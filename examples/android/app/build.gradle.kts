@@ -18,6 +18,8 @@ dependencies {
     implementation(project(":model"))
     implementation("androidx.activity:activity:1.10.1")
     implementation("androidx.camera:camera-camera2:1.5.1")
+    implementation("androidx.camera:camera-core:1.5.1")
+    implementation("androidx.camera:camera-lifecycle:1.5.1")
     implementation("androidx.camera:camera-view:1.5.1")
     androidTestImplementation("androidx.test:core:1.6.1")
     androidTestImplementation("androidx.test:runner:1.6.2")

@@ -9,6 +9,7 @@ import androidx.camera.core.ImageProxy
 import androidx.camera.view.CameraController
 import androidx.camera.view.LifecycleCameraController
 import androidx.camera.view.PreviewView
+import java.util.concurrent.CancellationException
 import java.util.concurrent.Executors
 import kotlinx.coroutines.runBlocking
 import org.lightningprune.logic.ModelException
@@ -54,6 +55,8 @@ class CameraActivity : ModelActivity() {
             "%s   %.2f ms".format(described(reading), milliseconds)
         } catch (error: ModelException) {
             error.message
+        } catch (error: CancellationException) {
+            return // the screen was left, and with it went the runner's thread
         }
         text.post { text.text = said }
     }
