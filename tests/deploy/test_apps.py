@@ -206,14 +206,16 @@ class TestKotlin:
         assert not self.shown(app, tmp_path)[1:]
 
     def test_the_views_draw_where_the_picture_lies(self, app: tuple[Path, Path], tmp_path: Path) -> None:
-        result = java("-Djava.awt.headless=true", "-cp", f"{app[0]}:{app[1]}", "RenderingKt", str(tmp_path))
+        result = java(
+            "-Djava.awt.headless=true", "-cp", f"{app[0]}:{app[1]}", "RenderingKt", str(tmp_path / "apps.png")
+        )
         assert result.returncode == 0, result.stderr
         assert result.stdout.splitlines() == [
             "pad 480 x 480, ink 000000, paper ffffff, framed 47",
             "left edge f22424, inside true",
             "background left alone true, region covered true",
         ]
-        assert {path.name for path in tmp_path.iterdir()} == {"pad.png", "boxes.png", "regions.png"}
+        assert (tmp_path / "apps.png").stat().st_size > 10_000
 
 
 @needs_swift

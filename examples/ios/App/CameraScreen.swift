@@ -37,7 +37,9 @@ struct CameraScreen: View {
         context.stroke(Path(place), with: .color(color), lineWidth: 3)
         let percent = Int((100 * box.confidence).rounded())
         let name = Text("\(box.label) \(percent) %").foregroundStyle(color)
-        context.draw(name, at: CGPoint(x: place.minX, y: max(place.minY, 20)), anchor: .bottomLeading)
+        var shaded = context
+        shaded.addFilter(.shadow(color: .black, radius: 2))  // so that it is read on a light picture too
+        shaded.draw(name, at: CGPoint(x: place.minX, y: max(place.minY, 20)), anchor: .bottomLeading)
       }
     case .regions(let rows, let columns, let classes, let area):
       let place = placed(area, size)

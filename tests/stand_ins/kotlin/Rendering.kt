@@ -17,14 +17,14 @@ import org.lightningprune.logic.Reading
 private const val WIDTH = 480
 private const val HEIGHT = 640
 
-/** Draws the app's own views on a picture of the JVM, pad.png, boxes.png and regions.png; prints colours in them. */
+/** Draws the app's own views on pictures of the JVM, side by side in the file named (docs/apps.png); prints colours there. */
 fun main(arguments: Array<String>) {
     var drawn: GrayImage? = null
     val pad = PadView(Context()) { drawn = it }
     pad.measure(WIDTH, HEIGHT)
     touch(pad, 0.35 to 0.2, 0.35 to 0.55, 0.7 to 0.55)
     touch(pad, 0.6 to 0.35, 0.6 to 0.85)
-    val paper = painted(pad, pad.width, pad.height, File(arguments[0], "pad.png"))
+    val paper = painted(pad, pad.width, pad.height)
     println("pad ${pad.width} x ${pad.height}, ink ${hex(paper, 168, 200)}, paper ${hex(paper, 20, 20)}, framed ${drawn?.width}")
 
     // a picture of 4:3 on a view of 3:4: it lies in the middle, 480 x 360, from 140 down to 500
@@ -34,14 +34,15 @@ fun main(arguments: Array<String>) {
         Box(Area(0.25, 0.25, 0.75, 0.75), 0, "cup", 0.93f), Box(Area(0.6, 0.5, 0.95, 0.95), 3, "spoon", 0.61f)
     )
     view.show(Reading.Boxes(boxes), 640, 480)
-    val boxed = painted(view, WIDTH, HEIGHT, File(arguments[0], "boxes.png"))
+    val boxed = painted(view, WIDTH, HEIGHT)
     println("left edge ${hex(boxed, 120, 320)}, inside ${boxed.getRGB(180, 260) == background().getRGB(180, 260)}")
 
     val classes = IntArray(12 * 12) { if (it % 12 in 3..7 && it / 12 in 4..9) 2 else 0 }
     view.show(Reading.Regions(12, 12, classes, Area(0.0, -0.1667, 1.0, 1.1667)), 640, 480)
-    val regions = painted(view, WIDTH, HEIGHT, File(arguments[0], "regions.png"))
+    val regions = painted(view, WIDTH, HEIGHT)
     val same = { x: Int, y: Int -> regions.getRGB(x, y) == background().getRGB(x, y) }
     println("background left alone ${same(20, 200)}, region covered ${!same(200, 320)}")
+    ImageIO.write(sideBySide(listOf(paper, boxed, regions)), "png", File(arguments[0]))
 }
 
 private fun touch(pad: PadView, vararg points: Pair<Double, Double>) {
@@ -65,10 +66,21 @@ private fun background(): BufferedImage {
     return image
 }
 
-private fun painted(view: View, width: Int, height: Int, file: File): BufferedImage {
+private fun sideBySide(images: List<BufferedImage>): BufferedImage {
+    val gap = WIDTH / 20
+    val whole = BufferedImage(images.size * (WIDTH + gap) + gap, HEIGHT + 2 * gap, BufferedImage.TYPE_INT_RGB)
+    val graphics = whole.createGraphics()
+    graphics.color = Color(0xf2f2f2)
+    graphics.fillRect(0, 0, whole.width, whole.height)
+    for ((i, image) in images.withIndex()) {
+        graphics.drawImage(image, gap + i * (WIDTH + gap), (whole.height - image.height) / 2, null)
+    }
+    return whole
+}
+
+private fun painted(view: View, width: Int, height: Int): BufferedImage {
     val image = background().getSubimage(0, 0, width, height)
     view.draw(Canvas(image))
-    ImageIO.write(image, "png", file)
     return image
 }
 

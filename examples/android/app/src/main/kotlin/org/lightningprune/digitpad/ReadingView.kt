@@ -36,7 +36,11 @@ class ReadingView(context: Context) : View(context) {
                 paint.style = Paint.Style.FILL
                 paint.textSize = width / 20f
                 val name = "%s %.0f %%".format(box.label, 100 * box.confidence)
-                canvas.drawText(name, place.left, maxOf(place.top - width / 80f, paint.textSize), paint)
+                val line = maxOf(place.top - width / 80f, paint.textSize)
+                paint.color = Color.BLACK // a shadow, so that it is read on a light picture too
+                canvas.drawText(name, place.left + width / 320f, line + width / 320f, paint)
+                paint.color = color(box.index, 255)
+                canvas.drawText(name, place.left, line, paint)
             }
             is Reading.Regions -> {
                 // the first class is the background, as data sets have it
