@@ -23,6 +23,7 @@ from lightning_prune.deploy.checking.verification import Verification
 from lightning_prune.deploy.export import export
 from lightning_prune.deploy.inspect import Inspection, inspect
 from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
+from lightning_prune.deploy.onnx_file import OnnxArtifact, export_onnx
 from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.program.picture import Crop, Pad, Picture, Stretch
 from lightning_prune.deploy.program.preprocessing import Normalize
@@ -52,6 +53,7 @@ __all__ = [
     "Method",
     "MethodSpec",
     "Normalize",
+    "OnnxArtifact",
     "OutputError",
     "Pad",
     "Palette",
@@ -72,6 +74,7 @@ __all__ = [
     "export",
     "export_android",
     "export_ios",
+    "export_onnx",
     "inspect",
     "latency_table",
     "load_manifest",
