@@ -274,7 +274,7 @@ def placed(
     for x, y, name in points:
         places.append(None)
         # to the right or left of the point, else above or below it, the nearest first
-        rows = ((6, -9), (6, 17), (6, -14), (6, 22), (6, -20), (6, 28))
+        rows = ((6, -9), (6, 17), (6, -14), (6, 22), (6, -20), (6, 28), (6, -26), (6, 34))
         sides = [(a, d, side) for a, d in ((8, 4), *rows) for side in ("start", "end")]
         for avoided, (aside, down, anchor) in product(([*taken, *strokes], [*taken]), sides):
             across = x + aside if anchor == "start" else x - aside
