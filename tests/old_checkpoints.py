@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from guard_cases import Brittle
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from packages import Callback, EMAWeightAveraging, ModelCheckpoint
 from support import LinearNet, MixedNet, Net, Resumable, loader, trainer
 
 from lightning_prune import Channel, Guard, Linear, OneShot, PruningCallback, Recipe, RewindWeights, Taylor

@@ -1,6 +1,7 @@
 """One pruning event: a recipe bound to a model, and the step from a sparsity to masks, weights and a record."""
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from lightning_prune.criteria import (
     watch,
 )
 from lightning_prune.distributed import ranks, shards
+from lightning_prune.distributed.threads import one_thread
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Macs
@@ -241,7 +243,9 @@ def prune_step(
     Changes:
         masks and weights of the model, and what ``carry`` changes; the pruner's observations start anew.
     """
-    with ranks.together(f"the pruning event of step {step}"):
+    # with samples the model runs, and products of whole matrices are worth all threads
+    threads = nullcontext() if pruner.recipe.samples else one_thread()
+    with ranks.together(f"the pruning event of step {step}"), threads:
         shards.reshard(model)
         check_masked(pruner, model)
         bound, weights = BoundModel(model, pruner.base), scorable(model, pruner.units.shapes, pruner.criterion)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import packages
 import pytest
 import torch
 from old_checkpoints import CASES, FOLDER, fitted
@@ -12,7 +13,11 @@ from lightning_prune import PruningCallback, finalize
 from lightning_prune.checkpoints.summary import summarize_checkpoint
 from lightning_prune.model import masks
 
-pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    # an older Lightning says of the files that a newer one wrote them
+    pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning v2.6"),
+]
 
 MASKED = [name for name in CASES if name != "average"]
 
@@ -42,6 +47,10 @@ def test_the_files_are_of_format_1() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_goes_on_and_ends_as_it_did(name: str, tmp_path: Path) -> None:
+    if name == "guard" and packages.VERSION < (2, 6):
+        pytest.skip(
+            "Lightning before 2.6 takes the progress of 2.6's loops otherwise: it validates first, not at the end"
+        )
     model, callback = fitted(name, tmp_path, ckpt_path=str(FOLDER / f"{name}.ckpt"), weights_only=True)
     end = torch.load(FOLDER / f"{name}.end.ckpt", weights_only=True)
     assert callback.sparsity == end["sparsity"]
