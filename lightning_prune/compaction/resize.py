@@ -80,8 +80,8 @@ def zero(model: nn.Module, entries: Entries, undo: Undo) -> None:
         zeroed = tensor.detach().clone()
         for axis, gone in entries[name].items():
             zeroed.index_fill_(axis, torch.tensor(gone, device=tensor.device), 0)
-        undo.append(partial(_set_tensor, tensor, tensor.data, tensor.grad))
-        _set_tensor(tensor, zeroed, tensor.grad)
+        undo.append(partial(set_tensor, tensor, tensor.data, tensor.grad))
+        set_tensor(tensor, zeroed, tensor.grad)
     _refresh(model, undo)
 
 
@@ -123,8 +123,8 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
         if id(parameter := parameter_of(module, name)) in changes
     ]
     for key, (tensor, _) in changes.items():
-        undo.append(partial(_set_tensor, tensor, tensor.data, tensor.grad))
-        _set_tensor(tensor, new[key], grads.get(key))
+        undo.append(partial(set_tensor, tensor, tensor.data, tensor.grad))
+        set_tensor(tensor, new[key], grads.get(key))
     for module, name, mask in masks:
         undo.append(partial(set_mask, module, name, mask_of(module, name)))
         set_mask(module, name, mask)
@@ -143,11 +143,14 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
             _set_attributes(module, plain, undo)
 
 
-def _set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
-    """Set data and gradient.
+def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Set data and gradient of a parameter or buffer, of any shape.
 
     A graph that is still alive, of a loss or a masked weight, holds the gradient accumulator with its old shape, and
     autograd drops it only when the type changes: hence the step over another one.
+
+    Changes:
+        the tensor's ``data`` and ``grad``.
     """
     tensor.grad = None
     if tensor.requires_grad:

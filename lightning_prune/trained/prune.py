@@ -11,9 +11,10 @@ from torch import nn
 from tqdm import tqdm
 
 from lightning_prune.compaction.finalization import finalize
+from lightning_prune.compaction.resize import set_tensor
 from lightning_prune.compensation import Call, LeastSquares, Reconstruction, Repair, joined
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
-from lightning_prune.criteria import GradientCriterion, ObservingCriterion
+from lightning_prune.criteria import Criterion, GradientCriterion, ObservingCriterion, scorable
 from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
@@ -25,6 +26,7 @@ from lightning_prune.model.summary import Summary, as_evaluated, summarize
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.event import Event
+from lightning_prune.run.lines import stay_line, staying
 from lightning_prune.run.pruner import Pruner, prune_step
 from lightning_prune.schedules import timed
 from lightning_prune.selection import ChannelUnits
@@ -44,7 +46,8 @@ class Pruned:
         before: the model before, by layers.
         after: the model after.
         events: one record a round.
-        stayed: channel group -> why its channels cannot go; empty for single weights.
+        stayed: channel group -> why its channels stay; empty for single weights.
+        chosen_by: the criterion of the last round and, where the one that was meant cannot score this model, why.
         metric: name of the metric; empty without one.
         metric_before: its value before; None without a metric.
         metric_after: its value after.
@@ -54,6 +57,7 @@ class Pruned:
     after: Summary
     events: tuple[Event, ...]
     stayed: Mapping[str, str] = field(default_factory=dict)
+    chosen_by: str = ""
     metric: str = ""
     metric_before: float | None = None
     metric_after: float | None = None
@@ -64,7 +68,8 @@ class Pruned:
         return self.events[-1].repairs
 
     def __str__(self) -> str:
-        lines = [f"parameters  {self.before.parameters:,} -> {self.after.parameters - self.after.zeros:,}"]
+        left = self.after.parameters - self.after.zeros + self.after.blank
+        lines = [f"parameters  {self.before.parameters:,} -> {left:,}"]
         if self.before.macs is not None and self.after.effective_macs is not None:
             lines.append(f"MACs        {self.before.macs:,} -> {self.after.effective_macs:,}")
         if self.metric_before is not None and self.metric_after is not None:
@@ -72,8 +77,9 @@ class Pruned:
         mended = sum(repair.is_done for repair in self.repairs)
         if self.repairs:
             lines.append(f"repaired    {mended} of {len(self.repairs)} layers")
-        lines.extend(f"stays       {name}: {reason}" for name, reason in self.stayed.items())
-        return "\n".join(lines)
+        lines.append(f"chosen by   {self.chosen_by}")
+        lines.append(stay_line(self.stayed))
+        return "\n".join(filter(None, lines))
 
 
 def prune(
@@ -156,33 +162,34 @@ def prune(
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
             pruner = bind(_after_a_look(_chosen(recipe)), model, example, _STEPS)
-            groups = pruner.units.found if isinstance(pruner.units, ChannelUnits) else ()
-            stayed = {group.name: group.reason for group in groups if not group.prunable}
+            stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
             pruner.attach(model)
             events: list[Event] = []
+            refused = chosen_by = ""
             rounds = list(_rounds(pruner))
             for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
                 try:
-                    _observe(pruner, model, batches, loss)
-                    event = prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs))
-                except ScoringError:
+                    event, criterion = _event(pruner, model, step, sparsity, batches, inputs, loss)
+                except ScoringError as error:
                     if recipe.criterion is not None or events:
                         raise
-                    pruner = replace(pruner, recipe=recipe)
-                    _observe(pruner, model, batches, loss)
-                    event = prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs))
+                    pruner, refused = replace(pruner, recipe=recipe), f", for {error}"
+                    event, criterion = _event(pruner, model, step, sparsity, batches, inputs, loss)
                 events.append(event)
-                for text in events[-1].thin:
+                chosen_by = f"{criterion}{refused}"
+                for text in event.thin:
                     warnings.warn(text, stacklevel=2)
             finalize(model, example)
-        reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
-        if example_of(model) is None:
-            remember(model, example)  # so that it can be exported as it is
+            reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
+            if example_of(model) is None:
+                remember(model, example)  # so that it can be exported as it is
+            after = summarize(model, example)
     return Pruned(
         before=before,
-        after=summarize(model, example),
+        after=after,
         events=tuple(events),
         stayed=stayed,
+        chosen_by=chosen_by,
         metric="" if metric is None else named(metric),
         metric_before=measured,
         metric_after=reached,
@@ -219,33 +226,49 @@ def _rounds(pruner: Pruner) -> Iterator[tuple[int, float]]:
         before = step
 
 
-def _observe(pruner: Pruner, model: nn.Module, batches: list[Any], loss: Loss | None) -> None:
-    """Let a criterion that watches see all batches on a copy, as often before each round."""
+def _event(
+    pruner: Pruner,
+    model: nn.Module,
+    step: int,
+    sparsity: float,
+    batches: list[Any],
+    inputs: Example,
+    loss: Loss | None,
+) -> tuple[Event, Criterion | ObservingCriterion]:
+    """Let a criterion that watches see all batches on a copy, then prune; return the record and what scored."""
     criterion = pruner.criterion
-    is_left_open = pruner.recipe.criterion is None and loss is None
-    if is_left_open or not isinstance(criterion, ObservingCriterion):
-        return
-    copied = trainless_copy(model)
-    handles = pruner.watch(copied)
-    try:
-        for index, batch in enumerate(batches):
-            if isinstance(criterion, GradientCriterion):
-                copied.zero_grad()
-                differentiable(loss_of(copied, batch, index, loss), index).backward()
-                pruner.observe(masks.dense_parameters(copied))
-            else:
-                with torch.enable_grad():
-                    arguments_of(copied, batch)(copied)
-    finally:
-        for handle in handles:
-            handle.remove()
+    if isinstance(criterion, ObservingCriterion) and not (pruner.recipe.criterion is None and loss is None):
+        copied = trainless_copy(model)
+        handles = pruner.watch(copied)
+        try:
+            for index, batch in enumerate(batches):
+                if isinstance(criterion, GradientCriterion):
+                    copied.zero_grad()
+                    differentiable(loss_of(copied, batch, index, loss), index).backward()
+                    pruner.observe(masks.dense_parameters(copied))
+                else:
+                    with torch.enable_grad():
+                        arguments_of(copied, batch)(copied)
+        finally:
+            for handle in handles:
+                handle.remove()
+    criterion = pruner.criterion_for(scorable(model, pruner.units.shapes, criterion))
+    return prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs)), criterion
 
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Put the model back as it was when anything goes wrong; let weights that are all frozen change meanwhile."""
-    state = {name: tensor.detach().clone() for name, tensor in masks.dense_names(model).items()}
     parameters = list(model.parameters())
+    tensors = [
+        (tensor, tensor.data, tensor.detach().clone(), None if tensor.grad is None else tensor.grad.clone())
+        for tensor in (*parameters, *model.buffers())
+    ]
+    # parameters, hooks, sizes, caches, the plan: whatever a module holds, the tables that others refer to in place
+    held = [
+        (module, dict(vars(module)), {name: dict(own) for name, own in vars(module).items() if isinstance(own, dict)})
+        for module in model.modules()
+    ]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad and parameter.is_floating_point()]
     thawed = frozen if len(frozen) == len(parameters) else []
     try:
@@ -254,13 +277,16 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(True)
             yield
     except BaseException:
-        masks.fold(model)
-        now = masks.dense_names(model)
-        # once channels have left, which is all or nothing, the model is the pruned one
-        if all(tensor.shape == state[name].shape for name, tensor in now.items()):
-            with torch.no_grad():
-                for name, tensor in now.items():
-                    tensor.copy_(state[name])
+        for module, own, tables in held:
+            vars(module).clear()
+            vars(module).update(own)
+            for name, entries in tables.items():
+                own[name].clear()
+                own[name].update(entries)
+        with torch.no_grad():
+            for tensor, data, values, gradient in tensors:
+                set_tensor(tensor, data, gradient)
+                tensor.copy_(values)
         raise
     finally:
         for parameter in thawed:

@@ -96,9 +96,11 @@ class BareReader(nn.Module):
 def test_where_what_is_read_cannot_be_seen_the_weights_choose() -> None:
     net, data = BareReader(), [torch.randn(64, 8)]
     by_weights = copy.deepcopy(net)
-    prune(net, HALF, data, progress=False)
+    pruned = prune(net, HALF, data, progress=False)
     prune(by_weights, replace(HALF, criterion=Magnitude()), data, progress=False)
     assert net.first.out_features == 8
+    assert "chosen by   Magnitude(norm=1), for Reconstruction(samples=512" in str(pruned)
+    assert "cannot score first: no Linear" in str(pruned)
     assert torch.equal(net.first.weight, by_weights.first.weight)
     with pytest.raises(ScoringError, match="cannot score"):
         prune(BareReader(), replace(HALF, criterion=Reconstruction()), data, progress=False)
@@ -222,6 +224,84 @@ def test_an_interrupt_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(net.state_dict()) == list(before)
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+class Cached(nn.Module):
+    """Keeps a tensor beside its buffers, and has a hook of its user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        self.cache: dict[str, Tensor] = {}
+        self.net.register_forward_hook(lambda *_: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" not in self.cache:
+            self.cache["scale"] = torch.tensor(2.0)
+        return self.net(x) * self.cache["scale"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_raised_after_the_removal_changes_nothing_either(error: type[BaseException]) -> None:
+    model = Cached()
+    next(model.buffers()).fill_(0.5)
+    data = [torch.rand(32, 3, 8, 8)]
+    model(data[0]).sum().backward()
+    before = copy.deepcopy(model)
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    own = {path: set(vars(module)) for path, module in model.named_modules()}
+    passes: list[int] = []
+
+    def metric(copied: nn.Module, batch: Tensor) -> float:
+        copied(batch)
+        passes.append(len(next(copied.parameters())))
+        if len(passes) == 2:
+            raise error
+        return 1.0
+
+    with pytest.raises(error):
+        prune(model, HALF, data, metric=metric, progress=False)
+    assert passes == [8, 4]
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == own
+    assert str(model) == str(before)
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before.parameters(), strict=True))
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
+    assert all(torch.equal(now, then) for now, then in zip(model.buffers(), before.buffers(), strict=True))
+    assert torch.equal(model.eval()(data[0]), before.eval()(data[0]))
+    model.train()(data[0]).sum().backward()
+    assert prune(model, HALF, data, progress=False).before.parameters == sum(p.numel() for p in before.parameters())
+
+
+def test_biases_of_zeros_count_on_both_sides() -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    nn.init.zeros_(dict(net.named_parameters())["0.bias"])
+    pruned = prune(net, HALF, batches(), repair=None, progress=False)
+    left = sum(parameter.numel() for parameter in net.parameters())
+    assert f"{8 * 16 + 16 + 16 * 4 + 4} -> {left}\n" in str(pruned)
+
+
+class Viewed(nn.Module):
+    """Holds a size that no graph shows, so that the channels before it are refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.dense, self.last = nn.Linear(512, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x)))).view(-1, 512)
+        return self.last(torch.relu(self.dense(x)))
+
+
+def test_what_is_refused_is_told_and_what_is_a_matter_of_course_is_not() -> None:
+    with pytest.warns(UserWarning, match="channels of 1 groups stay"):
+        pruned = prune(Viewed(), HALF, [torch.rand(32, 3, 8, 8)], progress=False)
+    assert "second" in pruned.stayed
+    stays = str(pruned).splitlines()[-1]
+    assert stays.startswith("1 channel group stays: ")
+    assert stays.endswith("(second)")
+    assert {"model output", "input of the model"} & set(pruned.stayed.values())
 
 
 def test_masks_of_another_run_are_refused() -> None:
