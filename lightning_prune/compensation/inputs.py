@@ -126,7 +126,7 @@ class LastInputs:
             is_repairing: whether to warn, once, where they are not enough.
         """
         with ranks.together(f"the repair of step {step}"):
-            call, count = None, 0
+            call, count, kept = None, 0, min(sum(call.samples for call in self._calls), self._share)
             if self._calls:
                 device = device_of(model)
                 last = [walked(call.example, lambda x: x.to(device)) for call in reversed(self._calls)]
@@ -146,6 +146,13 @@ class LastInputs:
             warnings.warn(
                 f"step {step}: the event is not repaired, since {why}: let begin_step be later, take larger batches,"
                 " call self(…) in training_step, or leave Recipe(repair=…) out",
+                stacklevel=2,
+            )
+        if count < kept and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"step {step}: {count} of the {kept} samples kept for repair and criteria are looked at, those of one"
+                " shape; the other batches have other shapes",
                 stacklevel=2,
             )
         return None if call is None or empty else replace(call, are_enough=are_enough)

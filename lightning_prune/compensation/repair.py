@@ -175,16 +175,18 @@ def _fitted(
 
 
 def joined(batches: Sequence[Example], most: int) -> Example:
-    """Return several batches as one of at most so many samples; batches of other shapes than the first are left out."""
+    """Return several batches as one of at most so many samples: those of the shapes that most samples have."""
     held = [list(tensors_in((batch.args, dict(batch.kwargs)))) for batch in batches]
     sizes = [next((len(tensor) for tensor in tensors if tensor.dim()), 0) for tensors in held]
     forms = [[(tensor.shape[1:], tensor.dtype) for tensor in tensors] for tensors in held]
-    alike = [tensors for tensors, form in zip(held, forms, strict=True) if form == forms[0]]
-    places = iter(range(len(held[0])))
+    totals = [sum(size for size, other in zip(sizes, forms, strict=True) if other == form) for form in forms]
+    first = totals.index(max(totals))
+    alike = [tensors for tensors, form in zip(held, forms, strict=True) if form == forms[first]]
+    places = iter(range(len(held[first])))
 
     def join(tensor: Tensor) -> Tensor:
         place = next(places)
-        is_batch = tensor.dim() > 0 and len(tensor) == sizes[0]
+        is_batch = tensor.dim() > 0 and len(tensor) == sizes[first]
         return torch.cat([tensors[place] for tensors in alike])[:most] if is_batch else tensor
 
-    return walked(batches[0], join)
+    return walked(batches[first], join)

@@ -113,7 +113,8 @@ def prune(
         example_inputs: arguments of forward; None: the model's ``example_input_array``, else the first
             samples of the data.
         samples: how many samples are looked at, at most: for scores up to the end of a batch, for repair and
-            :class:`~lightning_prune.Reconstruction` no more than they say themselves.
+            :class:`~lightning_prune.Reconstruction` no more than they say themselves, and as one batch. Where batches
+            have several shapes, those are looked at of the shape that most samples have, and a warning says how many.
         progress: whether a bar shows the rounds.
 
     Returns:
@@ -145,23 +146,17 @@ def prune(
         raise PruningError(f"{type(model).__name__} carries masks of another run: call finalize(model) first")
     if isinstance(recipe.criterion, GradientCriterion):
         check_loss(model, loss)
-    repair = recipe.repair or repair
-    recipe = replace(recipe, repair=repair)
+    recipe = replace(recipe, repair=recipe.repair or repair)
     with own_random_state():
         passes = Passes(loader_of(data), model)
         batches = first_batches(passes, samples)
-        inputs = joined([arguments_of(model, batch) for batch in batches], min(samples, recipe.samples or samples))
-        if repair is not None and (count := sample_count((inputs.args, dict(inputs.kwargs)))) < MIN_SAMPLES:
-            raise ValueError(
-                f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
-                " (some hundred are better), or write repair=None"
-            )
+        inputs = _looked_at(model, batches, samples, recipe)
         example = example_of(model) if example_inputs is None else Example.of(example_inputs)
         example = (first_samples(inputs) if example is None else example).on_device_of(model)
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
-            pruner = bind(_after_a_look(_chosen(recipe)), model, example, _STEPS)
+            pruner = bind(_completed(recipe), model, example, _STEPS)
             stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
             pruner.attach(model)
             events: list[Event] = []
@@ -196,15 +191,36 @@ def prune(
     )
 
 
-def _chosen(recipe: Recipe) -> Recipe:
-    """Let what repair can make up for least stay, where channels go and the recipe leaves it open."""
-    if recipe.criterion is not None or not recipe.is_structured or recipe.repair is None:
-        return recipe
-    return replace(recipe, criterion=Reconstruction(samples=recipe.repair.samples, rows=recipe.repair.rows))
+def _looked_at(model: nn.Module, batches: list[Any], samples: int, recipe: Recipe) -> Example:
+    """Return the samples that repair and criteria look at, as one batch; warn of those that are left out."""
+    arguments = [arguments_of(model, batch) for batch in batches]
+    most = min(samples, recipe.samples or samples)
+    inputs = joined(arguments, most)
+    held = sum(sample_count((example.args, dict(example.kwargs))) for example in arguments)
+    count = sample_count((inputs.args, dict(inputs.kwargs)))
+    if recipe.samples and count < min(held, most):
+        warnings.warn(
+            f"repair and criteria look at {count} of the {held} samples, those of the most frequent shape ({inputs}):"
+            " let the loader give one shape, or more batches of it",
+            stacklevel=3,
+        )
+    if recipe.repair is not None and count < MIN_SAMPLES:
+        raise ValueError(
+            f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
+            " (some hundred are better), or write repair=None"
+        )
+    return inputs
 
 
-def _after_a_look(recipe: Recipe) -> Recipe:
-    """Let the first round come after step 0, so that a criterion that watches has seen something."""
+def _completed(recipe: Recipe) -> Recipe:
+    """Return the recipe that is tried first.
+
+    Where channels go and it names no criterion, what repair can make up for least stays. The first round comes after
+    step 0, so that a criterion that watches has seen something.
+    """
+    if recipe.criterion is None and recipe.is_structured and recipe.repair is not None:
+        criterion = Reconstruction(samples=recipe.repair.samples, rows=recipe.repair.rows)
+        recipe = replace(recipe, criterion=criterion)
     schedule = timed(recipe.schedule)
     is_at_once = dict(schedule.steps) == {"begin_step": 0}
     return replace(recipe, schedule=schedule.with_steps({"begin_step": 1})) if is_at_once else recipe

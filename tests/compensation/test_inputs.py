@@ -57,6 +57,19 @@ def test_the_newest_samples_are_kept() -> None:
         assert inputs.last_call(model, 7, True) is None
 
 
+def test_batches_of_another_shape_are_left_out_with_a_warning() -> None:
+    model = nn.Flatten()
+    inputs = LastInputs(48, lambda steps: True)
+    inputs.listen(model)
+    for length in (3, 3, 5):
+        model(torch.rand(16, length))
+    with pytest.warns(UserWarning, match="step 7: 32 of the 48 samples kept for repair and criteria are looked at"):
+        call = joined(inputs, model)
+    assert call.example.args[0].shape == (32, 3)
+    assert joined(inputs, model).samples == 32  # told once
+    inputs.stop()
+
+
 def test_nothing_is_kept_while_no_event_is_near_or_gradients_are_off() -> None:
     model, is_near = Net(), False
     inputs = LastInputs(16, lambda steps: is_near)

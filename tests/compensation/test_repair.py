@@ -90,3 +90,5 @@ def test_batches_are_joined_where_they_are_alike() -> None:
     whole = joined(batches, 5)
     assert whole.args[0].tolist() == [[4.0] * 3] * 4 + [[2.0] * 3]
     assert torch.equal(whole.kwargs["scale"], scale)
+    frequent = joined([batches[2], *batches[:2]], 8)
+    assert frequent.args[0].tolist() == [[4.0] * 3] * 4 + [[2.0] * 3] * 2

@@ -338,6 +338,14 @@ def test_repair_and_criterion_look_at_as_many_samples_as_they_say() -> None:
     assert max(seen) == 24
 
 
+def test_batches_of_several_shapes_are_looked_at_as_far_as_they_are_alike() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    small, large = torch.rand(8, 3, 8, 8), [torch.rand(64, 3, 10, 10) for _ in range(2)]
+    with pytest.warns(UserWarning, match=r"look at 128 of the 136 samples, those of .* shape \(\(128, 3, 10, 10\)\)"):
+        pruned = prune(net, HALF, [small, *large], progress=False)
+    assert pruned.repairs[-1].is_done
+
+
 def test_what_was_pruned_knows_an_example() -> None:
     net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
     prune(net, Recipe(granularity=Channel(), schedule=OneShot(0.5)), [torch.randn(64, 6)], progress=False)
