@@ -15,6 +15,7 @@ from lightning_prune.schedules import Schedule
 from lightning_prune.selection.allocation import Allocation
 from lightning_prune.selection.granularity import Channel, Element, Granularity
 from lightning_prune.selection.targets import Targets
+from lightning_prune.values import check_whole
 
 Count = Literal["channels", "params", "macs"]
 
@@ -35,7 +36,8 @@ class Recipe:
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
             (weights of the targets; channels).
         optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
-        repair: how what is left takes over for what went, at each event; None: training alone makes up for it.
+        repair: how what is left takes over for what went, at each event; None: in a fit training alone makes up for it,
+            and :func:`~lightning_prune.prune` repairs by its own argument ``repair``.
 
     Example:
         >>> recipe = Recipe(schedule=schedules.OneShot(final_sparsity=0.5, begin_step=30))
@@ -65,6 +67,8 @@ class Recipe:
                 continue
             if isinstance(given, type) or not (callable(given) or isinstance(given, ObservingCriterion)):
                 raise TypeError(f"Recipe.{name} must be a function or a value such as {example}, got {given!r}")
+        if isinstance(self.criterion, SampleCriterion):
+            check_whole(f"{type(self.criterion).__name__}.samples", self.criterion.samples, 1)
         if not isinstance(self.targets, Targets):
             raise TypeError(f"Recipe.targets must be Targets(include=…, exclude=…), got {self.targets!r}")
         if self.count not in (None, "channels", "params", "macs"):

@@ -1,5 +1,6 @@
 """Criteria that run the model on samples when an event comes."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.criteria.weights import Criterion, WeightCriterion, wide
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.values import Choice
 
 Run = Callable[[nn.Module], Any]
 """Runs a model on one batch of samples, and returns what it gives."""
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Of norms: their names in torch."""
 
 
 class SampleCriterion(Choice, ABC):
@@ -53,7 +57,7 @@ class SampleCriterion(Choice, ABC):
         """Return what :meth:`seen` does, with the model in eval mode for as long.
 
         Raises:
-            PruningError: there are no samples.
+            PruningError: there are no samples, or parameters, gradients or statistics of the model have changed.
             TypeError: it returns nothing that scores.
         """
         if inputs is None:
@@ -61,8 +65,15 @@ class SampleCriterion(Choice, ABC):
                 f"{self} looks at inputs of the last steps before an event, and has none: call self(…) in"
                 " training_step, or take another criterion"
             )
+        before = _state(model)
         with as_evaluated(model), torch.enable_grad():
             scoring = self.seen(model, inputs, names, columns)
+        for name, (tensor, version) in _state(model).items():
+            if name not in before or before[name][0] is not tensor or before[name][1] != version:
+                raise PruningError(
+                    f"{self}.seen(…) changed {name}, and must leave the model as it is: take gradients with"
+                    " torch.autograd.grad(…) in place of backward(), stay in eval mode, and change a copy.deepcopy"
+                )
         if not callable(scoring):
             raise TypeError(f"{self}.seen(…) must return a function of name and weight, or Seen(…), got {scoring!r}")
         return scoring
@@ -79,6 +90,15 @@ class SampleCriterion(Choice, ABC):
         )
 
 
+def _state(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """Return parameters, their gradients and running statistics, each with the number of its changes."""
+    held = dict(model.named_parameters())
+    held |= {f"the gradient of {name}": own.grad for name, own in held.items() if own.grad is not None}
+    # other buffers may be caches, which a forward pass fills
+    held |= {name: own for name, own in model.named_buffers() if name.rpartition(".")[2] in _STATISTICS}
+    return {name: (own, 0 if own.is_inference() else own._version) for name, own in held.items()}
+
+
 @dataclass(frozen=True)
 class Seen(WeightCriterion):
     """Scores that are known.
@@ -92,13 +112,44 @@ class Seen(WeightCriterion):
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     channels: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for part, example in (("scores", "{name: tensor}"), ("channels", "{group: {number: score}}")):
+            if not isinstance(own := getattr(self, part), Mapping):
+                raise TypeError(f"Seen.{part} must be {example}, got {type(own).__name__}")
+        for group, own in self.channels.items():
+            if not isinstance(own, Mapping):
+                raise TypeError(
+                    f"Seen.channels[{group!r}] must be {{number of a channel: score}}, got {type(own).__name__}; of a"
+                    " score for each channel write dict(enumerate(scores.tolist()))"
+                )
+
     def of_channels(self, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what is known of channels, by channel group, in place of other scores, shape (size,); -inf stays."""
+        """Return what is known of channels, by channel group, in place of other scores, shape (size,); -inf stays.
+
+        Raises:
+            ValueError: there is no such group, or no channel of that number.
+            NonFiniteError: a score is NaN or infinite.
+        """
+        if lacking := sorted(self.channels.keys() - others.keys()):
+            raise ValueError(
+                f"Seen.channels[{lacking[0]!r}] is of no channel group that is to be scored; these are"
+                f" {', '.join(others)}"
+            )
         known = dict(others)
-        for name, scores in others.items():
-            if (own := self.channels.get(name)) is not None:
-                numbered = torch.tensor([own.get(index, 0.0) for index in range(len(scores))]).to(scores)
-                known[name] = numbered.masked_fill(scores == -torch.inf, -torch.inf)
+        for name, own in self.channels.items():
+            scores = others[name]
+            if outside := [number for number in own if number not in range(len(scores))]:
+                raise ValueError(
+                    f"Seen.channels[{name!r}] scores channel {outside[0]!r}; {name} has the numbers 0 to"
+                    f" {len(scores) - 1}"
+                )
+            if infinite := [number for number, score in own.items() if not math.isfinite(score)]:
+                raise NonFiniteError(
+                    f"Seen.channels[{name!r}] scores channel {infinite[0]} with {float(own[infinite[0]])}; scores are"
+                    " finite numbers, higher = keep"
+                )
+            numbered = torch.tensor([own.get(index, 0.0) for index in range(len(scores))]).to(scores)
+            known[name] = numbered.masked_fill(scores == -torch.inf, -torch.inf)
         return known
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A criterion of the user's own that looks at samples: in a fit, without one, for weights and for channels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune import Channel, Global, OneShot, PruningRun, Recipe, SampleCriterion, Targets, Uniform, prune
 from lightning_prune.criteria import Run, Seen, watched
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.model.masks import dense_parameters
 
 Columns = Mapping[str, Mapping[str, Tensor]]
@@ -136,6 +136,69 @@ def test_what_does_not_score_is_refused_before_anything_changes() -> None:
     with pytest.raises(TypeError, match=r"seen\(…\) must return a function of name and weight, or Seen\(…\), got \{"):
         prune(net, recipe(criterion=Mute()), [torch.rand(32, 6)], repair=None, progress=False)
     assert torch.equal(net.first.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("channels", "error", "message"),
+    [
+        ({"first": {number: float("nan") for number in range(8)}}, NonFiniteError, "scores channel 0 with nan; scores"),
+        ({"first": {1: float("-inf")}}, NonFiniteError, "scores channel 1 with -inf"),
+        ({"first": {99: 1.0}}, ValueError, r"\['first'\] scores channel 99; first has the numbers 0 to 7"),
+        ({"first": {-1: 1.0}}, ValueError, r"\['first'\] scores channel -1"),
+        ({"nobody": {0: 1.0}}, ValueError, r"\['nobody'\] is of no channel group that is to be scored; .* first"),
+        ({"first": torch.rand(8)}, TypeError, r"got Tensor; .* dict\(enumerate\(scores.tolist\(\)\)\)"),
+        ({"first": [1.0] * 8}, TypeError, "got list"),
+        ([1.0], TypeError, r"Seen.channels must be \{group: \{number: score\}\}, got list"),
+    ],
+)
+def test_scores_of_channels_that_cannot_be_are_refused(channels: Any, error: type[Exception], message: str) -> None:
+    class Told(SampleCriterion):
+        def seen(self, model: nn.Module, inputs: Run, names: Sequence[str], columns: Columns) -> Any:
+            return Seen(channels=channels)
+
+    net = Net()
+    before = net.first.weight.detach().clone()
+    with pytest.raises(error, match=message):
+        prune(net, recipe(criterion=Told(), granularity=Channel()), [torch.rand(32, 6)], progress=False)
+    assert torch.equal(net.first.weight, before)
+
+
+def zero(model: nn.Module, inputs: Run) -> None:
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+
+
+def backward(model: nn.Module, inputs: Run) -> None:
+    inputs(model).sum().backward()
+
+
+def train(model: nn.Module, inputs: Run) -> None:
+    inputs(model.train())
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(zero, "0.weight"), (backward, "the gradient of 0.weight"), (train, "1.(running_mean|num_batches_tracked)")],
+)
+def test_a_model_that_was_changed_is_refused(change: Callable[[nn.Module, Run], None], what: str) -> None:
+    class Careless(SampleCriterion):
+        def seen(self, model: nn.Module, inputs: Run, names: Sequence[str], columns: Columns) -> Any:
+            change(model, inputs)
+            return lambda name, weight: weight.abs()
+
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(PruningError, match=rf"seen\(…\) changed {what}, and must leave the model as it is"):
+        prune(net, recipe(criterion=Careless()), [torch.rand(32, 6)], repair=None, progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_how_many_samples_is_checked_with_the_recipe() -> None:
+    with pytest.raises(TypeError, match=r"OutputSize.samples must be an int"):
+        recipe(criterion=OutputSize(samples="many"))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"OutputSize.samples must be at least 1, got 0"):
+        recipe(criterion=OutputSize(samples=0))
 
 
 def test_what_is_known_of_some_channels_leaves_the_others() -> None:
