@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.checkpoints.state import KEY, adapt, entry_beside
+from lightning_prune.checkpoints.state import KEY, adapt, entry_beside, plan_in
 from lightning_prune.compaction import Compaction
+from lightning_prune.compaction.resize import all_or_nothing
+from lightning_prune.errors import CheckpointError
 
 _Made = TypeVar("_Made", covariant=True)
 
@@ -47,7 +49,9 @@ def adopting() -> Iterator[None]:
     Tensors are known again by identity, so a loader may drop, add or change prefixes and leave parts out. A file that
     is without our key holds what ``state_dict()`` of a compact model says of its plan. Where a loader copies the
     tensors first (``.half()``) or reads them by other means (safetensors), shapes and masks speak for themselves, but
-    not sizes that no shape tells, such as the groups of a convolution.
+    not sizes that no shape tells, such as the groups of a convolution. What pruning does not explain is torch's size
+    mismatch: a wider tensor, a layer that is narrower alone, layers that do not fit each other, another output. A load
+    that raises leaves shapes and masks as they were.
 
     Changes:
         ``torch.load`` and ``nn.Module.load_state_dict``, until the block is left.
@@ -69,11 +73,22 @@ def adopting() -> Iterator[None]:
         entry = next(iter(origins.values()))[1] if origins else entry_beside(state_dict)
         if entry is not None and origins:
             entry = _renamed(entry, {name: now for now, (name, of) in origins.items() if of is entry})
-        if entry is not None or _differs(model, state_dict):
-            adapted: Any = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
-            adapt(model, adapted, entry)
-            state_dict = adapted
-        return take(model, state_dict, *args, **kwargs)
+        if entry is None and not _differs(model, state_dict):
+            return take(model, state_dict, *args, **kwargs)
+        adapted: Any = copy(state_dict)  # with the versions of its modules, which torch keeps beside the items
+        with all_or_nothing() as undo:
+            try:
+                adapt(model, adapted, entry, undo)
+            except CheckpointError as error:
+                if entry is not None:
+                    raise
+                reason = error
+            else:
+                return take(model, adapted, *args, **kwargs)
+        try:  # a module may take another shape by means of its own
+            return take(model, state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            raise CheckpointError(f"{error}\n{reason}") from error
 
     torch.load = remembering
     nn.Module.load_state_dict = adapting  # type: ignore[method-assign]
@@ -127,8 +142,8 @@ def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     renamed["masks"] = {dense[name]: mask for name, mask in entry.get("masks", {}).items() if name in dense}
     if all(name == now for name, now in names.items()):
         return renamed
-    if entry.get("compaction") is not None:
-        renamed["compaction"] = _renamed_plan(Compaction.from_json(entry["compaction"]), dense).to_json()
+    if (plan := plan_in(entry)) is not None:
+        renamed["compaction"] = _renamed_plan(plan, dense).to_json()
     return renamed
 
 

@@ -5,7 +5,8 @@ show in its shapes, and masks and what else is to be known stand as tensors and 
 """
 
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune import criteria, schedules
+from lightning_prune.checkpoints._shapes import unexplained
 from lightning_prune.compaction import Compaction, applied_plan, plan_told_by, reshape_like, set_plan
+from lightning_prune.compaction.resize import Undo, all_or_nothing
 from lightning_prune.compensation import LeastSquares, Reconstruction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.guard import Guard
@@ -145,7 +148,7 @@ def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
             f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
         )
     if "compaction" in entry:
-        _check_built_alike(model, state_dict, _plan_in(entry))
+        _check_built_alike(model, state_dict, plan_in(entry))
 
 
 def fits(model: nn.Module, state_dict: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
@@ -154,38 +157,66 @@ def fits(model: nn.Module, state_dict: Mapping[str, Any], entry: Mapping[str, An
     return shapes and set(entry["masks"]) == set(masks.ours(model))
 
 
-def adapt(model: nn.Module, state_dict: MutableMapping[str, Tensor], entry: Mapping[str, Any] | None) -> dict[str, Any]:
+def adapt(
+    model: nn.Module,
+    state_dict: MutableMapping[str, Tensor],
+    entry: Mapping[str, Any] | None,
+    undo: Undo | None = None,
+) -> dict[str, Any]:
     """Let the model take the shape and the masks of a state dict, so that it can be loaded strictly.
 
     Args:
         model: dense, masked or compact.
         state_dict: of a dense, masked or compact model of the same class.
-        entry: what stood under :data:`KEY` in its checkpoint; None: the state is of a model without masks.
+        entry: what stood under :data:`KEY` in its checkpoint; None: the state is of a model without masks, and its
+            shapes speak for themselves.
+        undo: log of the loading that this is a part of; None: nobody will ask for it.
 
     Returns:
         the entry, upgraded.
 
     Raises:
-        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes, or holds
-            a mask of another shape than its weight. Nothing has changed then.
+        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes, has
+            shapes that pruning does not explain, or holds a mask of another shape than its weight. Nothing has changed
+            then.
 
     Changes:
         hooks, masks, shapes and size attributes of the model's layers, whose weights are to be loaded next; a state
-        dict of format 1 becomes a plain one.
+        dict of format 1 becomes a plain one; the log.
     """
+    is_bare = entry is None
     check(model, {}, entry or {})
     entry = upgraded(model, state_dict, entry)
     check(model, state_dict, entry)
-    plan, wanted = _plan_in(entry), entry["masks"]
-    masks.detach(model, [n for n in masks.read(model) if n not in wanted and f"{n}_orig" not in state_dict])
-    known = [p for p in (applied_plan(model), plan) if p is not None]
-    reshape_like(model, state_dict, {k: v for p in known for k, v in p.attributes.items()})
-    set_plan(model, plan)
-    structured = set(entry.get("structured", ()))
+    if is_bare and (reason := unexplained(model, state_dict)) is not None:
+        raise CheckpointError(f"{reason}: it is no state of this model pruned; build the model with the same arguments")
+    plan, structured, own = plan_in(entry), entry.get("structured", ()), masks.dense_names(model)
+    # names that the model lacks are left to the loading to judge
+    wanted = {name: mask for name, mask in entry["masks"].items() if name in own}
+    known = [p.attributes.items() for p in (applied_plan(model), plan) if p is not None]
+    follow = {path: (name, axis) for attributes in known for path, (name, axis) in attributes if name in own}
+    with all_or_nothing() as log:
+        earlier = {name: mask.clone() for name, mask in masks.ours(model).items()}
+        log.append(partial(_mask_as, model, earlier, masks.structured_names(model)))
+        masks.detach(model, [n for n in masks.read(model) if n not in wanted and f"{n}_orig" not in state_dict])
+        reshape_like(model, state_dict, follow, log)
+        set_plan(model, plan, log)
+        log.append(partial(_unmask, model))  # before shapes go back, which masks that are new do not fit
+        _mask_as(model, wanted, structured)
+    if undo is not None:
+        undo.extend(log)
+    return entry
+
+
+def _mask_as(model: nn.Module, wanted: Mapping[str, Tensor], structured: Collection[str]) -> None:
     masks.attach(model, [name for name in wanted if name in structured], is_structured=True)
     masks.attach(model, [name for name in wanted if name not in structured])
     masks.put(model, wanted)
-    return entry
+
+
+def _unmask(model: nn.Module) -> None:
+    masks.put(model, {})  # so that the weights stay as they are
+    masks.detach(model, masks.ours(model))
 
 
 def restore(model: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -198,16 +229,17 @@ def restore(model: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool = T
 
     Raises:
         CheckpointError: see :func:`adapt`.
-        RuntimeError: the names of a state are others than the model's.
+        RuntimeError: the names of a state are others than the model's; its shape and its masks are as they were.
 
     Changes:
         the model.
     """
     held = checkpoint.get("state_dict", checkpoint)
     state = dict(held)
-    entry = adapt(model, state, checkpoint[KEY] if KEY in checkpoint else entry_beside(held))
+    with all_or_nothing() as undo:
+        entry = adapt(model, state, checkpoint[KEY] if KEY in checkpoint else entry_beside(held), undo)
+        model.load_state_dict(state, strict=strict)
     take_example(model, entry)
-    model.load_state_dict(state, strict=strict)
 
 
 def take_example(model: nn.Module, entry: Mapping[str, Any]) -> None:
@@ -216,14 +248,23 @@ def take_example(model: nn.Module, entry: Mapping[str, Any]) -> None:
         remember(model, Example(tuple(example["args"]), example["kwargs"]))
 
 
-def _plan_in(entry: Mapping[str, Any]) -> Compaction | None:
+def plan_in(entry: Mapping[str, Any]) -> Compaction | None:
+    """Return the plan that an entry holds.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     text = entry.get("compaction")
-    return None if text is None else Compaction.from_json(text)
+    try:
+        return None if text is None else Compaction.from_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint's plan of removals is damaged: {error}; take an earlier one") from error
 
 
 def _check_built_alike(model: nn.Module, dense: Mapping[str, Tensor], plan: Compaction | None) -> None:
     """Refuse shapes that differ from the model's for another reason than that channels have left."""
     own, first = applied_plan(model), masks.first_names(model)
+    after = {} if plan is None else plan.shapes_after
     for name, tensor in masks.dense_names(model).items():
         if name in dense and not is_lazy(tensor) and dense[name].shape != tensor.shape:
             here = own.shapes.get(first[name], tensor.shape) if own else tensor.shape
@@ -233,6 +274,11 @@ def _check_built_alike(model: nn.Module, dense: Mapping[str, Tensor], plan: Comp
                     f"{name} was built with shape {tuple(there)} in the checkpoint's model and with {tuple(here)} in"
                     f" this {type(model).__name__}: build it with the same arguments"
                 )
+        if name in dense and (told := after.get(first[name], dense[name].shape)) != tuple(dense[name].shape):
+            raise CheckpointError(
+                f"{name} has shape {tuple(dense[name].shape)} in the state and {told} by the checkpoint's plan of"
+                " removals: it was put there afterwards; load the state as it was saved"
+            )
 
 
 def take_base(model: nn.Module, base: Compaction | None) -> None:

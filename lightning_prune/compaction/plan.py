@@ -355,17 +355,19 @@ def remember(model: nn.Module, plan: Compaction, undo: resize.Undo) -> None:
         the plain attribute ``_compaction`` of the model and its submodules; the undo log.
     """
     earlier = applied_plan(model)
-    held = {module: module.__dict__[PLAN] for module in model.modules() if PLAN in module.__dict__}
-    undo.append(partial(_put_back, model, held))
-    set_plan(model, plan if earlier is None else earlier.then(plan))
+    set_plan(model, plan if earlier is None else earlier.then(plan), undo)
 
 
-def set_plan(model: nn.Module, plan: Compaction | None) -> None:
+def set_plan(model: nn.Module, plan: Compaction | None, undo: resize.Undo | None = None) -> None:
     """Say which plan brought this model into its shape; None: it has the shape that it was built with.
 
     Changes:
-        the plain attribute ``_compaction`` of the model and its submodules; a hook lets its state dicts say it too.
+        the plain attribute ``_compaction`` of the model and its submodules; a hook lets its state dicts say it too; the
+        undo log, where there is one.
     """
+    held = {module: module.__dict__[PLAN] for module in model.modules() if PLAN in module.__dict__}
+    if undo is not None:
+        undo.append(partial(_put_back, model, held))
     for module in model.modules():
         module.__dict__.pop(PLAN, None)
     if plan is not None:

@@ -85,7 +85,12 @@ def zero(model: nn.Module, entries: Entries, undo: Undo) -> None:
     _refresh(model, undo)
 
 
-def reshape_like(model: nn.Module, state_dict: Mapping[str, Tensor], attributes: Attributes | None = None) -> nn.Module:
+def reshape_like(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    attributes: Attributes | None = None,
+    undo: Undo | None = None,
+) -> nn.Module:
     """Let every parameter and buffer take the shape that it has in a state dict, larger or smaller; returns the model.
 
     For use before weights are loaded: what changes its shape is zero afterwards, a mask on it all True, its gradient
@@ -95,17 +100,20 @@ def reshape_like(model: nn.Module, state_dict: Mapping[str, Tensor], attributes:
         model: dense, masked or compact.
         state_dict: by dense names.
         attributes: module attributes that follow a length in proportion, see :attr:`Compaction.attributes`.
+        undo: log of a larger change that this is a part of; None: it is none.
 
     Changes:
-        shapes, masks and size attributes of the model. On an error the model is as it was.
+        shapes, masks and size attributes of the model; the log. On an error the model is as it was.
     """
     changes: _Changes = {}
     for name, tensor in dense_names(model).items():
         wanted = state_dict.get(name)
         if wanted is not None and wanted.dim() == tensor.dim() and wanted.shape != tensor.shape:
             changes[id(tensor)] = (tensor, partial(_blank, shape=wanted.shape))
-    with all_or_nothing() as undo:
-        _change(model, changes, attributes or {}, undo)
+    with all_or_nothing() as own:
+        _change(model, changes, attributes or {}, own)
+    if undo is not None:
+        undo.extend(own)
     return model
 
 

@@ -1,6 +1,7 @@
 """Pruned checkpoints in classes without the mixin: by Lightning's call, by hand, under other names."""
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,115 @@ def test_other_files_load_as_ever(tmp_path: Path) -> None:
         other.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
     assert torch.equal(other.weight, model.weight)
     assert checkpoints.KEY not in torch.load(tmp_path / "a.pt", weights_only=True)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+class Apart(nn.Module):
+    """Two layers that no container says the order of, and an example of what they take."""
+
+    example_input_array = torch.zeros(1, 4)
+
+    def __init__(self, width: int = 8, outputs: int = 2) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, width), nn.Linear(8, 8)
+        self.last = nn.Linear(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x)).relu())
+
+
+def shapes_of(model: nn.Module) -> str:
+    return f"{model} {[tuple(tensor.shape) for tensor in model.state_dict().values()]}"
+
+
+class TestWhatPruningDoesNotExplain:
+    @pytest.mark.parametrize(
+        ("model", "state", "why"),
+        [
+            (mlp(4, 8, 2), mlp(4, 16, 2).state_dict(), "pruning makes nothing wider"),
+            (mlp(4, 8, 2), mlp(4, 8, 9).state_dict(), "pruning makes nothing wider"),
+            (nn.Linear(4, 4), nn.Linear(6, 4).state_dict(), "pruning makes nothing wider"),
+            (mlp(4, 8, 5), mlp(4, 8, 2).state_dict(), "no other layer is narrower"),
+            (mlp(4, 8, 8, 2), {**mlp(4, 3, 3, 2).state_dict(), "4.weight": torch.zeros(2, 8)}, "4.weight .* 2.weight"),
+            (mlp(4, 8, 8, 2), {**mlp(4, 3, 3, 2).state_dict(), "0.bias": torch.zeros(8)}, "0.bias .* 0.weight"),
+            (
+                nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1, groups=8)),
+                nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1, groups=3)).state_dict(),
+                "no shape tells other groups than its 8",
+            ),
+            (
+                nn.Sequential(nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 2)),
+                nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(24, 2)).state_dict(),
+                "3.weight .* while 0.weight",
+            ),
+        ],
+    )
+    def test_it_is_the_size_mismatch_that_it_is(self, model: nn.Module, state: Any, why: str) -> None:
+        before = shapes_of(model)
+        with adopting(), pytest.raises(CheckpointError, match=rf"(?s)size mismatch for .*{why}"):
+            model.load_state_dict(state)
+        assert shapes_of(model) == before
+
+    @pytest.mark.parametrize("other", [Apart(4), Apart(outputs=1)], ids=["a pass that fails", "another output"])
+    def test_the_example_is_run_where_no_container_tells(self, other: Apart) -> None:
+        model = Apart()
+        state = {**other.state_dict(), "second.weight": torch.zeros(4, 8), "second.bias": torch.zeros(4)}
+        with adopting(), pytest.raises(CheckpointError, match=r"(?s)size mismatch for .*in the shape of the state"):
+            model.load_state_dict(state)
+        assert shapes_of(model) == shapes_of(Apart())
+
+    def test_a_tensor_that_was_put_into_a_compact_state(self, saved: tuple[Path, Plain]) -> None:
+        path, _ = saved
+        loaded = Plain()
+        with adopting():
+            state = torch.load(path, weights_only=True)["state_dict"]
+            narrow = state["net.0.weight"][1:]
+            with pytest.raises(CheckpointError, match=r"net.0.weight (has|was built with) shape"):
+                loaded.load_state_dict({**state, "net.0.weight": narrow})
+            if len(narrow) < 7:
+                with pytest.raises(CheckpointError, match=r"net.5.weight has shape .* it was put there afterwards"):
+                    loaded.load_state_dict({**state, "net.5.weight": torch.zeros(2, 32)})
+        assert shapes_of(loaded) == shapes_of(Plain())
+        assert applied_plan(loaded) is None
+        assert not masks.read(loaded)
+
+    def test_a_load_that_raises_leaves_the_model(self, saved: tuple[Path, Plain]) -> None:
+        path, _ = saved
+        loaded, foreign = Plain(), mlp(4, 8, 2)
+        with adopting():
+            state = torch.load(path, weights_only=True)["state_dict"]
+            last = state.pop("net.5.bias")
+            for model in (loaded, foreign):
+                with pytest.raises(RuntimeError, match="Missing key"):
+                    model.load_state_dict(state)
+        assert shapes_of(loaded) == shapes_of(Plain())
+        for model in (loaded, foreign):
+            assert applied_plan(model) is None
+            assert not masks.read(model)
+            assert not any(isinstance(key, str) and "mask" in key for key in model.state_dict())
+        assert loaded(X).shape == (3, 2)
+        assert len(last) == 2
+
+    def test_earlier_masks_come_back(self) -> None:
+        model = mlp(4, 8, 2)
+        masks.attach(model, ["0.weight"], is_structured=True)
+        mask = torch.arange(8)[:, None].expand(8, 4) < 5
+        masks.put(model, {"0.weight": mask})
+        state = mlp(4, 3, 2).state_dict()
+        del state["2.bias"]
+        with adopting(), pytest.raises(RuntimeError, match="Missing key"):
+            model.load_state_dict(state)
+        assert torch.equal(masks.ours(model)["0.weight"], mask)
+        assert masks.structured_names(model) == ("0.weight",)
+        assert model(torch.ones(1, 4)).shape == (1, 2)
+
+    def test_a_file_without_an_entry_that_is_wider(self, tmp_path: Path) -> None:
+        run = trainer(tmp_path)
+        run.fit(Plain(), loader())
+        run.save_checkpoint(tmp_path / "plain.ckpt")
+        with pytest.raises(CheckpointError, match=r"(?s)size mismatch for .*pruning makes nothing wider"):
+            load(Plain, tmp_path / "plain.ckpt", width=4, **SAFELY)
