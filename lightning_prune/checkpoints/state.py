@@ -245,7 +245,9 @@ def restore(model: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool = T
 def take_example(model: nn.Module, entry: Mapping[str, Any]) -> None:
     """Let a model without an example of its own have that of a checkpoint."""
     if example_of(model) is None and (example := entry.get("example")) is not None:
-        remember(model, Example(tuple(example["args"]), example["kwargs"]))
+        # those written before this was told were learnt, nearly all
+        is_learnt = example.get("is_learnt", True)
+        remember(model, Example(tuple(example["args"]), example["kwargs"], is_learnt))
 
 
 def plan_in(entry: Mapping[str, Any]) -> Compaction | None:

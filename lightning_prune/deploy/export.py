@@ -87,7 +87,7 @@ def export(
             stand in dicts, named tuples and dataclasses. Each tensor is an input of the program, named by its way:
             ``audio``, ``batch.x``. Their shapes, batch size included, are those that the program takes, unless
             ``dynamic_shapes`` lets them vary; plain values beside them become part of it. None: the model's
-            ``example_input_array``, or its first forward pass of a fit.
+            ``example_input_array``, or one sample of what a fit or :func:`~lightning_prune.prune` learnt.
         backend: where the program will run.
         dynamic_shapes: as in torch.export, by the name of the input: ``{"image": {0: Dim("batch", min=1, max=8)}}``.
             Every size needs a maximum, for which the program plans its memory.

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -18,7 +18,10 @@ _HELD_AS = "_pruning_example"
 """Attribute of a model that keeps the arguments of its first forward pass under pruning."""
 
 ROWS = 2
-"""Samples of a first forward pass that are kept: one may be taken for a constant by torch.export."""
+"""Samples of a learnt example that are kept: the size of a batch of one may be taken for a constant by torch.export.
+
+What is told of the model and written for a phone is of one: see :func:`~lightning_prune.model.summary.single`.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Example:
     Args:
         args: positional arguments.
         kwargs: keyword arguments.
+        is_learnt: whether nobody gave it: it was taken from the first forward pass of a fit, or from data.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    is_learnt: bool = False
 
     @classmethod
     def of(cls, inputs: "Inputs") -> "Example":
@@ -143,6 +148,11 @@ def first_samples(example: Example, rows: int = ROWS) -> Example:
     return cast(Example, walked(example, lambda x: (x[:rows] if is_batch and x.dim() else x).detach().clone()))
 
 
+def learnt(example: Example) -> Example:
+    """Return what is kept of the arguments of a forward pass as the example of a model that has none."""
+    return replace(first_samples(example), is_learnt=True)
+
+
 def sample_count(value: object) -> int:
     """Return the length of the first axis of the first tensor in it; 1 where there is none."""
     first = next((tensor for tensor in tensors_in(value) if tensor.dim()), None)
@@ -155,7 +165,9 @@ def stored(model: nn.Module) -> dict[str, Any] | None:
     None where there is none, or where it holds objects of other classes than tensors, numbers, texts and containers.
     """
     example = model.__dict__.get(_HELD_AS)
-    return as_plain(example) if isinstance(example, Example) else None
+    if not isinstance(example, Example) or (plain := as_plain(example)) is None:
+        return None
+    return plain | {"is_learnt": example.is_learnt}
 
 
 def as_plain(example: Example) -> dict[str, Any] | None:
@@ -210,7 +222,7 @@ class FirstForward:
         device = next((tensor.device.type for tensor in tensors_in((example.args, dict(example.kwargs)))), "cpu")
         # a validation runs in inference mode and a training step under autocast: what is bound now outlives both
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            example = first_samples(example)
+            example = learnt(example)
             remember(self._model, example)
             self._then(example)
 

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.model.computed import sources
-from lightning_prune.model.example import Example, Inputs, example_of
+from lightning_prune.model.example import Example, Inputs, example_of, first_samples
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.tables import Table, Tabular
@@ -239,13 +239,14 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
 
     Args:
         model: any module; run in eval mode without gradients, and put back as it was. One with lazy layers is copied.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; all of it counts, of an example
+            that was learnt one sample, see :func:`single`.
 
     Raises:
         ValueError: the model rejects the example input.
     """
     model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
-    example = Example.of(example_inputs).on_device_of(model)
+    example = single(model, Example.of(example_inputs)).on_device_of(model)
     counter = FlopCounterMode(display=False)
     with as_evaluated(model), torch.no_grad(), _counted(model) as counts, counter, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
@@ -258,6 +259,28 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
         except Exception as error:
             raise ValueError(f"{type(model).__name__} rejects the example input {example}: {error}") from error
     return Macs(counter.get_total_flops() // 2, *counts)
+
+
+def single(model: nn.Module, example: Example) -> Example:
+    """Return the example on which figures are told and programs written: of a learnt one, one sample.
+
+    A fit and :func:`~lightning_prune.prune` learn two samples, so that what depends on the batch shows; the user gave
+    none of them. An example that a user gave stands as it is, and so does a learnt one whose batch is not known, since
+    the first axes of its tensors differ, or of which the model does not take one sample alone, such as pairs.
+
+    Args:
+        model: run in eval mode without gradients, and put back as it was.
+        example: of its forward.
+    """
+    if not example.is_learnt:
+        return example
+    one = replace(first_samples(example, 1), is_learnt=False)
+    with as_evaluated(model), torch.no_grad():
+        try:
+            one.on_device_of(model)(model)
+        except Exception:  # whatever a forward of pairs raises
+            return replace(example, is_learnt=False)
+    return one
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_prune.compensation import Repair
 from lightning_prune.selection.allocation import Candidates
@@ -37,6 +38,12 @@ class Event:
     macs: int | None
     repairs: tuple[Repair, ...] = ()
     thin: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Event":
+        """Return the event that ``dataclasses.asdict`` has described, also in an older version."""
+        repairs = tuple(Repair(**repair) for repair in values.get("repairs", ()))
+        return cls(**{**values, "repairs": repairs, "thin": tuple(values.get("thin", ()))})
 
 
 def thin(

@@ -17,7 +17,7 @@ class Record:
     """What came of pruning a model: plain values, which outlive the fit and go with a copy.
 
     Args:
-        events: those that stand, in order.
+        events: those that stand, in order; of a resumed run, those of its checkpoint first.
         trials: what the guard has judged, in order.
         sparsity: reached so far, in what the recipe counts.
         is_done: whether the model is finalized.

@@ -13,7 +13,7 @@ from lightning_prune.data.metrics import MetricLike, check_metric
 from lightning_prune.data.passes import own_random_state
 from lightning_prune.errors import GraphError
 from lightning_prune.model.example import Example, Inputs, example_of
-from lightning_prune.model.summary import measure_macs
+from lightning_prune.model.summary import measure_macs, single
 from lightning_prune.study._programs import Empty, ProgramCost, narrower, programs, sparser
 from lightning_prune.study.comparison import Comparison
 from lightning_prune.study.curve import Sensitivity
@@ -145,7 +145,7 @@ def sample(model: nn.Module, loader: Iterable[Any], given: Inputs | None) -> tup
     """
     example = example_of(model) if given is None else Example.of(given)
     if example is not None:
-        return example.positional(model)
+        return single(model, example).positional(model)
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader is empty; pass one that gives at least one batch")

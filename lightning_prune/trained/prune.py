@@ -21,7 +21,7 @@ from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, nam
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.errors import PruningError, ScoringError
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, Inputs, example_of, first_samples, remember, sample_count
+from lightning_prune.model.example import Example, Inputs, example_of, learnt, remember, sample_count
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
@@ -152,7 +152,7 @@ def prune(
         batches = first_batches(passes, samples)
         inputs = _looked_at(model, batches, samples, recipe)
         example = example_of(model) if example_inputs is None else Example.of(example_inputs)
-        example = (first_samples(inputs) if example is None else example).on_device_of(model)
+        example = (learnt(inputs) if example is None else example).on_device_of(model)
         before = summarize(model, example)
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):

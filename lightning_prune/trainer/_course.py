@@ -61,6 +61,7 @@ class Course:
             recipes = [recipe.describe() for recipe in settings.recipes]
             entry["run"] = {"is_done": self.record.is_done, "recipes": recipes}
             entry["run"] |= {} if self.record.is_done else self.run.state_dict()
+            entry["run"]["events"] = [asdict(event) for event in self.record.events]
             entry["run"]["dense"] = None if self.dense is None else asdict(self.dense)
             entry["run"]["guard"] = None if self.guarding is None else self.guarding.state_dict(trainer)
         return entry

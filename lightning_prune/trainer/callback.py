@@ -96,7 +96,7 @@ class PruningCallback(AnyCallback):
 
     @property
     def events(self) -> list[Event]:
-        """The events that stand, in order."""
+        """The events that stand, in order; of a resumed run, those of its checkpoint first."""
         return self._record.events
 
     @property

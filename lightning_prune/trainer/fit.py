@@ -21,6 +21,7 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, FirstForward, example_of
 from lightning_prune.model.recalibration import frozen_statistics
 from lightning_prune.recipe import Recipe
+from lightning_prune.run.event import Event
 from lightning_prune.run.lines import Size, event_line
 from lightning_prune.run.record import keep
 from lightning_prune.run.resuming import differences, without_guard
@@ -134,13 +135,17 @@ class Fit:
         self._taught = take_up(self.settings.distillation, entry, self.settings.resume_with_other_recipe)
         saved = entry.get("run")
         if saved is not None and saved.get("dense") is not None:
-            self.course.dense = Size(**saved["dense"])
+            dense = Size(**saved["dense"])
+            # checkpoints without events counted MACs of all samples of an example that was learnt: they count anew
+            self.course.dense = dense if "events" in saved else replace(dense, macs=None)
         self.record.is_done = saved is not None and self._is_done_in(saved)
         self._resumed = None if saved is None or saved["is_done"] else saved
         if self._resumed is None and not self.record.is_done:
             self.course.run = None
         reached = -1 if self._resumed is None else self._resumed["step"]
         self.record.events = [event for event in self.record.events if event.step <= reached]
+        if saved is not None and "events" in saved and (self._resumed is not None or self.record.is_done):
+            self.record.events = [Event.of(values) for values in saved["events"]]
         self._note()
 
     def start(self) -> None:
@@ -201,7 +206,8 @@ class Fit:
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             course.active.start(trainer.optimizers, schedulers, model)
             macs = next((pruner.macs.total for pruner in course.active.pruners if pruner.macs), None)
-            course.dense = course.dense or size_of(model, macs)
+            dense = course.dense or size_of(model)
+            course.dense = dense if dense.macs is not None else replace(dense, macs=macs)
             for text in selection_warnings(trainer, course.active.last_step):
                 rank_zero_warn(text)
             if course.guarding is not None:
@@ -259,7 +265,7 @@ class Fit:
             self.course.stages.append(applied_plan(model))
             shrink(run, trainer, model)
             earlier.serve(model, self.course.stages)
-        # a resumed run has no events from before, and nothing tells what each layer had lost by then
+        # older checkpoints hold no events, and nothing tells what each layer had lost by then
         layers = None if any(before.values()) else {}
         for event in events:
             layers = self.record.events[-1].layers if self.record.events else layers
@@ -366,7 +372,7 @@ class Fit:
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         if folder and not is_rehearsal(trainer):
             path = Path(folder) / "pruned.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)  # Lightning 2.6 tells what is left open
             self.record.checkpoint = None if self.files.has_failed else path
 
     def finish_untrained(self) -> None:

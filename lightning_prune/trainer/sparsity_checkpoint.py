@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -102,6 +103,7 @@ class SparsityCheckpoint(SelectingCheckpoint):
         self.points: dict[str, Point] = {}
         self.best_pruned_path = ""
         self._validated_at: tuple[float, ...] | None = None
+        self._is_former = False
 
     @property
     def state_key(self) -> str:
@@ -145,6 +147,11 @@ class SparsityCheckpoint(SelectingCheckpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note at which sparsity the metric is measured."""
         self._validated_at = _asked(trainer)
+        example = example_of(pl_module)
+        if self._is_former and example is not None and example.is_learnt:
+            now, former = (measure_macs(pl_module, x).total for x in (example, replace(example, is_learnt=False)))
+            scaled = {path: point._replace(thrift=point.thrift * now / former) for path, point in self.points.items()}
+            self.points, self._is_former = scaled, False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so when no checkpoint reached the target."""
@@ -250,13 +257,16 @@ class SparsityCheckpoint(SelectingCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, the points of the kept files with it."""
-        return super().state_dict() | {"points": {path: list(point) for path, point in self.points.items()}}
+        points = {path: list(point) for path, point in self.points.items()}
+        return super().state_dict() | {"points": points, "is_former": self._is_former}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state; files in another folder are left alone, as ModelCheckpoint does."""
         super().load_state_dict(state_dict)
         if state_dict["dirpath"] == self.dirpath:
             self.points = {path: Point(*point) for path, point in state_dict["points"].items()}
+            # states without this word counted MACs of all samples of an example that was learnt
+            self._is_former = self.against == "macs" and state_dict.get("is_former", True)
 
 
 def _finalized(model: LightningModule, checkpoint: dict[str, Any], pruning: PruningCallback) -> dict[str, Any]:
@@ -266,6 +276,7 @@ def _finalized(model: LightningModule, checkpoint: dict[str, Any], pruning: Prun
     checkpoints.restore(copied, checkpoint, strict=model.strict_loading)
     finalize_or_fold(copied)
     run = {"is_done": True, "recipes": [recipe.describe() for recipe in pruning.recipes], "guard": None}
+    run["events"] = checkpoint[checkpoints.KEY].get("run", {}).get("events", [])
     entry = {**checkpoint[checkpoints.KEY], **checkpoints.describe(copied), "run": run}
     held = {name: value for name, value in checkpoint.items() if name not in _OF_FIT}
     return {**held, "state_dict": copied.state_dict(), checkpoints.KEY: entry}

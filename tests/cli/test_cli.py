@@ -1,5 +1,6 @@
 """The commands of the shell, run in this process; what they print and how they fail."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -214,7 +215,8 @@ class TestPrune:
         assert code == 0
         code, out, err = run(capsys, *out[out.index("lightning-prune export") :].split()[1:])
         assert (code, err) == (0, "")
-        assert (tmp_path / "mlp.pte").is_file()
+        manifest = json.loads((tmp_path / "mlp.json").read_text())
+        assert manifest["methods"]["forward"]["inputs"][0]["shape"] == [1, 6]
 
     def test_a_full_disk_is_said(
         self, capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch

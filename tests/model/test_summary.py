@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.graph import channel_groups
 from lightning_prune.model import masks
-from lightning_prune.model.example import Example, example_of
-from lightning_prune.model.summary import LayerSummary, as_evaluated, measure_macs, summarize
+from lightning_prune.model.example import Example, example_of, learnt, remember
+from lightning_prune.model.summary import LayerSummary, as_evaluated, measure_macs, single, summarize
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "conv": (lambda: nn.Conv2d(3, 8, 3, padding=1), (2, 3, 10, 6), 2 * 8 * 10 * 6 * 3 * 9),
@@ -289,3 +289,36 @@ def test_recurrent_layers_are_in_the_total(kind: Callable[[int, int], nn.Module]
     steps, inputs, hidden = 4, 5, 6
     found = measure_macs(kind(inputs, hidden), torch.zeros(steps, 1, inputs))
     assert found.total == steps * gates * hidden * (inputs + hidden)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_of_a_learnt_example_one_sample_counts_and_of_an_own_one_all(batch: int) -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5)), torch.zeros(batch, 1, 6, 6)
+    macs = 4 * 16 * 9 + 4 * 16 * 5
+    assert measure_macs(net, x).total == batch * macs
+    remember(net, learnt(Example((x,))))
+    assert summarize(net).macs == macs
+    assert [layer.macs for layer in summarize(net).layers] == [4 * 16 * 9, 4 * 16 * 5]
+    remember(net, Example((x,)))
+    assert summarize(net).macs == batch * macs
+
+
+class Pairs(nn.Module):
+    """Takes pairs: two samples are the least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.fc(x).chunk(2)
+        return left - right
+
+
+def test_what_one_sample_is_too_few_for_or_has_no_one_batch_stays_whole() -> None:
+    net = Pairs()
+    assert measure_macs(net, learnt(Example((torch.zeros(8, 6),)))).total == 2 * 6 * 3
+    several = learnt(Example((torch.zeros(8, 6), torch.zeros(3, 6))))
+    kept = single(net, several)
+    assert [len(x) for x in kept.args] == [8, 3]
+    assert not kept.is_learnt

@@ -354,6 +354,18 @@ def test_what_was_pruned_knows_an_example() -> None:
     assert example(net).shape[1] == 3
 
 
+def test_macs_are_of_one_sample_of_the_data_and_of_all_of_an_example_given() -> None:
+    def pruned(**options: Any) -> Any:
+        net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+        recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5), count="macs")
+        return prune(net, recipe, [torch.randn(64, 6)], progress=False, **options)
+
+    learnt, own = pruned(), pruned(example_inputs=torch.zeros(4, 6))
+    assert (learnt.before.macs, own.before.macs) == (6 * 12 + 12 * 3, 4 * (6 * 12 + 12 * 3))
+    assert learnt.after.macs == learnt.events[0].macs == (6 + 3) * 6
+    assert own.after.macs == own.events[0].macs == 4 * (6 + 3) * 6
+
+
 def test_a_loss_that_tells_no_gradient_is_named() -> None:
     net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
     recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5), criterion=Taylor())

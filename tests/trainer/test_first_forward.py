@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from support import Resumable, loader, trainer
 from torch import Tensor, nn
 
 from lightning_prune import Channel, Linear, OneShot, PruningCallback, PruningError, Recipe
+from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.model.example import example_of, stored
+from lightning_prune.model.summary import summarize
 
 
 @dataclasses.dataclass
@@ -146,5 +149,54 @@ def test_a_resumed_run_has_the_example_of_its_checkpoint(tmp_path: Path, shrinks
     whole = fitted(None, saving("whole"), max_epochs=3)
     resumed = fitted(tmp_path / "whole" / "step=5.ckpt", saving("resumed"), max_epochs=3)
     assert whole.net[1].out_features == 2
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def macs_told(printed: str) -> list[str]:
+    """What the events and the end say of MACs."""
+    return re.findall(r"[\d,]+ MACs \(\d+%\)|^MACs .*", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("count", [None, "macs"])
+def test_macs_are_those_of_one_sample(tmp_path: Path, count: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def fitted(model: Net) -> tuple[Net, list[int | None], list[str]]:
+        recipe = Recipe(granularity=Channel(), schedule=Linear(0.5, 1, 7, 3), count=count)
+        callback = PruningCallback(recipe)
+        trainer(tmp_path, callback).fit(model, loader())
+        return model, [event.macs for event in callback.events], macs_told(capsys.readouterr().out)
+
+    torch.manual_seed(0)
+    without, events, lines = fitted(Net())
+    torch.manual_seed(0)
+    own = Net()
+    own.example_input_array = torch.zeros(1, 1, 6, 6)
+    own, own_events, own_lines = fitted(own)
+    assert (events, lines) == (own_events, own_lines)
+    assert summarize(without).macs == summarize(own).macs == events[-1] == 36 * 4 + 4 * 4
+    assert len(lines) == len(events) + 1
+
+
+def test_a_run_from_before_macs_were_of_one_sample_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fitted(folder: str, **options: Any) -> tuple[Net, PruningCallback]:
+        torch.manual_seed(0)
+        model = Net()
+        recipe = Recipe(granularity=Channel(), schedule=Linear(0.75, 0, 9, 3), count="macs")
+        callback = PruningCallback(recipe)
+        saving = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=5, save_top_k=-1)
+        trainer(tmp_path, callback, saving, max_epochs=3).fit(model, Resumable(), **options)
+        return model, callback
+
+    whole, callback = fitted("whole")
+    told = macs_told(capsys.readouterr().out)
+    path = tmp_path / "whole" / "step=5.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    entry = checkpoint[checkpoints.KEY]
+    del entry["example"]["is_learnt"], entry["run"]["events"]
+    entry["run"]["dense"]["macs"] *= 2
+    torch.save(checkpoint, path)
+    resumed, later = fitted("resumed", ckpt_path=path, weights_only=True)
+    assert macs_told(capsys.readouterr().out) == told[-len(later.events) - 1 :]
+    assert later.events == [event for event in callback.events if event.step > 5]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name

@@ -9,6 +9,7 @@ from typing import Any
 
 import packages
 import pytest
+import torch
 from packages import L, TQDMProgressBar
 from support import AfterStep, LinearNet, Net, Resumable, loader, trainer
 from torch import Tensor
@@ -188,8 +189,19 @@ def test_a_resumed_run_compares_with_the_dense_network(
     with pytest.raises(Stop):
         trainer(tmp_path, callback(), AfterStep(stop)).fit(Net(), Resumable())
     capsys.readouterr()
-    trainer(tmp_path, callback()).fit(Net(), Resumable(), ckpt_path=tmp_path / "half.ckpt")
-    lines = told(capsys.readouterr().out)
+
+    def resumed() -> list[str]:
+        trainer(tmp_path, callback()).fit(Net(), Resumable(), ckpt_path=tmp_path / "half.ckpt")
+        return told(capsys.readouterr().out)
+
+    lines = resumed()
+    assert lines[0].startswith("step 6: ")
+    assert "most from conv2 (50% -> " in lines[0]
+    assert row(lines, "parameters")[0] == f"{dense:,}"
+    checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    del checkpoint["lightning_prune"]["run"]["events"]
+    torch.save(checkpoint, tmp_path / "half.ckpt")
+    lines = resumed()
     assert lines[0].startswith("step 6: ")
     assert "most from" not in lines[0]  # of earlier events nothing is known
     assert row(lines, "parameters")[0] == f"{dense:,}"

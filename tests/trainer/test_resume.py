@@ -14,9 +14,10 @@ from processes import alone
 from support import AfterStep, LinearNet, MixedNet, Net, Resumable, loader, outputs, trainer, zeros
 from torch.utils.data import DataLoader
 
-from lightning_prune import Channel, Linear, OneShot, PruningCallback, Recipe, Taylor, history
+from lightning_prune import Channel, Guard, LeastSquares, Linear, OneShot, PruningCallback, Recipe, Taylor, history
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import CheckpointError
+from lightning_prune.guard import Verdict
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # a Trainer without a ModelCheckpoint
@@ -245,3 +246,59 @@ def test_a_run_resumed_at_the_end_of_an_epoch_can_be_resumed_again(step: int, tm
     run(once, "second", tmp_path / "first" / "step=5.ckpt")
     assert run(twice, "third", tmp_path / "second" / f"step={step}.ckpt") == 15
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), twice.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shrinks", [False, True])
+def test_the_events_before_a_resume_come_back(tmp_path: Path, shrinks: bool) -> None:
+    def fitted(folder: str, ckpt_path: Path | None = None) -> tuple[Any, PruningCallback]:
+        torch.manual_seed(0)
+        model = Net()
+        recipe = Recipe(
+            granularity=Channel(), schedule=Linear(0.75, 0, 9, 3), criterion=Taylor(), repair=LeastSquares(samples=64)
+        )
+        callback = PruningCallback(recipe, compact_every_event=shrinks)
+        saving = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+        run = trainer(tmp_path, callback, saving, max_epochs=3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(the event is not repaired|left with a single)")
+            run.fit(model, Resumable(), ckpt_path=ckpt_path, weights_only=True)
+        return model, callback
+
+    whole, callback = fitted("whole")
+    assert len(callback.events) > 2
+    resumed, other = fitted("resumed", tmp_path / "whole" / "step=7.ckpt")
+    assert other.events == callback.events == history(resumed).events == history(whole).events
+
+
+def test_an_event_that_was_rolled_back_stays_out_of_a_resumed_record(tmp_path: Path) -> None:
+    class Falling(Net):
+        def validation_step(self, batch: list[Any], batch_idx: int) -> None:
+            self.log("score", 1.0 if self.current_epoch < 2 else 0.1)
+
+    def fitted(folder: str, ckpt_path: Path | None = None) -> PruningCallback:
+        torch.manual_seed(0)
+        recipe = Recipe(schedule=Linear(0.6, 0, 15, 5))
+        callback = PruningCallback(recipe, guard=Guard(monitor="score", mode="max", max_drop=0.2))
+        saving = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(tmp_path, callback, saving, max_epochs=4)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="pruning stopped short|.*rolled back")
+            run.fit(Falling(), Resumable(), loader(1), ckpt_path=ckpt_path, weights_only=True)
+        return callback
+
+    whole = fitted("whole")
+    lost = [trial.step for trial in whole.trials if trial.outcome is Verdict.ROLL_BACK]
+    assert lost
+    assert whole.events
+    for step in (lost[0] - 1, lost[0], lost[0] + 1):
+        resumed = fitted(f"from {step}", tmp_path / "whole" / f"step={step}.ckpt")
+        assert resumed.events == whole.events
+        assert not {event.step for event in resumed.events} & set(lost)
+
+
+def test_the_checkpoint_at_the_end_is_written_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saving = ModelCheckpoint(tmp_path, every_n_epochs=1)
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, PruningCallback(HALF), saving).fit(LinearNet(), loader())
+    assert (tmp_path / "pruned.ckpt").is_file()
+    assert "weights_only" not in caplog.text

@@ -16,6 +16,7 @@ from lightning_prune.errors import ExportError
 from lightning_prune.model.example import Example, Inputs, example_of, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
+from lightning_prune.model.summary import single
 
 
 class EagerModel(nn.Module):
@@ -129,7 +130,8 @@ def example_arguments(
     """Return the arguments of an example, with tensors of our own: on the CPU, contiguous, without history.
 
     Args:
-        model: whose ``example_input_array`` is taken where ``example_inputs`` is None.
+        model: whose ``example_input_array`` is taken where ``example_inputs`` is None, or else one sample of what it
+            learnt.
         example_inputs: as given by the caller.
         function: the method that they are for; None: the model's ``forward``.
         method: its name, in errors.
@@ -140,6 +142,7 @@ def example_arguments(
         ExportError: the method does not take them.
     """
     example = example_of(model) if example_inputs is None else given_inputs(example_inputs)
+    example = None if example is None else single(model, example)
     if example is None or not (example.args or example.kwargs):
         raise ValueError(
             f"{type(model).__name__} has no example_input_array: pass inputs of the shape that the app will use, as in"

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lightning_prune.compensation import Repair
 from lightning_prune.documents import Form
 from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model.summary import LayerSummary, Summary
@@ -148,16 +147,7 @@ class History:
             return cls(
                 metrics={name: tuple(map(_point, points)) for name, points in document["metrics"].items()},
                 sparsity=tuple(map(_point, document["sparsity"])),
-                events=tuple(
-                    Event(
-                        **{
-                            **event,
-                            "repairs": tuple(Repair(**one) for one in event.get("repairs", ())),
-                            "thin": tuple(event.get("thin", ())),
-                        }
-                    )
-                    for event in document["events"]
-                ),
+                events=tuple(map(Event.of, document["events"])),
                 trials=tuple(Trial(**{**trial, "outcome": Verdict(trial["outcome"])}) for trial in trials),
                 scores=tuple(Scores(**{**one, **{k: tuple(one[k]) for k in _BINS}}) for one in document["scores"]),
                 before=_summary(document["before"]),
