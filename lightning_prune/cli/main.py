@@ -84,7 +84,7 @@ def _prune(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument("--allocation", choices=_commands.ALLOCATIONS, help="how the cut is spread over the layers")
     parser.add_argument("--loss", metavar="REF", help="function loss(model, batch), for taylor and fisher")
     parser.add_argument("--metric", metavar="REF", help="torchmetrics metric or metric(model, batch), before and after")
-    parser.add_argument("--samples", type=int, default=256, help="looked at for scores and repair, at most (256)")
+    parser.add_argument("--samples", type=int, default=512, help="looked at for scores and repair, at most (512)")
     parser.add_argument("--no-repair", action="store_true", help="leave the kept weights as they are")
 
 

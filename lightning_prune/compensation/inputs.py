@@ -19,6 +19,7 @@ from lightning_prune.model.example import (
     as_plain,
     first_samples,
     sample_count,
+    tensors_in,
     walked,
     whole_networks,
 )
@@ -58,9 +59,18 @@ class Call:
         except PruningError:
             raise
         except Exception as error:
+            held = tensors_in((self.example.args, dict(self.example.kwargs)))
+            dtypes = {tensor.dtype for tensor in held if tensor.is_floating_point()}
+            own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+            advice = "Let forward take all of them at once in eval mode, or leave out what looks at samples"
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                advice = "They run as one batch: let repair, criterion and prune look at fewer, samples=…"
+            elif own and dtypes - own:
+                names = [", ".join(sorted(map(str, kinds))) for kinds in (dtypes, own)]
+                advice = f"The inputs are {names[0]} and the weights {names[1]}: cast one of them"
             raise PruningError(
-                f"forward of {type(model).__name__} cannot run in eval mode on the inputs of the last steps, which"
-                f" repair looks at ({type(error).__name__}: {error}); nothing was pruned. Leave Recipe(repair=…) out"
+                f"forward of {type(model).__name__} cannot run in eval mode on the {self.samples} samples that repair"
+                f" and criteria look at ({type(error).__name__}: {error}); nothing was pruned. {advice}"
             ) from error
 
 

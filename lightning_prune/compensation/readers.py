@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.criteria import Run
+from lightning_prune.model import masks
 from lightning_prune.model.summary import as_evaluated
 
 MAX_COLUMNS = 1_536
@@ -144,6 +145,15 @@ def sampled(rows: Tensor, most: int, name: str) -> Tensor:
         chosen = torch.randperm(rows.shape[1], generator=generator)[:each].sort().values
         rows = rows[:, chosen.to(rows.device)]
     return rows.flatten(0, 1).movedim(1, 0)
+
+
+def source_of_nan(model: nn.Module) -> str:
+    """Say where to look after something in a forward pass was NaN or infinite."""
+    names = (name for name, tensor in masks.dense_names(model).items() if bool(torch.isnan(tensor).any()))
+    name = next(names, None)
+    if name is None:
+        return "Look at the data"
+    return f"{name} holds NaN itself: training diverged, or the checkpoint is broken"
 
 
 def run_through(model: nn.Module, inputs: Run, see: Callable[[str, Reader, Tensor], None]) -> None:

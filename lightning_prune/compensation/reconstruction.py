@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compensation.readers import Reader, run_through, sampled
+from lightning_prune.compensation.readers import Reader, run_through, sampled, source_of_nan
 from lightning_prune.criteria import Run, SampleCriterion, Seen
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
@@ -111,7 +111,9 @@ class Reconstruction(SampleCriterion):
                     " before it out with Targets(exclude=…), or take Fisher()"
                 )
             if not bool(torch.isfinite(rows).all()):
-                raise NonFiniteError(f"what enters {name} is NaN or infinite; nothing was pruned. Look at the data")
+                raise NonFiniteError(
+                    f"what enters {name} is NaN or infinite; nothing was pruned. {source_of_nan(model)}"
+                )
             if reader.bias is not None:
                 rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], -1)
             gram = rows.double().mT @ rows.double() / rows.shape[1]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compensation.least_squares import LeastSquares, Moments, best_fit
-from lightning_prune.compensation.readers import Reader, run_through, sampled
+from lightning_prune.compensation.readers import Reader, run_through, sampled, source_of_nan
 from lightning_prune.criteria import Run
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
@@ -83,7 +83,7 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Wan
         if not bool(torch.isfinite(rows).all()):
             raise NonFiniteError(
                 f"what enters {name.rpartition('.')[0] or 'the model'} is NaN or infinite on the samples for repair;"
-                " nothing was pruned. Look at the data, or leave Recipe(repair=…) out"
+                f" nothing was pruned. {source_of_nan(model)}. Repair can be left out"
             )
         weight = reader.matrix(parameters[name].detach())
         targets[name] = Wanted(rows @ weight.mT.to(rows.dtype), len(x))

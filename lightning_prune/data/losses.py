@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model.plain_copy import plain_copy
@@ -26,6 +27,11 @@ def check_loss(model: nn.Module, loss: Loss | None) -> None:
     if loss is not None:
         if not callable(loss):
             raise TypeError(f"loss must be a function loss(model, batch) -> scalar, got {loss!r:.80}")
+        if isinstance(loss, _Loss):
+            raise TypeError(
+                f"loss is called as loss(model, batch), and {loss!r:.80} takes outputs and targets: write loss=lambda"
+                " model, batch: criterion(model(batch[0]), batch[1]), with criterion for it"
+            )
         return
     if not is_lightning_module(model):
         raise ValueError(f"{name} is no LightningModule, so its loss is not known: pass loss=lambda model, batch: …")

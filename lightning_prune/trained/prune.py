@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from lightning_prune.compaction.finalization import finalize
@@ -28,7 +29,7 @@ from lightning_prune.run.binding import bind
 from lightning_prune.run.event import Event
 from lightning_prune.run.lines import stay_line, staying
 from lightning_prune.run.pruner import Pruner, prune_step
-from lightning_prune.schedules import timed
+from lightning_prune.schedules import resolve, timed
 from lightning_prune.selection import ChannelUnits
 from lightning_prune.values import check_whole
 
@@ -123,6 +124,7 @@ def prune(
     Raises:
         TypeError: an argument or a batch is of another kind.
         ValueError: there are no data, too few for repair, or the recipe does not fit the model; nothing has changed.
+        PruningError: the model carries masks, or cannot run on the samples to look at; nothing has changed.
         NonFiniteError: weights, scores or what enters a layer are NaN or infinite; nothing has changed.
         CompactionError: the compact model would compute something else; nothing has changed.
 
@@ -139,29 +141,35 @@ def prune(
         >>> net[0].out_features, pruned.after.parameters
         (8, 108)
     """
+    _check(model, recipe, loss)
     check_whole("samples", samples, 1)
     if metric is not None:
         check_metric(metric)
-    if masks.is_masked(model):
-        raise PruningError(f"{type(model).__name__} carries masks of another run: call finalize(model) first")
-    if isinstance(recipe.criterion, GradientCriterion):
-        check_loss(model, loss)
     recipe = replace(recipe, repair=recipe.repair or repair)
+    tried = _completed(recipe)
+    rounds = _rounds(tried)
     with own_random_state():
         passes = Passes(loader_of(data), model)
         batches = first_batches(passes, samples)
         inputs = _looked_at(model, batches, samples, recipe)
-        example = example_of(model) if example_inputs is None else Example.of(example_inputs)
-        example = (learnt(inputs) if example is None else example).on_device_of(model)
-        before = summarize(model, example)
+        own = example_of(model) if example_inputs is None else Example.of(example_inputs)
+        example = (learnt(inputs) if own is None else own).on_device_of(model)
+        try:
+            before = summarize(model, example)
+        except ValueError as error:
+            if own is not None:
+                raise
+            raise ValueError(
+                f"{error}. These are the first samples of data, which must give batches: of a list of single samples"
+                " DataLoader(samples, batch_size=32) makes them"
+            ) from error
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
-            pruner = bind(_completed(recipe), model, example, _STEPS)
+            pruner = bind(tried, model, example, _STEPS)
             stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
             pruner.attach(model)
             events: list[Event] = []
             refused = chosen_by = ""
-            rounds = list(_rounds(pruner))
             for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
                 try:
                     event, criterion = _event(pruner, model, step, sparsity, batches, inputs, loss)
@@ -189,6 +197,24 @@ def prune(
         metric_before=measured,
         metric_after=reached,
     )
+
+
+def _check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
+    """Refuse what cannot be pruned, before the data are touched."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prune(model, recipe, data): model must be an nn.Module, got {model!r:.80}")
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            "prune(model, recipe, data): recipe must be one Recipe(schedule=…), such as Recipe(granularity=Channel(),"
+            f" schedule=OneShot(0.5)), got {recipe!r:.80}; of several call prune for each in turn"
+        )
+    name = type(model).__name__
+    if lazy := [own for own, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(f"{lazy[0]} of {name} has no shape yet: run it on a batch first, model(inputs)")
+    if masks.is_masked(model):
+        raise PruningError(f"{name} carries masks of another run: call finalize(model) first")
+    if loss is not None or isinstance(recipe.criterion, GradientCriterion):
+        check_loss(model, loss)
 
 
 def _looked_at(model: nn.Module, batches: list[Any], samples: int, recipe: Recipe) -> Example:
@@ -226,20 +252,20 @@ def _completed(recipe: Recipe) -> Recipe:
     return replace(recipe, schedule=schedule.with_steps({"begin_step": 1})) if is_at_once else recipe
 
 
-def _rounds(pruner: Pruner) -> Iterator[tuple[int, float]]:
-    """Yield the step and sparsity of each event of the schedule."""
-    schedule = pruner.schedule
+def _rounds(recipe: Recipe) -> list[tuple[int, float]]:
+    """Return the step and sparsity of each event of the schedule."""
+    try:
+        schedule = resolve(recipe.schedule, _STEPS)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. There is no run here, and a share of it counts as one of {_STEPS} steps: give begin and end both"
+            " as shares, or both in steps"
+        ) from error
     last = schedule.final_step
     if last is None:
-        raise ValueError(
-            f"{pruner.recipe.schedule} does not tell when it ends: take OneShot, Linear or another built-in one"
-        )
-    before = -1
-    for step in range(last + 1):
-        sparsity = schedule.due(before, step)
-        if sparsity is not None and sparsity > 0:
-            yield step, sparsity
-        before = step
+        raise ValueError(f"{recipe.schedule} does not tell when it ends: take OneShot, Linear or another built-in one")
+    due = [(step, schedule.due(step - 1, step)) for step in range(last + 1)]
+    return [(step, sparsity) for step, sparsity in due if sparsity is not None and sparsity > 0]
 
 
 def _event(

@@ -1,5 +1,6 @@
 """The commands of the shell, run in this process; what they print and how they fail."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from support import Net, loader, trainer
 
-from lightning_prune import Channel, OneShot, PruningCallback, Recipe
+from lightning_prune import Channel, OneShot, PruningCallback, Recipe, prune
 from lightning_prune.cli import main
 from lightning_prune.cli._models import example, loaded_model
 from lightning_prune.cli.references import load, made
@@ -170,6 +171,13 @@ class TestErrors:
     def test_traceback_on_request(self, folder: Path):
         with pytest.raises(FileNotFoundError):
             main(["--traceback", "inspect", str(folder / "none.pte")])
+
+
+def test_the_shell_looks_at_as_many_samples_as_the_function(capsys: pytest.CaptureFixture[str]) -> None:
+    most = inspect.signature(prune).parameters["samples"].default
+    with pytest.raises(SystemExit):
+        main(["prune", "--help"])
+    assert f"at most ({most})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("command", ["prune", "export", "inspect", "benchmark", "verify", "summarize"])

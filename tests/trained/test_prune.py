@@ -211,6 +211,71 @@ def test_bad_input_changes_nothing(
         assert torch.equal(tensor, before[name])
 
 
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def with_nan() -> nn.Module:
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4))
+    nn.init.constant_(dict(net.named_parameters())["1.weight"], float("nan"))
+    return net
+
+
+MIXED = Linear(0.5, begin_step=200, end_step=0.8)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "options", "error", "message"),
+    [
+        (nn.Linear, HALF, {}, TypeError, "model must be an nn.Module, got <class"),
+        (None, HALF, {}, TypeError, "model must be an nn.Module, got None"),
+        (redundant(), OneShot(0.5), {}, TypeError, r"recipe must be one Recipe\(schedule=…\), .* got OneShot"),
+        (redundant(), [HALF, HALF], {}, TypeError, "of several call prune for each in turn"),
+        (redundant(), HALF, {"loss": nn.CrossEntropyLoss()}, TypeError, r"CrossEntropyLoss\(\) takes outputs and"),
+        (lazy(), HALF, {}, ValueError, "0.weight of Sequential has no shape yet: run it on a batch"),
+        (with_nan(), HALF, {}, NonFiniteError, "1.weight holds NaN itself"),
+        (redundant(), replace(HALF, schedule=MIXED), {}, ValueError, "a share of it counts as one of 100 steps"),
+        (redundant(), replace(HALF, schedule=lambda step: 0.5), {}, ValueError, "does not tell when it ends"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    model: Any, recipe: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prune(model, recipe, [torch.randn(32, 8)], progress=False, **options)
+
+
+def test_single_samples_in_place_of_batches_are_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with pytest.raises(ValueError, match=r"rejects the example input .* DataLoader\(samples, batch_size=32\)"):
+        prune(net, HALF, [torch.rand(3, 8, 8) for _ in range(64)], progress=False)
+
+
+class Narrow(nn.Module):
+    """Has no room for many samples at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = redundant()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 40:
+            raise MemoryError("too many")
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "message"),
+    [
+        (redundant(), torch.float64, r"128 samples .* are torch.float64 and the weights torch.float32: cast one"),
+        (Narrow(), torch.float32, r"the 128 samples that repair and criteria look at \(MemoryError.* look at fewer"),
+    ],
+)
+def test_why_the_samples_cannot_be_looked_at(model: nn.Module, dtype: torch.dtype, message: str) -> None:
+    with pytest.raises(PruningError, match=message):
+        prune(model, HALF, [x.to(dtype) for x, _ in batches()], progress=False)
+
+
 def test_an_interrupt_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     net = redundant()
     before = copy.deepcopy(net.state_dict())

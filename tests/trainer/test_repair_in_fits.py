@@ -184,7 +184,7 @@ class Picky(Net):
     ("kind", "error", "text"),
     [
         (Overflowing, NonFiniteError, r"what enters head is NaN or infinite on the samples for repair"),
-        (Picky, PruningError, r"forward of Picky cannot run in eval mode on the inputs of the last steps"),
+        (Picky, PruningError, r"forward of Picky cannot run in eval mode on the \d+ samples that repair and criteria"),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused_before_anything_is_written(
