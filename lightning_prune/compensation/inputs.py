@@ -1,4 +1,4 @@
-"""The inputs that repair looks at in training: those of the last forward passes before an event."""
+"""The inputs that repair and criteria look at in training: those of the last forward passes before an event."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence

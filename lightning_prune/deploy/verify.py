@@ -120,6 +120,12 @@ def _examples(
     has_some = example_inputs is not None or example_of(model) is not None
     own = example_arguments(model, example_inputs) if has_some else None
     examples = program.random_inputs() if own is None else own.tensors
+    example = example_of(model) if example_inputs is None else None
+    is_alike = [x.ndim for x in examples] == [len(x.shape) for x in program.inputs]
+    if example is not None and example.is_learnt and is_alike:
+        # nobody chose how many samples it has, and the file may take another number
+        pairs = zip(examples, program.inputs, strict=True)
+        examples = [x if spec.takes(x) else resized(x, spec.shape) for x, spec in pairs]
 
     def taken(tensors: Sequence[Tensor]) -> Example:
         return shaped(model, [x.name for x in program.inputs], tensors) if own is None else own.filled(tensors)

@@ -209,10 +209,10 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     at = _line_of(error)
     return (
         f"{type(model).__name__} cannot be traced with inputs ({', '.join(shapes)}): {type(error).__name__}: "
-        f"{message}{f' (at {at})' if at else ''}. Pass example_inputs (a tensor or a tuple) and example_kwargs that "
-        "model.eval()(*example_inputs) accepts, on the model's device; if it does, its forward holds code that "
-        "torch.export cannot record, such as a branch on values, a packed sequence or NumPy. Element() and the other "
-        "granularities besides Channel need no trace, and prune such a model as it is."
+        f"{message}{f' (at {at})' if at else ''}. Give inputs that it takes in eval mode: example_inputs, or its "
+        "example_input_array, a tensor, a tuple of positional or a dict of keyword arguments. If it takes these, its "
+        "forward holds code that torch.export cannot record, such as a branch on values, a packed sequence or NumPy. "
+        "Element() and the other granularities besides Channel need no trace, and prune such a model as it is."
     )
 
 

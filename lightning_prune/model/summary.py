@@ -36,10 +36,10 @@ class LayerSummary:
         shape: shape of its weight (out, in, *kernel), or of its first parameter.
         parameters: elements of its own parameters.
         zeros: how many of them are zero.
-        macs: dense multiply-accumulates of one forward pass of the example input, of a shared weight those of all
-            layers that use it; None when not measured.
+        macs: multiply-accumulates of one forward pass of the example input in the shapes of now, zeros counted; of a
+            shared weight those of all layers that use it; None when not measured.
         effective_macs: of those, the ones with a weight that is not zero.
-        bytes: of its parameters and buffers, mask buffers left out.
+        bytes: of its parameters and buffers.
         parameters_before: elements of its parameters before channels were removed; None: none were.
         blank: of the zeros, those of vectors that are all zero, as biases are made: no event takes a whole one.
     """

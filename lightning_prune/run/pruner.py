@@ -261,9 +261,9 @@ def prune_step(
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
         repair = pruner.recipe.repair if inputs is not None and inputs.are_enough else None
-        targets = {} if repair is None or inputs is None else record(model, inputs, repair)
+        wanted = {} if repair is None or inputs is None else record(model, inputs, repair)
         bound.write(pruner.units.masks(candidates, removed, scores))
-        repairs = refit(model, inputs, targets, repair) if repair is not None and inputs is not None else []
+        repairs = refit(model, inputs, wanted, repair) if repair is not None and inputs is not None else []
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)

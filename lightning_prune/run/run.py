@@ -299,11 +299,11 @@ class PruningRun:
         return 1 - sum(int(mask.sum()) for mask in live) / sum(mask.numel() for mask in live)
 
     def state_dict(self, model: nn.Module | None = None, with_inputs: bool = True) -> dict[str, Any]:
-        """Return counters, observations, policy snapshots, copies and inputs for repair: plain values and tensors.
+        """Return counters, observations, policy snapshots, copies and the last inputs: plain values and tensors.
 
         Args:
             model: whose masks stand in it too, for no state dict of the model has them; None: they are kept elsewhere.
-            with_inputs: False: what is kept for repair stands in it not.
+            with_inputs: False: the samples that repair and criteria look at stand in it not.
         """
         held = {} if model is None else {"masks": {name: mask.clone() for name, mask in masks.ours(model).items()}}
         held |= {"inputs": self._inputs.state_dict()} if with_inputs else {}

@@ -15,6 +15,8 @@ from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.quantization import Int8
 from lightning_prune.errors import ExportError, VerificationError
 from lightning_prune.model import masks
+from lightning_prune.model.example import Example, learnt, remember
+from lightning_prune.model.summary import summarize
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
 
@@ -65,6 +67,17 @@ def test_a_masked_model_counts_as_what_it_computes(tmp_path: Path):
 def test_other_inputs_than_the_file_takes(artifact: Artifact):
     with pytest.raises(ValueError, match=r"small.pte takes \(4, 1, 8, 8\) float32; got \(3, 1, 8, 8\) float32"):
         verify(artifact.path, small(), images(3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_learnt_example_has_as_many_samples_as_the_file_takes(count: int, tmp_path: Path):
+    model = small()
+    remember(model, learnt(Example((images(8),))))
+    inputs = None if count == 1 else images(count)
+    artifact = export(model, tmp_path / "a.pte", example_inputs=inputs)
+    assert artifact.methods["forward"].inputs[0].shape[0] == count
+    assert artifact.macs == count * (summarize(model).macs or 0)
+    assert verify(artifact.path, model).max_abs_error <= 1e-5
 
 
 def test_without_a_manifest_and_example(artifact: Artifact, tmp_path: Path):

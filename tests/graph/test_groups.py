@@ -179,8 +179,10 @@ class Branches(nn.Module):
 
 
 def test_models_and_inputs_that_cannot_be_traced_say_what_to_do():
-    with pytest.raises(GraphError, match=r"Net cannot be traced with inputs \(\(2, 4, 8, 8\)\): .*Pass example_inputs"):
+    text = r"Net cannot be traced with inputs \(\(2, 4, 8, 8\)\): .*example_inputs, or its example_input_array"
+    with pytest.raises(GraphError, match=text) as refused:
         channel_groups(Net(), torch.randn(2, 4, 8, 8))
+    assert "example_kwargs" not in str(refused.value)  # which neither a fit nor prune has
     with pytest.raises(GraphError, match=r"ManyInputs cannot be traced with inputs \(\(2, 3, 8, 8\), scale=int\)"):
         channel_groups(ManyInputs(), X, {"scale": 1})
     with pytest.raises(GraphError, match="Sequential cannot be traced"):

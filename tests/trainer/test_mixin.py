@@ -1,4 +1,5 @@
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,14 @@ def test_to_executorch_passes_the_model_on(tmp_path: Path, monkeypatch: pytest.M
     ((args, options),) = calls
     assert args == (model, tmp_path / "net.pte")
     assert options == {"backend": deploy.XNNPACK(), "tolerance": 1e-3}
+
+
+def test_to_executorch_names_all_that_export_takes() -> None:
+    from lightning_prune import deploy
+
+    options = inspect.signature(deploy.export).parameters.keys() - {"model", "path", "backend"}
+    told = MixedNet.to_executorch.__doc__ or ""
+    assert not {name for name in options if f"``{name}``" not in told}
 
 
 class Bytes(MixedNet):
