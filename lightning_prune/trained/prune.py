@@ -211,6 +211,10 @@ def _check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
     name = type(model).__name__
     if lazy := [own for own, parameter in model.named_parameters() if is_lazy(parameter)]:
         raise ValueError(f"{lazy[0]} of {name} has no shape yet: run it on a batch first, model(inputs)")
+    if meta := [own for own, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ValueError(
+            f"{meta[0]} of {name} is on the meta device: bring the model to a device with its weights first"
+        )
     if masks.is_masked(model):
         raise PruningError(f"{name} carries masks of another run: call finalize(model) first")
     if loss is not None or isinstance(recipe.criterion, GradientCriterion):

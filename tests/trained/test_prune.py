@@ -233,6 +233,7 @@ MIXED = Linear(0.5, begin_step=200, end_step=0.8)
         (redundant(), [HALF, HALF], {}, TypeError, "of several call prune for each in turn"),
         (redundant(), HALF, {"loss": nn.CrossEntropyLoss()}, TypeError, r"CrossEntropyLoss\(\) takes outputs and"),
         (lazy(), HALF, {}, ValueError, "0.weight of Sequential has no shape yet: run it on a batch"),
+        (redundant().to("meta"), HALF, {}, ValueError, "0.weight of Sequential is on the meta device: bring"),
         (with_nan(), HALF, {}, NonFiniteError, "1.weight holds NaN itself"),
         (redundant(), replace(HALF, schedule=MIXED), {}, ValueError, "a share of it counts as one of 100 steps"),
         (redundant(), replace(HALF, schedule=lambda step: 0.5), {}, ValueError, "does not tell when it ends"),
