@@ -1,9 +1,10 @@
 """Pruned checkpoints in classes that one does not own, by whichever call their project loads them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.checkpoints.state import KEY, adapt, entry_beside, plan_in
+from lightning_prune.checkpoints.files import check_no_folder, no_checkpoint, reading
+from lightning_prune.checkpoints.state import KEY, adapt, entry_beside, plan_in, take_example
 from lightning_prune.compaction import Compaction
 from lightning_prune.compaction.resize import all_or_nothing
 from lightning_prune.errors import CheckpointError
@@ -36,10 +38,26 @@ def load(kind: Loadable[_Made], path: str | Path, **kwargs: Any) -> _Made:
         **kwargs: of ``load_from_checkpoint``.
 
     Raises:
-        CheckpointError: the checkpoint is of a model built with other shapes, or of a newer version.
+        TypeError: the class has no such call.
+        CheckpointError: the file cannot be read or is no checkpoint; the checkpoint is of a model built with other
+            shapes, or of a newer version.
     """
-    with adopting():
-        return kind.load_from_checkpoint(path, **kwargs)
+    if not callable(getattr(kind, "load_from_checkpoint", None)):
+        raise TypeError(
+            f"load takes a class with load_from_checkpoint, as a LightningModule's, got {kind!r}: let a plain module"
+            " take a state inside lightning_prune.adopting(), with load_state_dict"
+        )
+    with _adopting(partial(reading, path)) as files:
+        try:
+            return kind.load_from_checkpoint(path, **kwargs)
+        except IsADirectoryError:
+            check_no_folder(path)
+            raise
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = no_checkpoint(path, files[-1]) if files else None
+            if reason is None:
+                raise
+            raise CheckpointError(reason) from error
 
 
 @contextmanager
@@ -56,14 +74,22 @@ def adopting() -> Iterator[None]:
     Changes:
         ``torch.load`` and ``nn.Module.load_state_dict``, until the block is left.
     """
+    with _adopting(nullcontext):
+        yield
+
+
+@contextmanager
+def _adopting(attended: Callable[[], AbstractContextManager[None]]) -> Iterator[list[object]]:
+    """See :func:`adopting`; files are read in a context of their own. Yields what they hold."""
     read, take = torch.load, nn.Module.load_state_dict
-    files: list[Mapping[str, Any]] = []  # held, so that no id is used twice
+    files: list[object] = []  # held, so that no id is used twice
     known: dict[int, tuple[str, Mapping[str, Any] | None]] = {}
 
     def remembering(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        content = read(*args, **kwargs)
+        with attended():
+            content = read(*args, **kwargs)
+        files.append(content)
         if isinstance(content, Mapping):
-            files.append(content)
             for name, tensor, entry in _tensors_in(content, content.get(KEY)):
                 known[id(tensor)] = name, entry
         return content
@@ -71,7 +97,7 @@ def adopting() -> Iterator[None]:
     def adapting(model: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         origins = {name: known[id(tensor)] for name, tensor in state_dict.items() if id(tensor) in known}
         entry = next(iter(origins.values()))[1] if origins else entry_beside(state_dict)
-        if entry is not None and origins:
+        if isinstance(entry, Mapping) and origins:  # what is none is told when the model is adapted
             entry = _renamed(entry, {name: now for now, (name, of) in origins.items() if of is entry})
         if entry is None and not _differs(model, state_dict):
             return take(model, state_dict, *args, **kwargs)
@@ -84,7 +110,10 @@ def adopting() -> Iterator[None]:
                     raise
                 reason = error
             else:
-                return take(model, adapted, *args, **kwargs)
+                result = take(model, adapted, *args, **kwargs)
+                if all(name == now for now, (name, _) in origins.items()):
+                    take_example(model, entry or {})
+                return result
         try:  # a module may take another shape by means of its own
             return take(model, state_dict, *args, **kwargs)
         except RuntimeError as error:
@@ -93,7 +122,7 @@ def adopting() -> Iterator[None]:
     torch.load = remembering
     nn.Module.load_state_dict = adapting  # type: ignore[method-assign]
     try:
-        yield
+        yield files
     finally:
         torch.load, nn.Module.load_state_dict = read, take
 

@@ -141,11 +141,15 @@ def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
     """Refuse what the model cannot take; see :func:`adapt`.
 
     Raises:
-        CheckpointError: the entry is of a newer version; the checkpoint is of a model built with other shapes.
+        CheckpointError: the entry is damaged or of a newer version; the checkpoint is of a model built with other
+            shapes.
     """
-    if entry.get("version", VERSION) > VERSION:
+    version = entry.get("version", VERSION) if isinstance(entry, Mapping) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"what the checkpoint says under {KEY!r} is damaged, got {entry!r:.80}; take another one")
+    if version > VERSION:
         raise CheckpointError(
-            f"the checkpoint says {KEY} version {entry['version']}, this package reads up to {VERSION}; upgrade it"
+            f"the checkpoint says {KEY} version {version}, this package reads up to {VERSION}; upgrade it"
         )
     if "compaction" in entry:
         _check_built_alike(model, state_dict, plan_in(entry))

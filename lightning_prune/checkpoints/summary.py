@@ -1,10 +1,6 @@
 """What a checkpoint file holds, without its model: sizes, zeros, and what pruning has written into it."""
 
 import math
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.checkpoints.files import read_checkpoint
 from lightning_prune.checkpoints.state import KEY, VERSION
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
@@ -126,44 +123,6 @@ def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> Check
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: name a checkpoint of Lightning's, or a state dict")
     return CheckpointSummary(Path(path), tensors, _facts(checkpoint))
-
-
-def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, Any]:
-    """Read a checkpoint to the CPU; pickled objects in it are refused unless it is trusted.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: it cannot be read, or holds pickled objects.
-    """
-    path = Path(path)
-    if path.is_dir():
-        if (path / ".metadata").is_file():
-            raise CheckpointError(f"{path} is the folder of a sharded checkpoint: consolidate it into one file first")
-        raise CheckpointError(f"{path} is a folder: name the checkpoint file in it")
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            found = torch.load(path, map_location="cpu", weights_only=not is_trusted)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, str(error))) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read ({reason}): it is damaged; copy it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a checkpoint: name another file")
-    return found
-
-
-def _refusal(path: Path, text: str) -> str:
-    objects = re.search(r"GLOBAL ([\w.]+)", text)
-    if objects is None:
-        return f"{path} is no checkpoint, or it is damaged: name another file"
-    return (
-        f"{path} holds a pickled {objects[1]}, and reading that runs code that the file brings: it was not read. Where"
-        " you trust the file, read it with --trust (is_trusted=True)"
-    )
 
 
 def _stored(

@@ -36,6 +36,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     from lightning_prune.schedules import OneShot
     from lightning_prune.selection.granularity import Channel, Element
     from lightning_prune.trained import prune
+    from lightning_prune.trainer.internals import loadable
 
     what, kept = next((name, share) for name in KEPT if (share := getattr(arguments, f"keep_{name}")) is not None)
     output: Path = arguments.output
@@ -64,7 +65,8 @@ def prune_model(arguments: argparse.Namespace) -> None:
     )
     try:
         with whole(output) as written:
-            torch.save({"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}, written)
+            held = {"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}
+            torch.save(held | loadable(model), written)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
         raise OSError(f"{output} cannot be written: {error}") from error
     more = "" if arguments.example is None else f" --example {arguments.example}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.checkpoints.adopting import adopting
-from lightning_prune.checkpoints.summary import read_checkpoint
+from lightning_prune.checkpoints.files import read_checkpoint
 from lightning_prune.cli.references import load, made
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import load_module

@@ -173,14 +173,15 @@ def stored(model: nn.Module) -> dict[str, Any] | None:
 def as_plain(example: Example) -> dict[str, Any] | None:
     """Return the arguments as values that ``torch.load(weights_only=True)`` reads; None where they are no such."""
     plain = {"args": example.args, "kwargs": dict(example.kwargs)}
-    return plain if _is_plain(tuple(plain.values())) else None
+    return plain if is_plain(tuple(plain.values())) else None
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Say whether ``torch.load(weights_only=True)`` reads it: tensors, numbers, texts and containers of them."""
     if type(value) in (tuple, list):
-        return all(map(_is_plain, cast(list[Any], value)))
+        return all(map(is_plain, cast(list[Any], value)))
     if type(value) is dict:
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     return value is None or type(value) in (Tensor, int, float, bool, str)
 
 

@@ -3,35 +3,16 @@
 import errno
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 
+from lightning_prune.checkpoints.files import no_checkpoint, reading
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import exists, is_plain_writer, trust
-
-
-@contextmanager
-def naming(path: object) -> Iterator[None]:
-    """Let an error that comes up while a checkpoint is read name it.
-
-    Raises:
-        CheckpointError: in place of whatever torch raises for a file that is cut off, empty or something else.
-    """
-    try:
-        yield
-    except (FileNotFoundError, PermissionError, CheckpointError):
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"the checkpoint {path} cannot be read: {type(error).__name__}: {error}\nNothing was loaded; if the file is"
-            " damaged, take an earlier one"
-        ) from error
-
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space on the device, disk quota exceeded, file too large."""
@@ -102,13 +83,11 @@ class CheckpointFiles(CheckpointIO):
         Raises:
             CheckpointError: the file cannot be read, or is no checkpoint of Lightning's.
         """
-        with naming(path):
+        with reading(path):
             checkpoint = self.inner.load_checkpoint(path, *args, **options)
-            if "state_dict" not in checkpoint:
-                raise CheckpointError(
-                    f"{path} holds no state_dict, so it is no checkpoint of Lightning's; name another"
-                )
-            return checkpoint
+        if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
+            raise CheckpointError(no_checkpoint(path, checkpoint))
+        return checkpoint
 
     def load_own(self, path: Any) -> dict[str, Any]:  # noqa: ANN401
         """Read what this very fit has written, with whatever a user's hyperparameters are made of."""

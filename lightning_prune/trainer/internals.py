@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from lightning_prune.trainer.packages import AnyModelCheckpoint, LightningModule, Trainer, kinds, version_of
+from lightning_prune.model.example import is_plain
+from lightning_prune.trainer.packages import (
+    AnyModelCheckpoint,
+    LightningModule,
+    Trainer,
+    is_lightning_module,
+    kinds,
+    version_of,
+)
 
 __all__ = ["is_param_in_hook_signature", "move_data_to_device", "sized_len"]
 
@@ -103,6 +112,18 @@ def load_module(kind: type[LightningModule], path: Path, *, is_trusted: bool) ->
         is_trusted: read pickled objects too; the caller has looked at what is in the file.
     """
     return kind.load_from_checkpoint(path, map_location="cpu", **trust(kind.load_from_checkpoint, is_trusted))
+
+
+def loadable(model: nn.Module) -> dict[str, Any]:
+    """Return what ``load_from_checkpoint`` wants of a checkpoint beside the state; nothing for a plain module.
+
+    Hyperparameters are those that ``weights_only=True`` reads: the class has its defaults for others.
+    """
+    if not is_lightning_module(model):
+        return {}
+    plain = {name: value for name, value in model.hparams.items() if is_plain(value)}
+    named = {model.CHECKPOINT_HYPER_PARAMS_NAME: model._hparams_name, model.CHECKPOINT_HYPER_PARAMS_KEY: plain}
+    return {"pytorch-lightning_version": version("lightning"), **(named if plain else {})}
 
 
 def trust(reading: Callable[..., Any], is_trusted: bool = True) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class PruningMixin(_Base):
         is_awaited = self._trainer is not None and pruning_callback_of(self._trainer) is not None  # it adapts the model
         if "state_dict" in checkpoint and not is_awaited:  # a strategy that shards has loaded it already
             entry = checkpoints.adapt(self, checkpoint["state_dict"], checkpoint.get(checkpoints.KEY))
+            checkpoints.take_example(self, entry)
             if checkpoints.KEY in checkpoint:
                 checkpoint[checkpoints.KEY] = entry
 

@@ -7,8 +7,9 @@ from packages import Trainer
 from support import AfterStep, Net, loader, trainer
 
 from lightning_prune import Channel, Element, Linear, OneShot, PruningCallback, Recipe, summarize
+from lightning_prune.checkpoints.files import read_checkpoint
 from lightning_prune.checkpoints.state import KEY, describe
-from lightning_prune.checkpoints.summary import read_checkpoint, summarize_checkpoint
+from lightning_prune.checkpoints.summary import summarize_checkpoint
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Summary

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import Net, loader, trainer
 
+import lightning_prune
 from lightning_prune import Channel, OneShot, PruningCallback, Recipe, prune
 from lightning_prune.cli import main
 from lightning_prune.cli._models import example, loaded_model
@@ -202,6 +203,7 @@ class TestPrune:
         model = loaded_model(MODEL, small)
         assert isinstance(model, Net)
         assert model.conv1.out_channels < Net().conv1.out_channels
+        assert lightning_prune.load(Net, small).conv1.out_channels == model.conv1.out_channels
         command = out[out.index("lightning-prune export") :].split()[1:]
         code, out, err = run(capsys, *command)
         assert (code, err) == (0, "")

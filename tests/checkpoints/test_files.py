@@ -1,0 +1,113 @@
+"""Errors of ``lightning_prune.load`` name the file and what is wrong with it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packages import SAFELY
+from support import Net, loader, trainer
+from torch import nn
+
+from lightning_prune import Channel, OneShot, PruningCallback, PruningMixin, Recipe, load
+from lightning_prune.checkpoints.state import KEY
+from lightning_prune.errors import CheckpointError
+from lightning_prune.model.example import example_of
+
+
+class Mixed(PruningMixin, Net):
+    """The same network in a class with the mixin."""
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pruned")
+    run = trainer(folder, PruningCallback(Recipe(schedule=OneShot(0.5, 2), granularity=Channel())))
+    run.fit(Net(), loader())
+    run.save_checkpoint(folder / "good.ckpt")
+    return folder / "good.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"hello, I am no checkpoint", "a.ckpt cannot be read: "),
+        ([1, 2], "a.ckpt holds a list, not a checkpoint"),
+        ({"a": 1}, "a.ckpt holds no checkpoint of Lightning's, which has a state_dict"),
+        (
+            Net().state_dict(),
+            r"a.ckpt holds no checkpoint .* but a state: .* model.load_state_dict\(torch.load\(path\)\)",
+        ),
+        ({"state_dict": Net().state_dict()}, r'but a state: .*torch.load\(path\)\["state_dict"\]\)'),
+    ],
+    ids=["garbage", "list", "dict", "state", "state in a dict"],
+)
+def test_something_else_than_a_checkpoint(tmp_path: Path, content: Any, why: str) -> None:
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=why):
+        load(Net, path, **SAFELY)
+
+
+def test_a_file_that_is_cut_off_and_a_folder(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.ckpt").write_bytes(pruned.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"cut.ckpt cannot be read: "):
+        load(Net, tmp_path / "cut.ckpt", **SAFELY)
+    with pytest.raises(CheckpointError, match="is a folder: name the checkpoint file in it"):
+        load(Net, tmp_path, **SAFELY)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda entry: "yes", "under 'lightning_prune' is damaged, got 'yes'"),
+        (lambda entry: {**entry, "version": "new"}, "under 'lightning_prune' is damaged"),
+        (lambda entry: {**entry, "compaction": "{broken"}, "plan of removals is damaged: .*take an earlier"),
+    ],
+    ids=["text", "version", "plan"],
+)
+@pytest.mark.parametrize("kind", [Net, Mixed])
+def test_what_it_says_of_pruning_is_damaged(
+    pruned: Path, tmp_path: Path, kind: type[Net], change: Callable[[Any], Any], why: str
+) -> None:
+    checkpoint = torch.load(pruned, weights_only=True)
+    checkpoint[KEY] = change(checkpoint[KEY])
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=re.compile(why, re.DOTALL)):
+        load(kind, tmp_path / "a.ckpt", **SAFELY)
+
+
+def test_a_class_without_the_call(pruned: Path) -> None:
+    with pytest.raises(TypeError, match=r"got <class '.*Linear'>: let a plain module .* inside lightning_prune.adop"):
+        load(nn.Linear, pruned)  # type: ignore[arg-type]
+
+
+def test_errors_of_the_class_are_its_own(pruned: Path) -> None:
+    class Picky(Net):
+        def __init__(self) -> None:
+            raise TypeError("not today")
+
+    with pytest.raises(TypeError, match="not today"):
+        load(Picky, pruned, **SAFELY)
+
+
+@pytest.mark.parametrize("kind", [Net, Mixed])
+def test_the_example_of_the_file_is_the_models(pruned: Path, tmp_path: Path, kind: type[Net]) -> None:
+    class Bare(kind):
+        def __init__(self) -> None:
+            super().__init__()
+            self.example_input_array = None
+
+    checkpoint = torch.load(pruned, weights_only=True)
+    checkpoint[KEY]["example"] = {"args": (torch.zeros(1, 1, 8, 8),), "kwargs": {}}
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    for call in (lambda: load(Bare, tmp_path / "a.ckpt", **SAFELY), *mixed_calls(Bare, tmp_path / "a.ckpt")):
+        example = example_of(call())
+        assert example is not None
+        assert example.args[0].shape == (1, 1, 8, 8)
+
+
+def mixed_calls(kind: type[Any], path: Path) -> list[Callable[[], Any]]:
+    return [lambda: kind.load_from_checkpoint(path, **SAFELY)] if issubclass(kind, PruningMixin) else []
