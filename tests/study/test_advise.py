@@ -11,6 +11,7 @@ from support import Net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_prune.model.example import Example, learnt, remember
 from lightning_prune.study import Advice, Comparison, Row, advise
 from lightning_prune.study._programs import ProgramCost, narrower, sparser
 from lightning_prune.study.advise import judged
@@ -163,3 +164,6 @@ def test_the_sample_is_one_row() -> None:
     found: tuple[Tensor, ...] = sample(nn.Linear(3, 2), batches(), None)
     assert [tuple(x.shape) for x in found] == [(1, 1, 6, 6)]
     assert [tuple(x.shape) for x in sample(Net(), batches(), None)] == [(2, 1, 6, 6)]
+    net = nn.Linear(3, 2)
+    remember(net, learnt(Example((torch.zeros(8, 3),))))
+    assert [tuple(x.shape) for x in sample(net, batches(), None)] == [(1, 3)]

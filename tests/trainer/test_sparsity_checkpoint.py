@@ -396,3 +396,29 @@ def test_a_fit_does_not_end_with_an_error_where_the_best_cannot_be_finalized(
 def test_point_covers() -> None:
     assert Point(1.0, 0.5, False).covers(Point(1.0, 0.5, True))
     assert not Point(1.0, 0.4, True).covers(Point(0.9, 0.5, True))
+
+
+def test_points_from_before_macs_were_of_one_sample_are_counted_anew(tmp_path: Path) -> None:
+    class Learning(Thinned):
+        def __init__(self) -> None:
+            super().__init__()
+            self.example_input_array = None
+
+    recipe = Recipe(granularity=Channel(), schedule=STEPS, count="macs")
+
+    def fitted(ckpt_path: Path | None = None) -> dict[str, Point]:
+        torch.manual_seed(0)
+        saving = keeping(tmp_path / "kept", against="macs")
+        others = ModelCheckpoint(tmp_path / "all", "{epoch}", save_top_k=-1)
+        run = trainer(tmp_path, PruningCallback(recipe), saving, others, max_epochs=6)
+        run.fit(Learning(), Resumable(), loader(1), ckpt_path=ckpt_path, weights_only=True)
+        return saving.points
+
+    whole, path = fitted(), tmp_path / "all" / "epoch=1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (key,) = (key for key in checkpoint["callbacks"] if key.startswith("SparsityCheckpoint"))
+    state = checkpoint["callbacks"][key]
+    del state["is_former"], checkpoint["lightning_prune"]["example"]["is_learnt"]
+    state["points"] = {name: [quality, 2 * thrift, *rest] for name, (quality, thrift, *rest) in state["points"].items()}
+    torch.save(checkpoint, path)
+    assert sorted(fitted(path).values()) == sorted(whole.values())
