@@ -167,23 +167,18 @@ def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary
     for name, tensor in dense_names(model).items():
         if first[name] == name and not is_lazy(tensor):
             owned.setdefault(name.rpartition(".")[0], {})[name] = tensor.detach()
-    parameters, before = dense_parameters(model), _shapes_before(model)
+    parameters = dense_parameters(model)
+    before: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        plan = module.__dict__.get(PLAN)
+        for name, shape in {} if plan is None else plan.shapes.items():
+            # what a submodule lost by itself, it lost later
+            before.setdefault(f"{path}.{name}" if path else name, shape)
     layers = [
         _layer(path, type(model.get_submodule(path)).__name__, own, parameters.keys() & own.keys(), macs, before)
         for path, own in owned.items()
     ]
     return Summary(tuple(layers), None if macs is None else macs.total)
-
-
-def _shapes_before(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in which tensors were built, by dense name; empty where no channel has been removed."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, module in model.named_modules():
-        plan = module.__dict__.get(PLAN)
-        for name, shape in {} if plan is None else plan.shapes.items():
-            # what a submodule lost by itself, it lost later
-            shapes.setdefault(f"{path}.{name}" if path else name, shape)
-    return shapes
 
 
 def _layer(

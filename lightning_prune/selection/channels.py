@@ -140,9 +140,12 @@ class ChannelUnits:
             if parameter not in scores:
                 continue
             values = scores.filled(parameter, 0.0)
-            left = self._left(members, self.shapes[parameter], lost)
+            left = dict.fromkeys((axis for _, axis, _ in members), 1.0)  # of each axis, the share
             for group, axis, indices in members:
-                along = _sum_along(values, axis).cpu().double()
+                left[axis] -= lost[group.name] * indices.shape[1] / self.shapes[parameter][axis]
+            for group, axis, indices in members:
+                others = [other for other in range(values.dim()) if other != axis]
+                along = (values.sum(dim=others) if others else values).cpu().double()
                 if axis == 0 and scores.spread.is_sharded:
                     along = scores.spread.in_place(parameter, along, self.shapes[parameter][0])
                 beside = math.prod(share for other, share in left.items() if other != axis)
@@ -170,16 +173,6 @@ class ChannelUnits:
                     some = (slices.amax(dim=others) if others else slices).cpu()
                     alive[group.name][unseen] = some.view(places.shape).any(dim=1)
         return {name: ~some for name, some in alive.items()}
-
-    @staticmethod
-    def _left(
-        members: Sequence[tuple[ChannelGroup, int, Tensor]], shape: Sequence[int], lost: Mapping[str, float]
-    ) -> dict[int, float]:
-        """Return the share of each axis of a parameter that is left when so many channels are lost."""
-        left = dict.fromkeys((axis for _, axis, _ in members), 1.0)
-        for group, axis, indices in members:
-            left[axis] -= lost[group.name] * indices.shape[1] / shape[axis]
-        return left
 
     def removed(self, shares: Mapping[str, float], candidates: Candidates) -> dict[str, int]:
         """Return how many channels go per group, moved to a width that the granularity allows.
@@ -229,8 +222,3 @@ class ChannelUnits:
             for group, axis, indices in members:
                 mask.index_fill_(axis, indices[~keep[group.name]].flatten(), False)
             yield parameter, mask
-
-
-def _sum_along(values: Tensor, axis: int) -> Tensor:
-    others = [other for other in range(values.dim()) if other != axis]
-    return values.sum(dim=others) if others else values
