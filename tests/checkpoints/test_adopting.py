@@ -276,3 +276,43 @@ class TestWhatPruningDoesNotExplain:
         run.save_checkpoint(tmp_path / "plain.ckpt")
         with pytest.raises(CheckpointError, match=r"(?s)size mismatch for .*pruning makes nothing wider"):
             load(Plain, tmp_path / "plain.ckpt", width=4, **SAFELY)
+
+
+def convolutions(width: int, inner: int) -> nn.Sequential:
+    flattened = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * inner, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, inner, 3), *flattened
+    )
+
+
+def gated(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 2 * width), nn.GLU(), nn.Linear(width, 2))
+
+
+def shuffled(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4 * width, 1), nn.PixelShuffle(2), nn.Conv2d(width, 2, 1))
+
+
+def in_groups(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2 * width, 1, groups=2), nn.Conv2d(2 * width, 2, 1))
+
+
+def upwards(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, width, 1), nn.ConvTranspose2d(width, width, 2), nn.Conv2d(width, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "small", "x"),
+    [
+        (convolutions(8, 16), convolutions(5, 9), X),
+        (gated(8), gated(5), torch.ones(1, 4)),
+        (shuffled(4), shuffled(3), X),
+        (in_groups(4), in_groups(3), X),
+        (upwards(6), upwards(4), X),
+    ],
+    ids=["flattened", "gated", "shuffled", "in groups", "upwards"],
+)
+def test_shapes_that_pruning_explains_are_taken(model: nn.Module, small: nn.Module, x: Tensor) -> None:
+    with adopting():
+        model.load_state_dict({name: tensor.clone() for name, tensor in small.state_dict().items()})
+    assert torch.equal(model.eval()(x), small.eval()(x))
