@@ -133,7 +133,8 @@ def test_another_recipe_goes_on_when_told(name: str, step: int, tmp_path: Path) 
     callback = PruningCallback(OTHERS[name], finalize=False, resume_with_other_recipe=True)
     model = fitted(tmp_path, Net(), callback, step)
     waits = step == 3 and name != "over by now"  # the schedule has asked for nothing yet
-    assert callback.events[0].step == step + (2 if waits else 1)
+    later = [event.step for event in callback.events if event.step > step]
+    assert later[0] == step + (2 if waits else 1)
     assert callback.sparsity == pytest.approx(OTHERS[name].schedule.final_sparsity, abs=0.02)  # type: ignore[union-attr]
     for target, mask in masks.read(model).items():  # what was pruned stays so
         if target in saved:
@@ -144,7 +145,7 @@ def test_what_is_asked_for_already_is_no_event(tmp_path: Path) -> None:
     fitted(tmp_path, LinearNet(), PruningCallback(SPARSE))
     lower = PruningCallback(Recipe(schedule=OneShot(0.25, 3)), resume_with_other_recipe=True)
     model = fitted(tmp_path, LinearNet(), lower, 6)
-    assert lower.events == []
+    assert [event.step for event in lower.events] == [5]  # of the run before
     assert int((model.first.weight == 0).sum() + (model.second.weight == 0).sum()) == round(0.3 * 256)
 
 
