@@ -60,10 +60,12 @@ def reading(path: object) -> Iterator[None]:
                 f"{path} holds a pickled {pickled[1]}, and reading that runs code that the file brings: it was not"
                 " read. Where you trust the file, read it with --trust (is_trusted=True, weights_only=False)"
             ) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        if isinstance(error, pickle.UnpicklingError):  # torch's text is about trust, whatever the bytes are
+            reason = "it is no checkpoint, or it is damaged (UnpicklingError)"
         raise CheckpointError(
-            f"the checkpoint {path} cannot be read: {type(error).__name__}: {reason}\nNothing was loaded; if the file"
-            " is damaged, take an earlier one"
+            f"the checkpoint {path} cannot be read: {reason}\nNothing was loaded; if the file is damaged, take an"
+            " earlier one"
         ) from error
 
 

@@ -1,7 +1,9 @@
 import importlib.util
+import signal
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ from torch import nn
 
 from lightning_prune.deploy import export
 from lightning_prune.deploy.interrupts import interruptible
+
+
+@pytest.fixture(autouse=True)
+def python_handles_interrupts() -> Iterator[None]:
+    """A shell starts what runs in its background with interrupts ignored, and the tests with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Thing:
