@@ -62,6 +62,8 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         macs=None if example_inputs is None else measure_macs(model, example_inputs),
         base=applied_plan(model),
     )
+    if recipe.targets == Targets() and recipe.count not in ("params", "macs"):  # these count the whole network
+        _tell_what_is_left_out(model, recipe.targets.resolve(model, with_computed=recipe.is_structured))
     final = pruner.schedule.final_sparsity
     if recipe.count is not None or recipe.is_structured:
         most_removed = pruner.units.most_removable()
@@ -109,8 +111,6 @@ def units_of(
 ) -> Units:
     """Return the units of a model that may be removed; arguments and errors are those of :func:`bind`."""
     targets = chosen.resolve(model, with_computed=isinstance(granularity, Channel))
-    if chosen == Targets():
-        _tell_what_is_left_out(model, targets)
     if isinstance(granularity, Granularity):
         for target in targets:
             granularity.check(target)

@@ -116,6 +116,7 @@ def test_less_than_half_of_the_weights_is_told_with_its_reason() -> None:
         bind(half(Element()), model, None)
     bind(half(Element(), "1"), model, None)
     bind(half(Element(), "*", "0.weight"), model, None)
+    bind(Recipe(schedule=OneShot(0.05), count="params"), model, None)  # of the whole network
     model[0].weight.requires_grad_(False)
     with pytest.warns(UserWarning, match=r"0\.weight is none, since it is frozen\. Unfreeze it, or name"):
         bind(half(Element()), model, None)

@@ -236,7 +236,7 @@ def test_a_sharded_fit_prunes_resumes_and_is_finalized_in_one_process(name: str,
     for step in (3, 5, 10):
         checkpoint = {"ckpt_path": str(tmp_path / f"step={step}.ckpt"), "seed": step}
         again, found, ended, _ = on_ranks(resumed, 2, str(tmp_path / "again"), name, 2, checkpoint)[0]
-        assert again == [e for e in events if e.step > step]
+        assert again == events
         assert all((mask == seen[step][target]).all() for step, live in found.items() for target, mask in live.items())
         assert all((ended[target] == weight).all() for target, weight in weights.items())
     _finalized_alone(tmp_path / "step=10.ckpt", seen[10], weights)
