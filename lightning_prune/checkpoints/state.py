@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune import criteria, schedules
+from lightning_prune import compensation, criteria, schedules
 from lightning_prune.checkpoints._shapes import unexplained
 from lightning_prune.compaction import Compaction, applied_plan, plan_told_by, reshape_like, set_plan
 from lightning_prune.compaction.resize import Undo, all_or_nothing
-from lightning_prune.compensation import LeastSquares, Reconstruction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.guard import Guard
 from lightning_prune.model import masks
@@ -32,8 +31,7 @@ VERSION = 2
 VALUES = (
     *(Recipe, targets.Targets),
     *(*schedules.BUILT_IN, *granularity.BUILT_IN, *allocation.BUILT_IN, *policies.BUILT_IN),
-    *(*criteria.BUILT_IN, Reconstruction),
-    *(LeastSquares, Guard),
+    *(*criteria.BUILT_IN, *compensation.BUILT_IN, Guard),
 )
 """What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""
 

@@ -16,7 +16,7 @@ from lightning_prune.deploy.checking.verification import compare_with
 from lightning_prune.deploy.executorch.origins import first_line, origin
 from lightning_prune.deploy.executorch.quiet import quiet_lowering
 from lightning_prune.deploy.interrupts import interruptible
-from lightning_prune.deploy.program.arguments import check_model, given_path
+from lightning_prune.deploy.program.arguments import check_model, program_path
 from lightning_prune.deploy.program.eager import folded_copy, isolated
 from lightning_prune.deploy.program.methods import Method, entry_points
 from lightning_prune.errors import ExportError, PruningError
@@ -79,9 +79,7 @@ def export_onnx(
     if missing:
         raise ImportError(f"{', '.join(missing)}: not installed, needed for ONNX: pip install 'lightning-prune[onnx]'")
     check_model(model)
-    path, bounds = given_path(path, example="model.onnx"), Bounds(tolerance)
-    if path.suffix != ".onnx":
-        raise ValueError(f"path: got {str(path)!r}, must end in .onnx, as in 'model.onnx'")
+    path, bounds = program_path(path, suffix=".onnx"), Bounds(tolerance)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with interruptible(), isolated():
         (entry,) = entry_points(model, folded_copy(model), {"forward": Method("forward", example_inputs)})

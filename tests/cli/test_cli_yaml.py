@@ -34,8 +34,10 @@ from lightning_prune import (
     Reset,
     Rewarm,
     RewindWeights,
+    SampleCriterion,
     Targets,
     Taylor,
+    compensation,
     criteria,
     schedules,
 )
@@ -140,10 +142,10 @@ WITH_ARGUMENTS: list[tuple[str, Any]] = [
 KINDS: dict[str, tuple[type[Any], ...]] = {
     "granularity": granularity.BUILT_IN,
     "schedule": schedules.BUILT_IN,
-    "criterion": (*criteria.BUILT_IN, Reconstruction),
+    "criterion": (*criteria.BUILT_IN, *(kind for kind in compensation.BUILT_IN if issubclass(kind, SampleCriterion))),
     "allocation": allocation.BUILT_IN,
     "optimizer_policy": policies.BUILT_IN,
-    "repair": (LeastSquares,),
+    "repair": tuple(kind for kind in compensation.BUILT_IN if not issubclass(kind, SampleCriterion)),
 }
 LISTED = {type(value) for _, value in WITH_ARGUMENTS}
 REST = [(part, kind) for part, kinds in KINDS.items() for kind in kinds if kind not in LISTED]

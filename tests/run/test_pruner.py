@@ -75,6 +75,26 @@ def test_scores_that_are_negative_leave_an_unpruned_layer_alone() -> None:
     assert not pruned(model)["fc.weight"].any()
 
 
+def test_an_event_stays_on_one_thread_from_its_scores_to_the_optimizer() -> None:
+    """Beside busy processes, threads that come and go between its parts wait for each other."""
+    threads: list[int] = []
+
+    def counting(name: str, weight: Tensor) -> Tensor:
+        threads.append(torch.get_num_threads())
+        return weight.abs()
+
+    model, before = network(), torch.get_num_threads()
+    pruner = ready(Recipe(schedule=OneShot(0.5), criterion=counting), model)
+    torch.set_num_threads(3)
+    try:
+        prune_step(pruner, model, 0.5, carry=lambda _: threads.append(torch.get_num_threads()))
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1}
+    assert after == 3
+
+
 def test_random_prunes_the_same_on_every_rank() -> None:
     found = []
     for rank in range(2):

@@ -79,6 +79,8 @@ def kept_from(partitioners: Sequence[Any], names: Collection[str]) -> list[Any]:
     with quiet_import():
         from executorch.exir.backend.partitioner import Partitioner, PartitionResult
 
+    # ExecuTorch 1.4.1: Core ML's partitioner takes such a list (skip_ops_for_coreml_delegation), Vulkan's a blocklist,
+    # XNNPACK's neither; an argument that all of them take would let this go
     def unseen(*_: object) -> None:
         """Stands for an operator that no partitioner knows."""
 

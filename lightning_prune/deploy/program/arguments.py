@@ -26,17 +26,17 @@ def given_path(value: object, name: str = "path", example: str = "model.pte") ->
     return Path(value)
 
 
-def program_path(value: object, name: str = "path") -> Path:
-    """Return the path of a .pte.
+def program_path(value: object, name: str = "path", suffix: str = ".pte") -> Path:
+    """Return the path of a program.
 
     Raises:
         TypeError: it is no path.
         ValueError: another suffix.
     """
-    path = given_path(value, name)
-    if path.suffix != ".pte":
-        example = str(path.with_suffix(".pte")) if path.name else "model.pte"
-        raise ValueError(f"{name}: got {str(path)!r}, must end in .pte, as in {example!r}")
+    path = given_path(value, name, f"model{suffix}")
+    if path.suffix != suffix:
+        example = str(path.with_suffix(suffix)) if path.name else f"model{suffix}"
+        raise ValueError(f"{name}: got {str(path)!r}, must end in {suffix}, as in {example!r}")
     return path
 
 

@@ -1,6 +1,6 @@
 """One figure of a report by itself: in a notebook, a README or a paper."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -61,15 +61,30 @@ class Chart:
             ValueError: another ending.
             OSError: the folder does not exist or cannot be written to; nothing is changed then.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".svg":
-            raise ValueError(f"path: got {str(path)!r}, must end in .svg, as in {str(path.with_suffix('.svg'))!r}")
-        with whole(path) as written:
-            written.write_text(self.to_svg() + "\n", encoding="utf-8", newline="\n")
-        return path
+        return written(path, (".svg",), lambda: self.to_svg() + "\n")
 
     def _repr_svg_(self) -> str:
         return self.to_svg()
+
+
+def written(path: str | Path, suffixes: Sequence[str], text: Callable[[], str]) -> Path:
+    """Write a text as a file of one of these suffixes, whole or not at all, and return its path.
+
+    Raises:
+        ValueError: another suffix.
+        FileNotFoundError: the folder does not exist.
+        OSError: it cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        example = path.with_suffix(suffixes[0]) if path.name else f"report{suffixes[0]}"
+        raise ValueError(f"path: got {str(path)!r}, must end in {suffixes[0]}, as in {str(example)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
+    content = text()
+    with whole(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", newline="\n")
+    return path
 
 
 def charts(sections: Iterable[Section]) -> dict[str, Chart]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from lightning_prune.documents import whole
 from lightning_prune.errors import PruningError
 from lightning_prune.model.summary import Summary, summarize
 from lightning_prune.study.advise import Advice
@@ -29,7 +28,7 @@ from lightning_prune.study.report._sections import (
     scores,
 )
 from lightning_prune.study.report._variants import Variant, of_history, pareto, table, variants
-from lightning_prune.study.report.chart import Chart, charts
+from lightning_prune.study.report.chart import Chart, charts, written
 from lightning_prune.study.report.history import History
 from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.significance import Significance
@@ -193,19 +192,12 @@ class Report:
             PruningError: nothing was given to report on.
             OSError: the folder does not exist or cannot be written to; nothing is changed then.
         """
-        path = Path(path)
-        if path.suffix.lower() not in (".html", ".htm"):
-            raise ValueError(f"path: got {str(path)!r}, must end in .html, as in {str(path.with_suffix('.html'))!r}")
         if not self.sections():
             raise PruningError(
                 "there is nothing to report on: give the history of a fit (Report.of(trainer) after it), models,"
                 " artifacts or latencies"
             )
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder {path.parent} does not exist; make it first")
-        with whole(path) as written:
-            written.write_text(self.to_html(), encoding="utf-8", newline="\n")
-        return path
+        return written(path, (".html", ".htm"), self.to_html)
 
     def to_loggers(self, loggers: Sequence[Logger], step: int | None = None) -> int:
         """Write the figures to the loggers that take figures, as matplotlib figures.

@@ -3,7 +3,6 @@ package org.lightningprune.digitpad
 import android.os.Build
 import android.os.Bundle
 import android.widget.Button
-import android.widget.LinearLayout
 import org.lightningprune.logic.Manifest
 import org.lightningprune.logic.Timing
 
@@ -15,12 +14,7 @@ class BenchmarkActivity : ModelActivity() {
         super.onCreate(savedInstanceState)
         text.textSize = 18f
         button = button("Run $ROUNDS rounds") { measure() }
-        val column = LinearLayout(this)
-        column.orientation = LinearLayout.VERTICAL
-        column.fitsSystemWindows = true
-        column.addView(button)
-        column.addView(text)
-        setContentView(column)
+        show(button, text)
     }
 
     private fun measure() = start {

@@ -3,7 +3,6 @@ package org.lightningprune.digitpad
 import android.Manifest
 import android.os.Bundle
 import android.widget.FrameLayout
-import android.widget.LinearLayout
 import androidx.activity.result.contract.ActivityResultContracts
 import androidx.camera.core.ImageProxy
 import androidx.camera.view.CameraController
@@ -33,12 +32,7 @@ class CameraActivity : ModelActivity() {
         val frame = FrameLayout(this)
         frame.addView(preview)
         frame.addView(overlay)
-        val column = LinearLayout(this)
-        column.orientation = LinearLayout.VERTICAL
-        column.fitsSystemWindows = true
-        column.addView(text)
-        column.addView(frame)
-        setContentView(column)
+        show(text, frame)
         registerForActivityResult(ActivityResultContracts.RequestPermission()) { isGranted ->
             if (isGranted) controller.bindToLifecycle(this) else text.text = "This screen needs the camera."
         }.launch(Manifest.permission.CAMERA)

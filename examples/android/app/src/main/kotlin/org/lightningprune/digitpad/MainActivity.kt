@@ -2,7 +2,6 @@ package org.lightningprune.digitpad
 
 import android.content.Intent
 import android.os.Bundle
-import android.view.View
 import android.widget.LinearLayout
 import org.lightningprune.logic.GrayImage
 
@@ -19,11 +18,7 @@ class MainActivity : ModelActivity() {
         })
         buttons.addView(button("Camera") { startActivity(Intent(this, CameraActivity::class.java)) })
         buttons.addView(button("Benchmark") { startActivity(Intent(this, BenchmarkActivity::class.java)) })
-        val column = LinearLayout(this)
-        column.orientation = LinearLayout.VERTICAL
-        column.fitsSystemWindows = true
-        for (view in listOf<View>(buttons, text, pad)) column.addView(view)
-        setContentView(column)
+        show(buttons, text, pad)
     }
 
     private fun classify(image: GrayImage) = start {

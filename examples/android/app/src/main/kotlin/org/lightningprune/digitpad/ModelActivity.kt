@@ -1,7 +1,9 @@
 package org.lightningprune.digitpad
 
 import android.os.Bundle
+import android.view.View
 import android.widget.Button
+import android.widget.LinearLayout
 import android.widget.TextView
 import androidx.activity.ComponentActivity
 import kotlinx.coroutines.MainScope
@@ -40,6 +42,15 @@ abstract class ModelActivity : ComponentActivity() {
         button.text = name
         button.setOnClickListener { action() }
         return button
+    }
+
+    /** Show [views] one above the other. */
+    protected fun show(vararg views: View) {
+        val column = LinearLayout(this)
+        column.orientation = LinearLayout.VERTICAL
+        column.fitsSystemWindows = true
+        for (view in views) column.addView(view)
+        setContentView(column)
     }
 
     override fun onDestroy() {
