@@ -23,8 +23,8 @@ environment for each, runs them and writes this page. Networks and data are tiny
 - **Plugs in**: *yes* where nothing but the callback was added to what the project's documentation writes.
 - **Zeros**: share of all parameters that are zero after the fit with `Element`, whose recipe asks for half of the
   weights that it targets.
-- **Parameters**, **MACs**: before, and what is left after the fit with `Channel`; MACs of one call, as torch counts
-  them.
+- **Parameters**, **MACs**: before, and what is left after the fit with `Channel`; MACs of one sample, as torch counts
+  them (of a whole call where its batch is not known).
 - **Compact**: max|masked − compact| / max|masked| of the outputs in eval mode, for `Element` and for `Channel`, at
   float64 unless it says otherwise.
 - **Reloaded**: largest relative difference of the project's own predictions after saving and loading by its own calls;
