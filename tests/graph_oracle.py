@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_prune.graph import ChannelGroups, channel_groups
+from lightning_prune.model.attention import ResizableAttention, set_class
 
 Removed = dict[tuple[str, int], np.ndarray]
 
@@ -77,6 +78,8 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
         if isinstance(module, nn.RNNBase):
             shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
             module.input_size, module.hidden_size = shapes["weight_ih_l0"][1], shapes["weight_hh_l0"][1]
+        if isinstance(module, nn.MultiheadAttention) and module.out_proj.weight.shape[1] < module.embed_dim:
+            set_class(module, ResizableAttention)  # torch's own forward knows no other size
     return model
 
 

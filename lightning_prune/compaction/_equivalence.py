@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
+from lightning_prune.model.attention import without_fast_path
 from lightning_prune.model.caches import empty, refilled, tensors_beside
 from lightning_prune.model.example import tensors_in, walked
 from lightning_prune.model.masks import fold
@@ -117,7 +118,7 @@ def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run the model on a copy of the inputs without a trace in the global random generators; return its tensors."""
     args, kwargs = _map_tensors(lambda tensor: tensor.detach().clone(), inputs)
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    with torch.no_grad(), without_fast_path(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         outputs = list(tensors_in(model(*args, **kwargs)))
     if not outputs:

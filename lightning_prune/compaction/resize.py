@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_prune.compaction._entries import Entries
 from lightning_prune.errors import CompactionError
+from lightning_prune.model.attention import set_class, settled_class
 from lightning_prune.model.computed import recompute
 from lightning_prune.model.masks import (
     dense_names,
@@ -149,6 +150,9 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
                 _set_attributes(module, {name: tensor}, undo)
             plain = {name: size for name, size in sizes_of(module).items() if name in module.__dict__}
             _set_attributes(module, plain, undo)
+        if isinstance(module, nn.MultiheadAttention) and (kind := settled_class(module)) is not type(module):
+            undo.append(partial(set_class, module, type(module)))
+            set_class(module, kind)
 
 
 def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
@@ -217,6 +221,12 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
             return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
         case nn.PReLU():
             return {"num_parameters": shape[0]}
+        case nn.MultiheadAttention():
+            packed = module.in_proj_weight
+            weights = (
+                [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight] if packed is None else [packed] * 3
+            )
+            return {name: own.shape[1] for name, own in zip(("embed_dim", "kdim", "vdim"), weights, strict=True)}
         case nn.RNNBase():
             reads, carries = (getattr(module, name).shape[1] for name in ("weight_ih_l0", "weight_hh_l0"))
             return {"input_size": reads, **({} if module.proj_size > 0 else {"hidden_size": carries})}

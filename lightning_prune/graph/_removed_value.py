@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lightning_prune.graph.trace import Trace
 
 SAME_ENTRIES = COPIES | RESHAPES | {"permute", "transpose", "t", "numpy_T", "swapaxes", "expand", "repeat", "flip"}
 
+PARTS = frozenset(("chunk", "split", "split_with_sizes"))
 
 NEVER_NEGATIVE = frozenset(("abs", "square", "relu", "sigmoid", "exp", "softplus", "var", "std", "linalg_vector_norm"))
 
@@ -77,7 +79,11 @@ class RemovedValue:
     def _compute(self, node: fx.Node, with_buffers: bool) -> float | None:
         if node in self._trace.names:
             return 0.0 if with_buffers or self._trace.names[node] in self._trace.parameters else None
+        if node.target is operator.getitem:
+            return self._value(node.all_input_nodes[0], with_buffers)
         call = self._trace.calls.get(node)
+        if call is not None and call.operator in PARTS:
+            return self._value(node.all_input_nodes[0], with_buffers)
         if call is None or not isinstance(call.output, torch.Tensor):
             return None
         inputs = [(argument, self._value(argument, with_buffers)) for argument in node.all_input_nodes]

@@ -7,7 +7,7 @@ import re
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,12 +20,11 @@ from torch import Tensor, fx, nn
 from lightning_prune.errors import GraphError
 from lightning_prune.graph._sizes import Recorder, Sizes
 from lightning_prune.graph.recordable import recordable
+from lightning_prune.model.attention import let_resize, why_rigid, without_fast_path
 from lightning_prune.model.caches import refilled
 from lightning_prune.model.example import Example, Inputs, tensors_in, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
-
-KEEPS_ITS_SIZES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNCellBase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +124,20 @@ def trace(model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str,
     for recorder in (Recorder(), None):
         try:
             inner = fold(plain_copy(model)).eval()
+            with_own_masks = let_resize(inner)
             with _quietly(inner), recordable():
                 # What an earlier run has cached would stand in the graph as a constant, without its parameter.
                 refilled(inner, partial(example, inner))
                 exported = torch.export.export(_Forward(inner, recorder, example), tuple(tensors), strict=False)
-            return _record(exported, inner, recorder.sizes if recorder else {})
+            return _record(exported, inner, recorder.sizes if recorder else {}, with_own_masks)
         except Exception as error:
             refusal = error
     raise GraphError(_explain(model, example.args, dict(example.kwargs), refusal)) from refusal
 
 
-def _record(exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Sizes) -> Trace:
+def _record(
+    exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Sizes, with_own_masks: Collection[nn.Module]
+) -> Trace:
     first: dict[int, str] = {}
     canonical = {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(inner)}
     targets = {
@@ -154,15 +156,22 @@ def _record(exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Siz
         shapes={name: tuple(tensors[name].shape) for name in dict.fromkeys(users)},
         parameters=frozenset(name for name, _ in inner.named_parameters()),
         kept={
-            canonical[f"{path}.{name}" if path else name]: (
-                f"{type(module).__name__} at {path or 'the root'} keeps its size"
-            )
+            canonical[f"{path}.{name}" if path else name]: f"{type(module).__name__} at {path or 'the root'} {why}"
             for path, module in inner.named_modules()
-            if isinstance(module, KEEPS_ITS_SIZES)
+            if (why := _why_kept(module, module in with_own_masks))
             for name, _ in module.named_parameters()
         },
         sizes=sizes,
     )
+
+
+def _why_kept(module: nn.Module, has_own_masks: bool) -> str:
+    """Return why a module keeps its sizes, in words that follow its name; "" where it does not."""
+    if has_own_masks:
+        return "takes a mask for each head, of (batch * num_heads, L, S), and keeps its size"
+    if isinstance(module, nn.MultiheadAttention):
+        return why_rigid(module)
+    return "keeps its size" if isinstance(module, nn.RNNCellBase) else ""
 
 
 def _call(node: fx.Node) -> Call | None:
@@ -193,14 +202,10 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _quietly(model: nn.Module) -> Iterator[None]:
     """Trace without gradients, warnings, fused attention paths, or draws from the global random generators."""
     devices = {tensor.device for _, tensor in _named_tensors(model) if tensor.device.type == "cuda"}
-    has_fast_path = torch.backends.mha.get_fastpath_enabled()
-    with torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)), warnings.catch_warnings():
+    draws = torch.random.fork_rng(sorted(devices, key=str))
+    with torch.no_grad(), without_fast_path(), draws, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(has_fast_path)
+        yield
 
 
 def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> str:

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_prune.model.attention import ResizableAttention
 from lightning_prune.model.computed import sources
 from lightning_prune.model.example import Example, Inputs, example_of, first_samples
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
@@ -322,16 +323,19 @@ def _count_attention(
 ) -> None:
     names = ("query", "key", "value")
     inputs: list[Tensor] = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
-    width, prefix = module.embed_dim, f"{path}." if path else ""
+    prefix = f"{path}." if path else ""
+    in_proj, width = module.in_proj_weight, module.out_proj.weight.shape[1]
+    of_query = module.q_proj_weight.shape[0] if in_proj is None else (in_proj.shape[0] - width) // 2
     rows = [x.numel() // x.shape[-1] for x in inputs]
-    for name, x, count in zip(names, inputs, rows, strict=True):
-        weight = "in_proj_weight" if module._qkv_same_embed_dim else f"{name[0]}_proj_weight"
+    for name, x, count, made in zip(names, inputs, rows, (of_query, of_query, width), strict=True):
+        weight = f"{name[0]}_proj_weight" if in_proj is None else "in_proj_weight"
         key = first.get(prefix + weight, prefix + weight)
-        counts[key] = counts.get(key, 0) + count * x.shape[-1] * width
-    key = first.get(f"{prefix}out_proj.weight", f"{prefix}out_proj.weight")
-    counts[key] = counts.get(key, 0) + rows[0] * width * width
+        counts[key] = counts.get(key, 0) + count * x.shape[-1] * made
+    if not isinstance(module, ResizableAttention):  # which calls its projection, and so counts it as a layer
+        key = first.get(f"{prefix}out_proj.weight", f"{prefix}out_proj.weight")
+        counts[key] = counts.get(key, 0) + rows[0] * width * module.embed_dim
     source = inputs[1].shape[1 if module.batch_first and inputs[1].dim() == 3 else 0]
-    counts[f"{path}."] = counts.get(f"{path}.", 0) + 2 * rows[0] * source * width
+    counts[f"{path}."] = counts.get(f"{path}.", 0) + rows[0] * source * (of_query + width)
 
 
 @contextmanager

@@ -117,8 +117,9 @@ def test_train_mode_and_eval_mode_give_the_same_groups():
 def test_lightning_module_keeps_dense_names():
     model = Lit()
     groups = check_exact(model, X)
-    assert sizes(groups) == {"net.conv1": 8}
-    assert groups["net.conv2"].reason == "mean at net reduces it"
+    # nobody reads the mean that net gives beside its maps, so its channels may go
+    assert sizes(groups) == {"net.conv1": 8, "net.conv2": 6}
+    assert sizes(channel_groups(model.net, X)) == {"conv1": 8}
 
 
 def test_masked_model_gives_the_groups_of_the_dense_one():

@@ -368,11 +368,15 @@ def test_a_norm_over_the_width_of_a_head_lets_heads_go():
     assert sizes(check_exact(HeadNorm(), torch.randn(2, 4))) == {"a": 4}
 
 
-def test_multihead_attention_keeps_its_width_and_the_encoder_layer_loses_hidden_units():
+def test_the_encoder_layer_loses_heads_and_hidden_units():
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     groups = check_exact(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), torch.randn(2, 3, 4))
-    assert sizes(groups) == {"1.linear1": 12}
-    assert groups["1.self_attn"].reason == "MultiheadAttention at 1.self_attn keeps its size"
+    assert sizes(groups) == {"1.self_attn": 2, "1.linear1": 12}
+    assert slots(groups, "1.self_attn") == {
+        ("1.self_attn.in_proj_weight", 0, "output"),
+        ("1.self_attn.in_proj_bias", 0, "output"),
+        ("1.self_attn.out_proj.weight", 1, "input"),
+    }
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -106,7 +106,9 @@ def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     axes = {axis % len(dims) for axis in (reduced if isinstance(reduced, (list, tuple, range)) else [reduced])}
     reason = f"{call.place} reduces it"
     is_part_of_norm = call.get("keepdim") and base_name(call.operator) in AVERAGES
-    (flow.normalise if is_part_of_norm else flow.freeze)([dims[axis] for axis in axes], reason)
+    # what nobody reads may have any value, such as the attention's weights averaged over heads
+    if call.node.users:
+        (flow.normalise if is_part_of_norm else flow.freeze)([dims[axis] for axis in axes], reason)
     first = call.output if isinstance(call.output, Tensor) else call.output[0]
     if first.dim() == len(dims):
         out: Dims = tuple(Fixed(reason) if axis in axes else dim for axis, dim in enumerate(dims))
