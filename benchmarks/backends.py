@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.removal_speed import mobilenet, resnet
+from lightning_prune import NOfM, OneShot, Recipe, prune
 from lightning_prune.deploy import (
     XNNPACK,
     Backend,
@@ -215,14 +216,47 @@ def vulkan(folder: Path) -> None:
 
 
 def ethos(folder: Path) -> None:
-    """Print size and Arm's estimate of cycles for several sparsities."""
+    """Print size and Arm's estimate of cycles for several sparsities, and of n:m zeros on Ethos-U85."""
     torch.manual_seed(0)
     dense, data = resnet(16).eval(), [torch.randn(8, 3, 64, 64)]
-    print(f"{'zeros':>8}{'bytes':>12}")
+    print(f"{'zeros':>12}{'bytes':>12}")
     for sparsity in (0.0, 0.5, 0.75, 0.9):
         model = pruned(dense, sparsity) if sparsity else dense
-        artifact = export(model, folder / "m.pte", example_inputs=data[0][:1], backend=EthosU(data, "ethos-u55-256"))
-        print(f"{sparsity:>8.0%}{artifact.size_bytes:>12,}  {artifact.notes[0]}", flush=True)
+        _print_estimate(f"{sparsity:.0%}", model, folder, EthosU(data, "ethos-u55-256"))
+    perceptron = Perceptron().eval()
+    for name, network, inputs in (("ResNet", dense, data), ("perceptron", perceptron, [torch.randn(8, 784)])):
+        two_of_four = copy.deepcopy(network)
+        prune(two_of_four, Recipe(schedule=OneShot(0.5), granularity=NOfM(2, 4)), inputs, repair=None, progress=False)
+        variants = {
+            "dense": network,
+            "2:4": two_of_four,
+            "50 %": pruned(network, 0.5),
+            "95 %": pruned(network, 0.95),
+        }
+        for system, memory in ((None, None), ("Ethos_U85_SYS_Flash_High", "Shared_Sram")):
+            print(f"\n{name} on Ethos-U85, {system or 'everything in SRAM'}")
+            for label, model in variants.items():
+                backend = EthosU(inputs, "ethos-u85-256", system=system, memory=memory)
+                _print_estimate(label, model, folder, backend)
+
+
+class Perceptron(nn.Module):
+    """Three Linear layers over 784 numbers: weights that are read once for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, 10)."""
+        return self.layers(x)
+
+
+def _print_estimate(label: str, model: nn.Module, folder: Path, backend: EthosU) -> None:
+    artifact = export(model, folder / "m.pte", example_inputs=backend.calibration[0][:1], backend=backend)
+    print(f"{label:>12}{artifact.size_bytes:>12,}  {artifact.notes[0]}", flush=True)
 
 
 PARTS: dict[str, Callable[[Path], None]] = {

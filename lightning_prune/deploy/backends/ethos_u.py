@@ -28,23 +28,31 @@ EthosTarget = Literal[
 class EthosU(Backend):
     """Arm's Ethos-U, the neural processor of microcontrollers, through Arm's compiler Vela.
 
-    It computes in 8-bit integers alone, so that a calibration loader is needed. Vela codes the weights: zeros take
-    next to no room and less of the memory's bandwidth. It exports on any machine and runs on none but the chip: the
-    same quantized graph is verified on the portable kernels here, and Vela's estimate of cycles stands in the notes.
+    It computes in 8-bit integers alone, so that a calibration loader is needed. Vela codes the weights: in flash and
+    DRAM zeros take next to no room and less of the bandwidth. Ethos-U85 computes half as much where
+    :class:`~lightning_prune.NOfM` (2, 4) left two of four. It exports on any machine and runs on none but the chip:
+    the same quantized graph is verified on the portable kernels here, and Vela's estimate of cycles stands in the
+    notes.
 
     Args:
         calibration: batches as in :class:`~lightning_prune.deploy.Int8`.
         target: the processor and its number of multiply-accumulates per cycle.
         samples: how many samples of the loader are looked at.
+        system: clock and memories that are compiled for, by their name in Vela's ``Arm/vela.ini``, such as
+            ``"Ethos_U85_SYS_Flash_High"``; None: what ExecuTorch takes for the target.
+        memory: where weights and activations lie, by its name there, such as ``"Shared_Sram"``; None: what ExecuTorch
+            takes for the target, on Ethos-U85 all of it in SRAM.
 
     Raises:
         ValueError: an unknown target, or a number of samples below 1.
-        TypeError: the calibration is no loader, or can be read only once.
+        TypeError: the calibration is no loader, or can be read only once; a name is no text.
     """
 
     calibration: Iterable[Any]
     target: EthosTarget = "ethos-u55-128"
     samples: int = 256
+    system: str | None = None
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         check_loader("EthosU.calibration", self.calibration)
@@ -54,9 +62,15 @@ class EthosU(Backend):
         if self.target not in get_args(EthosTarget):
             allowed = ", ".join(map(repr, get_args(EthosTarget)))
             raise ValueError(f"target: got {self.target!r}, must be one of {allowed}")
+        for name, value in (("system", self.system), ("memory", self.memory)):
+            if not isinstance(value, str | None):
+                raise TypeError(f"EthosU.{name}: got {value!r}, must be a name of Vela's configuration, or None")
 
     def __repr__(self) -> str:
-        return f"EthosU({described(self.calibration)}, target={self.target!r}, samples={self.samples})"
+        places = "".join(
+            f", {name}={value!r}" for name, value in (("system", self.system), ("memory", self.memory)) if value
+        )
+        return f"EthosU({described(self.calibration)}, target={self.target!r}, samples={self.samples}{places})"
 
     @property
     def name(self) -> str:
@@ -79,7 +93,7 @@ class EthosU(Backend):
         from lightning_prune.deploy.backends.ethos_u_compiler import VelaReport
         from lightning_prune.deploy.executorch.arm import reporting_partitioner
 
-        return [reporting_partitioner(self.target, VelaReport())]
+        return [reporting_partitioner(self.target, VelaReport(), self.system, self.memory)]
 
     def notes_of_lowering(self, partitioners: Sequence[Any], sparsity: float) -> tuple[str, ...]:
         """Return Vela's estimate for the program, and what became of zeros."""

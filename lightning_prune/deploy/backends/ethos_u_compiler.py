@@ -80,8 +80,8 @@ class VelaReport:
         cycles, seconds = sum(part.cycles for part in self.parts), sum(part.seconds for part in self.parts)
         of = "" if len(self.parts) == 1 else f" for the {len(self.parts)} parts that run on it"
         return (
-            f"Vela estimates {cycles:,.0f} cycles, {1000 * seconds:.3f} ms on {self.parts[0].accelerator}{of}; it codes"
-            f" the weights ({sparsity:.0%} of them zero) so that zeros take next to no room."
+            f"Vela estimates {cycles:,.0f} cycles, {1000 * seconds:.3f} ms on {self.parts[0].accelerator}{of}; of"
+            f" weights in flash or DRAM the zeros ({sparsity:.0%}) take next to no room."
         )
 
 

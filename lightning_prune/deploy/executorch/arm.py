@@ -20,7 +20,7 @@ class Reporting(Protocol):
         ...
 
 
-def specification(target: str) -> Any:  # noqa: ANN401
+def specification(target: str, system: str | None = None, memory: str | None = None) -> Any:  # noqa: ANN401
     """Return ExecuTorch's EthosUCompileSpec.
 
     Raises:
@@ -33,16 +33,16 @@ def specification(target: str) -> Any:  # noqa: ANN401
         raise ImportError(
             f"Arm's compiler for Ethos-U is not installed ({error}): pip install 'lightning-prune[ethos-u]'"
         ) from error
-    return EthosUCompileSpec(target)
+    return EthosUCompileSpec(target, system, memory)
 
 
-def reporting_partitioner(target: str, report: Reporting) -> Any:  # noqa: ANN401
+def reporting_partitioner(target: str, report: Reporting, system: str | None, memory: str | None) -> Any:  # noqa: ANN401
     """Return ExecuTorch's EthosUPartitioner, whose compiler writes about each part into a folder of ``report``.
 
     Raises:
         ImportError: Arm's compiler is not installed.
     """
-    whole_specification = specification(target)
+    whole_specification = specification(target, system, memory)
     from executorch.backends.arm.ethosu import EthosUPartitioner
     from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
 
@@ -54,7 +54,7 @@ def reporting_partitioner(target: str, report: Reporting) -> Any:  # noqa: ANN40
         def partition(self, exported_program: ExportedProgram) -> PartitionResult:
             result = self.whole.partition(exported_program)
             for tag, spec in result.partition_tags.items():
-                of_part = specification(target)
+                of_part = specification(target, system, memory)
                 of_part.dump_intermediate_artifacts_to(str(self.report.next_folder()))
                 result.partition_tags[tag] = DelegationSpec(spec.backend_id, of_part._to_list())
             return result
