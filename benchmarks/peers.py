@@ -34,6 +34,7 @@ from lightning_prune import (
     Element,
     Fisher,
     LeastSquares,
+    NoRepair,
     OneShot,
     Polynomial,
     PruningCallback,
@@ -104,14 +105,14 @@ BUDGETS = {
 }
 
 
-def our_cut(repair: LeastSquares | None = LeastSquares(), **parts: Any) -> Callable[..., nn.Module]:  # noqa: B008
+def our_cut(repair: LeastSquares | NoRepair = LeastSquares(), **parts: Any) -> Callable[..., nn.Module]:  # noqa: B008
     """Return our cut of a dense network without training."""
 
     def cut(net: nn.Module, task: Task, budget: float, seed: int) -> nn.Module:
-        recipe = Recipe(granularity=Channel(), count="macs", schedule=OneShot(1 - budget), **parts)
+        recipe = Recipe(granularity=Channel(), count="macs", schedule=OneShot(1 - budget), repair=repair, **parts)
         batches = seen(task, 8, seed)
-        prune(net, recipe, batches, loss=loss, repair=repair, samples=400, progress=False)
-        return net if repair is not None else recalibrated(net, batches)
+        prune(net, recipe, batches, loss=loss, samples=400, progress=False)
+        return recalibrated(net, batches) if isinstance(repair, NoRepair) else net
 
     return cut
 
@@ -140,7 +141,7 @@ UNTRAINED: dict[str, Callable[..., nn.Module]] = {
     "ours, Fisher Uniform": our_cut(criterion=Fisher(), allocation=Uniform()),
     "ours, Reconstruction": our_cut(criterion=Reconstruction()),
     "ours, Reconstruction Uniform": our_cut(criterion=Reconstruction(), allocation=Uniform()),
-    "ours, Uniform, recalibrate instead of repair": our_cut(None, allocation=Uniform()),
+    "ours, Uniform, recalibrate instead of repair": our_cut(NoRepair(), allocation=Uniform()),
     "torch-pruning Magnitude local + recalibrate": their_cut("Magnitude", False),
     "torch-pruning Magnitude global + recalibrate": their_cut("Magnitude", True),
     "torch-pruning Taylor local + recalibrate": their_cut("Taylor", False),

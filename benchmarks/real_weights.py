@@ -22,7 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channel, LeastSquares, Magnitude, OneShot, Recipe, Reconstruction, Targets, Uniform, prune
+from lightning_prune import (
+    Channel,
+    LeastSquares,
+    Magnitude,
+    NoRepair,
+    OneShot,
+    Recipe,
+    Reconstruction,
+    Targets,
+    Uniform,
+    prune,
+)
 
 MODULES = [
     "argparse",
@@ -117,16 +128,16 @@ def minilm() -> None:
     print(f"MiniLM: {len(texts)} sentences, {len(test) * 40} of them for testing; heads and MLP units\n")
     for share in (0.4, 0.6):
         for criterion in (Magnitude(), Reconstruction()):
-            for repair in (None, LeastSquares(samples=400)):
+            for repair in (NoRepair(), LeastSquares(samples=400, megabytes=256)):
                 model, begin = copy.deepcopy(dense), time.perf_counter()
                 # queries and keys go with the values of their head, the stream stays
                 targets = Targets(include=("*.attention.self.*", "*.intermediate.dense.*"))
                 recipe = Recipe(granularity=Channel(), schedule=OneShot(share), criterion=criterion,
-                                allocation=Uniform(), targets=targets, count="channels")  # fmt: skip
-                prune(model, recipe, seen, repair=repair, samples=400, progress=False)
+                                allocation=Uniform(), targets=targets, count="channels", repair=repair)  # fmt: skip
+                prune(model, recipe, seen, samples=400, progress=False)
                 correlation = spearmanr(similarities(model), wanted).statistic
                 print(
-                    f"{share:.0%} gone, {type(criterion).__name__:<14} {'repaired' if repair else 'as it is':<9}"
+                    f"{share:.0%} gone, {type(criterion).__name__:<14} {type(repair).__name__:<12}"
                     f" {correlation:.3f}  {time.perf_counter() - begin:.0f} s",
                     flush=True,
                 )
@@ -174,13 +185,16 @@ def crepe(size: str) -> None:
     dense = crepe_network(size)
     data, test = frames(400, 0)[0].split(50), frames(400, 1)
     print(f"Crepe ({size}): 400 frames to look at, 400 to test; dense {within(dense, *test):.3f}\n")
-    cases: list[tuple[Any, Any]] = [(c, r) for c in (Magnitude(), Reconstruction()) for r in (None, LeastSquares())]
+    cases: list[tuple[Any, Any]] = [
+        (c, r) for c in (Magnitude(), Reconstruction()) for r in (NoRepair(), LeastSquares())
+    ]
     for criterion, repair in cases:
         net, begin = copy.deepcopy(dense), time.perf_counter()
-        recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5), criterion=criterion, allocation=Uniform())
-        prune(net, recipe, data, repair=repair, samples=400, progress=False)
+        recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5), criterion=criterion, allocation=Uniform(),
+                        repair=repair)  # fmt: skip
+        prune(net, recipe, data, samples=400, progress=False)
         print(
-            f"half of the channels gone, {type(criterion).__name__:<14} {'repaired' if repair else 'as it is':<9}"
+            f"half of the channels gone, {type(criterion).__name__:<14} {type(repair).__name__:<12}"
             f" {within(net, *test):.3f}  {time.perf_counter() - begin:.0f} s",
             flush=True,
         )

@@ -15,6 +15,7 @@ from lightning_prune import (
     Fisher,
     LeastSquares,
     Magnitude,
+    NoRepair,
     OneShot,
     Polynomial,
     PruningCallback,
@@ -48,7 +49,7 @@ def main() -> None:
             for criterion in (Magnitude(), Fisher(), Reconstruction()):
                 for name, schedule in schedules.items():
                     reached = []
-                    for repair in (None, LeastSquares()):
+                    for repair in (NoRepair(), LeastSquares()):
                         recipe = Recipe(
                             granularity=Channel(), count="macs", schedule=schedule, criterion=criterion,
                             allocation=Uniform(), repair=repair,

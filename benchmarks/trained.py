@@ -1,6 +1,7 @@
 """A trained model pruned without training: the cut alone, and with repair. `python -m benchmarks.trained [SEEDS]`."""
 
 import sys
+from dataclasses import replace
 
 from benchmarks.tasks import accuracy, dense, loss, quiet, task
 from lightning_prune import (
@@ -9,6 +10,7 @@ from lightning_prune import (
     Global,
     LeastSquares,
     Magnitude,
+    NoRepair,
     OneShot,
     Recipe,
     Reconstruction,
@@ -33,9 +35,9 @@ def main(seeds: int) -> None:
                         count="macs",
                     )  # fmt: skip
                     reached = []
-                    for repair in (None, LeastSquares()):
+                    for repair in (NoRepair(), LeastSquares()):
                         net = dense("digits", seed)
-                        prune(net, recipe, data, loss=loss, repair=repair, progress=False)
+                        prune(net, replace(recipe, repair=repair), data, loss=loss, progress=False)
                         reached.append(accuracy(net, digits))
                     names = f"{type(criterion).__name__:<14}  {type(allocation).__name__:<10}"
                     print(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning_prune.classes.classes import keep_classes
     from lightning_prune.compaction import Compaction, compact
     from lightning_prune.compaction.finalization import finalize
-    from lightning_prune.compensation import LeastSquares, Reconstruction
+    from lightning_prune.compensation import LeastSquares, NoRepair, Reconstruction
     from lightning_prune.criteria import (
         ActivationCriterion,
         Fisher,
@@ -74,6 +74,7 @@ __all__ = [
     "Magnitude",
     "Mask",
     "NOfM",
+    "NoRepair",
     "OneCycle",
     "OneShot",
     "Polynomial",
@@ -117,7 +118,7 @@ _HOMES = {
     "classes.classes": "keep_classes",
     "compaction": "Compaction compact",
     "compaction.finalization": "finalize",
-    "compensation": "LeastSquares Reconstruction",
+    "compensation": "LeastSquares NoRepair Reconstruction",
     "criteria": "ActivationCriterion Fisher GradientCriterion Magnitude Random SampleCriterion Taylor Wanda",
     "distillation": "Distillation",
     "errors": "PruningError",

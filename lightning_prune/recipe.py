@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_prune import schedules
-from lightning_prune.compensation import LeastSquares
+from lightning_prune.compensation import LeastSquares, NoRepair
 from lightning_prune.criteria import ActivationCriterion, GradientCriterion, ObservingCriterion, SampleCriterion
 from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policies
 from lightning_prune.schedules import Schedule
@@ -36,8 +36,9 @@ class Recipe:
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
             (weights of the targets; channels).
         optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
-        repair: how what is left takes over for what went, at each event; None: in a fit training alone makes up for it,
-            and :func:`~lightning_prune.prune` repairs by its own argument ``repair``.
+        repair: how what is left takes over for what went, at each event. None: by least squares in
+            :func:`~lightning_prune.prune`; in a fit so for channels, where the run can do it, otherwise without, and
+            for smaller units by training alone. NoRepair(): it does not.
 
     Example:
         >>> recipe = Recipe(schedule=schedules.OneShot(final_sparsity=0.5, begin_step=30))
@@ -53,7 +54,7 @@ class Recipe:
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
     optimizer_policy: OptimizerPolicy | Sequence[OptimizerPolicy] = field(default_factory=Mask)
-    repair: LeastSquares | None = None
+    repair: LeastSquares | NoRepair | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.granularity, Granularity | Channel):
@@ -76,9 +77,9 @@ class Recipe:
         if self.count == "channels" and not self.is_structured:
             raise ValueError(f'Recipe.count = "channels" needs granularity=Channel(), got {self.granularity}')
         policies = as_policies(self.optimizer_policy)
-        if not isinstance(self.repair, LeastSquares | None):
-            raise TypeError(f"Recipe.repair must be LeastSquares() or None, got {self.repair!r}")
-        if self.repair is not None and any(policy.keeps_weights for policy in policies):
+        if not isinstance(self.repair, LeastSquares | NoRepair | None):
+            raise TypeError(f"Recipe.repair must be LeastSquares(), NoRepair() or None, got {self.repair!r}")
+        if isinstance(self.repair, LeastSquares) and any(policy.keeps_weights for policy in policies):
             raise ValueError(
                 f"Recipe.repair changes weights, and optimizer_policy={self.optimizer_policy!r} sets them back after"
                 " each event: leave one of them out"
@@ -108,9 +109,23 @@ class Recipe:
         return self.is_structured or self.count == "macs"
 
     @property
+    def repairing(self) -> LeastSquares | None:
+        """What repairs at the events of a fit: what is named or, where that is left open and channels go, the usual."""
+        if self.repair is None and self.is_structured:
+            goes_back = any(policy.keeps_weights for policy in as_policies(self.optimizer_policy))
+            return None if goes_back else LeastSquares()
+        return self.repair if isinstance(self.repair, LeastSquares) else None
+
+    @property
+    def looking(self) -> LeastSquares | SampleCriterion | None:
+        """What it names that looks at samples, so that a run which cannot show any refuses it; None: nothing."""
+        named = (part for part in (self.repair, self.criterion) if isinstance(part, LeastSquares | SampleCriterion))
+        return next(named, None)
+
+    @property
     def samples(self) -> int:
         """How many samples repair and a criterion look at, at an event; 0: none."""
-        parts = (self.repair, self.criterion)
+        parts = (self.repairing, self.criterion)
         return max((part.samples for part in parts if isinstance(part, LeastSquares | SampleCriterion)), default=0)
 
     def describe(self) -> dict[str, str]:

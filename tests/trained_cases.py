@@ -1,11 +1,14 @@
 """A network in which half of the units can be made by the others, and data for it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channel, OneShot, Recipe, Uniform
+from lightning_prune import Channel, NoRepair, OneShot, Recipe, Uniform
 
 HALF = Recipe(granularity=Channel(), schedule=OneShot(0.5), allocation=Uniform())
+UNREPAIRED = replace(HALF, repair=NoRepair())
 
 
 def redundant(width: int = 16) -> nn.Sequential:

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ def prune_model(arguments: argparse.Namespace) -> None:
     import lightning_prune
     from lightning_prune.checkpoints import state as checkpoints
     from lightning_prune.cli._models import example, loaded_model
-    from lightning_prune.compensation import LeastSquares
+    from lightning_prune.compensation import NoRepair
     from lightning_prune.data.batches import DataModule
     from lightning_prune.documents import whole
     from lightning_prune.recipe import Recipe
     from lightning_prune.schedules import OneShot
     from lightning_prune.selection.granularity import Channel, Element
-    from lightning_prune.trained import prune
+    from lightning_prune.trained.prune import REPAIR, prune
     from lightning_prune.trainer.internals import loadable
 
     what, kept = next((name, share) for name in KEPT if (share := getattr(arguments, f"keep_{name}")) is not None)
@@ -47,6 +48,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     parts: dict[str, Any] = {"granularity": Element() if what == "weights" else Channel()}
     if what in ("macs", "params"):
         parts["count"] = what
+    parts["repair"] = NoRepair() if arguments.no_repair else replace(REPAIR, samples=arguments.samples)
     if arguments.criterion is not None:
         parts["criterion"] = getattr(lightning_prune, CRITERIA[arguments.criterion])()
     if arguments.allocation is not None:
@@ -59,7 +61,6 @@ def prune_model(arguments: argparse.Namespace) -> None:
         loss=None if arguments.loss is None else load(arguments.loss),
         metric=None if arguments.metric is None else _metric(arguments.metric),
         example_inputs=example(arguments.example),
-        repair=None if arguments.no_repair else LeastSquares(samples=arguments.samples),
         samples=arguments.samples,
         progress=sys.stderr.isatty(),
     )

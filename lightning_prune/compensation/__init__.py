@@ -1,11 +1,11 @@
 """What is kept takes over for what goes."""
 
 from lightning_prune.compensation.inputs import Call, LastInputs
-from lightning_prune.compensation.least_squares import LeastSquares
+from lightning_prune.compensation.least_squares import LeastSquares, NoRepair
 from lightning_prune.compensation.reconstruction import Reconstruction
-from lightning_prune.compensation.repair import Repair, Wanted, joined, record, refit
+from lightning_prune.compensation.repair import Repair, Wanted, joined, record, record_or_say, refit
 
-BUILT_IN = (LeastSquares, Reconstruction)
+BUILT_IN = (LeastSquares, NoRepair, Reconstruction)
 """What a recipe names, and a checkpoint may hold."""
 
 __all__ = [
@@ -13,10 +13,12 @@ __all__ = [
     "Call",
     "LastInputs",
     "LeastSquares",
+    "NoRepair",
     "Reconstruction",
     "Repair",
     "Wanted",
     "joined",
     "record",
+    "record_or_say",
     "refit",
 ]

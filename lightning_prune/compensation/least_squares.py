@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -10,6 +12,9 @@ from lightning_prune.values import Choice, check_whole
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Shares of the mean second moment that are tried as the ridge; the held-out samples choose among them."""
+
+_PIECE = 4_096
+"""Rows that are float64 at a time."""
 
 _ITERATIONS = 60
 """Of conjugate gradients where each row of a weight keeps other entries; the error falls by less than 1 % after 40."""
@@ -29,6 +34,10 @@ class LeastSquares(Choice):
     Args:
         samples: how many samples are looked at, at most, over all ranks; a fourth of them is held out.
         rows: how many rows (samples times positions) of each layer enter the fit, at most, on each rank.
+        megabytes: what the samples that a fit keeps take, at most, over all ranks, and with them a checkpoint; fewer
+            are kept of larger ones. What an event takes follows from it: of the samples go as many through the model as
+            no layer gives more than eight times that for, and of rows as many enter as all layers together give no
+            more for.
 
     Source: the reconstruction of He, Zhang and Sun 2017 (Channel Pruning, equation 5), with the sequential targets of
     their section 3.2; one ridge for all layers and a held-out choice of it are ours. Frantar and Alistarh 2023
@@ -37,10 +46,22 @@ class LeastSquares(Choice):
 
     samples: int = 256
     rows: int = 16_384
+    megabytes: int = 32
 
     def __post_init__(self) -> None:
         check_whole("LeastSquares.samples", self.samples, MIN_SAMPLES, why=": fewer fit their own noise")
         check_whole("LeastSquares.rows", self.rows, 64)
+        check_whole("LeastSquares.megabytes", self.megabytes, 1)
+
+    @property
+    def bytes_at_event(self) -> int:
+        """What a layer's outputs, and what is written down of all layers, take at most while an event goes on."""
+        return 8 * self.megabytes << 20
+
+
+@dataclass(frozen=True)
+class NoRepair(Choice):
+    """Leave what is left of each layer as it is: training alone makes up for what went."""
 
 
 MIN_SAMPLES = 16
@@ -71,9 +92,10 @@ class Moments:
             inputs: shape (groups, rows, columns).
             outputs: shape (groups, rows, outputs).
         """
-        x, y = inputs.double(), outputs.double()
-        rows = torch.tensor(float(x.shape[1]), dtype=torch.float64, device=x.device)
-        return cls(x.mT @ x, x.mT @ y, y.square().sum(1), rows)
+        pieces = zip(inputs.split(_PIECE, 1), outputs.split(_PIECE, 1), strict=True)
+        doubles = ((x.double(), y.double()) for x, y in pieces)
+        sums = (cls(x.mT @ x, x.mT @ y, y.square().sum(1), x.new_tensor(float(x.shape[1]))) for x, y in doubles)
+        return reduce(add, sums)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the sums, for ranks that add them up in place."""

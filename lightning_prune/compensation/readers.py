@@ -18,6 +18,9 @@ from lightning_prune.model.summary import as_evaluated
 MAX_COLUMNS = 1_536
 """Above it a convolution is fitted by channels, not by channels and taps: the fit costs the cube of the columns."""
 
+_PIECE = 1 << 22
+"""Numbers of a layer's rows that are laid out at a time, of which those to look at are taken."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -134,17 +137,19 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None
     return value if isinstance(value, Tensor) and value.is_floating_point() else None
 
 
-def sampled(rows: Tensor, most: int, name: str) -> Tensor:
-    """Return (groups, samples * positions, columns) of (samples, positions, groups, columns), positions by chance.
+def sampled(reader: Reader, x: Tensor, most: int, name: str) -> Tensor:
+    """Return (groups, samples * positions, columns) of what enters a layer, positions by chance.
 
     The same name takes the same positions, before and after the cut.
     """
-    each = max(1, most // max(len(rows), 1))
-    if rows.shape[1] > each:
+    first = reader.rows(x[:1])
+    chosen, each = slice(None), max(1, most // len(x))
+    if first.shape[1] > each:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        chosen = torch.randperm(rows.shape[1], generator=generator)[:each].sort().values
-        rows = rows[:, chosen.to(rows.device)]
-    return rows.flatten(0, 1).movedim(1, 0)
+        chosen = torch.randperm(first.shape[1], generator=generator)[:each].sort().values.to(x.device)
+    # a convolution's rows are as many times its input as it has taps: never all samples at once
+    pieces = x.split(max(1, _PIECE // max(first.numel(), 1)))
+    return torch.cat([reader.rows(piece)[:, chosen] for piece in pieces]).flatten(0, 1).movedim(1, 0)
 
 
 def source_of_nan(model: nn.Module) -> str:

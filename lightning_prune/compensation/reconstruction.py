@@ -104,7 +104,7 @@ class Reconstruction(SampleCriterion):
         def see(name: str, reader: Reader, x: Tensor) -> None:
             if name not in names:
                 return
-            rows = sampled(reader.rows(x), self.rows, name).to(wide(x))
+            rows = sampled(reader, x, self.rows, name).to(wide(x))
             if rows.shape[-1] > MAX_COLUMNS:
                 raise ScoringError(
                     f"{name} has {rows.shape[-1]:,} columns, and {self} takes at most {MAX_COLUMNS:,}: leave the layers"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compensation.least_squares import LeastSquares, Moments, best_fit
-from lightning_prune.compensation.readers import Reader, run_through, sampled, source_of_nan
+from lightning_prune.compensation.readers import Reader, readers_of, run_through, sampled, source_of_nan
 from lightning_prune.criteria import Run
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
@@ -71,7 +71,7 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Wan
         NonFiniteError: what enters a layer is NaN or infinite.
     """
     targets: dict[str, Wanted] = {}
-    parameters = masks.dense_parameters(model)
+    parameters, most = masks.dense_parameters(model), _rows(model, repair)
 
     def see(name: str, reader: Reader, x: Tensor) -> None:
         if name not in parameters:  # computed from others
@@ -79,7 +79,7 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Wan
         if name in targets:
             targets[name] = Wanted(targets[name].outputs, targets[name].samples, targets[name].calls + 1)
             return
-        rows = sampled(reader.rows(x), repair.rows, name).to(wide(x))
+        rows = sampled(reader, x, most, name).to(wide(x))
         if not bool(torch.isfinite(rows).all()):
             raise NonFiniteError(
                 f"what enters {name.rpartition('.')[0] or 'the model'} is NaN or infinite on the samples for repair;"
@@ -90,6 +90,26 @@ def record(model: nn.Module, inputs: Run, repair: LeastSquares) -> dict[str, Wan
 
     run_through(model, inputs, see)
     return targets
+
+
+def record_or_say(model: nn.Module, inputs: Run, repair: LeastSquares) -> tuple[dict[str, Wanted], str]:
+    """Do as :func:`record` where nobody has asked for it: in place of raising, return nothing and why, on all ranks."""
+    targets: dict[str, Wanted] = {}
+    try:
+        targets, reason = record(model, inputs, repair), ""
+    except Exception as error:  # whatever forward raises
+        text = str(error).replace("; nothing was pruned", "").partition("\n")[0]
+        reason = text or type(error).__name__
+    ranks.agree()
+    reason = next(filter(None, ranks.gathered(reason)), "")
+    return ({}, reason) if reason else (targets, "")
+
+
+def _rows(model: nn.Module, repair: LeastSquares) -> int:
+    """Return how many rows of each layer are looked at: what they give stays within the memory of an event."""
+    readers = [reader for module in model.modules() for reader in readers_of(module)]
+    outputs = sum(reader.matrix(getattr(reader.module, reader.weight)).shape[:2].numel() for reader in readers)
+    return max(64, min(repair.rows, repair.bytes_at_event // (4 * max(outputs, 1))))
 
 
 @torch.no_grad()
@@ -108,7 +128,7 @@ def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Wanted], repair: 
     Changes:
         kept entries of weights, and biases.
     """
-    parameters, live = masks.dense_parameters(model), masks.read(model)
+    parameters, live, most = masks.dense_parameters(model), masks.read(model), _rows(model, repair)
     repairs: dict[str, Repair] = {}
 
     def mend(name: str, reader: Reader, x: Tensor) -> None:
@@ -124,7 +144,7 @@ def refit(model: nn.Module, inputs: Run, targets: Mapping[str, Wanted], repair: 
         bias = None if reader.bias is None else reader.module._parameters.get(reader.bias)
         if bias is not None and not bias.requires_grad:
             bias = None
-        rows = sampled(reader.rows(x), repair.rows, name).to(target.outputs.dtype)
+        rows = sampled(reader, x, most, name).to(target.outputs.dtype)
         start = reader.matrix(weight.detach())
         kept = reader.matrix(live[name]) if name in live else torch.ones_like(start, dtype=torch.bool)
         outputs = target.outputs

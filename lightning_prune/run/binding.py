@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune import schedules
 from lightning_prune.compaction import applied_plan, inexact
+from lightning_prune.compensation import LastInputs
 from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, SampleCriterion, watched
 from lightning_prune.distributed import shards
 from lightning_prune.errors import NonFiniteError
@@ -209,6 +210,23 @@ def _tried(
             stacklevel=2,
         )
     return tuple(group for group in chosen if group.name in left), stay
+
+
+def last_inputs(recipes: Sequence[Recipe], is_near: Callable[[int], bool]) -> LastInputs:
+    """Return what keeps the samples of the last steps that these recipes look at.
+
+    Args:
+        recipes: of a run.
+        is_near: number of optimizer steps -> whether an event comes within so many that looks at samples.
+    """
+    bounds = [None if recipe.repairing is None else recipe.repairing.megabytes for recipe in recipes if recipe.samples]
+    known = [bound for bound in bounds if bound is not None]
+    return LastInputs(
+        max((recipe.samples for recipe in recipes), default=0),
+        is_near,
+        megabytes=max(known) if bounds and len(known) == len(bounds) else None,
+        is_asked=any(recipe.looking is not None for recipe in recipes),
+    )
 
 
 def check_finite(model: nn.Module) -> None:

@@ -28,6 +28,7 @@ class Event:
         macs: multiply-accumulates left in it; None without an example input.
         repairs: what repair did to each layer, in the order in which they run; empty without.
         thin: what it has left as a bottleneck, in words; see :func:`thin`.
+        unrepaired: why it was not repaired, where the recipe leaves that open; empty where there is nothing to tell.
     """
 
     step: int
@@ -38,6 +39,7 @@ class Event:
     macs: int | None
     repairs: tuple[Repair, ...] = ()
     thin: tuple[str, ...] = ()
+    unrepaired: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Event":

@@ -61,6 +61,19 @@ def event_line(event: Event, dense: Size, layers: Mapping[str, float] | None = N
     return text
 
 
+def repair_line(events: Sequence[Event]) -> str:
+    """Return which events were not repaired that would have been, and why the last of them; "" for none.
+
+    Example:
+        >>> event = Event(9, 0.6, 0.6, {}, 122, None, unrepaired="Net is compiled")
+        >>> repair_line([event])
+        'not repaired: 1 of 1 event, for Net is compiled'
+    """
+    without = [event.unrepaired for event in events if event.unrepaired]
+    of = f"{len(without)} of {len(events)} event{'s' if events[1:] else ''}"
+    return f"not repaired: {of}, for {without[-1]}" if without else ""
+
+
 def reached_line(recipe: Recipe, asked: float, reached: float) -> str:
     """Return in words what a recipe asked for in the end, and what was reached.
 

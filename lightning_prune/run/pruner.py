@@ -1,7 +1,6 @@
 """One pruning event: a recipe bound to a model, and the step from a sparsity to masks, weights and a record."""
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
-from lightning_prune.compensation import Call, record, refit
+from lightning_prune.compensation import Call, record, record_or_say, refit
 from lightning_prune.criteria import (
     ActivationCriterion,
     Criterion,
@@ -27,7 +26,7 @@ from lightning_prune.criteria import (
     watch,
 )
 from lightning_prune.distributed import ranks, shards
-from lightning_prune.distributed.threads import one_thread
+from lightning_prune.distributed.threads import on_threads, one_thread
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.summary import Macs
@@ -223,6 +222,7 @@ def prune_step(
     carry: Callable[[Mapping[nn.Parameter, Tensor]], None] | None = None,
     step: int = 0,
     inputs: Call | None = None,
+    unrepaired: str = "",
 ) -> Event:
     """Prune a masked model to a cumulative sparsity: the whole corridor of one event.
 
@@ -232,8 +232,8 @@ def prune_step(
         sparsity: what to reach, in [0, 1), in what the recipe counts.
         carry: called with the masks by Parameter after the weights are zero, to carry the optimizers along.
         step: completed optimizer steps, for the record.
-        inputs: run the model on the samples that the recipe looks at; None: there are none. Where they are not enough,
-            nothing is repaired.
+        inputs: run the model on the samples that the recipe looks at; None: there are none.
+        unrepaired: why nothing can be repaired with them; empty where it can.
 
     Raises:
         NonFiniteError: a weight, a score or what enters a layer is NaN or infinite; nothing is changed then.
@@ -243,9 +243,9 @@ def prune_step(
     Changes:
         masks and weights of the model, and what ``carry`` changes; the pruner's observations start anew.
     """
-    # with samples the model runs, and products of whole matrices are worth all threads
-    threads = nullcontext() if pruner.recipe.samples else one_thread()
-    with ranks.together(f"the pruning event of step {step}"), threads:
+    # where samples run through the model, products of whole matrices are worth all threads
+    threads, wanted, repairs = torch.get_num_threads(), {}, []
+    with ranks.together(f"the pruning event of step {step}"), one_thread():
         shards.reshard(model)
         check_masked(pruner, model)
         bound, weights = BoundModel(model, pruner.base), scorable(model, pruner.units.shapes, pruner.criterion)
@@ -254,16 +254,24 @@ def prune_step(
         if isinstance(criterion, SampleCriterion):
             units = pruner.units
             columns = bound.columns(units) if isinstance(units, ChannelUnits) else {}
-            criterion = criterion.look(model, inputs, list(units.sizes if columns else weights), columns)
+            with on_threads(threads):
+                criterion = criterion.look(model, inputs, list(units.sizes if columns else weights), columns)
         scores = bound.scores(criterion, weights, pruner.observed)
         scores.check()
         candidates = pruner.candidates(scores, bound.masks(), criterion if isinstance(criterion, Seen) else None)
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
-        repair = pruner.recipe.repair if inputs is not None and inputs.are_enough else None
-        wanted = {} if repair is None or inputs is None else record(model, inputs, repair)
+        repair = None if unrepaired else pruner.recipe.repairing
+        if inputs is not None and repair is not None:
+            with on_threads(threads):
+                if pruner.recipe.repair is None:
+                    wanted, unrepaired = record_or_say(model, inputs, repair)
+                else:
+                    wanted = record(model, inputs, repair)
         bound.write(pruner.units.masks(candidates, removed, scores))
-        repairs = refit(model, inputs, wanted, repair) if repair is not None and inputs is not None else []
+        if inputs is not None and repair is not None and wanted:
+            with on_threads(threads):
+                repairs = refit(model, inputs, wanted, repair)
         if carry is not None:
             carry(masks.masks_by_parameter(model))
         masks.check_same(model)
@@ -275,7 +283,9 @@ def prune_step(
     else:
         pruner.observed.start_anew()
     bottlenecks = thin(candidates, removed, sparsity, pruner.recipe.granularity)
-    return replace(describe(pruner, model, step), repairs=tuple(repairs), thin=bottlenecks)
+    unrepaired = "" if pruner.recipe.repairing is None else unrepaired
+    done = describe(pruner, model, step)
+    return replace(done, repairs=tuple(repairs), thin=bottlenecks, unrepaired=unrepaired)
 
 
 def check_masked(pruner: Pruner, model: nn.Module) -> None:
@@ -299,9 +309,9 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
                 f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
                 " several ranks: leave it out, or train with DDP"
             )
-        if pruner.recipe.samples:
+        if pruner.recipe.looking is not None:
             raise PruningError(
-                f"{pruner.recipe.repair or pruner.recipe.criterion} looks at whole weights, and"
+                f"{pruner.recipe.looking} looks at whole weights, and"
                 f" {next(iter(spread.rows))} is sharded over several ranks: leave it out, or train with DDP"
             )
         pruner.units.check_spread(spread)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_prune.compensation import NoRepair
 from lightning_prune.criteria import Magnitude
 from lightning_prune.errors import CheckpointError
 from lightning_prune.optimizer.policies import as_policies
@@ -21,10 +22,10 @@ Described = Mapping[str, str]
 _UNITS = {"granularity", "targets", "count"}
 
 
-_LATER = {"repair": repr(None)}
+_LATER = {"repair": repr(NoRepair())}
 """Fields that recipes in older checkpoints lack, with what they mean by that."""
 
-_FORMER: Mapping[str, Any] = {"criterion": Magnitude(), "allocation": Global()}
+_FORMER: Mapping[str, Any] = {"criterion": Magnitude(), "allocation": Global(), "repair": NoRepair()}
 """What older recipes said in fields that they left alone; their runs go on with that where it is left open now."""
 
 

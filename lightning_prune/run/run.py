@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune import schedules
 from lightning_prune.compaction import Compaction
-from lightning_prune.compensation import LastInputs
+from lightning_prune.compensation import LeastSquares
 from lightning_prune.distributed import ranks, shards
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
@@ -21,7 +21,7 @@ from lightning_prune.optimizer.context import Scheduler
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.binding import bind, check_finite
+from lightning_prune.run.binding import bind, check_finite, last_inputs
 from lightning_prune.run.bound import BoundModel
 from lightning_prune.run.copies import Copies
 from lightning_prune.run.event import Event
@@ -60,7 +60,7 @@ class PruningRun:
         self._runtimes: list[PolicyRuntime] = []
         self._policy_state: list[Mapping[str, Any]] = []
         self._handles: list[RemovableHandle] = []
-        self._inputs = LastInputs(max((recipe.samples for recipe in recipes), default=0), self._is_look_near)
+        self._inputs = last_inputs(recipes, self._is_look_near)
         self._copies: Copies | None = None
         self._seen_copies: Mapping[str, Any] = {}
         self.attach(model)
@@ -231,13 +231,13 @@ class PruningRun:
         for index in asked:
             self._runtimes[index].before_event(self.step, model)
         recipes = [self.pruners[index].recipe for index in asked]
-        is_looking, is_repairing = any(r.samples for r in recipes), any(r.repair for r in recipes)
-        inputs = self._inputs.last_call(model, self.step, is_repairing) if is_looking else None
+        is_looking, is_asked = any(r.samples for r in recipes), any(isinstance(r.repair, LeastSquares) for r in recipes)
+        inputs, unrepaired = self._inputs.last_call(model, self.step, is_asked) if is_looking else (None, "")
         events = []
         # channels first: weights that leave with them count for no other recipe
         for index in sorted(asked, key=lambda index: not self.pruners[index].recipe.is_structured):
             carry = partial(self._runtimes[index].after_event, self.step, model=model)
-            events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step, inputs))
+            events.append(prune_step(self.pruners[index], model, asked[index], carry, self.step, inputs, unrepaired))
         if is_looking:
             self._inputs.after_event()
         self.mask_copies(model)

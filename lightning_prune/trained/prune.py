@@ -24,6 +24,7 @@ from lightning_prune.errors import PruningError, ScoringError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of, learnt, remember, sample_count
 from lightning_prune.model.summary import Summary, as_evaluated, summarize
+from lightning_prune.optimizer.policies import Mask
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.event import Event
@@ -36,7 +37,8 @@ from lightning_prune.values import check_whole
 _STEPS = 100
 """Optimizer steps that a share of the run stands for, where there is no run: a schedule's events become rounds."""
 
-REPAIR = LeastSquares(samples=512)
+REPAIR = LeastSquares(samples=512, megabytes=256)
+"""Where the recipe leaves it open. Beside no training there is more memory than at the events of one."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,6 @@ def prune(
     loss: Loss | None = None,
     metric: MetricLike | None = None,
     example_inputs: Inputs | None = None,
-    repair: LeastSquares | None = REPAIR,
     samples: int = 512,
     progress: bool = True,
 ) -> Pruned:
@@ -101,11 +102,11 @@ def prune(
 
     Args:
         model: in any mode and on any device; it comes back in the same one.
-        recipe: as for a fit. Policies of the optimizer do nothing. Where it names no criterion, channels go by
-            :class:`~lightning_prune.Reconstruction` if what is left is repaired and all of them can be scored so;
-            otherwise what goes is chosen by Fisher with a loss, and by Magnitude without.
-        repair: how what is left takes over for what went, where the recipe does not say; None: it does not, and batch
-            norms keep the statistics of the model before.
+        recipe: as for a fit. Policies of the optimizer do nothing. Where it leaves repair open, what is left of all
+            units takes over for what went; with NoRepair() batch norms keep the statistics of the model before. Where
+            it names no criterion, channels go by :class:`~lightning_prune.Reconstruction` if what is left is repaired
+            and all of them can be scored so; otherwise what goes is chosen by Fisher with a loss, and by Magnitude
+            without.
         data: batches of inputs, of pairs (inputs, targets) or of dicts, or a LightningDataModule, whose training data
             is taken. Labels are needed for criteria that watch gradients and for metrics alone.
         loss: ``loss(model, batch) -> scalar`` for criteria that watch gradients; None: the LightningModule's own
@@ -145,7 +146,7 @@ def prune(
     check_whole("samples", samples, 1)
     if metric is not None:
         check_metric(metric)
-    recipe = replace(recipe, repair=recipe.repair or repair)
+    recipe = replace(recipe, repair=recipe.repair or REPAIR, optimizer_policy=Mask())
     tried = _completed(recipe)
     rounds = _rounds(tried)
     with own_random_state():
@@ -234,10 +235,10 @@ def _looked_at(model: nn.Module, batches: list[Any], samples: int, recipe: Recip
             " let the loader give one shape, or more batches of it",
             stacklevel=3,
         )
-    if recipe.repair is not None and count < MIN_SAMPLES:
+    if recipe.repairing is not None and count < MIN_SAMPLES:
         raise ValueError(
             f"{count} samples are too few for repair, which would fit their noise: give at least {MIN_SAMPLES}"
-            " (some hundred are better), or write repair=None"
+            " (some hundred are better), or write Recipe(…, repair=NoRepair())"
         )
     return inputs
 
@@ -248,8 +249,8 @@ def _completed(recipe: Recipe) -> Recipe:
     Where channels go and it names no criterion, what repair can make up for least stays. The first round comes after
     step 0, so that a criterion that watches has seen something.
     """
-    if recipe.criterion is None and recipe.is_structured and recipe.repair is not None:
-        criterion = Reconstruction(samples=recipe.repair.samples, rows=recipe.repair.rows)
+    if recipe.criterion is None and recipe.is_structured and recipe.repairing is not None:
+        criterion = Reconstruction(samples=recipe.repairing.samples, rows=recipe.repairing.rows)
         recipe = replace(recipe, criterion=criterion)
     schedule = timed(recipe.schedule)
     is_at_once = dict(schedule.steps) == {"begin_step": 0}

@@ -10,7 +10,7 @@ from lightning_prune.compaction import applied_plan
 from lightning_prune.model import masks
 from lightning_prune.run.bound import BoundModel
 from lightning_prune.run.event import Event
-from lightning_prune.run.lines import Size, closing, guard_line, reached_line, stay_line, staying
+from lightning_prune.run.lines import Size, closing, guard_line, reached_line, repair_line, stay_line, staying
 from lightning_prune.run.pruner import describe
 from lightning_prune.run.run import PruningRun
 from lightning_prune.selection import ChannelUnits
@@ -104,6 +104,7 @@ class Ending:
         notes = [
             f"{zeros:,} zeros stay in their places" if zeros and record.is_done else "",
             guard_line(record.trials),
+            repair_line(record.events),
             stay_line(staying(self._units, self._masked, removed)),
             where,
         ]

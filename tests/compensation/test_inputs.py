@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.compensation import LastInputs
+from lightning_prune.errors import PruningError
 
 
 class Net(nn.Module):
@@ -29,7 +30,7 @@ def batch(size: int, value: float) -> Tensor:
 
 
 def joined(inputs: LastInputs, model: nn.Module) -> Any:
-    call = inputs.last_call(model, 7, True)
+    call, _ = inputs.last_call(model, 7, True)
     assert call is not None
     return call
 
@@ -54,7 +55,7 @@ def test_the_newest_samples_are_kept() -> None:
     is_near = False
     inputs.after_event()
     with pytest.warns(UserWarning, match=r"step 7: the event is not repaired, since forward of Net was not called"):
-        assert inputs.last_call(model, 7, True) is None
+        assert inputs.last_call(model, 7, True) == (None, "forward of Net was not called in the steps before it")
 
 
 def test_batches_of_another_shape_are_left_out_with_a_warning() -> None:
@@ -113,9 +114,9 @@ def test_too_few_samples_are_told_once() -> None:
     inputs.listen(model)
     model(batch(15, 1.0))
     with pytest.warns(UserWarning, match=r"the 15 samples of the last forward passes are too few, 16 are the least"):
-        call = inputs.last_call(model, 3, True)
+        call, reason = inputs.last_call(model, 3, True)
     assert call is not None
-    assert not call.are_enough
+    assert reason.startswith("the 15 samples")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inputs.last_call(model, 4, True)
@@ -151,3 +152,57 @@ def test_another_number_of_ranks_shares_the_samples_out() -> None:
     inputs = LastInputs(64, lambda steps: True)
     inputs.load_state_dict([[entry], [entry, entry]])
     assert len(joined(inputs, Net()).example.args[0]) == 24
+
+
+def test_large_samples_are_kept_as_long_as_they_fit() -> None:
+    model = nn.Flatten()
+    inputs = LastInputs(64, lambda steps: True, megabytes=2)
+    inputs.listen(model)
+    for value in range(40):
+        model(torch.full((4, 32, 1024), float(value)))  # 128 kB each
+    ((*kept,),) = inputs.state_dict()
+    assert sum(entry["args"][0].nbytes for entry in kept) == 2 << 20
+    call = joined(inputs, model)
+    assert call.samples == 16
+    assert call.bytes == 2 << 20
+    model(torch.zeros(4, 1024, 1024))
+    assert sum(entry["args"][0].nbytes for entry in inputs.state_dict()[0]) == 4 << 20  # one at least
+    inputs.stop()
+
+
+def test_as_many_samples_are_looked_at_as_the_largest_layer_takes() -> None:
+    class Wide(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).expand(-1, 1 << 15)
+
+    model = nn.Sequential(nn.Linear(3, 4), Wide(4, 1), nn.Flatten())
+    model.train()
+    inputs = LastInputs(64, lambda steps: True, megabytes=1)
+    inputs.listen(model)
+    model(batch(64, 1.0))
+    assert joined(inputs, model).samples == (8 << 20) // (4 << 15)
+    assert model.training
+    inputs.stop()
+
+
+def test_what_nobody_asked_for_is_no_error() -> None:
+    class Picky(nn.Flatten):
+        def forward(self, input: Tensor) -> Tensor:
+            if not self.training:
+                raise RuntimeError("training only")
+            return super().forward(input)
+
+    model = Picky()
+    asked, unasked = (LastInputs(16, lambda steps: True, megabytes=1, is_asked=asked) for asked in (True, False))
+    for inputs in (asked, unasked):
+        inputs.listen(model)
+    model(batch(16, 1.0))
+    with pytest.raises(PruningError, match="forward of Picky cannot run in eval mode on the 4 samples"):
+        asked.last_call(model, 3, False)
+    _, reason = unasked.last_call(model, 3, False)
+    assert reason == (
+        "forward of Picky cannot run in eval mode on the 4 samples that repair and criteria look at (RuntimeError:"
+        " training only)"
+    )
+    for inputs in (unasked, asked):
+        inputs.stop()

@@ -1,5 +1,7 @@
 """A reader's rows times its matrix are what the layer computes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,10 +85,20 @@ def test_nothing_reads_through_a_norm() -> None:
 
 
 def test_the_same_positions_are_taken_for_the_same_name() -> None:
-    rows = torch.arange(2 * 50 * 1 * 3).view(2, 50, 1, 3)
-    taken = sampled(rows, 20, "layer")
+    reader, x = only(nn.Linear(3, 2)), torch.arange(2 * 50 * 3).view(2, 50, 3)
+    taken = sampled(reader, x, 20, "layer")
     assert taken.shape == (1, 20, 3)
-    assert torch.equal(taken, sampled(rows, 20, "layer"))
     assert torch.equal(taken[0, :10] + 150, taken[0, 10:])
-    assert not torch.equal(taken, sampled(rows, 20, "another"))
-    assert sampled(rows, 1000, "layer").shape == (1, 100, 3)
+    assert torch.equal(taken, sampled(reader, x, 20, "layer"))
+    assert not torch.equal(taken, sampled(reader, x, 20, "another"))
+    assert sampled(reader, x, 1000, "layer").shape == (1, 100, 3)
+
+
+def test_rows_of_a_convolution_are_never_laid_out_for_all_samples_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, x, sizes = nn.Conv2d(4, 6, 3, padding=1), torch.randn(7, 4, 5, 5), []
+    reader = only(conv)
+    whole = sampled(reader, x, 70, "conv")
+    noting = replace(reader, rows=lambda piece: sizes.append(len(piece)) or reader.rows(piece))
+    monkeypatch.setattr(readers, "_PIECE", 2 * 25 * 36)
+    assert torch.equal(sampled(noting, x, 70, "conv"), whole)
+    assert sizes == [1, 2, 2, 2, 1]

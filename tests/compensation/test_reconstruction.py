@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channel, LeastSquares, OneShot, PruningRun, Recipe, Reconstruction, Targets, Uniform, prune
+from lightning_prune import (
+    Channel,
+    LeastSquares,
+    NoRepair,
+    OneShot,
+    PruningRun,
+    Recipe,
+    Reconstruction,
+    Targets,
+    Uniform,
+    prune,
+)
 from lightning_prune.compensation import Call
 from lightning_prune.compensation.reconstruction import removal_losses
 from lightning_prune.errors import NonFiniteError, PruningError
@@ -91,7 +102,7 @@ def test_units_that_others_can_make_go_first() -> None:
     rows = {tuple((row / row.norm()).tolist()) for row in net.first.weight}
     x = torch.randn(64, 8)
     before = net(x).detach()
-    prune(net, recipe(0.5), [torch.randn(64, 8) for _ in range(4)], progress=False, repair=LeastSquares())
+    prune(net, recipe(0.5, repair=LeastSquares()), [torch.randn(64, 8) for _ in range(4)], progress=False)
     left = {tuple((row / row.norm()).tolist()) for row in net.first.weight}
     assert len(left) == len(rows) == 6
     assert torch.allclose(net(x), before, atol=1e-3)
@@ -108,7 +119,7 @@ def test_single_weights_score_by_what_the_rest_of_a_row_cannot_make() -> None:
     inverse = np.linalg.inv(moments + DAMPING * np.diag(moments).mean() * np.eye(7)).diagonal()[:6]
     scores = weight.numpy() ** 2 / inverse
     only = {"granularity": Recipe(schedule=OneShot(0.5)).granularity}
-    prune(net, recipe(0.5, **only), [x], progress=False, repair=None)
+    prune(net, recipe(0.5, repair=NoRepair(), **only), [x], progress=False)
     lowest = np.sort(scores.flatten())[8]
     assert np.array_equal(layer.weight.detach().numpy() == 0, scores <= lowest)
     assert int((layer.weight[:, :2] == 0).sum()) == 6  # either can make the other
@@ -120,7 +131,7 @@ def test_convolutions_count_channels_with_all_their_taps() -> None:
         nn.Linear(24, 3),
     )  # fmt: skip
     pruned = prune(
-        net, recipe(0.4, allocation=Uniform()), [torch.randn(64, 1, 6, 6)], progress=False, repair=LeastSquares()
+        net, recipe(0.4, allocation=Uniform(), repair=LeastSquares()), [torch.randn(64, 1, 6, 6)], progress=False
     )
     assert pruned.events[0].sparsity == pytest.approx(0.4, abs=0.1)
     first, last = net[0], net[3]
@@ -159,7 +170,7 @@ def test_what_cannot_be_scored_is_named_before_anything_changes() -> None:
     net = Net()
     before = net.first.weight.detach().clone()
     with pytest.raises(NonFiniteError, match=r"what enters second.weight is NaN or infinite"):
-        prune(net, recipe(0.5), [torch.randn(64, 8).mul_(1e30) * 1e30], progress=False, repair=None)
+        prune(net, recipe(0.5, repair=NoRepair()), [torch.randn(64, 8).mul_(1e30) * 1e30], progress=False)
     assert torch.equal(net.first.weight, before)
     with pytest.raises(PruningError, match=r"scores second.weight by what it sees of samples"):
         Reconstruction()("second.weight", torch.ones(2, 2))

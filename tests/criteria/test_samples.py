@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channel, Global, OneShot, PruningRun, Recipe, SampleCriterion, Targets, Uniform, prune
+from lightning_prune import (
+    Channel,
+    Global,
+    NoRepair,
+    OneShot,
+    PruningRun,
+    Recipe,
+    SampleCriterion,
+    Targets,
+    Uniform,
+    prune,
+)
 from lightning_prune.criteria import Run, Seen, watched
 from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.model.masks import dense_parameters
@@ -63,7 +74,7 @@ class Net(nn.Module):
 
 
 def recipe(**parts: Any) -> Recipe:
-    return Recipe(schedule=OneShot(0.5, begin_step=2), **parts)
+    return Recipe(schedule=OneShot(0.5, begin_step=2), repair=NoRepair(), **parts)
 
 
 def test_weights_are_scored_by_the_samples() -> None:
@@ -73,7 +84,7 @@ def test_weights_are_scored_by_the_samples() -> None:
     gradients = torch.autograd.grad(net(x).square().sum(), weights)
     scores = [(weight * gradient).abs().detach() for weight, gradient in zip(weights, gradients, strict=True)]
     cut = torch.cat([score.flatten() for score in scores]).sort().values[36]
-    prune(net, recipe(criterion=OutputSize(), allocation=Global()), [x], repair=None, progress=False)
+    prune(net, recipe(criterion=OutputSize(), allocation=Global()), [x], progress=False)
     for weight, score in zip(weights, scores, strict=True):
         assert torch.equal(weight != 0, score >= cut)
 
@@ -85,7 +96,7 @@ def test_channels_are_scored_by_the_samples() -> None:
         net.first.weight.mul_(0.1)
     bias = net.first.bias.detach().clone()
     chosen = recipe(criterion=Loudness(), granularity=Channel(), targets=Targets(("first*",)), allocation=Uniform())
-    prune(net, chosen, [torch.rand(32, 6)], repair=None, progress=False)
+    prune(net, chosen, [torch.rand(32, 6)], progress=False)
     assert torch.equal(net.first.bias, bias[[0, 2, 5, 6]])
 
 
@@ -134,7 +145,7 @@ def test_what_does_not_score_is_refused_before_anything_changes() -> None:
     net = Net()
     before = net.first.weight.detach().clone()
     with pytest.raises(TypeError, match=r"seen\(…\) must return a function of name and weight, or Seen\(…\), got \{"):
-        prune(net, recipe(criterion=Mute()), [torch.rand(32, 6)], repair=None, progress=False)
+        prune(net, recipe(criterion=Mute()), [torch.rand(32, 6)], progress=False)
     assert torch.equal(net.first.weight, before)
 
 
@@ -189,7 +200,7 @@ def test_a_model_that_was_changed_is_refused(change: Callable[[nn.Module, Run], 
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(PruningError, match=rf"seen\(…\) changed {what}, and must leave the model as it is"):
-        prune(net, recipe(criterion=Careless()), [torch.rand(32, 6)], repair=None, progress=False)
+        prune(net, recipe(criterion=Careless()), [torch.rand(32, 6)], progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
 

@@ -1,11 +1,12 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channel, OneShot, Recipe, prune
+from lightning_prune import Channel, NoRepair, OneShot, Recipe, prune
 from lightning_prune.deploy import export_onnx
 from lightning_prune.errors import VerificationError
 
@@ -37,7 +38,7 @@ class TestFile:
         torch.manual_seed(0)
         net = Net().eval()
         whole = export_onnx(net, tmp_path / "whole.onnx", example_inputs=IMAGES)
-        prune(net, PRUNING, [IMAGES], example_inputs=IMAGES, repair=None, progress=False)
+        prune(net, replace(PRUNING, repair=NoRepair()), [IMAGES], example_inputs=IMAGES, progress=False)
         artifact = export_onnx(net, tmp_path / "half.onnx", example_inputs=IMAGES)
         assert list(artifact.outputs) == ["classes", "scores"]
         assert artifact.max_abs_error < 1e-5

@@ -10,7 +10,7 @@ from support import Net, loader
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
-from trained_cases import HALF, batches, redundant
+from trained_cases import HALF, UNREPAIRED, batches, redundant
 
 from lightning_prune import (
     Channel,
@@ -18,6 +18,7 @@ from lightning_prune import (
     LeastSquares,
     Linear,
     Magnitude,
+    NoRepair,
     OneShot,
     Recipe,
     Reconstruction,
@@ -86,7 +87,7 @@ def test_without_repair_it_is_the_cut_alone() -> None:
     net, data = redundant(), batches()
     mended = copy.deepcopy(net)
     dense = copy.deepcopy(net)
-    prune(net, HALF, data, repair=None, progress=False)
+    prune(net, UNREPAIRED, data, progress=False)
     prune(mended, HALF, data, progress=False)
     x = torch.randn(64, 8)
     assert (net(x) - dense(x)).abs().max() > 20 * (mended(x) - dense(x)).abs().max()
@@ -109,7 +110,7 @@ def test_single_weights(recipe: Recipe) -> None:
     net, data = redundant(), batches()
     dense, cut = copy.deepcopy(net), copy.deepcopy(net)
     prune(net, recipe, data, progress=False)
-    prune(cut, recipe, data, repair=None, progress=False)
+    prune(cut, replace(recipe, repair=NoRepair()), data, progress=False)
     zeros = [int((p == 0).sum()) for p in net.parameters() if p.dim() > 1]
     assert zeros == [int((p == 0).sum()) for p in cut.parameters() if p.dim() > 1]
     x = torch.cat([x for x, _ in batches()])
@@ -152,7 +153,7 @@ def test_dicts_and_frozen_weights() -> None:
 def test_biases_of_zeros_count_on_both_sides() -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     nn.init.zeros_(dict(net.named_parameters())["0.bias"])
-    pruned = prune(net, HALF, batches(), repair=None, progress=False)
+    pruned = prune(net, UNREPAIRED, batches(), progress=False)
     left = sum(parameter.numel() for parameter in net.parameters())
     assert f"{8 * 16 + 16 + 16 * 4 + 4} -> {left}\n" in str(pruned)
 
@@ -198,7 +199,7 @@ def test_repair_and_criterion_look_at_as_many_samples_as_they_say() -> None:
 
     data = [torch.randn(64, 6) for _ in range(4)]
     recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5))
-    prune(Counting(), recipe, data, repair=LeastSquares(samples=40), progress=False)
+    prune(Counting(), replace(recipe, repair=LeastSquares(samples=40)), data, progress=False)
     assert max(seen) == 40
     seen.clear()
     prune(Counting(), recipe, data, samples=24, progress=False)

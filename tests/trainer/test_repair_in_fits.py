@@ -16,6 +16,7 @@ from lightning_prune import (
     LeastSquares,
     Linear,
     NOfM,
+    NoRepair,
     OneShot,
     PruningCallback,
     Recipe,
@@ -162,6 +163,18 @@ def test_a_criterion_by_reconstruction_takes_what_there_is(tmp_path: Path) -> No
         fitted(tmp_path, looking, model=Parts())
 
 
+def test_channels_are_repaired_where_nothing_is_said(tmp_path: Path) -> None:
+    _, plain = fitted(tmp_path, Recipe(schedule=LATE, granularity=Channel()))
+    assert mended(plain)
+    for without in (
+        Recipe(schedule=LATE, granularity=Channel(), repair=NoRepair()),
+        Recipe(schedule=LATE, granularity=Channel(), optimizer_policy=RewindWeights(1)),
+        Recipe(schedule=LATE),
+    ):
+        _, callback = fitted(tmp_path, without)
+        assert [(event.repairs, event.unrepaired) for event in callback.events] == [((), "")]
+
+
 class Overflowing(Net):
     """Gives finite outputs while one of its layers meets infinite inputs in eval mode."""
 
@@ -177,6 +190,19 @@ class Picky(Net):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training and len(images) > 3:
             raise RuntimeError("one image at a time")
+        return super().forward(images)
+
+
+class Frugal(Net):
+    """One of its layers gives so much that few samples go through it at once: 8 of 32 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Upsample((2048, 4096))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            self.large(images)
         return super().forward(images)
 
 
@@ -206,8 +232,48 @@ def test_a_policy_that_sets_weights_back_is_refused() -> None:
         ValueError, match=r"Recipe.repair changes weights, and optimizer_policy=RewindWeights\(step=1\)"
     ):
         Recipe(schedule=LATE, repair=LeastSquares(), optimizer_policy=RewindWeights(1))
-    with pytest.raises(TypeError, match=r"Recipe.repair must be LeastSquares\(\) or None, got True"):
+    with pytest.raises(TypeError, match=r"Recipe.repair must be LeastSquares\(\), NoRepair\(\) or None"):
         Recipe(schedule=LATE, repair=True)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Parts, "forward of Parts was not called in the steps before it"),
+        (Overflowing, "what enters head is NaN or infinite on the samples for repair. Look at the data. Repair can"),
+        (Picky, "forward of Picky cannot run in eval mode on the 4 samples that repair and criteria look at"),
+        (Frugal, "the 8 samples that megabytes=32 allows are too few, 16 are the least"),
+    ],
+)
+def test_where_nobody_asked_for_it_a_line_says_why_it_is_left_out(
+    model: type[Net], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings are errors here."""
+    _, callback = fitted(tmp_path, Recipe(schedule=LATE, granularity=Channel()), model=model())
+    (event,) = callback.events
+    assert event.repairs == ()
+    assert event.unrepaired.startswith(reason)
+    assert f"\nnot repaired: 1 of 1 event, for {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*treespec")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_what_is_compiled_stays_so_where_nobody_asked_for_repair(tmp_path: Path) -> None:
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    for way in ("around", "in place"):
+        model, callback = Net(), PruningCallback(Recipe(schedule=LATE, granularity=Channel()))
+        if way == "in place":
+            model.compile(backend=backend)
+        whole: Any = torch.compile(model, backend=backend) if way == "around" else model
+        trainer(tmp_path, callback).fit(whole, Resumable())
+        torch._dynamo.reset()
+        assert [event.unrepaired for event in callback.events] == ["Net is compiled"]
+    assert len(graphs) == 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*treespec")
