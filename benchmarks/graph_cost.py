@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import Compaction, channel_groups, compact
-from lightning_prune.compaction._equivalence import largest_errors
+from lightning_prune.compaction._equivalence import Comparison
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
@@ -140,7 +140,7 @@ def compact_cost(model: nn.Module, x: Tensor, rounds: int) -> tuple[list[float],
     checks, beyond = [], []
     for _ in range(rounds):
         fresh = copy.deepcopy(model)
-        checks.append(seconds(lambda: largest_errors(model, plan, ((x,), {}), 1e-9)))
+        checks.append(seconds(lambda: Comparison(model, plan, ((x,), {})).errors(plan, 1e-9)))
         beyond.append(seconds(lambda one=fresh: compact(one, plan, x)) - checks[-1])
     return checks, beyond
 

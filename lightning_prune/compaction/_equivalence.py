@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,56 +27,86 @@ ANY_FINITE = sys.float_info.max / _SLACK_32
 finite where those of the masked one are."""
 
 
-def largest_errors(
-    model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float, cut: Compaction | None = None
-) -> dict[str, float]:
-    """Compare the masked with the compact model and return the largest relative error in each precision.
+class Mismatch(CompactionError):
+    """The compact model raises, or computes something else.
 
-    error = max|masked - compact| / max|masked| of each output (over at least a thousandth of the largest output of
-    all), in eval mode, on the inputs and on a second random batch of the same shapes. Half precision is compared at
-    float32 and float64, float64 at float64 alone. A model that does not run at float64, because its code names a
-    type, is compared at float32 alone.
+    Attributes:
+        path: the innermost module that raises, or the first that gives other values of the same shape.
+        finished: paths of the module calls that had ended by then, the last one at the end.
+        has_raised: which of the two.
+    """
+
+    def __init__(self, text: str, path: str, finished: Sequence[str], has_raised: bool) -> None:
+        super().__init__(text)
+        self.path, self.finished, self.has_raised = path, tuple(finished), has_raised
+
+
+class Comparison:
+    """A model under the masks of a plan, beside which parts of the plan are cut from copies.
 
     Args:
         model: as it is before the removal, masked or not; it is copied, not touched.
         plan: what would be removed.
         inputs: of the model.
-        tolerance: largest error allowed at float64; float32 is allowed a million times as much.
-        cut: the part of the plan that is removed, where the rest of it is only masked; None: all of it.
 
     Raises:
-        CompactionError: the masked model does not run on the inputs, or the compact one computes something else, with
-            the name of the first differing module.
+        CompactionError: the masked model does not run on the inputs.
     """
-    masked = fold(plain_copy(model)).eval()
-    caches = refilled(masked, lambda: _run(masked, inputs))
-    plan.mask(masked)
-    compact = (plan if cut is None else cut).rebuild(plain_copy(masked))
-    errors: dict[str, float] = {}
-    floats = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-    dtypes = [torch.float32, torch.float64]
-    if any(tensor.device.type == "mps" for tensor in floats):
-        dtypes.remove(torch.float64)  # which Apple's GPUs do not have
-    elif floats and floats[0].dtype is torch.float64:
-        dtypes.remove(torch.float32)
-    for dtype in dtypes:
-        for one in (masked, compact):
-            one.double() if dtype is torch.float64 else one.float()
-            empty(one, caches)
-        try:
-            cast = _map_tensors(lambda x, dtype=dtype: x.to(dtype) if x.is_floating_point() else x, inputs)
-            references = list(_references(masked, cast))
-        except Exception as error:
-            if errors:
-                break
-            raise CompactionError(
-                f"{type(model).__name__} does not run on the example inputs in eval mode: {type(error).__name__}:"
-                f" {error}"
-            ) from error
-        allowed = tolerance if dtype is torch.float64 else tolerance * _SLACK_32
-        check = _Check(masked, compact, allowed, str(dtype).removeprefix("torch."))
-        errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)
-    return errors
+
+    def __init__(self, model: nn.Module, plan: Compaction, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._start = fold(plain_copy(model)).eval()
+        self._caches = refilled(self._start, lambda: _run(self._start, inputs))
+        plan.mask(self._start)
+        self._masked = plain_copy(self._start)
+        floats = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+        dtypes = [torch.float32, torch.float64]
+        if any(tensor.device.type == "mps" for tensor in floats):
+            dtypes.remove(torch.float64)  # which Apple's GPUs do not have
+        elif floats and floats[0].dtype is torch.float64:
+            dtypes.remove(torch.float32)
+        self._references: dict[torch.dtype, list[tuple[Inputs, list[Tensor]]]] = {}
+        for dtype in dtypes:
+            self._cast(self._masked, dtype)
+            try:
+                cast = _map_tensors(lambda x, dtype=dtype: x.to(dtype) if x.is_floating_point() else x, inputs)
+                self._references[dtype] = list(_references(self._masked, cast))
+            except Exception as error:
+                if self._references:
+                    break
+                raise CompactionError(
+                    f"{type(model).__name__} does not run on the example inputs in eval mode: {type(error).__name__}:"
+                    f" {error}"
+                ) from error
+
+    def errors(self, cut: Compaction, tolerance: float) -> dict[str, float]:
+        """Cut a part of the plan from a copy and return the largest relative error in each precision.
+
+        error = max|masked - compact| / max|masked| of each output (over at least a thousandth of the largest output of
+        all), in eval mode, on the inputs and on a second random batch of the same shapes. Half precision is compared at
+        float32 and float64, float64 at float64 alone. A model that does not run at float64, because its code names a
+        type, is compared at float32 alone.
+
+        Args:
+            cut: the part of the plan that is removed, where the rest of it is only masked.
+            tolerance: largest error allowed at float64; float32 is allowed a million times as much.
+
+        Raises:
+            Mismatch: the compact model computes something else; it names the first differing module.
+        """
+        compact = cut.rebuild(plain_copy(self._start))
+        errors: dict[str, float] = {}
+        for dtype, references in self._references.items():
+            for one in (self._masked, compact):
+                self._cast(one, dtype)
+            allowed = tolerance if dtype is torch.float64 else tolerance * _SLACK_32
+            check = _Check(self._masked, compact, allowed, str(dtype).removeprefix("torch."))
+            errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)
+        return errors
+
+    def _cast(self, model: nn.Module, dtype: torch.dtype) -> None:
+        model.double() if dtype is torch.float64 else model.float()
+        empty(model, self._caches)
 
 
 def _references(masked: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
@@ -168,30 +198,43 @@ class _Check:
         try:
             error = relative_error(reference, _run(self.compact, batch))
         except Exception as cause:
-            where = next((path for path, outputs in _recorded(self.compact, batch) if outputs is None), "")
+            *finished, (where, _) = _recorded(self.compact, batch)
             kept = tensors_beside(self.compact.get_submodule(where))
             held = f", or what it keeps beside its parameters ({', '.join(kept)}) was computed before" if kept else ""
-            raise CompactionError(
+            raise Mismatch(
                 f"the compact model does not run: {self._name(where)} raises {type(cause).__name__}: {cause}. Its code"
                 f" seems to hold a size that the removal changes{held}; leave the channel groups that reach it out of"
-                " the plan"
+                " the plan",
+                where,
+                [path for path, _ in finished],
+                has_raised=True,
             ) from cause
         if error <= self.allowed:
             return error
-        raise CompactionError(
+        finished, where = self._first_difference(batch)
+        raise Mismatch(
             f"the compact model computes something else than the masked one: relative error {error:.2g} at"
-            f" {self.precision}, allowed {self.allowed:.2g}. It first differs in {self._first_difference(batch)}. Leave"
-            " the channel groups that reach it out of the plan"
+            f" {self.precision}, allowed {self.allowed:.2g}. It first differs in"
+            f" {'the shapes of its outputs' if where is None else self._name(where)}. Leave the channel groups that"
+            " reach it out of the plan",
+            where or "",
+            finished,
+            has_raised=False,
         )
 
-    def _first_difference(self, batch: Inputs) -> str:
-        """Name the first module whose output has the same shape in both models, but not the same values."""
+    def _first_difference(self, batch: Inputs) -> tuple[list[str], str | None]:
+        """Return the first module whose output has the same shape in both models, but not the same values.
+
+        With the modules that finished before it; None where there is none.
+        """
+        finished: list[str] = []
         pairs = zip(_recorded(self.masked, batch), _recorded(self.compact, batch), strict=False)
         for (path, masked), (_, compact) in pairs:
             comparable = [(m, c) for m, c in zip(masked or (), compact or (), strict=False) if m.shape == c.shape]
             if comparable and relative_error(*map(list, zip(*comparable, strict=True))) > self.allowed:
-                return self._name(path)
-        return "the shapes of its outputs"
+                return finished, path
+            finished.append(path)
+        return finished, None
 
     def _name(self, path: str) -> str:
         kind = type(self.masked.get_submodule(path)).__name__
@@ -199,7 +242,7 @@ class _Check:
 
 
 def _recorded(model: nn.Module, batch: Inputs) -> list[tuple[str, list[Tensor] | None]]:
-    """Return (path, outputs) of each module call in the order of completion; first the one that raises, with None."""
+    """Return (path, outputs) of each module call in the order of completion; last the one that raises, with None."""
     finished: list[tuple[str, list[Tensor] | None]] = []
     running: list[str] = []
 
@@ -214,7 +257,7 @@ def _recorded(model: nn.Module, batch: Inputs) -> list[tuple[str, list[Tensor] |
     try:
         _run(model, batch)
     except Exception:
-        return [(running[-1] if running else "", None), *finished]
+        return [*finished, (running[-1] if running else "", None)]
     finally:
         for handle in handles:
             handle.remove()

@@ -60,7 +60,7 @@ def compact(
     """Remove the channels of a plan from a model, in place and atomically.
 
     With example inputs the masked and the compact model are first compared on copies, see
-    :func:`lightning_prune.compaction._equivalence.largest_errors`. Where they differ, because the code holds a size
+    :class:`lightning_prune.compaction._equivalence.Comparison`. Where they differ, because the code holds a size
     that the graph does not show, the channel groups at fault are put back: they keep their width, with the planned
     channels at zero, and the report names them. Channel groups over which a normalisation runs, which a plan holds
     only by ``allow_inexact``, are cut last: they have to run, and their change of the outputs is reported. Whatever

@@ -1,11 +1,12 @@
-"""Which channel groups really shrink: trial removals on copies, halved until the groups at fault are found."""
+"""Which channel groups really shrink: trial removals on copies, each of which names the groups at fault."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_prune.compaction._equivalence import ANY_FINITE, Inputs, largest_errors
+from lightning_prune.compaction._equivalence import ANY_FINITE, Comparison, Inputs, Mismatch
+from lightning_prune.compaction._suspects import Suspects, suspects
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
@@ -32,15 +33,11 @@ def inexact(
     Returns:
         group -> what happened when it was removed; empty when all can go.
     """
-    keep = {name: range((groups[name].size + 1) // 2) for name in names}
-    loose = [name for name in names if groups[name].inexact]
-
-    def trial(some: Sequence[str], others: Sequence[str] = (), allowed: float = tolerance) -> str:
-        plan = Compaction.from_keep(groups, {name: keep[name] for name in (*others, *some)})
-        return _Trials(model, plan, inputs).failure(list(plan.removals), allowed)
-
-    exact, stay = _largest_part([name for name in names if name not in loose], trial)
-    return stay | _largest_part(loose, lambda some: trial(some, exact, ANY_FINITE))[1]
+    plan = Compaction.from_keep(groups, {name: range((groups[name].size + 1) // 2) for name in names})
+    try:
+        return _Trials(model, plan, inputs).parts(tolerance)[2]
+    except CompactionError as error:
+        return dict.fromkeys(plan.removals, str(error))
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,12 @@ def prove(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) 
         CompactionError: no channel group of the plan can be cut, or the masked model itself does not run.
     """
     trials = _Trials(model, plan, inputs)
-    loose = [name for name, removal in plan.removals.items() if removal.is_inexact]
-    tight = [name for name in plan.removals if name not in loose]
-    exact, stay = _largest_part(tight, lambda some: trials.failure(some, tolerance))
-    more, refused = _largest_part(loose, lambda some: trials.failure([*exact, *some], ANY_FINITE))
+    exact, more, stay = trials.parts(tolerance)
     if not exact and not more and trials.first is not None:
         raise trials.first
     errors = trials.errors(exact, tolerance)
     changes = trials.errors([*exact, *more], ANY_FINITE) if more else {}
-    return Proof(plan.only({*exact, *more}), stay | refused, errors, changes)
+    return Proof(plan.only({*exact, *more}), stay, errors, changes)
 
 
 def refused(
@@ -104,34 +98,80 @@ class _Trials:
     def __init__(self, model: nn.Module, plan: Compaction, inputs: Inputs) -> None:
         self._model = model
         self._plan = plan
-        self._inputs = inputs
-        self._known: dict[frozenset[str], dict[str, float]] = {}
+        self._comparison = Comparison(model, plan, inputs)
+        self._known: dict[frozenset[str], dict[str, float] | CompactionError] = {}
         self.first: CompactionError | None = None
+
+    def parts(self, tolerance: float) -> tuple[list[str], list[str], dict[str, str]]:
+        """Return the groups that are cut exactly, the inexact ones that run beside them, and why others stay."""
+        loose = [name for name, removal in self._plan.removals.items() if removal.is_inexact]
+        exact, stay = self._largest_part([name for name in self._plan.removals if name not in loose], (), tolerance)
+        more, refused = self._largest_part(loose, exact, ANY_FINITE)
+        return exact, more, stay | refused
 
     def errors(self, names: Sequence[str], allowed: float) -> dict[str, float]:
         """Cut these groups and return the largest relative error in each precision; raises CompactionError."""
         key = frozenset(names)
         if key not in self._known:
-            self._known[key] = largest_errors(self._model, self._plan, self._inputs, allowed, self._plan.only(key))
-        return self._known[key]
+            try:
+                self._known[key] = self._comparison.errors(self._plan.only(key), allowed)
+            except CompactionError as error:
+                if self.first is None:
+                    self.first = error
+                elif error.__cause__ is not None:
+                    error.__cause__.__traceback__ = None  # whose frames would keep every trial's copy
+                self._known[key] = error.with_traceback(None)
+        known = self._known[key]
+        if isinstance(known, CompactionError):
+            raise known
+        return known
 
-    def failure(self, names: Sequence[str], allowed: float) -> str:
-        """Cut these groups and say what went wrong; "" when nothing did."""
+    def _failure(self, names: Sequence[str], allowed: float) -> CompactionError | None:
         try:
             self.errors(names, allowed)
         except CompactionError as error:
-            self.first = self.first or error
-            return str(error)
-        return ""
+            return error
+        return None
+
+    def _largest_part(
+        self, names: Sequence[str], beside: Sequence[str], allowed: float
+    ) -> tuple[list[str], dict[str, str]]:
+        """Return the names that pass together, and the others with the reason.
+
+        A failed trial names the groups at fault, and with them those of all modules of the same kind: one trial for
+        each kind. What was only expected to fail, or named without need, gets another one at the end.
+        """
+        left, stay = list(names), dict[str, str]()
+        blamed, needless, expected = dict[tuple[str, ...], list[str]](), list[str](), list[str]()
+
+        def trial(some: Sequence[str]) -> str:
+            return str(self._failure([*beside, *some], allowed) or "")
+
+        while left and (error := self._failure([*beside, *left], allowed)) is not None:
+            place, guess = _place(error), Suspects([], [])
+            if place in blamed:  # it fails there without them as well
+                needless += blamed[place]
+            elif isinstance(error, Mismatch):
+                guess = suspects(self._model, error, {name: self._plan.removals[name].entries for name in left})
+            others = [name for name in left if name not in guess.named]
+
+            def fails_there(some: Sequence[str], others: list[str] = others, place: object = place) -> str:
+                failure = self._failure([*beside, *others, *some], allowed)
+                return str(failure) if failure is not None and _place(failure) == place else ""
+
+            found = at_fault(guess.named, fails_there) if guess.named else at_fault(left, trial)
+            blamed[place] = list(found)
+            expected += guess.alike
+            stay |= found | {name: f"as {', '.join(found)}: {error}" for name in guess.alike}
+            left = [name for name in left if name not in stay]
+        for some in (needless, expected):
+            if some and not trial([*left, *some]):
+                left += some
+        return left, {name: reason for name, reason in stay.items() if name not in left}
 
 
-def _largest_part(names: Sequence[str], trial: Trial) -> tuple[list[str], dict[str, str]]:
-    """Return the names that pass together, and the others with the reason."""
-    left, stay = list(names), dict[str, str]()
-    while left and (faulty := at_fault(left, trial)):
-        stay |= faulty
-        left = [name for name in left if name not in stay]
-    return left, stay
+def _place(error: CompactionError) -> tuple[str, ...]:
+    return (error.path, *error.finished) if isinstance(error, Mismatch) else ()
 
 
 def at_fault(names: Sequence[str], trial: Trial) -> dict[str, str]:

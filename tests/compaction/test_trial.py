@@ -9,6 +9,7 @@ from compaction_cases import everything, half_of, trained
 from torch import Tensor, nn
 
 from lightning_prune.compaction import Compaction, applied_plan, compact
+from lightning_prune.compaction._equivalence import Comparison
 from lightning_prune.compaction.trial import at_fault
 from lightning_prune.errors import CompactionError, OptimizerStateError
 from lightning_prune.graph import channel_groups
@@ -134,6 +135,65 @@ def test_the_part_of_a_plan_is_a_plan() -> None:
     _, plan = constants()
     assert set(plan.only(["a"]).keep) == {"a.weight", "a.bias", "b.weight"}
     assert Compaction.from_json(plan.only(["a", "c"]).to_json()) == plan.only(["a", "c"])
+
+
+class Block(nn.Module):
+    """Gives a width as a constant, or not."""
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__()
+        self.width, self.up, self.down = width, nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        return x + self.down(hidden if self.width is None else hidden.reshape(len(x), int(str(self.width))))
+
+
+class Averaging(nn.Module):
+    """Runs at any width and computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        return x + self.down(hidden / hidden.shape[-1])
+
+
+def put_back_of(monkeypatch: pytest.MonkeyPatch, *blocks: nn.Module) -> tuple[list[str], int]:
+    """Return which groups are put back, and how many trials it took."""
+    trials = []
+    errors = Comparison.errors
+
+    def counted(self: Comparison, cut: Compaction, tolerance: float) -> dict[str, float]:
+        trials.append(cut)
+        return errors(self, cut, tolerance)
+
+    monkeypatch.setattr(Comparison, "errors", counted)
+    model = trained(nn.Sequential(*blocks, nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    groups = channel_groups(model, INPUT)
+    report = compact(model, Compaction.from_keep(groups, half_of(groups)), INPUT)
+    return list(report.put_back), len(trials)
+
+
+def test_a_trial_that_raises_names_the_groups_of_all_modules_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back, trials = put_back_of(monkeypatch, *(Block(8) for _ in range(9)))
+    assert put_back == [f"{number}.up" for number in range(9)]
+    assert trials <= 3
+
+
+def test_two_kinds_of_fault_take_two_trials_and_two_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [Block(8), Averaging(), nn.Linear(4, 4), Averaging(), Block(8), Averaging()]
+    put_back, trials = put_back_of(monkeypatch, *blocks)
+    assert sorted(put_back) == ["0.up", "1.up", "3.up", "4.up", "5.up"]
+    assert trials <= 4
+
+
+def test_a_module_of_the_same_class_without_the_fault_loses_its_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_back, trials = put_back_of(monkeypatch, Block(None), Block(8), Block(None))
+    assert put_back == ["1.up"]
+    assert trials <= 3
 
 
 @pytest.mark.parametrize("bad", [set(), {"c"}, {"a", "h"}, set("abcdefgh")])
