@@ -150,7 +150,7 @@ def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: U
                 _set_attributes(module, {name: tensor}, undo)
             plain = {name: size for name, size in sizes_of(module).items() if name in module.__dict__}
             _set_attributes(module, plain, undo)
-        if isinstance(module, nn.MultiheadAttention) and (kind := settled_class(module)) is not type(module):
+        if (kind := settled_class(module)) is not type(module):
             undo.append(partial(set_class, module, type(module)))
             set_class(module, kind)
 

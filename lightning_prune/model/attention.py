@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_prune.model.window_attention import resizable, settled, torchvisions_own
+
 
 class ResizableAttention(nn.MultiheadAttention):
     """Computes what torch's module does, with as many heads as its tensors hold.
@@ -98,7 +100,7 @@ def why_rigid(attention: nn.MultiheadAttention) -> str:
 
 
 def let_resize(model: nn.Module) -> set[nn.Module]:
-    """Give each ``nn.MultiheadAttention`` that can lose heads the class in which it does.
+    """Give each ``nn.MultiheadAttention``, and each of torchvision's attentions, the class in which it can lose heads.
 
     Returns:
         a set into which a module goes when a forward pass gives it a mask for each head.
@@ -114,31 +116,35 @@ def let_resize(model: nn.Module) -> set[nn.Module]:
             with_own_masks.add(attention)
 
     for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and not why_rigid(module):
+        own = torchvisions_own(type(module))
+        if own is not None:
+            set_class(module, resizable(own))
+        elif isinstance(module, nn.MultiheadAttention) and not why_rigid(module):
             set_class(module, ResizableAttention)
             module.register_forward_pre_hook(note, with_kwargs=True)
     return with_own_masks
 
 
-def set_class(attention: nn.MultiheadAttention, kind: type[nn.MultiheadAttention]) -> None:
+def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
     """Set the class of a module.
 
     Changes:
         the module. The flag keeps ``nn.TransformerEncoderLayer``, whose fast path reads weights and heads itself,
         from going past ``forward`` (torch 2.13).
     """
-    attention.__class__ = kind
-    is_packed = attention.in_proj_weight is not None
-    attention._qkv_same_embed_dim = is_packed and kind is not ResizableAttention
+    module.__class__ = kind
+    if isinstance(module, nn.MultiheadAttention):
+        is_packed = module.in_proj_weight is not None
+        module._qkv_same_embed_dim = is_packed and kind is not ResizableAttention
 
 
-def settled_class(attention: nn.MultiheadAttention) -> type[nn.MultiheadAttention]:
-    """Return the class that the sizes of a module ask for: torch's own where its code can compute with them."""
-    if why_rigid(attention):
-        return type(attention)
-    packed, width = attention.in_proj_weight, attention.embed_dim
-    rows = attention.q_proj_weight.shape[0] if packed is None else packed.shape[0] / 3
-    is_whole = rows == width == attention.out_proj.weight.shape[1] == attention.num_heads * attention.head_dim
+def settled_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that the sizes of a module ask for: its own where its code can compute with them."""
+    if not isinstance(module, nn.MultiheadAttention) or why_rigid(module):
+        return settled(module)
+    packed, width = module.in_proj_weight, module.embed_dim
+    rows = module.q_proj_weight.shape[0] if packed is None else packed.shape[0] / 3
+    is_whole = rows == width == module.out_proj.weight.shape[1] == module.num_heads * module.head_dim
     return nn.MultiheadAttention if is_whole else ResizableAttention
 
 
