@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 export OMP_NUM_THREADS ?= 1
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all test-oldest projects apps bench bench-full lint format types doctest docs wheel clean
+.PHONY: help demo test test-all test-oldest test-newest projects apps bench bench-full lint format types doctest docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test      the tests without the slow ones"
 	@echo "make test-all  every test"
 	@echo "make test-oldest  the Lightning tests on the oldest Lightning, under both of its names"
+	@echo "make test-newest  the tests without the slow ones on the newest versions that the metadata allow"
 	@echo "make projects  real projects with pruning, an environment each; writes docs/projects.md (PROJECTS=darts for one)"
 	@echo "make apps      the sample code for phones, compiled with today's Kotlin (needs Java) and, where it is, Swift"
 	@echo "make bench     peers beside ours on digits and characters, against the results that were kept (bench-full: all)"
@@ -64,6 +65,18 @@ $(OLDEST)/.ready: constraints-oldest.txt $(READY)
 	$(BIN)/python -m venv --clear $(@D)
 	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
 	$(@D)/bin/python -m pip install --quiet --no-deps --requirement constraints-oldest.txt
+	@touch $@
+
+# The newest of everything, torch too, without constraints.txt; `rm -r .venv-newest` asks for the newest again.
+NEWEST := .venv-newest
+
+test-newest: $(NEWEST)/.ready
+	$(NEWEST)/bin/python -m pip list
+	$(NEWEST)/bin/python -m pytest --numprocesses auto --dist loadfile -m "not slow"
+
+$(NEWEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable '.[all,dev]'
 	@touch $@
 
 # Each project lies over the environment of the tests: its own packages, at its own versions, come first on the path,
@@ -130,4 +143,4 @@ wheel: $(READY)
 	.ci/wheel $(BIN)/python
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .venv-apps $(BENCH) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) .venv-apps $(BENCH) $(ENVS) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

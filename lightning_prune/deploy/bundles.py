@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_prune.deploy.artifact.artifact import Artifact
 from lightning_prune.deploy.artifact.files import Replacement, replaced
+from lightning_prune.deploy.artifact.manifest import versions
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
 from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.backends.coreml import RELEASES
@@ -23,7 +24,11 @@ SAMPLE = Path(__file__).parent / "sample"
 _DEFAULT_ANDROID = XNNPACK()
 _DEFAULT_IOS = CoreML(deployment_target="iOS17")
 _DEFAULT_FALLBACK = XNNPACK()
-_ANDROID_RUNTIME = "org.pytorch:executorch-android:"
+_RUNTIMES = {"1.4": ("1.4.1", "1.4.1"), "1.5": ("1.5.1", "1.5.0")}
+"""Exporter -> runtimes of Android and of Apple's systems, since a runtime reads no newer exporter's programs. Maven has
+no 1.5.0, and ExecuTorch no branch swiftpm-1.5.1 (November 2026); 1.5.1 differs from 1.5.0 in nothing that runs."""
+
+_ANDROID_RUNTIME, _SWIFT_RUNTIME = "org.pytorch:executorch-android:1.4.1", "swiftpm-1.4.1"
 _SWIFT_PLATFORMS = '.iOS("17.0"), .macOS("14.0")'
 _OLDEST_IOS = 17
 _SIZES = "| `model.pte` | … | … |"
@@ -93,7 +98,7 @@ def export_android(
             " export with export() and load both files from C++"
         )
     with replaced(folder) as place:
-        _copy(SAMPLE / "kotlin", place.building, {"build.gradle.kts": _android_runtime(backend)})
+        _copy(SAMPLE / "kotlin", place.building, "build.gradle.kts", [_android_runtime(backend)])
         return _bundle(place, [_exported(model, place, "assets/model.pte", backend, options)])
 
 
@@ -144,7 +149,8 @@ def export_ios(
         options["verify_on"] = list(options["verify_on"])
     names = [f"{_RESOURCES}/{name}.pte" for name in ("model", "fallback")]
     with replaced(folder) as place:
-        _copy(SAMPLE / "swift", place.building, {"Package.swift": _swift_platforms(backends)})
+        runtime = (_SWIFT_RUNTIME, f"swiftpm-{_runtimes()[1]}")
+        _copy(SAMPLE / "swift", place.building, "Package.swift", [_swift_platforms(backends), runtime])
         exported = zip(names, backends, strict=False)
         return _bundle(place, [_exported(model, place, name, one, options) for name, one in exported])
 
@@ -168,19 +174,25 @@ def _bundle(place: Replacement, artifacts: Sequence[Artifact]) -> Bundle:
     return Bundle(place.folder, tuple(artifacts), place.publish())
 
 
-def _copy(sample: Path, folder: Path, changes: Mapping[str, tuple[str, str]]) -> None:
+def _copy(sample: Path, folder: Path, name: str, changes: Iterable[tuple[str, str]]) -> None:
     try:
         shutil.copytree(sample, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        for name, (old, new) in changes.items():
-            text = (folder / name).read_text(encoding="utf-8")
-            (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+        text = (folder / name).read_text(encoding="utf-8")
+        for old, new in changes:
+            text = text.replace(old, new)
+        (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise ExportError(f"{folder.parent} cannot be written ({error}): nothing was changed") from error
 
 
+def _runtimes() -> tuple[str, str]:
+    exporter = versions()["executorch"]
+    return _RUNTIMES.get(exporter.rpartition(".")[0], (exporter, exporter))
+
+
 def _android_runtime(backend: Backend) -> tuple[str, str]:
     flavor = "-vulkan" if isinstance(backend, Vulkan) else ""
-    return _ANDROID_RUNTIME, _ANDROID_RUNTIME.replace("android:", f"android{flavor}:")
+    return _ANDROID_RUNTIME, f"org.pytorch:executorch-android{flavor}:{_runtimes()[0]}"
 
 
 def _swift_platforms(backends: Iterable[Backend]) -> tuple[str, str]:

@@ -63,7 +63,7 @@ def test_the_logic_knows_nothing_of_a_phone(folder: Path, allowed: tuple[str, ..
             assert name.startswith(allowed), f"{path.name} imports {name}"
 
 
-def test_the_runtimes_are_the_exporters_version() -> None:
+def test_the_runtimes_in_the_samples_are_those_of_the_oldest_exporter() -> None:
     oldest = re.findall(r'^mobile = \["executorch>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     gradle = re.findall(r"executorch-android:([\d.]+)", (SAMPLE / "kotlin" / "build.gradle.kts").read_text())
     swift = re.findall(r"swiftpm-([\d.]+)", (SAMPLE / "swift" / "Package.swift").read_text())

@@ -15,7 +15,7 @@ pytest.importorskip("executorch")
 from deploy_models import EXAMPLE, LABELS, images, small
 
 from lightning_prune.deploy import Bundle, RuntimeModel, export_android, export_ios, load_manifest
-from lightning_prune.deploy.artifact.files import RECORD, replaced
+from lightning_prune.deploy.artifact.files import RECORD, Replacement, replaced
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Portable, Vulkan
 from lightning_prune.deploy.bundles import SAMPLE
 from lightning_prune.errors import ExportError
@@ -69,9 +69,10 @@ class TestAndroid:
 
     def test_the_sample_code_is_the_packaged_one(self, android: Bundle) -> None:
         found, sample = listing(android.folder), listing(SAMPLE / "kotlin")
-        del sample["README.md"]  # it has the sizes of the program in it
+        own = {"README.md", "build.gradle.kts"}  # the sizes of the program, and the runtime of its exporter
+        sample = {name: text for name, text in sample.items() if name not in own}
         assert {name: found[name] for name in sample} == sample
-        assert found.keys() - sample.keys() == {"README.md", "assets/model.pte", "assets/model.json", RECORD}
+        assert found.keys() - sample.keys() == {*own, "assets/model.pte", "assets/model.json", RECORD}
 
     def test_files_are_all_there_is(self, android: Bundle) -> None:
         assert [str(p.relative_to(android.folder)) for p in android.files] == sorted(
@@ -107,7 +108,7 @@ class TestIos:
 
     def test_the_sample_code_is_the_packaged_one(self, ios: Bundle) -> None:
         found, sample = listing(ios.folder), listing(SAMPLE / "swift")
-        del sample["README.md"]
+        del sample["README.md"], sample["Package.swift"]
         assert {name: found[name] for name in sample} == sample
 
     @pytest.mark.parametrize(("backend", "platforms"), [
@@ -153,12 +154,38 @@ def test_the_readme_says_what_the_programs_add_to_the_app(phone: str, request: p
 
 
 def test_vulkan_takes_the_runtime_with_vulkan() -> None:
-    from lightning_prune.deploy.bundles import _android_runtime
+    from lightning_prune.deploy.bundles import _android_runtime, _runtimes
 
     old, new = _android_runtime(Vulkan())
     assert (SAMPLE / "kotlin" / "build.gradle.kts").read_text().count(old) == 1
-    assert new == "org.pytorch:executorch-android-vulkan:"
-    assert _android_runtime(XNNPACK()) == (old, old)
+    assert new == old.replace("android:", "android-vulkan:").replace("1.4.1", _runtimes()[0])
+
+
+@pytest.mark.parametrize(
+    ("exporter", "android", "apple"),
+    [
+        ("1.4.1", "1.4.1", "1.4.1"),
+        ("1.5.0", "1.5.1", "1.5.0"),
+        ("1.5.1", "1.5.1", "1.5.0"),
+        ("1.9.2", "1.9.2", "1.9.2"),
+    ],
+)
+def test_the_runtime_reads_what_the_exporter_writes(
+    exporter: str, android: str, apple: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_prune.deploy.bundles.versions", lambda: {"executorch": exporter})
+    monkeypatch.setattr("lightning_prune.deploy.bundles._exported", lambda *_: None)
+    texts: list[str] = []
+
+    def bundle(place: Replacement, _: object) -> None:
+        files = (place.building / name for name in ("build.gradle.kts", "Package.swift"))
+        texts.extend(file.read_text() for file in files if file.is_file())
+
+    monkeypatch.setattr("lightning_prune.deploy.bundles._bundle", bundle)
+    export_android(small(), tmp_path / "android")
+    export_ios(small(), tmp_path / "ios")
+    assert f'api("org.pytorch:executorch-android:{android}")' in texts[0]
+    assert f'branch: "swiftpm-{apple}")' in texts[1]
 
 
 class TestAllOrNothing:
