@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.criteria import Run
 from lightning_prune.model import masks
+from lightning_prune.model.attention import calling_projections
 from lightning_prune.model.summary import as_evaluated
 
 MAX_COLUMNS = 1_536
@@ -178,7 +179,7 @@ def run_through(model: nn.Module, inputs: Run, see: Callable[[str, Reader, Tenso
             # before the mask's own hook, so that the layer computes with what the fit has written
             handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
     try:
-        with as_evaluated(model):
+        with as_evaluated(model), calling_projections(model):
             inputs(model)
     finally:
         for handle in handles:

@@ -35,6 +35,8 @@ class ResizableAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the outputs and the weights, as :meth:`torch.nn.MultiheadAttention.forward` does."""
+        if query.is_nested:
+            return self._of_nested(query), None
         is_batched = query.dim() == 3
         if not is_batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -70,6 +72,17 @@ class ResizableAttention(nn.MultiheadAttention):
         if not is_batched:
             return output.squeeze(0), attention
         return output if self.batch_first else output.transpose(0, 1), attention
+
+    def _of_nested(self, x: Tensor) -> Tensor:
+        """Return the outputs for sequences without their padding, as ``nn.TransformerEncoder`` packs them in eval mode.
+
+        Its fast path computes with them itself; it takes them apart, too, where its layers do not take that path.
+        """
+        padded, lengths = x.to_padded_tensor(0.0), x._nested_tensor_size()[:, 0]
+        is_there = torch.arange(padded.shape[1]) < lengths[:, None]
+        is_there = is_there.to(padded.device)
+        output = self(padded, padded, padded, key_padding_mask=~is_there, need_weights=False)[0]
+        return torch._nested_tensor_from_mask(output, is_there)  # pyright: ignore[reportPrivateImportUsage]
 
     def _merged(self, query: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
         """Return both masks as one that is added, of a shape that is broadcast to (batch, heads, places, places)."""
@@ -116,13 +129,32 @@ def let_resize(model: nn.Module) -> set[nn.Module]:
             with_own_masks.add(attention)
 
     for module in model.modules():
-        own = torchvisions_own(type(module))
-        if own is not None:
-            set_class(module, resizable(own))
-        elif isinstance(module, nn.MultiheadAttention) and not why_rigid(module):
-            set_class(module, ResizableAttention)
+        set_class(module, _resizable_class(module))
+        if isinstance(module, ResizableAttention):
             module.register_forward_pre_hook(note, with_kwargs=True)
     return with_own_masks
+
+
+@contextmanager
+def calling_projections(model: nn.Module) -> Iterator[None]:
+    """Let attentions call their output projection for a while, so that its hooks see what enters it."""
+    before = {module: type(module) for module in model.modules()}
+    try:
+        for module in before:
+            set_class(module, _resizable_class(module))
+        yield
+    finally:
+        for module, kind in before.items():
+            set_class(module, kind)
+
+
+def _resizable_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class in which a module can lose heads; its own where that is it, or there is none."""
+    own = torchvisions_own(type(module))
+    if own is not None:
+        return resizable(own)
+    is_torchs = isinstance(module, nn.MultiheadAttention) and not why_rigid(module)
+    return ResizableAttention if is_torchs else type(module)
 
 
 def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -132,6 +164,8 @@ def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
         the module. The flag keeps ``nn.TransformerEncoderLayer``, whose fast path reads weights and heads itself,
         from going past ``forward`` (torch 2.13).
     """
+    if type(module) is kind:
+        return
     module.__class__ = kind
     if isinstance(module, nn.MultiheadAttention):
         is_packed = module.in_proj_weight is not None

@@ -192,3 +192,27 @@ def test_targets_are_left_to_the_recipe() -> None:
     net = Net()
     prune(net, recipe(0.5, targets=Targets(("first",))), [torch.randn(64, 8)], progress=False)
     assert net.first.out_features == 6
+
+
+def test_heads_of_torchs_attention_that_nothing_reads_go_first() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(12, 4, batch_first=True), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    model = Net()
+    with torch.no_grad():
+        model.attention.out_proj.weight.view(12, 4, 3)[:, [0, 2]] *= 1e-3
+    values = model.attention.in_proj_weight.detach().clone()[-12:].unflatten(0, (4, 3))
+    recipe = Recipe(
+        schedule=OneShot(0.5),
+        granularity=Channel(),
+        criterion=Reconstruction(),
+        targets=Targets(include=("attention*",)),
+    )
+    prune(model, recipe, [torch.randn(64, 5, 12)], progress=False)
+    assert model.attention.num_heads == 2
+    torch.testing.assert_close(model.attention.in_proj_weight[-6:], values[[1, 3]].flatten(0, 1))

@@ -92,3 +92,26 @@ def test_batches_are_joined_where_they_are_alike() -> None:
     assert torch.equal(whole.kwargs["scale"], scale)
     frequent = joined([batches[2], *batches[:2]], 8)
     assert frequent.args[0].tolist() == [[4.0] * 3] * 4 + [[2.0] * 3] * 2
+
+
+def test_the_output_projection_of_torchs_attention_takes_over_for_heads_that_went() -> None:
+    layer = nn.TransformerEncoderLayer(12, 4, 16, batch_first=True, dropout=0.0).eval()
+    with torch.no_grad():  # the last two heads do what the first two do
+        rows = layer.self_attn.in_proj_weight.normal_().unflatten(0, (3, 4, 3))
+        rows[:, 2:] = rows[:, :2]
+    dense, inputs = copy.deepcopy(layer), Example((torch.randn(96, 6, 12),))
+    targets = record(layer, inputs, LeastSquares())
+    names = ["self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight"]
+    masks.attach(layer, names, is_structured=True)
+    kept, widths = torch.arange(36) % 12 < 6, torch.arange(12) < 6  # of query, key and value the first two heads
+    masks.write(layer, zip(names, (kept[:, None].expand(36, 12), kept, widths.expand(12, 12)), strict=True))
+    alone = copy.deepcopy(layer)
+    repairs = {repair.name: repair for repair in refit(layer, inputs, targets, LeastSquares())}
+    x = torch.randn(64, 6, 12)
+    with torch.no_grad():
+        wanted, without, repaired = (m.self_attn(x, x, x)[0] for m in (dense, alone, layer))
+    assert repairs["self_attn.out_proj.weight"].after < repairs["self_attn.out_proj.weight"].before
+    assert (repaired - wanted).norm() < 0.05 * (without - wanted).norm()
+    assert type(layer.self_attn) is nn.MultiheadAttention
+    assert layer.self_attn._qkv_same_embed_dim
+    assert not layer.self_attn.out_proj.weight[:, 6:].any()

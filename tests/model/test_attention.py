@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_prune.model.attention import (
     ResizableAttention,
+    calling_projections,
     let_resize,
     set_class,
     settled_class,
@@ -97,6 +98,17 @@ def test_in_training_it_drops_the_same_weights(need_weights: bool) -> None:
     assert not torch.equal(outputs[0], both(batch_first=True)[0](QUERY, QUERY, QUERY)[0])
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_leaves_padding_out_gives_zeros_there() -> None:
+    layer = nn.TransformerEncoderLayer(12, 4, 8, batch_first=True, dtype=torch.float64)
+    own = nn.TransformerEncoder(layer, 2).eval()
+    let_resize(other := copy.deepcopy(own))
+    with torch.no_grad():
+        outputs, others = (encoder(QUERY, src_key_padding_mask=PADDED[:, 2:]) for encoder in (own, other))
+    torch.testing.assert_close(others, outputs, rtol=1e-12, atol=1e-12)
+    assert not others[1, 2:].any()
+
+
 def test_a_mask_of_heads_that_are_gone_says_how_many_are_left() -> None:
     attention = both(kdim=8, vdim=6, batch_first=True)[1]
     with pytest.raises(RuntimeError, match=r"shape \(8, 5, 7\), and a batch of 2 needs 6 masks for the 3 heads"):
@@ -116,6 +128,20 @@ def test_the_class_is_set_and_nothing_else_moves() -> None:
     narrow = both(kdim=8, vdim=6)[1]
     set_class(narrow, nn.MultiheadAttention)
     assert not narrow._qkv_same_embed_dim, "as torch has it where key and value are of other widths"
+
+
+def test_projections_are_called_for_a_while() -> None:
+    own, _ = both(batch_first=True)
+    seen: list[Tensor] = []
+    own.out_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with calling_projections(own):
+        own(QUERY, QUERY, QUERY)
+    with pytest.raises(AttributeError), calling_projections(own):
+        own(None, QUERY, QUERY)
+    own(QUERY, QUERY, QUERY)
+    assert [tuple(x.shape) for x in seen] == [(2, 5, 12)]
+    assert type(own) is nn.MultiheadAttention
+    assert own._qkv_same_embed_dim
 
 
 def test_what_adds_keys_or_computes_otherwise_stays() -> None:

@@ -15,7 +15,7 @@ from lightning_prune.model import window_attention
 from lightning_prune.model.attention import let_resize, settled_class
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
-from torchvision.models import SwinTransformer, maxvit, swin_transformer
+from torchvision.models import SwinTransformer, maxvit, swin_transformer  # pyright: ignore[reportMissingImports]
 
 KINDS = [swin_transformer.ShiftedWindowAttention, swin_transformer.ShiftedWindowAttentionV2]
 
