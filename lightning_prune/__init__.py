@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lightning_prune.schedules import Exponential, Iterative, Linear, OneCycle, OneShot, Polynomial
     from lightning_prune.selection.allocation import ERK, Candidates, FromSensitivity, Global, Uniform
     from lightning_prune.selection.granularity import Block, Channel, Element, Granularity, NOfM
+    from lightning_prune.selection.needs import MACs, Params, Size
     from lightning_prune.selection.targets import Targets
     from lightning_prune.study.advise import advise
     from lightning_prune.study.compare import compare
@@ -71,12 +72,14 @@ __all__ = [
     "LRRewind",
     "LeastSquares",
     "Linear",
+    "MACs",
     "Magnitude",
     "Mask",
     "NOfM",
     "NoRepair",
     "OneCycle",
     "OneShot",
+    "Params",
     "Polynomial",
     "PruningCallback",
     "PruningError",
@@ -92,6 +95,7 @@ __all__ = [
     "Rewarm",
     "RewindWeights",
     "SampleCriterion",
+    "Size",
     "SparsityCheckpoint",
     "Targets",
     "Taylor",
@@ -133,6 +137,7 @@ _HOMES = {
     "schedules": "Exponential Iterative Linear OneCycle OneShot Polynomial",
     "selection.allocation": "ERK Candidates FromSensitivity Global Uniform",
     "selection.granularity": "Block Channel Element Granularity NOfM",
+    "selection.needs": "MACs Params Size",
     "selection.targets": "Targets",
     "study.advise": "advise",
     "study.compare": "compare",

@@ -14,6 +14,7 @@ from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policie
 from lightning_prune.schedules import Schedule
 from lightning_prune.selection.allocation import Allocation
 from lightning_prune.selection.granularity import Channel, Element, Granularity
+from lightning_prune.selection.needs import Need, as_needs
 from lightning_prune.selection.targets import Targets
 from lightning_prune.values import check_whole
 
@@ -35,6 +36,10 @@ class Recipe:
         count: what the sparsity counts. "channels": the channels that can be removed (Channel only); "params" and
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
             (weights of the targets; channels).
+        need: what the pruned network has to come down to: ``MACs(0.3)``, ``Params(0.5)``, ``Size(bytes=2_000_000)``,
+            or several in a tuple. The schedule, without a ``final_sparsity`` of its own, then says how fast the run
+            gets there from the dense network. For Channel; without an allocation, where gradients were seen, those
+            widths are chosen that keep most score (see :mod:`lightning_prune.selection.knapsack`).
         optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
         repair: how what is left takes over for what went, at each event. None: by least squares in
             :func:`~lightning_prune.prune`; in a fit so for channels, where the run can do it, otherwise without, and
@@ -53,6 +58,7 @@ class Recipe:
     allocation: Allocation | None = None
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
+    need: Need | Sequence[Need] | None = None
     optimizer_policy: OptimizerPolicy | Sequence[OptimizerPolicy] = field(default_factory=Mask)
     repair: LeastSquares | NoRepair | None = None
 
@@ -76,6 +82,7 @@ class Recipe:
             raise ValueError(f'Recipe.count must be "channels", "params" or "macs", got {self.count!r}')
         if self.count == "channels" and not self.is_structured:
             raise ValueError(f'Recipe.count = "channels" needs granularity=Channel(), got {self.granularity}')
+        self._check_need()
         policies = as_policies(self.optimizer_policy)
         if not isinstance(self.repair, LeastSquares | NoRepair | None):
             raise TypeError(f"Recipe.repair must be LeastSquares(), NoRepair() or None, got {self.repair!r}")
@@ -86,8 +93,33 @@ class Recipe:
             )
         self._check_schedule()
 
+    def _check_need(self) -> None:
+        needs = as_needs(self.need)
+        if self.need is None:
+            return
+        for need in needs:
+            if not isinstance(need, Need):
+                raise TypeError(f"Recipe.need must be one such as MACs(0.3) or several of them, got {need!r}")
+        if not needs:
+            raise ValueError("Recipe.need is empty: name one such as MACs(0.3), or leave it out")
+        if not self.is_structured:
+            raise ValueError(
+                f"Recipe.need = {self.need!r} needs granularity=Channel(), got {self.granularity}: zeros cost what"
+                " other weights cost"
+            )
+        if self.count is not None:
+            raise ValueError(f'Recipe.count = "{self.count}": need={self.need!r} says what counts, leave count out')
+        schedule = schedules.timed(self.schedule)
+        if schedule.final_sparsity is not None:
+            raise ValueError(
+                f"Recipe.schedule = {self.schedule!r} ends at a sparsity of its own, and need={self.need!r} says where"
+                " it ends: leave final_sparsity out of a built-in schedule, as in Polynomial(end_step=1000)"
+            )
+
     def _check_schedule(self) -> None:
-        final = schedules.timed(self.schedule).final_sparsity
+        if self.need is not None:
+            return
+        final = schedules.timed(self.schedule).final
         if not 0 < final < 1:
             raise ValueError(f"Recipe.schedule ends at sparsity {final!r}; it must lie in (0, 1), or nothing is pruned")
         if isinstance(self.granularity, Granularity) and self.count is None:

@@ -26,7 +26,25 @@ class TimedSchedule(Choice, ABC):
     timing: ClassVar[tuple[str, ...]] = ()
     """The fields that say at which step it begins and at which it has reached its final sparsity."""
 
-    final_sparsity: float
+    final_sparsity: float | None
+
+    @property
+    def final(self) -> float:
+        """The sparsity at which it ends.
+
+        Raises:
+            ValueError: it has none yet: what the network needs says it (see :class:`~lightning_prune.Recipe`).
+        """
+        if self.final_sparsity is None:
+            raise ValueError(
+                f"{type(self).__name__} has no final_sparsity: write {type(self).__name__}(0.5), or say in the recipe"
+                " what is needed, as in need=MACs(0.5)"
+            )
+        return self.final_sparsity
+
+    def ending(self, sparsity: float) -> "TimedSchedule":
+        """Return the schedule that ends at this sparsity."""
+        return replace(self, final_sparsity=sparsity)  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
     def __call__(self, step: int) -> float:
@@ -80,7 +98,8 @@ class TimedSchedule(Choice, ABC):
 
     def _check(self) -> None:
         """Check the fields that all built-in schedules have."""
-        check_sparsity(f"{type(self).__name__}.final_sparsity", self.final_sparsity)
+        if self.final_sparsity is not None:
+            check_sparsity(f"{type(self).__name__}.final_sparsity", self.final_sparsity)
         for step, value in self.steps.items():
             name = f"{type(self).__name__}.{step}"
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -103,7 +122,7 @@ class Rising(TimedSchedule):
     """
 
     function: Schedule
-    final_sparsity: float = field(init=False, compare=False)
+    final_sparsity: float | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "final_sparsity", self(FOREVER))
@@ -126,7 +145,7 @@ class OneShot(TimedSchedule):
     """All at one step: s(t) = s_f for t >= t0, and 0 before.
 
     Args:
-        final_sparsity: s_f, in [0, 1).
+        final_sparsity: s_f, in [0, 1); None: where the recipe's ``need`` ends it.
         begin_step: t0, in completed optimizer steps; a float is a share of the run.
 
     Example:
@@ -137,7 +156,7 @@ class OneShot(TimedSchedule):
 
     timing: ClassVar[tuple[str, ...]] = ("begin_step",)
 
-    final_sparsity: float
+    final_sparsity: float | None = None
     begin_step: int | float = 0
 
     def __post_init__(self) -> None:
@@ -145,11 +164,11 @@ class OneShot(TimedSchedule):
 
     def __call__(self, step: int) -> float:
         """Return the cumulative sparsity after ``step`` completed optimizer steps."""
-        return self.final_sparsity if step >= self.step_of("begin_step") else 0.0
+        return self.final if step >= self.step_of("begin_step") else 0.0
 
     def due(self, before: int, now: int) -> float | None:
         """Return the final sparsity when the one event falls there."""
-        return self.final_sparsity if before < self.step_of("begin_step") <= now else None
+        return self.final if before < self.step_of("begin_step") <= now else None
 
 
 @dataclass(frozen=True)
@@ -159,7 +178,7 @@ class Gradual(TimedSchedule):
     s(t) = s_i + (s_f - s_i) * rise(p), with p = (t - t0) / (t1 - t0) in [0, 1] and rise(1) = 1.
 
     Args:
-        final_sparsity: s_f, in [0, 1), held from ``end_step`` on.
+        final_sparsity: s_f, in [0, 1), held from ``end_step`` on; None: where the recipe's ``need`` ends it.
         begin_step: t0, in completed optimizer steps; a float is a share of the run.
         end_step: t1 > t0, likewise.
         frequency: optimizer steps from one event to the next.
@@ -168,7 +187,7 @@ class Gradual(TimedSchedule):
 
     timing: ClassVar[tuple[str, ...]] = ("begin_step", "end_step")
 
-    final_sparsity: float
+    final_sparsity: float | None = None
     begin_step: int | float = 0
     end_step: int | float = 1.0
     frequency: int = 100
@@ -178,7 +197,7 @@ class Gradual(TimedSchedule):
         self._check()
         name = type(self).__name__
         check_sparsity(f"{name}.initial_sparsity", self.initial_sparsity)
-        if self.initial_sparsity > self.final_sparsity:
+        if self.final_sparsity is not None and self.initial_sparsity > self.final_sparsity:
             raise ValueError(
                 f"{name}.initial_sparsity = {self.initial_sparsity} is above final_sparsity = {self.final_sparsity};"
                 " a schedule only rises"
@@ -198,11 +217,11 @@ class Gradual(TimedSchedule):
         """Return the cumulative sparsity after ``step`` completed optimizer steps."""
         begin, end = self.step_of("begin_step"), self.step_of("end_step")
         if step >= end:
-            return self.final_sparsity
+            return self.final
         if step < begin:
             return 0.0
         progress = (step - begin) / (end - begin)
-        return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * self.rise(progress)
+        return self.initial_sparsity + (self.final - self.initial_sparsity) * self.rise(progress)
 
     def due(self, before: int, now: int) -> float | None:
         """Return the sparsity of the latest event in (before, now], or None when none falls there."""
@@ -327,10 +346,10 @@ class Iterative(Gradual):
 
     def rise(self, progress: float) -> float:
         """Return the share of the way from s_i to s_f at which what remains has shrunk geometrically."""
-        if self.final_sparsity == self.initial_sparsity:
+        if self.final == self.initial_sparsity:
             return 1.0
-        start, end = 1 - self.initial_sparsity, 1 - self.final_sparsity
-        return (start - start * (end / start) ** progress) / (self.final_sparsity - self.initial_sparsity)
+        start, end = 1 - self.initial_sparsity, 1 - self.final
+        return (start - start * (end / start) ** progress) / (self.final - self.initial_sparsity)
 
 
 def timed(schedule: Schedule) -> TimedSchedule:

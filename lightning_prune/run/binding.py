@@ -25,7 +25,9 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.budget import smallest_share
+from lightning_prune.selection.costs import UnitCosts
 from lightning_prune.selection.granularity import Channel, Granularity
+from lightning_prune.selection.needs import as_needs, bound_to, final_sparsity
 from lightning_prune.selection.targets import Target, Targets, recurrent_weights
 from lightning_prune.tables import reasons
 
@@ -63,13 +65,17 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         macs=None if example_inputs is None else measure_macs(model, example_inputs),
         base=applied_plan(model),
     )
-    if recipe.targets == Targets() and recipe.count not in ("params", "macs"):  # these count the whole network
+    pruner = _with_needs(pruner, model)
+    counts_whole_network = bool(pruner.needs) or recipe.count in ("params", "macs")
+    if recipe.targets == Targets() and not counts_whole_network:
         _tell_what_is_left_out(model, recipe.targets.resolve(model, with_computed=recipe.is_structured))
-    final = pruner.schedule.final_sparsity
+    final = pruner.schedule.final
     if recipe.count is not None or recipe.is_structured:
         most_removed = pruner.units.most_removable()
         left = cost_left(pruner, most_removed)
         if left > cost_limit(pruner, final) + 1e-6:
+            if pruner.needs:
+                raise ValueError(_unreachable(pruner, most_removed))
             most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
             raise ValueError(
                 f"{recipe.schedule} asks for sparsity {final:g} of {recipe.count or 'channels'}, but the chosen"
@@ -87,13 +93,44 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
     return pruner
 
 
+def _with_needs(pruner: Pruner, model: nn.Module) -> Pruner:
+    """Return the pruner with the needs of its recipe counted on the model, and a schedule that ends at them."""
+    units, macs, first = pruner.units, pruner.macs, masks.first_names(model)
+    if pruner.recipe.need is None or macs is None or not isinstance(units, ChannelUnits):
+        return pruner
+    sizes = {
+        name: (parameter.numel(), parameter.dim())
+        for name, parameter in masks.dense_parameters(model).items()
+        if first[name] == name and not is_lazy(parameter)
+    }
+    computing = {name: float(own) for name, own in macs.per_weight.items()}
+    costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total)
+    needs = bound_to(as_needs(pruner.recipe.need), costs)
+    return replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))
+
+
+def _unreachable(pruner: Pruner, removed: Mapping[str, float]) -> str:
+    """Say which need cannot be met, what is the least that can be had, and what holds it."""
+    units = pruner.units
+    bound = max(pruner.needs, key=lambda one: one.cost.left(removed) / one.limit)
+    holders = list(bound.cost.holders(removed).items())[:3]
+    held = ", ".join(f"{name} ({bound.need.amount(cost)})" for name, cost in holders)
+    stay = units.stay if isinstance(units, ChannelUnits) else {}
+    why = "".join(f"; {name} stays: {reason}" for name, reason in list(stay.items())[:3])
+    return (
+        f"{bound.need} cannot be met: {bound.need.amount(bound.cost.left(removed))} is the least that can be reached"
+        f" (asked {bound.need.amount(bound.limit)}, dense {bound.need.amount(bound.cost.total)}). Most of it is held by"
+        f" {held}{why}. Ask for less, lower min_channels, min_share or round_to, or widen the targets"
+    )
+
+
 def _with_floor(pruner: Pruner) -> Pruner:
     """Return the pruner with the share that each channel group keeps, where the recipe leaves it open.
 
     It is half of what the same share everywhere would leave at the end. Where widths are bounded otherwise, and the
     budget could not be met with that, it is as much less as it takes.
     """
-    units, limit = pruner.units, cost_limit(pruner, pruner.schedule.final_sparsity)
+    units, limit = pruner.units, cost_limit(pruner, pruner.schedule.final)
     if not isinstance(units, ChannelUnits) or units.granularity.min_share is not None:
         return pruner
 

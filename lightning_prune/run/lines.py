@@ -84,6 +84,7 @@ def reached_line(recipe: Recipe, asked: float, reached: float) -> str:
     """
     own = "channels" if recipe.is_structured else "weights"
     counted = {"params": "parameters", "macs": "MACs"}.get(recipe.count or "", own)
+    counted = f"way to {recipe.need}" if recipe.need is not None else counted
     return f"sparsity {reached:.4f} of the {counted} (asked {asked:.4f})"
 
 

@@ -39,8 +39,10 @@ from lightning_prune.schedules import TimedSchedule
 from lightning_prune.selection import ChannelUnits, Masks, Units
 from lightning_prune.selection.allocation import Candidates, Global, Uniform
 from lightning_prune.selection.budget import Budget, smallest_share
+from lightning_prune.selection.costs import progress, widths_within
 from lightning_prune.selection.counts import means
 from lightning_prune.selection.granularity import Channel, Granularity
+from lightning_prune.selection.needs import Bound, final_sparsity
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Pruner:
         macs: multiply-accumulates of the dense network; None without an example input.
         progress: how far it has come.
         others: channels that other recipes remove in the same run.
+        needs: what the recipe needs of this model.
         base: the removals that had shaped the model when it was bound; names, shapes and costs are of that model.
     """
 
@@ -67,6 +70,7 @@ class Pruner:
     macs: Macs | None
     progress: Progress = field(default_factory=Progress)
     others: tuple[ChannelUnits, ...] = ()
+    needs: tuple[Bound, ...] = ()
     base: Compaction | None = None
 
     @property
@@ -82,7 +86,7 @@ class Pruner:
     @property
     def is_finished(self) -> bool:
         """Whether the final sparsity has been asked for."""
-        return self.asked >= self.schedule.final_sparsity
+        return self.asked >= self.schedule.final
 
     @property
     def is_watching(self) -> bool:
@@ -99,6 +103,11 @@ class Pruner:
         if self.recipe.criterion is None and not self.observed.sums.keys() >= set(weights):
             return Magnitude()
         return self.criterion
+
+    @property
+    def has_open_floor(self) -> bool:
+        """Whether the share that each channel group keeps was not asked for, and gives way where it has to."""
+        return isinstance(self.recipe.granularity, Channel) and self.recipe.granularity.min_share is None
 
     @property
     def budgets(self) -> dict[str, Budget]:
@@ -328,6 +337,8 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
         return pruner.units.removed(allocation(share, candidates), candidates)
 
     allocation = pruner.recipe.allocation or candidates.default
+    if pruner.needs and pruner.recipe.allocation is None and isinstance(allocation, Global):
+        return _most_kept(pruner, candidates, sparsity)
     if isinstance(pruner.recipe.granularity, Granularity) and pruner.budget is None:
         share = sparsity / pruner.recipe.granularity.full_sparsity
         if share > 1 + 1e-9:
@@ -341,15 +352,28 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
         share = smallest_share(lambda s: cost_left(pruner, spread(s)), limit, 0.5 / candidates.total)
     except ValueError:
         # an allocation may spare what the budget needs; the floor that nobody asked for gives way to it
-        is_own = isinstance(pruner.recipe.granularity, Channel) and pruner.recipe.granularity.min_share is None
-        if not (isinstance(units, ChannelUnits) and is_own and units.granularity.min_share):
+        if not (isinstance(units, ChannelUnits) and pruner.has_open_floor and units.granularity.min_share):
             raise
         return allocate(replace(pruner, units=units.keeping(0.0)), candidates, sparsity)
     return spread(share)
 
 
+def _most_kept(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[str, int]:
+    """Return how many channels go so that most score is left within the needs, the open floor kept where it can be."""
+    units, share = pruner.units, sparsity / pruner.schedule.final
+    assert isinstance(units, ChannelUnits)
+    try:
+        return widths_within(units, candidates, pruner.needs, share)[0]
+    except ValueError:
+        if not (pruner.has_open_floor and units.granularity.min_share):
+            raise
+        return widths_within(units.keeping(0.0), candidates, pruner.needs, share)[0]
+
+
 def cost_left(pruner: Pruner, removed: Mapping[str, float]) -> float:
-    """Return what is left, in what the recipe counts, when so many units go."""
+    """Return what is left, in what the recipe counts, when so many units go; with needs the share of the way."""
+    if pruner.needs:
+        return 1 - final_sparsity(pruner.needs) * progress(pruner.needs, removed)
     if pruner.budget is not None:
         return pruner.budget.remaining(pruner.units.densities(removed))
     return sum(pruner.units.sizes.values()) - sum(removed.values())
@@ -357,6 +381,8 @@ def cost_left(pruner: Pruner, removed: Mapping[str, float]) -> float:
 
 def cost_limit(pruner: Pruner, sparsity: float) -> float:
     """Return what may be left at this sparsity, in what the recipe counts."""
+    if pruner.needs:
+        return 1 - sparsity
     if pruner.budget is not None:
         return pruner.budget.total * (1 - sparsity)
     total = sum(pruner.units.sizes.values())
@@ -368,11 +394,16 @@ def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     first = masks.first_names(model)
     live = BoundModel(model, pruner.base).masks()
     live = {name: mask for name, mask in live.items() if first[name] == name}
+    units, gone = pruner.units, dict[str, int]()
+    if pruner.needs and isinstance(units, ChannelUnits):
+        gone = {name: int(channels.sum()) for name, channels in units.gone(live).items()}
     sparsity, live = pruner.units.standing(live, pruner.in_play(live))
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
-    if pruner.budget is not None:
+    if pruner.needs:
+        sparsity = 1 - cost_left(pruner, gone)
+    elif pruner.budget is not None:
         sparsity = 1 - pruner.budget.remaining(densities) / pruner.budget.total
     return Event(
         step=step,

@@ -19,10 +19,9 @@ from lightning_prune.selection.allocation import Global
 Described = Mapping[str, str]
 """What :meth:`Recipe.describe` returns."""
 
-_UNITS = {"granularity", "targets", "count"}
+_UNITS = {"granularity", "targets", "count", "need"}
 
-
-_LATER = {"repair": repr(NoRepair())}
+_LATER = {"repair": repr(NoRepair()), "need": repr(None)}
 """Fields that recipes in older checkpoints lack, with what they mean by that."""
 
 _FORMER: Mapping[str, Any] = {"criterion": Magnitude(), "allocation": Global(), "repair": NoRepair()}

@@ -1,7 +1,13 @@
-"""What a sparsity counts: parameters or multiply-accumulates of the whole network, and how much must go to meet it."""
+"""What a network costs, and how much must go until a cost is met."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Terms = list[tuple[tuple[str, ...], np.ndarray]]
+"""Channel groups, and what each combination of their widths costs: an axis for each of them."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,53 @@ class Budget:
     def remaining(self, densities: Mapping[str, float]) -> float:
         """Return the cost that is left when each named parameter keeps this share of its elements."""
         return self.total - sum(self.per_parameter.get(name, 0) * (1 - kept) for name, kept in densities.items())
+
+
+class NetworkCost(Protocol):
+    """A cost of the whole network as a function of the widths of its channel groups."""
+
+    @property
+    def total(self) -> float:
+        """Of the dense network."""
+        ...
+
+    def left(self, removed: Mapping[str, float]) -> float:
+        """Return what is left when so many channels of each group are gone."""
+        ...
+
+    def terms(self, widths: Mapping[str, Sequence[int]]) -> tuple[float, Terms]:
+        """Return the cost as a constant and a sum of terms, each of a few channel groups.
+
+        Args:
+            widths: channel group -> the widths among which is chosen.
+        """
+        ...
+
+    def holders(self, removed: Mapping[str, float]) -> dict[str, float]:
+        """Return what costs most when so many channels are gone: its name -> its cost, largest first."""
+        ...
+
+
+class Costs(Protocol):
+    """What a network can be counted by."""
+
+    @property
+    def params(self) -> NetworkCost:
+        """Parameters."""
+        ...
+
+    @property
+    def macs(self) -> NetworkCost:
+        """Multiply-accumulates.
+
+        Raises:
+            ValueError: there is no example input.
+        """
+        ...
+
+    def bytes(self, bits: float) -> NetworkCost:
+        """Return the bytes of parameters and buffers, where those with two or more axes take so many bits each."""
+        ...
 
 
 def smallest_share(cost: Callable[[float], float], limit: float, resolution: float) -> float:

@@ -188,7 +188,7 @@ class ChannelUnits:
         return result
 
     @cached_property
-    def _shares(self) -> dict[str, list[tuple[str, int, float]]]:
+    def shares(self) -> dict[str, list[tuple[str, int, float]]]:
         """Parameter -> the groups that lie in it, each with its axis and the share of the axis that one channel has."""
         return {
             parameter: [
@@ -199,8 +199,8 @@ class ChannelUnits:
 
     def densities(self, removed: Mapping[str, float]) -> dict[str, float]:
         """Return the share of each member parameter that is left."""
-        left = dict.fromkeys(self._shares, 1.0)
-        for parameter, parts in self._shares.items():
+        left = dict.fromkeys(self.shares, 1.0)
+        for parameter, parts in self.shares.items():
             if any(removed[group] for group, _, _ in parts):
                 axes = dict.fromkeys((axis for _, axis, _ in parts), 1.0)
                 for group, axis, share in parts:

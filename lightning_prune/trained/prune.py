@@ -30,7 +30,7 @@ from lightning_prune.run.binding import bind
 from lightning_prune.run.event import Event
 from lightning_prune.run.lines import stay_line, staying
 from lightning_prune.run.pruner import Pruner, prune_step
-from lightning_prune.schedules import resolve, timed
+from lightning_prune.schedules import Schedule, resolve, timed
 from lightning_prune.selection import ChannelUnits
 from lightning_prune.values import check_whole
 
@@ -148,7 +148,7 @@ def prune(
         check_metric(metric)
     recipe = replace(recipe, repair=recipe.repair or REPAIR, optimizer_policy=Mask())
     tried = _completed(recipe)
-    rounds = _rounds(tried)
+    _rounds(tried.schedule if tried.need is None else timed(tried.schedule).ending(0.5))
     with own_random_state():
         passes = Passes(loader_of(data), model)
         batches = first_batches(passes, samples)
@@ -167,6 +167,7 @@ def prune(
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):
             pruner = bind(tried, model, example, _STEPS)
+            rounds = _rounds(pruner.schedule)
             stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
             pruner.attach(model)
             events: list[Event] = []
@@ -257,10 +258,10 @@ def _completed(recipe: Recipe) -> Recipe:
     return replace(recipe, schedule=schedule.with_steps({"begin_step": 1})) if is_at_once else recipe
 
 
-def _rounds(recipe: Recipe) -> list[tuple[int, float]]:
-    """Return the step and sparsity of each event of the schedule."""
+def _rounds(chosen: Schedule) -> list[tuple[int, float]]:
+    """Return the step and sparsity of each event of a schedule."""
     try:
-        schedule = resolve(recipe.schedule, _STEPS)
+        schedule = resolve(chosen, _STEPS)
     except ValueError as error:
         raise ValueError(
             f"{error}. There is no run here, and a share of it counts as one of {_STEPS} steps: give begin and end both"
@@ -268,7 +269,7 @@ def _rounds(recipe: Recipe) -> list[tuple[int, float]]:
         ) from error
     last = schedule.final_step
     if last is None:
-        raise ValueError(f"{recipe.schedule} does not tell when it ends: take OneShot, Linear or another built-in one")
+        raise ValueError(f"{chosen} does not tell when it ends: take OneShot, Linear or another built-in one")
     due = [(step, schedule.due(step - 1, step)) for step in range(last + 1)]
     return [(step, sparsity) for step, sparsity in due if sparsity is not None and sparsity > 0]
 

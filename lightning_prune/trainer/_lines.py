@@ -81,7 +81,7 @@ class Ending:
         self._left = describe(run.pruners[0], course.model, run.step)
         self._step = run.step
         self._reached = [
-            reached_line(pruner.recipe, pruner.schedule.final_sparsity, reached)
+            reached_line(pruner.recipe, pruner.schedule.final, reached)
             for pruner, reached in zip(run.pruners, run.reached(course.model), strict=True)
         ]
         live = BoundModel(course.model, run.base).masks()

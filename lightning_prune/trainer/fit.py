@@ -333,7 +333,7 @@ class Fit:
             log.log(logging.WARNING if run.unfinished else logging.INFO, guarding.summary(run, model))
         else:
             for pruner in run.unfinished:
-                asked = pruner.schedule.final_sparsity
+                asked = pruner.schedule.final
                 warnings.warn(
                     f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {run.step};"
                     " train longer or let the schedule end earlier",

@@ -166,7 +166,7 @@ class Guarding:
 
     def summary(self, run: PruningRun, model: LightningModule) -> str:
         """Return in words what was asked, what was kept, and why."""
-        finals = [pruner.schedule.final_sparsity for pruner in run.pruners]
+        finals = [pruner.schedule.final for pruner in run.pruners]
         return self.watch.summary(finals, list(run.asked.values()), run.reached(model))
 
     def _carry_out(self, verdict: Verdict, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:

@@ -130,7 +130,8 @@ class SparsityCheckpoint(SelectingCheckpoint):
             raise PruningError(
                 "SparsityCheckpoint needs a PruningCallback in the same Trainer; without pruning use ModelCheckpoint"
             )
-        final = max(schedules.timed(recipe.schedule).final_sparsity for recipe in callback.recipes)
+        finals = [schedules.timed(recipe.schedule).final_sparsity for recipe in callback.recipes]
+        final = max((1.0 if final is None else final for final in finals), default=1.0)
         if self.target is not None and self.target > final:
             raise ValueError(
                 f"SparsityCheckpoint.target {self.target:g} lies above the sparsity {final:g} at which the schedule"
@@ -219,9 +220,10 @@ class SparsityCheckpoint(SelectingCheckpoint):
     def _is_at_target(self, callback: PruningCallback | None) -> bool:
         if callback is None or callback.is_done:
             return callback is not None
-        finals = [schedules.timed(recipe.schedule).final_sparsity for recipe in callback.recipes]
+        run = callback.run
+        finals = [] if run is None else [pruner.schedule.final for pruner in run.pruners]
         wanted = finals if self.target is None else [min(self.target, final) for final in finals]
-        asked = [] if callback.run is None else callback.run.asked.values()
+        asked = [] if run is None else run.asked.values()
         return bool(asked) and all(a >= w - 1e-9 for a, w in zip(asked, wanted, strict=True))
 
     def _keep(self, trainer: Trainer, point: Point, is_best: bool, values: dict[str, Tensor]) -> None:

@@ -87,6 +87,9 @@ class Quantization(ABC):
     min_output_sqnr: float = 10.0
     """Lowest signal-to-quantization-noise ratio in dB that is accepted of any output, of graph and of file."""
 
+    weight_bits: float = 8.0
+    """Bits that a weight of a convolution or Linear layer takes in the file."""
+
     @abstractmethod
     def quantize(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Quantized:
         """Return the quantized program.

@@ -43,6 +43,11 @@ class Int4Groupwise(Calibrated):
         if isinstance(size, bool) or not isinstance(size, int) or size < 32 or size % 32:
             raise ValueError(f"Int4Groupwise.group_size: got {size!r}, must be a multiple of 32, as in group_size=32")
 
+    @property
+    def weight_bits(self) -> float:
+        """Four, and the share that each weight has of its group's scale of 16 bits."""
+        return 4 + 16 / self.group_size
+
     def convert(
         self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
     ) -> tuple[GraphModule, frozenset[str]]:

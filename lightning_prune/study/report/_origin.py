@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_prune._version import __version__
 from lightning_prune.recipe import Recipe
+from lightning_prune.schedules import OneShot
 from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.packages import Trainer, kinds
 
@@ -30,7 +31,7 @@ def origin(trainer: Trainer) -> dict[str, str]:
     recipes = () if callback is None else callback.recipes
     made = {}
     for number, recipe in enumerate(recipes, 1):
-        usual, chosen = Recipe(schedule=recipe.schedule).describe(), recipe.describe()
+        usual, chosen = Recipe(schedule=OneShot(0.5)).describe(), recipe.describe()
         # what stands at its default says nothing
         said = [f"{name}={text}" for name, text in chosen.items() if name == "schedule" or usual[name] != text]
         made["recipe" if len(recipes) == 1 else f"recipe {number}"] = "\n".join(said)

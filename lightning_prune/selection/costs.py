@@ -1,0 +1,182 @@
+"""What a network costs at given widths of its channel groups, and the widths that keep most within needs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from torch import Tensor
+
+from lightning_prune.selection.allocation import Candidates
+from lightning_prune.selection.budget import Budget, NetworkCost, Terms
+from lightning_prune.selection.channels import ChannelUnits
+from lightning_prune.selection.knapsack import Problem
+from lightning_prune.selection.needs import Bound
+
+_MOST_WIDTHS = 16
+_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class ParameterCost:
+    """A cost that hangs on parameters, each in proportion to its size: parameters themselves, MACs, bytes.
+
+    Args:
+        budget: the cost of each parameter when dense.
+        units: the channels that may go.
+    """
+
+    budget: Budget
+    units: ChannelUnits
+
+    @property
+    def total(self) -> float:
+        """Of the dense network."""
+        return self.budget.total
+
+    def left(self, removed: Mapping[str, float]) -> float:
+        """Return what is left when so many channels of each group are gone."""
+        return self.budget.remaining(self.units.densities(removed))
+
+    def terms(self, widths: Mapping[str, Sequence[int]]) -> tuple[float, Terms]:
+        """Return the cost as a constant and a sum of terms of one or two channel groups.
+
+        What is left of a parameter is the product over its axes of 1 less the shares that its groups have lost, which
+        is multiplied out.
+        """
+        sizes, constant, terms = self.units.sizes, self.total, list[tuple[tuple[str, ...], np.ndarray]]()
+        for parameter, parts in self.units.shares.items():
+            cost = self.budget.per_parameter.get(parameter, 0.0)
+            axes: dict[int, list[tuple[str, np.ndarray]]] = {}
+            for group, axis, share in parts:
+                lost = share * (sizes[group] - np.array(widths[group], float))
+                axes.setdefault(axis, []).append((group, -lost))
+            for factors in product(*([None, *own] for own in axes.values())):
+                tables: dict[str, np.ndarray] = {}
+                for group, table in filter(None, factors):
+                    tables[group] = tables[group] * table if group in tables else table
+                if tables:
+                    joint = cost * np.ones(())
+                    for table in tables.values():
+                        joint = np.multiply.outer(joint, table)
+                    terms.append((tuple(tables), joint))
+        return constant, terms
+
+    def holders(self, removed: Mapping[str, float]) -> dict[str, float]:
+        """Return the parameters that cost most when so many channels are gone -> their cost, largest first."""
+        densities = self.units.densities(removed)
+        left = {name: cost * densities.get(name, 1.0) for name, cost in self.budget.per_parameter.items()}
+        return dict(sorted(left.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What a network can be counted by.
+
+    Args:
+        units: the channels that may go.
+        parameters: number of all parameters.
+        sizes: dense name of each parameter -> its elements and its axes; of those that share memory the first.
+        computing: dense name of a weight of a convolution or Linear layer -> MACs; None without an example input.
+        all_macs: of the whole network.
+    """
+
+    units: ChannelUnits
+    parameters: int
+    sizes: Mapping[str, tuple[int, int]]
+    computing: Mapping[str, float]
+    all_macs: float
+
+    @property
+    def params(self) -> NetworkCost:
+        """Parameters."""
+        each = {name: float(size) for name, (size, _) in self.sizes.items()}
+        return ParameterCost(Budget(self.parameters, each), self.units)
+
+    @property
+    def macs(self) -> NetworkCost:
+        """Multiply-accumulates."""
+        return ParameterCost(Budget(self.all_macs, self.computing), self.units)
+
+    def bytes(self, bits: float) -> NetworkCost:
+        """Return the bytes of all parameters, where weights of convolutions and Linear layers take so many bits."""
+        each = {
+            name: size * (bits if axes > 1 and name in self.computing else 32.0) / 8
+            for name, (size, axes) in self.sizes.items()
+        }
+        return ParameterCost(Budget(sum(each.values()), each), self.units)
+
+
+def progress(bound: Sequence[Bound], removed: Mapping[str, float]) -> float:
+    """Return how far a network has come on the way from dense to all needs: 1 and more where it meets them."""
+    return min((one.cost.total - one.cost.left(removed)) / (one.cost.total - one.limit) for one in bound)
+
+
+def widths_within(
+    units: ChannelUnits, candidates: Candidates, bound: Sequence[Bound], share: float
+) -> tuple[dict[str, int], float]:
+    """Return how many channels of each group go so that most score is left within the needs.
+
+    Args:
+        units: the channels that may go; none that is gone comes back.
+        candidates: their scores, higher = keep.
+        bound: the needs.
+        share: of the way from the dense network to them.
+
+    Returns:
+        channel group -> number of its channels that are gone then, and by which share another choice of these widths
+        could keep more at most; infinite where that is not known, as with several needs.
+
+    Raises:
+        ValueError: they cannot be met.
+
+    Source:
+        :mod:`lightning_prune.selection.knapsack`; several needs by a price for each (Everett 1963).
+    """
+    allowed = {name: _grid(units, name, size - candidates.removed[name]) for name, size in units.sizes.items()}
+    values = {
+        name: _kept(candidates.scores[name] / candidates.scales.get(name, 1.0), widths)
+        for name, widths in allowed.items()
+    }
+    limits = [one.at(share) for one in bound]
+    counted = [one.cost.terms(allowed) for one in bound]
+    if len(bound) == 1:
+        constant, terms = counted[0]
+        found = Problem(values, terms).solve(limits[0] - constant)
+        return {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}, found.gap
+    weights, over, best = np.ones(len(bound)), np.ones(len(bound)), None
+    for _ in range(_ROUNDS):
+        # all needs as one, each in parts of what it allows, by a weight that rises while it is not met
+        terms = [
+            (key, weight / limit * table)
+            for weight, limit, (_, own) in zip(weights, limits, counted, strict=True)
+            for key, table in own
+        ]
+        parts = zip(weights, limits, counted, strict=True)
+        constants = sum(weight / limit * constant for weight, limit, (constant, _) in parts)
+        found = Problem(values, terms).solve(float(weights.sum() - constants))
+        removed = {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}
+        over = np.array([one.cost.left(removed) / limit for one, limit in zip(bound, limits, strict=True)])
+        if over.max() <= 1 + 1e-9 and (best is None or found.value > best[0]):
+            best = found.value, removed
+        weights = weights * over**4
+    if best is None:
+        tightest = int(np.argmax(over))
+        return widths_within(units, candidates, [bound[tightest]], share)
+    return best[1], math.inf
+
+
+def _grid(units: ChannelUnits, name: str, most: int) -> list[int]:
+    """Return the widths among which is chosen, widest last: some 16, on steps of a power of two if many."""
+    allowed = [width for width in units.granularity.widths(units.sizes[name]) if width <= most] or [most]
+    if len(allowed) > _MOST_WIDTHS:
+        step = 2 ** math.ceil(math.log2((allowed[0] - allowed[-1]) / (_MOST_WIDTHS - 2)))
+        allowed = [width for width in allowed if width in (allowed[0], allowed[-1]) or width % step == 0]
+    return sorted({*allowed, most})
+
+
+def _kept(scores: Tensor, widths: Sequence[int]) -> np.ndarray:
+    """Return the sum of the highest scores for each number of channels that stay."""
+    ranked = np.sort(scores.flatten().double().numpy())[::-1]
+    return np.concatenate([[0.0], np.cumsum(ranked[: max(widths)])])[list(widths)]

@@ -1,0 +1,195 @@
+"""What the pruned network has to come down to: a share of what the dense network costs, or a number.
+
+A need says in what it counts and how much may be left; the schedule says how fast a run gets there. Several hold at
+once.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lightning_prune.selection.budget import Costs, NetworkCost
+from lightning_prune.values import Choice, check_number, check_whole
+
+
+class Need(Choice, ABC):
+    """What may be left of one cost of the network; a subclass is a frozen dataclass."""
+
+    @abstractmethod
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return how it counts.
+
+        Args:
+            costs: of the network that is to be pruned.
+
+        Raises:
+            ValueError: what it counts by does not fit the network.
+        """
+
+    @abstractmethod
+    def limit(self, dense: float) -> float:
+        """Return how much may be left, where the dense network has ``dense``."""
+
+    @abstractmethod
+    def amount(self, cost: float) -> str:
+        """Return a cost in words: ``1,204 parameters``."""
+
+
+@dataclass(frozen=True)
+class _Counted(Need):
+    """A number of which a share, or so many, may be left.
+
+    Args:
+        left: a float is a share of the dense network's, in (0, 1); an int is the number itself.
+    """
+
+    left: float | int
+
+    def __post_init__(self) -> None:
+        name = f"{type(self).__name__}.left"
+        if isinstance(self.left, int) and not isinstance(self.left, bool):
+            check_whole(name, self.left, 1)
+        else:
+            check_number(name, self.left, above=0, below=1, why=": a float is a share; write a number as an int")
+
+    def limit(self, dense: float) -> float:
+        """Return the share of the dense network's number, or the number."""
+        return float(self.left) if isinstance(self.left, int) else self.left * dense
+
+
+@dataclass(frozen=True)
+class MACs(_Counted):
+    """At most so many multiply-accumulates of one forward pass.
+
+    Args:
+        left: a float is a share of the dense network's, in (0, 1); an int is the number itself.
+
+    Example:
+        >>> MACs(0.3).limit(dense=1000.0)
+        300.0
+    """
+
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return those of the example input."""
+        return costs.macs
+
+    def amount(self, cost: float) -> str:
+        """Return a cost in words."""
+        return f"{cost:,.0f} MACs"
+
+
+@dataclass(frozen=True)
+class Params(_Counted):
+    """At most so many parameters in the whole network.
+
+    Args:
+        left: a float is a share of the dense network's, in (0, 1); an int is the number itself.
+    """
+
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return those of all layers."""
+        return costs.params
+
+    def amount(self, cost: float) -> str:
+        """Return a cost in words."""
+        return f"{cost:,.0f} parameters"
+
+
+class Bits(Protocol):
+    """What turns weights into integers, as far as it says how wide they are: ``Int8()``."""
+
+    @property
+    def weight_bits(self) -> float:
+        """Of a weight of a convolution or Linear layer in the file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Size(Need):
+    """At most so many bytes of weights in the exported file.
+
+    What the file holds besides, its graph, is some kilobytes and does not count; the artifact of the export says the
+    size of the whole.
+
+    Args:
+        bytes: that may be left.
+        quantization: that the export will use, the class or a value, such as ``deploy.Int8``; None: weights stay in
+            float32.
+    """
+
+    bytes: int
+    quantization: Bits | type[Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("Size.bytes", self.bytes, 1)
+        bits = 32 if self.quantization is None else getattr(self.quantization, "weight_bits", None)
+        if not isinstance(bits, int | float):
+            raise TypeError(f"Size.quantization must be one such as deploy.Int8 or None, got {self.quantization!r}")
+
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return the bytes of all parameters: those with one axis, and buffers, stay in float."""
+        return costs.bytes(32.0 if self.quantization is None else self.quantization.weight_bits)
+
+    def limit(self, dense: float) -> float:
+        """Return the bytes."""
+        return float(self.bytes)
+
+    def amount(self, cost: float) -> str:
+        """Return a cost in words."""
+        return f"{cost:,.0f} bytes"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A need and the network that it is of.
+
+    Args:
+        need: what is needed.
+        cost: of the network, in what the need counts.
+    """
+
+    need: Need
+    cost: NetworkCost
+
+    @property
+    def limit(self) -> float:
+        """What may be left."""
+        return self.need.limit(self.cost.total)
+
+    @property
+    def share(self) -> float:
+        """The share of the cost that goes; 0 where the dense network meets the need."""
+        return max(0.0, 1 - self.limit / self.cost.total) if self.cost.total else 0.0
+
+    def at(self, progress: float) -> float:
+        """Return what may be left this share of the way from the dense network to the need."""
+        return self.cost.total - progress * max(0.0, self.cost.total - self.limit)
+
+
+def bound_to(needs: Sequence[Need], costs: Costs) -> tuple[Bound, ...]:
+    """Return the needs with the costs of a network; those that it meets as it is ask for nothing.
+
+    Raises:
+        ValueError: the network meets all of them as it is.
+    """
+    bound = tuple(Bound(need, need.cost(costs)) for need in needs)
+    if not any(one.share > 0 for one in bound):
+        told = ", ".join(f"{one.need} ({one.need.amount(one.cost.total)})" for one in bound)
+        raise ValueError(f"the network meets {told} as it is: nothing has to be pruned")
+    return tuple(one for one in bound if one.share > 0)
+
+
+def as_needs(need: Need | Sequence[Need] | None) -> tuple[Need, ...]:
+    """Return one need or several as a tuple."""
+    return () if need is None else tuple(need) if isinstance(need, Sequence) else (need,)
+
+
+def final_sparsity(bound: Sequence[Bound]) -> float:
+    """Return the share of the need that asks for most: the sparsity at which a run ends."""
+    return min(max(one.share for one in bound), math.nextafter(1.0, 0.0))
+
+
+BUILT_IN: tuple[type[Need], ...] = (MACs, Params, Size)
+"""What a recipe names."""
