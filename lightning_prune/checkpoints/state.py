@@ -23,7 +23,7 @@ from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of, remember, stored
 from lightning_prune.optimizer import policies
 from lightning_prune.recipe import Recipe
-from lightning_prune.selection import allocation, granularity, targets
+from lightning_prune.selection import allocation, granularity, needs, targets
 
 KEY = "lightning_prune"
 VERSION = 2
@@ -31,7 +31,7 @@ VERSION = 2
 VALUES = (
     *(Recipe, targets.Targets),
     *(*schedules.BUILT_IN, *granularity.BUILT_IN, *allocation.BUILT_IN, *policies.BUILT_IN),
-    *(*criteria.BUILT_IN, *compensation.BUILT_IN, Guard),
+    *(*criteria.BUILT_IN, *compensation.BUILT_IN, *needs.BUILT_IN, Guard),
 )
 """What a recipe is made of: plain values, which ``torch.load(weights_only=True)`` may read among hyperparameters."""
 

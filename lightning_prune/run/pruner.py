@@ -320,8 +320,8 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
             )
         if pruner.recipe.looking is not None:
             raise PruningError(
-                f"{pruner.recipe.looking} looks at whole weights, and"
-                f" {next(iter(spread.rows))} is sharded over several ranks: leave it out, or train with DDP"
+                f"{pruner.recipe.looking} looks at whole weights, and {next(iter(spread.rows))} is sharded over several"
+                " ranks: leave it out, or train with DDP"
             )
         pruner.units.check_spread(spread)
 
@@ -329,16 +329,14 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
 def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[str, int]:
     """Return how many units go per target or channel group to reach this sparsity.
 
-    Where the sparsity counts single weights, blocks or n:m blocks it is the share itself; where it counts channels,
-    parameters or MACs, the smallest share is searched whose cost comes down to what may be left.
+    Of single weights, blocks or n:m blocks it is the share itself; where something else counts, the smallest share is
+    searched whose cost comes down to what may be left.
     """
 
     def spread(share: float) -> dict[str, int]:
         return pruner.units.removed(allocation(share, candidates), candidates)
 
     allocation = pruner.recipe.allocation or candidates.default
-    if pruner.needs and pruner.recipe.allocation is None and isinstance(allocation, Global):
-        return _most_kept(pruner, candidates, sparsity)
     if isinstance(pruner.recipe.granularity, Granularity) and pruner.budget is None:
         share = sparsity / pruner.recipe.granularity.full_sparsity
         if share > 1 + 1e-9:
@@ -349,6 +347,9 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
         return spread(min(share, 1.0))
     units, limit = pruner.units, cost_limit(pruner, sparsity)
     try:
+        is_open = pruner.recipe.allocation is None and isinstance(allocation, Global)
+        if pruner.needs and is_open and isinstance(units, ChannelUnits):
+            return widths_within(units, candidates, pruner.needs, sparsity / pruner.schedule.final)[0]
         share = smallest_share(lambda s: cost_left(pruner, spread(s)), limit, 0.5 / candidates.total)
     except ValueError:
         # an allocation may spare what the budget needs; the floor that nobody asked for gives way to it
@@ -356,18 +357,6 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
             raise
         return allocate(replace(pruner, units=units.keeping(0.0)), candidates, sparsity)
     return spread(share)
-
-
-def _most_kept(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[str, int]:
-    """Return how many channels go so that most score is left within the needs, the open floor kept where it can be."""
-    units, share = pruner.units, sparsity / pruner.schedule.final
-    assert isinstance(units, ChannelUnits)
-    try:
-        return widths_within(units, candidates, pruner.needs, share)[0]
-    except ValueError:
-        if not (pruner.has_open_floor and units.granularity.min_share):
-            raise
-        return widths_within(units.keeping(0.0), candidates, pruner.needs, share)[0]
 
 
 def cost_left(pruner: Pruner, removed: Mapping[str, float]) -> float:
@@ -381,10 +370,8 @@ def cost_left(pruner: Pruner, removed: Mapping[str, float]) -> float:
 
 def cost_limit(pruner: Pruner, sparsity: float) -> float:
     """Return what may be left at this sparsity, in what the recipe counts."""
-    if pruner.needs:
-        return 1 - sparsity
-    if pruner.budget is not None:
-        return pruner.budget.total * (1 - sparsity)
+    if pruner.needs or pruner.budget is not None:
+        return (1 - sparsity) * (1.0 if pruner.budget is None else pruner.budget.total)
     total = sum(pruner.units.sizes.values())
     return total - round(total * sparsity)
 
@@ -394,15 +381,13 @@ def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     first = masks.first_names(model)
     live = BoundModel(model, pruner.base).masks()
     live = {name: mask for name, mask in live.items() if first[name] == name}
-    units, gone = pruner.units, dict[str, int]()
-    if pruner.needs and isinstance(units, ChannelUnits):
-        gone = {name: int(channels.sum()) for name, channels in units.gone(live).items()}
+    gone = pruner.units.gone(live) if isinstance(pruner.units, ChannelUnits) and pruner.needs else {}
     sparsity, live = pruner.units.standing(live, pruner.in_play(live))
     left = {name: int(torch.count_nonzero(mask)) for name, mask in live.items()}
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
     if pruner.needs:
-        sparsity = 1 - cost_left(pruner, gone)
+        sparsity = 1 - cost_left(pruner, {name: int(own.sum()) for name, own in gone.items()})
     elif pruner.budget is not None:
         sparsity = 1 - pruner.budget.remaining(densities) / pruner.budget.total
     return Event(

@@ -15,7 +15,7 @@ Source:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -120,8 +120,11 @@ class Problem:
         """Return the best of all choices, where these are few."""
         names = list(self.values)
         each = dict(zip(names, np.indices([len(self.values[name]) for name in names]), strict=True))
-        costs = sum(table[tuple(each[name] for name in key)] for key, table in self.terms.items())
-        values = sum(value[each[name]] for name, value in self.values.items())
+        values, costs = np.zeros([len(own) for own in self.values.values()]), np.zeros(())
+        for name, own in self.values.items():
+            values = values + own[each[name]]
+        for key, table in self.terms.items():
+            costs = costs + table[tuple(each[name] for name in key)]
         costs = np.broadcast_to(costs, values.shape)
         best = np.unravel_index(int(np.where(costs <= limit, values, -np.inf).argmax()), values.shape)
         if costs[best] > limit:
@@ -218,40 +221,44 @@ class Problem:
     def _filled(self, index: Mapping[str, int], limit: float, price: float) -> dict[str, int]:
         """Change single groups, and then pairs, as long as that keeps more within the limit."""
         index, spare = dict(index), limit - self.cost(index)
+        least = _TIE * abs(self._scale)
+        moves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        stale = set(self.values)
         for _ in range(4 * len(self.values)):
-            single: tuple[float, str, int, float] | None = None
-            rest: list[tuple[float, float, str, int]] = []
-            for name, value in self.values.items():
-                gain, change = value - value[index[name]], self._change(name, index)
-                allowed = np.where(change <= spare, gain, -np.inf)
-                best = int(allowed.argmax())
-                if allowed[best] > _TIE * abs(self._scale) and (single is None or allowed[best] > single[0]):
-                    single = float(allowed[best]), name, best, float(change[best])
-                near = np.flatnonzero(np.abs(gain - price * change) < 2 * price * max(spare, _TIE))
-                rest += [(float(gain[i]), float(change[i]), name, int(i)) for i in near if i != index[name]]
-            if single is not None:
-                _, name, width, change = single
-                index[name] = width
-                spare -= change
-            elif pair := self._pair(rest, spare):
-                index |= pair
-                spare = limit - self.cost(index)
+            for name in stale:  # a change is felt by those that share a term with it
+                value = self.values[name]
+                moves[name] = value - value[index[name]], self._change(name, index)
+            allowed = {name: np.where(change <= spare, gain, -np.inf) for name, (gain, change) in moves.items()}
+            best = max(allowed, key=lambda name: allowed[name].max())
+            if allowed[best].max() > least:
+                made = {best: int(allowed[best].argmax())}
             else:
+                made = self._pair(moves, index, spare, price)
+            if not made:
                 break
+            index |= made
+            spare = limit - self.cost(index)
+            stale = {other for name in made for key in self._of[name] for other in key} | set(made)
         return index
 
-    def _pair(self, moves: Sequence[tuple[float, float, str, int]], spare: float) -> dict[str, int]:
+    def _pair(
+        self, moves: Mapping[str, tuple[np.ndarray, np.ndarray]], index: Mapping[str, int], spare: float, price: float
+    ) -> dict[str, int]:
         """Return two changes of groups that share no term, which together gain most within what is spare; {}: none."""
-        moves = sorted(moves, key=lambda move: -abs(move[0]))[:400]
-        if not moves:
+        rest: list[tuple[float, float, str, int]] = []
+        for name, (gain, change) in moves.items():
+            near = np.flatnonzero(np.abs(gain - price * change) < 2 * price * max(spare, _TIE))
+            rest += [(float(gain[i]), float(change[i]), name, int(i)) for i in near if i != index[name]]
+        rest = sorted(rest, key=lambda move: -abs(move[0]))[:400]
+        if not rest:
             return {}
-        gains, changes = np.array([move[0] for move in moves]), np.array([move[1] for move in moves])
+        gains, changes = np.array([move[0] for move in rest]), np.array([move[1] for move in rest])
         both = np.where(changes[:, None] + changes <= spare, gains[:, None] + gains, -np.inf)
         for place in np.argsort(both, axis=None)[::-1][:50]:
-            one, other = divmod(int(place), len(moves))
+            one, other = divmod(int(place), len(rest))
             if both[one, other] <= _TIE * abs(self._scale):
                 break
-            first, second = moves[one][2], moves[other][2]
+            first, second = rest[one][2], rest[other][2]
             if first != second and not any(second in key for key in self._of[first]):
-                return {first: moves[one][3], second: moves[other][3]}
+                return {first: rest[one][3], second: rest[other][3]}
         return {}

@@ -45,7 +45,7 @@ class _Counted(Need):
         left: a float is a share of the dense network's, in (0, 1); an int is the number itself.
     """
 
-    left: float | int
+    left: int | float
 
     def __post_init__(self) -> None:
         name = f"{type(self).__name__}.left"

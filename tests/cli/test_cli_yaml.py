@@ -22,10 +22,12 @@ from lightning_prune import (
     LeastSquares,
     Linear,
     LRRewind,
+    MACs,
     Magnitude,
     NOfM,
     OneCycle,
     OneShot,
+    Params,
     Polynomial,
     PruningCallback,
     Random,
@@ -35,6 +37,7 @@ from lightning_prune import (
     Rewarm,
     RewindWeights,
     SampleCriterion,
+    Size,
     Targets,
     Taylor,
     compensation,
@@ -168,11 +171,21 @@ def test_every_built_in_part(tmp_path: Path, part: str, value: Any) -> None:
     assert type(getattr(recipe, part)) is type(value)
 
 
+@pytest.mark.parametrize("need", [MACs(0.5), Params(300), Size(2_000)], ids=repr)
+def test_every_need(tmp_path: Path, need: Any) -> None:
+    parts = {"need": as_yaml(need), "granularity": as_yaml(Channel())}
+    schedule = "{class_path: lightning_prune.OneShot, init_args: {begin_step: 4}}"
+    made = cli(tmp_path, Plain, recipe_yaml(schedule=schedule, **parts))
+    (recipe,) = callback_of(made).recipes
+    assert recipe == Recipe(schedule=OneShot(begin_step=4), need=need, granularity=Channel())
+
+
 def test_every_built_in_part_is_in_the_list() -> None:
     import lightning_prune
     from lightning_prune.checkpoints.state import VALUES as ALL
 
-    assert {type(value) for _, value in VALUES} | {Recipe, Targets, Guard} == set(ALL)
+    needs = {MACs, Params, Size}
+    assert {type(value) for _, value in VALUES} | needs | {Recipe, Targets, Guard} == set(ALL)
     names = (getattr(lightning_prune, name) for name in lightning_prune.__all__)
     exported = {v for v in names if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}
     abstract = {v for v in exported if getattr(v, "__abstractmethods__", None)}
