@@ -70,8 +70,18 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
         holder, _, attribute = path.rpartition(".")
         module = model.get_submodule(holder)
         held: Any = getattr(module, attribute)
+        if held is None or isinstance(held, float):  # an eps; without one torch takes that of the type
+            eps = torch.finfo(torch.float64).eps if held is None else held
+            setattr(module, attribute, eps * before[name][axis] / after[name][axis])
+            continue
         size = (held[0] if isinstance(held, tuple) else held) * after[name][axis] // before[name][axis]
         setattr(module, attribute, (size,) if isinstance(held, tuple) else size)
+    for group in groups:
+        first = group.members[0]
+        gone = np.isin(first.indices[:, 0], removed.get((first.parameter, first.axis), ())).sum()
+        for name, scale in group.scales.items():
+            tensor, factor = _tensors(model)[name], ((group.size - gone) / group.size) ** scale.power
+            tensor.data = (tensor.data + scale.offset) * factor - scale.offset
     for module in model.modules():
         if isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.elementwise_affine:
             module.normalized_shape = tuple(module.weight.shape)

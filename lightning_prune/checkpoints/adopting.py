@@ -182,7 +182,8 @@ def _renamed_plan(plan: Compaction, names: Mapping[str, str]) -> Compaction:
         entries = {names[name]: axes for name, axes in removal.entries.items() if name in names}
         unmasked = {names[name]: axes for name, axes in removal.unmasked.items() if name in names}
         if entries:
-            removals[group] = replace(removal, entries=entries, unmasked=unmasked)
+            scales = {names[name]: scale for name, scale in removal.scales.items() if name in names}
+            removals[group] = replace(removal, entries=entries, unmasked=unmasked, scales=scales)
     attributes = {}
     for path, (name, axis) in plan.attributes.items():
         owner, _, attribute = path.rpartition(".")

@@ -67,7 +67,9 @@ class Head:
         small, applied = cast(Any, whole.inner), cast(Compaction, applied_plan(whole))
         set_plan(whole, None)
         removals = {
-            name.removeprefix("inner."): replace(removal, entries=_inside(removal.entries))
+            name.removeprefix("inner."): replace(
+                removal, entries=_inside(removal.entries), scales=_inside(removal.scales)
+            )
             for name, removal in applied.removals.items()
         }
         attributes = {

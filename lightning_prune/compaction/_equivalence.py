@@ -94,11 +94,12 @@ class Comparison:
         Raises:
             Mismatch: the compact model computes something else; it names the first differing module.
         """
-        compact = cut.rebuild(plain_copy(self._start))
         errors: dict[str, float] = {}
         for dtype, references in self._references.items():
+            compact = plain_copy(self._start)
             for one in (self._masked, compact):
                 self._cast(one, dtype)
+            cut.rebuild(compact)  # at this precision, to which what is multiplied is rounded
             allowed = tolerance if dtype is torch.float64 else tolerance * _SLACK_32
             check = _Check(self._masked, compact, allowed, str(dtype).removeprefix("torch."))
             errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)

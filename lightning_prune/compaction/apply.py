@@ -21,7 +21,7 @@ from lightning_prune.model.example import Example, walked
 from lightning_prune.model.example import Inputs as ExampleInputs
 from lightning_prune.model.masks import dense_parameters
 from lightning_prune.model.summary import as_evaluated
-from lightning_prune.optimizer.surgery import copy_state, put_back, references, slice_state, zero_state
+from lightning_prune.optimizer.surgery import copy_state, put_back, references, rescale_state, slice_state, zero_state
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _zero(model: nn.Module, entries: Entries, optimizers: Sequence[Optimizer], u
 def _cut(model: nn.Module, plan: Compaction, optimizers: Sequence[Optimizer], undo: resize.Undo) -> None:
     parameters = dense_parameters(model)
     shapes = {parameters[name]: parameters[name].shape for name in plan.keep if name in parameters}
-    resize.cut(model, plan.keep, plan.attributes, undo)
+    resize.cut(model, plan.keep, plan.attributes, undo, plan.factors)
     keep = {
         parameters[name]: {axis: torch.tensor(kept) for axis, kept in axes.items()}
         for name, axes in plan.keep.items()
@@ -173,6 +173,7 @@ def _cut(model: nn.Module, plan: Compaction, optimizers: Sequence[Optimizer], un
     for one in optimizers:
         undo.append(partial(put_back, one, references(one)))
         slice_state(one, keep, shapes)
+        rescale_state(one, {parameters[name]: resize.product(several) for name, several in plan.factors.items()})
 
 
 def _check_device(model: nn.Module) -> None:

@@ -90,9 +90,9 @@ def with_copies(
             )
         else:
             entries = {**removal.entries, **_of_copies(removal.entries, own)}
-            removals[name] = replace(
-                removal, entries=entries, unmasked={**removal.unmasked, **_of_copies(removal.unmasked, own)}
-            )
+            unmasked = {**removal.unmasked, **_of_copies(removal.unmasked, own)}
+            scales = {**removal.scales, **_of_copies(removal.scales, own)}
+            removals[name] = replace(removal, entries=entries, unmasked=unmasked, scales=scales)
     attributes = {**plan.attributes}
     for copy, original in copies.items():
         for path, (name, axis) in plan.attributes.items():

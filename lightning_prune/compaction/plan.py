@@ -25,11 +25,11 @@ from lightning_prune.compaction._entries import (
 )
 from lightning_prune.documents import Form
 from lightning_prune.errors import CompactionError
-from lightning_prune.graph import ChannelGroups
+from lightning_prune.graph import ChannelGroups, Scale
 from lightning_prune.model.masks import dense_names, dense_parameters, read, zero_pruned
 from lightning_prune.model.summary import PLAN
 
-FORM = Form("lightning_prune.compaction", 1, "plan")
+FORM = Form("lightning_prune.compaction", 2, "plan")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Removal:
         entries: the removed entries of every parameter and buffer: dense name -> axis -> sorted indices.
         is_inexact: whether a normalisation runs over the channels, so that their removal changes what is computed.
         unmasked: dense name -> axes of entries that go without having been zero before.
+        scales: dense name of a parameter that is multiplied, so that a mean over fewer channels changes nothing -> how.
     """
 
     size: int
@@ -49,6 +50,7 @@ class Removal:
     entries: Entries
     is_inexact: bool = False
     unmasked: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
     def masked(self) -> Entries:
@@ -62,18 +64,24 @@ class Removal:
     def under(self, path: str) -> "Removal":
         """Return the same removal for a model that holds this one as its submodule ``path``."""
         entries = {f"{path}.{name}": axes for name, axes in self.entries.items()}
-        return replace(self, entries=entries, unmasked={f"{path}.{name}": axes for name, axes in self.unmasked.items()})
+        unmasked = {f"{path}.{name}": axes for name, axes in self.unmasked.items()}
+        scales = {f"{path}.{name}": scale for name, scale in self.scales.items()}
+        return replace(self, entries=entries, unmasked=unmasked, scales=scales)
 
     def as_document(self) -> dict[str, Any]:
         """Return it as what JSON can hold."""
         document = {"size": self.size, "removed": self.removed, "entries": self.entries, "inexact": self.is_inexact}
-        return {**document, "unmasked": self.unmasked} if self.unmasked else document
+        if self.unmasked:
+            document["unmasked"] = self.unmasked
+        if self.scales:
+            document["scales"] = {name: [scale.power, scale.offset] for name, scale in self.scales.items()}
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Removal":
         """Read what :meth:`as_document` returned, by way of JSON or not.
 
-        Without "inexact" it is exact, without "unmasked" all of it is masked.
+        Without "inexact" it is exact, without "unmasked" all of it is masked, without "scales" nothing is multiplied.
 
         Raises:
             KeyError, TypeError, AttributeError, ValueError: it is something else.
@@ -84,7 +92,11 @@ class Removal:
             for name, axes in document["entries"].items()
         }
         unmasked = {str(name): ints(axes) for name, axes in document.get("unmasked", {}).items()}
-        return cls(size, removed, entries, bool(document.get("inexact", False)), unmasked)
+        scales = {
+            str(name): Scale(float(power), float(offset))
+            for name, (power, offset) in document.get("scales", {}).items()
+        }
+        return cls(size, removed, entries, bool(document.get("inexact", False)), unmasked, scales)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Compaction:
         shapes: dense name -> shape before, of every parameter and buffer in the model's graph.
         removals: channel group -> what it loses. Groups that lose nothing do not appear.
         attributes: path of a module's attribute that no shape of its own tells (``conv.groups``) -> (dense name,
-            axis) to whose length it is proportional.
+            axis) to whose length it is proportional; a float, the eps of an RMS norm, goes with one over the length.
 
     Raises:
         ValueError: an entry outside its tensor, or an axis that would keep nothing.
@@ -132,6 +144,16 @@ class Compaction:
         return complement(self.removed, self.shapes)
 
     @property
+    def factors(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Dense name -> each (factor, offset) by which a parameter is multiplied: (p + offset) * factor - offset."""
+        found: dict[str, tuple[tuple[float, float], ...]] = {}
+        for removal in self.removals.values():
+            left = (removal.size - removal.removed) / removal.size
+            for name, scale in removal.scales.items():
+                found[name] = (*found.get(name, ()), (left**scale.power, scale.offset))
+        return found
+
+    @property
     def shapes_after(self) -> dict[str, tuple[int, ...]]:
         """Dense name -> shape in the compact model."""
         return {
@@ -163,7 +185,7 @@ class Compaction:
                     if member.role == "unmasked":
                         unmasked[member.parameter] = (*unmasked.get(member.parameter, ()), member.axis)
                 gone = group.size - len(kept)
-                removals[name] = Removal(group.size, gone, entries, bool(group.inexact), unmasked)
+                removals[name] = Removal(group.size, gone, entries, bool(group.inexact), unmasked, group.scales)
         gone = merge(removal.entries for removal in removals.values())
         whole = {
             weight: weight.rpartition(".")[0] for weight in sorted(groups.conv_groups) if 0 in gone.get(weight, {})
@@ -234,7 +256,7 @@ class Compaction:
         """
         self.check_fits(model)
         with resize.all_or_nothing() as undo:
-            resize.cut(model, self.keep, self.attributes, undo)
+            resize.cut(model, self.keep, self.attributes, undo, self.factors)
             remember(model, self, undo)
         return model
 
@@ -277,11 +299,13 @@ class Compaction:
         for name, removal in other.removals.items():
             moved = replace(removal, entries=translate(removal.entries, self.keep))
             earlier = removals.get(name)
-            if earlier is not None and earlier.size - earlier.removed == removal.size:
+            is_rest = earlier is not None and earlier.size - earlier.removed == removal.size
+            if earlier is not None and is_rest and earlier.scales == removal.scales:
                 both = merge([earlier.entries, moved.entries])
                 is_inexact = earlier.is_inexact or removal.is_inexact
                 unmasked = {**earlier.unmasked, **removal.unmasked}
-                removals[name] = Removal(earlier.size, earlier.removed + removal.removed, both, is_inexact, unmasked)
+                gone = earlier.removed + removal.removed
+                removals[name] = Removal(earlier.size, gone, both, is_inexact, unmasked, removal.scales)
             else:
                 # A group of the same name that is not the earlier one's rest: the model's code names modules anew.
                 unused, number = name, 2

@@ -4,7 +4,8 @@ Every change is written down in an *undo log* before it is made; run backwards, 
 byte: old tensors are kept by reference and never written into.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,7 +33,9 @@ from lightning_prune.optimizer.surgery import take
 
 Undo = list[Callable[[], object]]
 Attributes = Mapping[str, tuple[str, int]]
-"""Path of a module's attribute -> (dense name, axis) to whose length it is proportional."""
+"""Path of a module's attribute -> (dense name, axis) to whose length it is proportional, or a float one over it."""
+Factors = Sequence[tuple[float, float]]
+"""Each (factor, offset): a parameter p becomes (p + offset) * factor - offset."""
 
 _Change = Callable[[Tensor], Tensor]
 _Changes = dict[int, tuple[Tensor, _Change]]
@@ -54,8 +57,19 @@ def all_or_nothing() -> Iterator[Undo]:
         raise
 
 
-def cut(model: nn.Module, keep: Entries, attributes: Attributes, undo: Undo) -> None:
-    """Keep the given indices of each axis, by dense name.
+def product(factors: Factors) -> float:
+    """Return what all factors are together."""
+    return math.prod(factor for factor, _ in factors)
+
+
+def cut(
+    model: nn.Module,
+    keep: Entries,
+    attributes: Attributes,
+    undo: Undo,
+    factors: Mapping[str, Factors] | None = None,
+) -> None:
+    """Keep the given indices of each axis, by dense name, and multiply the parameters that take up another width.
 
     Changes:
         ``data`` and ``grad`` of parameters (the objects stay), buffers, masks, size attributes; the log.
@@ -66,7 +80,10 @@ def cut(model: nn.Module, keep: Entries, attributes: Attributes, undo: Undo) -> 
         tensor = named[name]
         indices = {axis: torch.tensor(kept, device=tensor.device) for axis, kept in axes.items()}
         changes[id(tensor)] = (tensor, partial(take, keep=indices))
-    _change(model, changes, attributes, undo)
+    factors = factors or {}
+    for name in factors.keys() - keep.keys():
+        changes[id(named[name])] = (named[name], torch.clone)
+    _change(model, changes, attributes, undo, {id(named[name]): several for name, several in factors.items()})
 
 
 def zero(model: nn.Module, entries: Entries, undo: Undo) -> None:
@@ -100,7 +117,7 @@ def reshape_like(
     Args:
         model: dense, masked or compact.
         state_dict: by dense names.
-        attributes: module attributes that follow a length in proportion, see :attr:`Compaction.attributes`.
+        attributes: module attributes that follow a length, see :attr:`Compaction.attributes`.
         undo: log of a larger change that this is a part of; None: it is none.
 
     Changes:
@@ -122,10 +139,21 @@ def _blank(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor.new_ones(shape) if tensor.dtype is torch.bool else tensor.new_zeros(shape)
 
 
-def _change(model: nn.Module, changes: _Changes, attributes: Attributes, undo: Undo) -> None:
+def _change(
+    model: nn.Module,
+    changes: _Changes,
+    attributes: Attributes,
+    undo: Undo,
+    factors: Mapping[int, Factors] | None = None,
+) -> None:
     proportions = {path: _length(model, *follows) for path, follows in attributes.items()}
     new = {key: change(tensor.detach()) for key, (tensor, change) in changes.items()}
     grads = {key: change(t.grad) for key, (t, change) in changes.items() if t.grad is not None}
+    for key, several in (factors or {}).items():
+        for factor, offset in several:
+            new[key] = (new[key] + offset) * factor - offset
+        if key in grads:
+            grads[key] = grads[key] / product(several)
     masks = [
         (module, name, changes[id(parameter)][1](mask_of(module, name)))
         for _, module, name, _ in masked_places(model)
@@ -186,6 +214,14 @@ def _follow(model: nn.Module, path: str, before: int, after: int, undo: Undo) ->
     module, name = locate(model, path)
     held = module.__dict__.get(name)
     value = held[0] if isinstance(held, tuple) and len(held) == 1 else held
+    if isinstance(value, float) or (value is None and name in module.__dict__):
+        # Without a stated eps torch takes that of the type; half precision is computed in float32.
+        dtypes = [tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()]
+        is_double = any(dtype is torch.float64 for dtype in dtypes)
+        eps = torch.finfo(torch.float64 if is_double else torch.float32).eps if value is None else value
+        # 14 digits: what comes back to its old width has its old eps.
+        _set_attributes(module, {name: float(f"{eps * before / after:.14g}")}, undo)
+        return
     if not isinstance(value, int):
         raise CompactionError(f"{path} follows a length of the model but is {held!r}, not an int; make a new plan")
     if value * after % before:

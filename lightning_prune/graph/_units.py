@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_prune.graph._scales import Scale, Site
 from lightning_prune.graph.axes import NEVER, Axes
 from lightning_prune.graph.flow import Flow
 
@@ -82,18 +83,57 @@ def _by_signature(axes: Axes, runs: _Runs) -> Iterator[Signature]:
 
 def sizes_held(flow: Flow) -> Iterator[tuple[str, tuple[str, int]]]:
     """Yield each attribute that holds the size of an axis, and the axis of a parameter with the same units."""
-    if not flow.held.by_path:
+    held = {**flow.held.by_path, **{path: site.dim for site in _living(flow) for path in site.taken.attributes}}
+    if not held:
         return
     slot_labels = np.split(flow.label[: flow.count], flow.starts[1:-1])
     by_unit: dict[int, list[int]] = {}
     for slot, labels in enumerate(slot_labels):
         if labels.size and not flow.frozen[labels[0]]:
             by_unit.setdefault(int(labels.min()), []).append(slot)
-    for path, dim in flow.held.by_path.items():
+    for path, dim in held.items():
         labels = flow.label[dim]
         found = (slot for slot in by_unit.get(int(labels.min()), ()) if _are_proportional(labels, slot_labels[slot]))
         if (slot := next(found, None)) is not None:
             yield path, flow.slots[slot]
+
+
+def _living(flow: Flow) -> list[Site]:
+    return [site for site in flow.sites if not flow.frozen[site.dim].all()]
+
+
+def scales_of(flow: Flow, found: Sequence[Signature]) -> list[dict[str, Scale]]:
+    """Return what the parameters that take up a change are multiplied by, for each signature.
+
+    A mean is over a width that goes in proportion only where all of its channels are of one channel group. What takes
+    up its change may serve nothing else. Where this does not hold, the mean's call is entered in ``flow.refused``.
+    """
+    number_of = np.full(flow.why.size, -1)
+    for number, signature in enumerate(found):
+        if not signature.reason:
+            number_of[flow.label[signature.atoms[0][:, 0]]] = number
+    scales: list[dict[str, Scale]] = [{} for _ in found]
+    sites: dict[int, list[Site]] = {}
+    for site in _living(flow):
+        units, counts = np.unique(flow.label[site.dim], return_counts=True)
+        number = int(number_of[units[0]])
+        is_whole = (counts == counts[0]).all() and (number_of[units] == number).all()
+        if number >= 0 and is_whole and found[number].size == units.size:
+            sites.setdefault(number, []).append(site)
+        else:
+            flow.refused.add(site.node)
+    for number, those in sites.items():
+        for site in those:
+            for name, scale in site.taken.scales.items():
+                users = {user for other in those for user in other.taken.users.get(name, ())}
+                is_one = all(other.taken.scales.get(name, scale) == scale for other in those)
+                if not is_one or users != flow.scales.users(name):
+                    flow.refused.add(site.node)
+            for path in site.taken.attributes:
+                if {n for other in those for n in other.taken.attributes.get(path, ())} != flow.scales.adding(path):
+                    flow.refused.add(site.node)
+            scales[number] |= site.taken.scales
+    return scales
 
 
 def _are_proportional(labels: np.ndarray, others: np.ndarray) -> bool:

@@ -12,6 +12,8 @@ from torch import fx
 
 from lightning_prune.graph._held import HeldSizes
 from lightning_prune.graph._removed_value import RemovedValue
+from lightning_prune.graph._scales import Scales, Site, TakenUp
+from lightning_prune.graph._vanishing import vanishing
 from lightning_prune.graph.axes import NOT_A_CHANNEL, Axes, Dim, Dims, Fixed
 from lightning_prune.graph.trace import Call, Trace
 
@@ -43,6 +45,10 @@ class Flow(Axes):
         slotwise: weights of grouped convolutions that lose the same slots in each group.
         unknown: operators without a rule.
         held: axes whose size stands in an attribute of a module.
+        vanishing: nodes that are zero where a channel was removed.
+        scales: finds what takes up the change of a mean over channels.
+        sites: means over channels that can go, of the last pass.
+        refused: calls whose channels are not all of one channel group, so that nothing takes up their change.
     """
 
     def __init__(self, trace: Trace, rule_of: Callable[[Call], Rule | None], allow_inexact: bool = False) -> None:
@@ -51,6 +57,9 @@ class Flow(Axes):
         self._rule_of = rule_of
         self.removed_value = RemovedValue(trace)
         self.held = HeldSizes(self, trace.sizes)
+        self.vanishing = vanishing(trace, self.removed_value)
+        self.scales = Scales(trace)
+        self.refused: set[fx.Node] = set()
         self.scouts: dict[SplitKey, list[np.ndarray]] | None = None
         self.is_strict = False
         self._candidates: dict[SplitKey, list[int]] = {}
@@ -128,6 +137,7 @@ class Flow(Axes):
 
     def _run(self) -> None:
         self.whole: set[str] = set()
+        self.sites: list[Site] = []
         self.held.begin_pass()
         for node in self.trace.nodes:
             if node.op == "placeholder":
@@ -179,6 +189,14 @@ class Flow(Axes):
     def note_sizes(self, call: Call, given: Sequence[int], dims: Sequence[Dim]) -> None:
         """Note which attributes hold the sizes that a call gives to these axes; axes of one attribute are one."""
         self.held.note(call, given, dims, self.is_strict)
+
+    def scale(self, call: Call, dims: Sequence[Dim], taken: TakenUp) -> bool:
+        """Note that a call averages over channels, whose change is taken up; tell whether it is, and they can go."""
+        live = [dim for dim in dims if isinstance(dim, np.ndarray) and self.is_live(dim)]
+        can_go = len(live) <= 1 and call.node not in self.refused and not taken.reason
+        if can_go and live:
+            self.sites.append(Site(call.node, live[0], taken))
+        return can_go
 
     def of(self, node: fx.Node) -> Dims:
         """Return the axes of a node's tensor."""

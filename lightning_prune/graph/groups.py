@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import numpy as np
 from torch import nn
 
-from lightning_prune.graph._units import signatures, sizes_held
+from lightning_prune.graph._scales import Scale
+from lightning_prune.graph._units import Signature, scales_of, signatures, sizes_held
 from lightning_prune.graph.axes import NOT_A_CHANNEL
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.table import rule_of
@@ -55,6 +56,8 @@ class ChannelGroup:
         prunable: whether removing a channel computes the same as masking it, or ``inexact`` says what it changes.
         reason: why not, in words; "" for a prunable group.
         inexact: the normalisation over the channels that removing one changes, in words; "" where nothing changes.
+        scales: dense name of a parameter that is multiplied when channels go, so that a mean over those that are left
+            changes nothing -> how. The weight of an RMS norm is one.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ChannelGroup:
     prunable: bool
     reason: str
     inexact: str = ""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
 
 class ChannelGroups(Tabular, Sequence[ChannelGroup]):
@@ -163,7 +167,12 @@ def channel_groups(
         [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]
     """
     flow = Flow(trace(model, example_inputs, example_kwargs), rule_of, allow_inexact)
-    flow.solve()
+    while True:
+        flow.solve()
+        refused, found = len(flow.refused), signatures(flow)
+        scales = scales_of(flow, found)
+        if refused == len(flow.refused):
+            break
     for operator in flow.unknown:
         warnings.warn(
             f"lightning_prune has no rule for {operator}: the channels that touch it stay. A rule is one function in "
@@ -172,12 +181,12 @@ def channel_groups(
             stacklevel=2,
         )
     whole, unknown = frozenset(flow.whole), tuple(flow.unknown)
-    return ChannelGroups(_groups(flow), flow.trace.shapes, whole, unknown, dict(sizes_held(flow)))
+    return ChannelGroups(_groups(flow, found, scales), flow.trace.shapes, whole, unknown, dict(sizes_held(flow)))
 
 
-def _groups(flow: Flow) -> list[ChannelGroup]:
+def _groups(flow: Flow, found: Sequence[Signature], scales: Sequence[Mapping[str, Scale]]) -> list[ChannelGroup]:
     groups: list[ChannelGroup] = []
-    for signature in signatures(flow):
+    for signature, scale in zip(found, scales, strict=True):
         if signature.reason == NOT_A_CHANNEL:
             continue
         members: list[Member] = []
@@ -193,7 +202,7 @@ def _groups(flow: Flow) -> list[ChannelGroup]:
         name = path if producers else f"{path} (input)"
         is_prunable = signature.reason == ""
         groups.append(
-            ChannelGroup(name, signature.size, tuple(members), is_prunable, signature.reason, signature.inexact)
+            ChannelGroup(name, signature.size, tuple(members), is_prunable, signature.reason, signature.inexact, scale)
         )
     names = _unique([group.name for group in groups], [group.prunable for group in groups])
     return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]

@@ -73,6 +73,8 @@ class Trace:
         parameters: which of them are parameters.
         kept: reason for each parameter that keeps its sizes because its module does.
         sizes: sizes in reshapes and splits that come from attributes of modules.
+        floats: path of each attribute of a module that holds a float, or of an RMS norm's eps that is None -> it.
+        first_paths: path of each module -> the first of its paths; a shared module has several.
     """
 
     nodes: list[fx.Node]
@@ -82,6 +84,8 @@ class Trace:
     parameters: frozenset[str]
     kept: Mapping[str, str]
     sizes: Sizes = field(default_factory=dict)
+    floats: Mapping[str, float | None] = field(default_factory=dict)
+    first_paths: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Forward(nn.Module):
@@ -149,6 +153,7 @@ def _record(
     names = {node: targets[node.name] for node in nodes if node.op == "placeholder" and node.name in targets}
     users = [names[argument] for node in nodes for argument in node.all_input_nodes if argument in names]
     tensors = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    paths = {module: path for path, module in inner.named_modules()}
     return Trace(
         nodes=nodes,
         calls={node: call for node in nodes if (call := _call(node)) is not None},
@@ -162,6 +167,13 @@ def _record(
             for name, _ in module.named_parameters()
         },
         sizes=sizes,
+        floats={
+            f"{path}.{name}" if path else name: value
+            for path, module in inner.named_modules()
+            for name, value in module.__dict__.items()
+            if type(value) is float or (name == "eps" and value is None and isinstance(module, nn.RMSNorm))
+        },
+        first_paths={path: paths[module] for path, module in inner.named_modules(remove_duplicate=False)},
     )
 
 

@@ -50,6 +50,13 @@ _KEEPS_ZEROS = frozenset(
     }
 )
 
+_OF_GRADIENTS = {
+    **dict.fromkeys(("exp_avg", "momentum_buffer", "exp_inf", "grad_avg", "prev"), 1),
+    **dict.fromkeys(("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "variance", *_MEANS), 2),
+    "ax": -1,
+}
+"""Keys that hold means of gradients (1) or of their squares (2); the mean of the parameter itself in ASGD (-1)."""
+
 OptimizerReferences = dict[Tensor, dict[str, Any]]
 
 
@@ -148,6 +155,30 @@ def slice_state(
     for parameter, tensors in cut.items():
         if tensors:
             optimizer.state[parameter] = {**optimizer.state[parameter], **tensors}
+
+
+def rescale_state(optimizer: Optimizer, factors: Mapping[Parameter, float]) -> None:
+    """Let the state of parameters that were multiplied be that of the gradients which they get from now on.
+
+    A parameter that is c times as large computes the same with gradients that are 1/c of what they were: means of
+    gradients are divided by c, means of their squares by c². What holds no gradients, such as the step sizes of Rprop,
+    stays; so does what an unknown optimizer holds under another name.
+
+    Args:
+        optimizer: any optimizer; parameters that it does not hold are left out.
+        factors: c by parameter.
+
+    Changes:
+        optimizer.state: new tensors in place of the old ones, which stay as they were.
+    """
+    for parameter in parameters_of(optimizer):
+        if parameter in factors and parameter in optimizer.state:
+            state, factor = optimizer.state[parameter], factors[parameter]
+            # momentum that SGD has not made yet is None; that of RMSprop is of steps, which have no unit
+            held = {key for key in _OF_GRADIENTS if state.get(key) is not None}
+            held -= {"momentum_buffer"} if "square_avg" in state else set()
+            scaled = {key: state[key] / factor ** _OF_GRADIENTS[key] for key in held}
+            optimizer.state[parameter] = {**state, **scaled}
 
 
 def _cut(tensor: Tensor, layout: _Layout, keep: Mapping[int, Tensor], old_shape: torch.Size) -> Tensor:

@@ -2,8 +2,10 @@
 
 _held: tests/graph/test_sizes.py
 _removed_value: tests/graph/test_rules.py
+_scales: tests/graph/test_scales.py
 _sizes: tests/graph/test_sizes.py
 _units: tests/graph/test_axes.py
+_vanishing: tests/graph/test_scales.py
 flow: tests/graph/test_networks.py
 trace: tests/graph/test_groups.py
 rules/contraction: tests/graph/test_rules.py

@@ -36,6 +36,17 @@ def layer_norm(call: Call, flow: Flow) -> Dims:
     return dims
 
 
+def rms_norm(call: Call, flow: Flow) -> Dims:
+    """As a layer norm; over one axis of zeros and others, weight and eps take up what another width changes."""
+    dims, shape = flow.of(call["input"]), call["normalized_shape"]
+    normalised = dims[len(dims) - len(shape) :]
+    if call["input"] not in flow.vanishing or not flow.scale(call, normalised, flow.scales.of_rms_norm(call)):
+        flow.normalise(normalised, f"{call.place} normalises it")
+    flow.note_sizes(call, shape, normalised)
+    _join_affine(call, flow, normalised)
+    return dims
+
+
 def group_norm(call: Call, flow: Flow) -> Dims:
     """The channel axis is normalised, with its weight and bias; what follows it keeps its size.
 
@@ -97,7 +108,8 @@ def along(call: Call, flow: Flow) -> Any:  # noqa: ANN401
 def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """Mean, sum, extremes: reduced axes keep their size, the others go on.
 
-    A mean that keeps its axis is a part of a normalisation written by hand.
+    Where a removed channel is zero, a sum and a length are the same without it, and a mean is n / n' times as large,
+    which something may take up. Otherwise a mean that keeps its axis is a part of a normalisation written by hand.
     """
     dims = flow.of(call["self"])
     reduced = call.get("dim")
@@ -105,10 +117,17 @@ def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         reduced = range(len(dims))
     axes = {axis % len(dims) for axis in (reduced if isinstance(reduced, (list, tuple, range)) else [reduced])}
     reason = f"{call.place} reduces it"
-    is_part_of_norm = call.get("keepdim") and base_name(call.operator) in AVERAGES
+    name, mixed = base_name(call.operator), [dims[axis] for axis in axes]
+    # a sum and a length are the same without zeros
+    is_sum = name == "sum" or (
+        name in ("linalg_vector_norm", "norm") and call.get("ord", call.get("p")) in (None, 1, 2)
+    )
     # what nobody reads may have any value, such as the attention's weights averaged over heads
-    if call.node.users:
-        (flow.normalise if is_part_of_norm else flow.freeze)([dims[axis] for axis in axes], reason)
+    is_exact = not call.node.users
+    if call.node.all_input_nodes[0] in flow.vanishing:
+        is_exact |= is_sum or (name == "mean" and flow.scale(call, mixed, flow.scales.of_mean(call)))
+    if not is_exact:
+        (flow.normalise if call.get("keepdim") and name in AVERAGES else flow.freeze)(mixed, reason)
     first = call.output if isinstance(call.output, Tensor) else call.output[0]
     if first.dim() == len(dims):
         out: Dims = tuple(Fixed(reason) if axis in axes else dim for axis, dim in enumerate(dims))

@@ -62,7 +62,7 @@ RULES: dict[str, Rule] = {
     "batch_norm": normalisation.batch_norm,
     "instance_norm": normalisation.batch_norm,
     "layer_norm": normalisation.layer_norm,
-    "rms_norm": normalisation.layer_norm,
+    "rms_norm": normalisation.rms_norm,
     "group_norm": normalisation.group_norm,
     "copy": elementwise.pointwise,
     "prelu": elementwise.prelu,

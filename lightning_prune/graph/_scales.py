@@ -1,0 +1,224 @@
+"""Means over channels that stay exact at another width, because a parameter takes up what changes.
+
+Masked, a mean over n channels counts the removed ones as zeros; compact, it is taken over n' and is n / n' times as
+large. Each tensor that is made of it differs by some power of n' / n, until a parameter that multiplies it takes that
+power up: the weight of an RMS norm is multiplied by sqrt(n / n'), its eps by n / n'.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, fx
+
+from lightning_prune.graph._vanishing import PARTS, SAME, WEIGHTED
+from lightning_prune.graph.rules.families import base_name
+from lightning_prune.graph.trace import Call, Trace
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a parameter is multiplied by where n channels become n': ``(n' / n) ** power``.
+
+    Args:
+        power: -1/2 for the weight of an RMS norm.
+        offset: what the code adds to the parameter before it multiplies with it: 1 in Gemma's norms. Then
+            ``(weight + offset) * factor - offset`` takes its place.
+    """
+
+    power: float
+    offset: float = 0.0
+
+
+@dataclass
+class TakenUp:
+    """Which parameters and attributes take up what a mean over another number of channels changes.
+
+    Args:
+        scales: dense name -> how it is multiplied.
+        users: dense name -> the calls that multiply with it.
+        attributes: path of a float that goes with n / n', the eps -> the calls that add it.
+        reason: why they do not; "" when they do.
+    """
+
+    scales: dict[str, Scale] = field(default_factory=dict)
+    users: dict[str, set[fx.Node]] = field(default_factory=dict)
+    attributes: dict[str, set[fx.Node]] = field(default_factory=dict)
+    reason: str = ""
+
+    def take(self, name: str, scale: Scale, user: fx.Node) -> bool:
+        """Let a parameter take up a power; tell whether it does not take up another one already."""
+        self.users.setdefault(name, set()).add(user)
+        return self.scales.setdefault(name, scale) == scale
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A mean over channels, in one pass.
+
+    Args:
+        node: its call.
+        dim: the channels.
+        taken: what takes up its change.
+    """
+
+    node: fx.Node
+    dim: np.ndarray
+    taken: TakenUp
+
+
+_DEGREE_ONE = "neg abs absolute relu leaky_relu positive mean sum amax amin linalg_vector_norm"
+_HOMOGENEOUS = frozenset(_DEGREE_ONE.split()) | SAME | PARTS
+_POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
+
+
+class Scales:
+    """Follows means over channels to the parameters that take up their change.
+
+    Args:
+        trace: of the model.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._known: dict[fx.Node, TakenUp] = {}
+        self._parameters: dict[fx.Node, tuple[str, float]] = {}
+        for node in trace.nodes:
+            if (name := trace.names.get(node)) in trace.parameters and name is not None:
+                self._parameters[node] = name, 0.0
+            elif node in trace.calls and len(node.all_input_nodes) == 1 and node.all_input_nodes[0] in self._parameters:
+                call, (name, offset) = trace.calls[node], self._parameters[node.all_input_nodes[0]]
+                if base_name(call.operator) in SAME:
+                    self._parameters[node] = name, offset
+                elif base_name(call.operator) == "add" and not offset and call["alpha"] == 1:
+                    self._parameters[node] = name, float(next(n for n in _numbers(call)))
+
+    def users(self, name: str) -> set[fx.Node]:
+        """Return the calls that use a parameter, by itself or with a number added."""
+        made = {node for node, (parameter, _) in self._parameters.items() if parameter == name}
+        return {user for node in made for user in node.users if user not in made and not _is_check(user)}
+
+    def adding(self, path: str) -> set[fx.Node]:
+        """Return the calls that seem to take the float of this attribute."""
+        where, value = path.rpartition(".")[0], self._trace.floats[path]
+        calls = [call for call in self._trace.calls.values() if self._where(call) == where]
+        return {call.node for call in calls if any(v is value or v == value for v in _numbers(call))}
+
+    def of_rms_norm(self, call: Call) -> TakenUp:
+        """Return what takes up the change of an RMS norm: its own weight, or the layers that read it."""
+        if call.node not in self._known:
+            taken = self._known[call.node] = TakenUp()
+            self._take_eps(call, call.get("eps"), taken)
+            weight = call.get("weight")
+            if not taken.reason and not (isinstance(weight, fx.Node) and self._take(call, weight, 0.5, taken)):
+                self._spread(call.node, 0.5, taken)
+        return self._known[call.node]
+
+    def of_mean(self, call: Call) -> TakenUp:
+        """Return what takes up the change of a mean."""
+        if call.node not in self._known:
+            taken = self._known[call.node] = TakenUp()
+            self._spread(call.node, -1.0, taken)
+        return self._known[call.node]
+
+    def _spread(self, start: fx.Node, power: float, taken: TakenUp) -> None:
+        powers = {start: power}
+        for node in self._trace.nodes:
+            if taken.reason or node is start or powers.keys().isdisjoint(node.all_input_nodes):
+                continue
+            if _is_check(node):
+                continue
+            if node.target is operator.getitem:
+                made: float | None = powers[node.all_input_nodes[0]]
+            else:
+                call = self._trace.calls.get(node)
+                made = None if call is None else self._power(call, powers, taken)
+                if made is None and not taken.reason:
+                    taken.reason = f"{call.place} takes what it changes" if call is not None else "it is an output"
+            if made:
+                powers[node] = made
+
+    def _power(self, call: Call, powers: Mapping[fx.Node, float], taken: TakenUp) -> float | None:
+        """Return the power by which the result of a call differs; None where it is no power."""
+        name, tensors = base_name(call.operator), call.node.all_input_nodes
+        those = [powers.get(node, 0.0) for node in tensors]
+        if name in _HOMOGENEOUS:
+            return those[0] if not any(those[1:]) else None
+        if name in _POWERS:
+            return those[0] * _POWERS[name]
+        if name == "pow" and isinstance(call.get("exponent"), (int, float)):
+            return those[0] * call["exponent"]
+        if name in ("cat", "concat", "stack"):
+            return those[0] if len(set(those)) == 1 else None
+        if name in ("add", "sub", "clamp_min", "clamp"):
+            return self._sum(call, those, taken)
+        if name in ("mul", "matmul", "bmm", "mm"):
+            return self._product(call, [call["self"], call.get("other", call.get("mat2"))], powers, taken)
+        if name == "div":
+            return powers.get(call["self"], 0.0) - powers.get(call["other"], 0.0)
+        if name == "addcmul":
+            product = self._product(call, [call["tensor1"], call["tensor2"]], powers, taken)
+            return product if product == powers.get(call["self"], 0.0) else None
+        if name in WEIGHTED and not powers.keys() & {call["weight"], call.get("bias")}:
+            return self._product(call, [call["input"], call["weight"]], powers, taken)
+        return None
+
+    def _sum(self, call: Call, those: Sequence[float], taken: TakenUp) -> float | None:
+        numbers = [n for n in _numbers(call) if n is not None and n != 0]
+        if base_name(call.operator) in ("add", "sub"):
+            numbers = [call[side] for side in ("self", "other") if not isinstance(call[side], fx.Node)]
+        elif call.get("max") is not None:
+            return None
+        if call.get("alpha", 1) != 1 or len(set(those)) > 1:
+            return None
+        if not any(numbers):
+            return those[0]
+        if those[0] != -1.0:
+            return None
+        self._take_eps(call, numbers[0], taken)
+        return None if taken.reason else those[0]
+
+    def _product(
+        self, call: Call, factors: Sequence[Any], powers: Mapping[fx.Node, float], taken: TakenUp
+    ) -> float | None:
+        power = sum(powers.get(factor, 0.0) for factor in factors)
+        is_taken = power and any(self._take(call, factor, power, taken) for factor in factors)
+        return 0.0 if is_taken else power
+
+    def _take(self, call: Call, node: Any, power: float, taken: TakenUp) -> bool:  # noqa: ANN401
+        name, offset = self._parameters.get(node, ("", 0.0))
+        return bool(name) and taken.take(name, Scale(-power, offset), call.node)
+
+    def _where(self, call: Call) -> str:
+        return self._trace.first_paths.get(call.where, call.where)
+
+    def _take_eps(self, call: Call, eps: float | None, taken: TakenUp) -> None:
+        """Find the attribute that holds an eps, or say that there is none."""
+        where = self._where(call)
+        held = [
+            path
+            for path, value in self._trace.floats.items()
+            if path.rpartition(".")[0] == where and (value is eps or value == eps)
+        ]
+        named = [path for path in held if "eps" in path.rpartition(".")[2].lower()]
+        if len(held) != 1:
+            held = named
+        if len(held) != 1:
+            taken.reason = f"{call.place} adds {eps}, which no attribute of its module holds"
+        else:
+            taken.attributes.setdefault(held[0], set()).add(call.node)
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Tell whether a call returns nothing."""
+    return node.op == "call_function" and node.meta.get("val") is None
+
+
+def _numbers(call: Call) -> list[Any]:
+    """Return the arguments of a call that may hold an eps."""
+    held = [call.get(key) for key in ("self", "other", "eps", "min") if key in call.arguments]
+    return [value for value in held if not isinstance(value, (fx.Node, Tensor))]
