@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.checkpoints.files import check_no_folder, no_checkpoint, reading
+from lightning_prune.checkpoints.files import check_no_code, check_no_folder, no_checkpoint, reading
 from lightning_prune.checkpoints.state import KEY, adapt, entry_beside, plan_in, take_example
 from lightning_prune.compaction import Compaction
 from lightning_prune.compaction.resize import all_or_nothing
@@ -39,15 +39,17 @@ def load(kind: Loadable[_Made], path: str | Path, **kwargs: Any) -> _Made:
 
     Raises:
         TypeError: the class has no such call.
-        CheckpointError: the file cannot be read or is no checkpoint; the checkpoint is of a model built with other
-            shapes, or of a newer version.
+        CheckpointError: the file cannot be read, is no checkpoint, or names code to be called, as those of LightningCLI
+            do (``weights_only=False`` reads it); the checkpoint is of a model built with other shapes, or of a newer
+            version.
     """
     if not callable(getattr(kind, "load_from_checkpoint", None)):
         raise TypeError(
             f"load takes a class with load_from_checkpoint, as a LightningModule's, got {kind!r}: let a plain module"
             " take a state inside lightning_prune.adopting(), with load_state_dict"
         )
-    with _adopting(partial(reading, path)) as files:
+    check = None if kwargs.get("weights_only") is False else partial(check_no_code, path)
+    with _adopting(partial(reading, path), check) as files:
         try:
             return kind.load_from_checkpoint(path, **kwargs)
         except IsADirectoryError:
@@ -79,8 +81,10 @@ def adopting() -> Iterator[None]:
 
 
 @contextmanager
-def _adopting(attended: Callable[[], AbstractContextManager[None]]) -> Iterator[list[object]]:
-    """See :func:`adopting`; files are read in a context of their own. Yields what they hold."""
+def _adopting(
+    attended: Callable[[], AbstractContextManager[None]], check: Callable[[object], None] | None = None
+) -> Iterator[list[object]]:
+    """See :func:`adopting`; files are read in a context of their own, and checked. Yields what they hold."""
     read, take = torch.load, nn.Module.load_state_dict
     files: list[object] = []  # held, so that no id is used twice
     known: dict[int, tuple[str, Mapping[str, Any] | None]] = {}
@@ -88,6 +92,8 @@ def _adopting(attended: Callable[[], AbstractContextManager[None]]) -> Iterator[
     def remembering(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         with attended():
             content = read(*args, **kwargs)
+            if check is not None:
+                check(content)
         files.append(content)
         if isinstance(content, Mapping):
             for name, tensor, entry in _tensors_in(content, content.get(KEY)):

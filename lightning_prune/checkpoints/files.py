@@ -31,6 +31,32 @@ def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, 
     return found
 
 
+def check_no_code(path: object, content: object) -> None:
+    """Refuse a checkpoint of Lightning's whose plain values name code that a load would import or call.
+
+    ``load_from_checkpoint`` follows them however carefully the file was read:
+    https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/core/saving.py#L185
+
+    Raises:
+        CheckpointError: it names some.
+    """
+    if not isinstance(content, Mapping):
+        return
+    # "hparams" and "module_arguments" are the names of hyper_parameters in files of Lightning 0.7
+    kind = content.get("hparams_type")
+    named = {"hparams_type": None if isinstance(kind, str) else kind}
+    for key in ("hyper_parameters", "hparams", "module_arguments"):
+        parameters = content.get(key)
+        if isinstance(parameters, Mapping) and "_instantiator" in parameters:
+            named["_instantiator"] = parameters["_instantiator"]
+    for key, value in named.items():
+        if value is not None:
+            raise CheckpointError(
+                f"{path} names code that would be imported and called ({key}: {value!r:.80}): it was not. Where you"
+                " trust the file, read it with --trust (is_trusted=True, weights_only=False)"
+            )
+
+
 def check_no_folder(path: str | Path) -> None:
     """Raise CheckpointError where the path is that of a folder."""
     if (Path(path) / ".metadata").is_file():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.checkpoints.adopting import adopting
-from lightning_prune.checkpoints.files import read_checkpoint
+from lightning_prune.checkpoints.files import check_no_code, read_checkpoint
 from lightning_prune.cli.references import load, made
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import load_module
@@ -32,6 +32,8 @@ def loaded_model(reference: str, checkpoint: Path | None, *, is_trusted: bool = 
     # read first: it refuses a damaged file in words of its own
     content = {} if checkpoint is None else read_checkpoint(checkpoint, is_trusted=is_trusted)
     is_class = isinstance(found, type) and issubclass(found, kinds("LightningModule"))
+    if not is_trusted:
+        check_no_code(checkpoint, content)
     if checkpoint is not None and is_class and "pytorch-lightning_version" in content:
         try:
             with adopting():

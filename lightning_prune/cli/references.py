@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -68,21 +70,28 @@ def _module(place: str) -> ModuleType:
 
 
 def first_on_path(folder: Path) -> None:
-    """Let what is imported from now on be looked for in a folder first."""
+    """Let what is imported from now on be looked for in a folder before installed packages, after standard ones."""
     text = str(folder.resolve())
     if text not in sys.path:
-        sys.path.insert(0, text)
+        # a copy.py of the user's would otherwise be taken for Python's by whoever imports that one later
+        standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+        standard |= {str(Path(place, "lib-dynload")) for place in standard}
+        sys.path.insert(max((i + 1 for i, place in enumerate(sys.path) if place in standard), default=0), text)
 
 
 def _from_file(path: Path) -> ModuleType:
     path = path.resolve()
     name = path.stem
+    known = sys.modules.get(name)
+    if name in sys.stdlib_module_names or (known is not None and getattr(known, "__file__", None) != str(path)):
+        # under its own name it would be taken for the other module by whoever imports that one later
+        name = f"{name}_{zlib.crc32(str(path).encode()):08x}"
+        known = sys.modules.get(name)
+    if known is not None:
+        return known
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up
     spec.loader.exec_module(module)

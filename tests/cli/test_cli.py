@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_prune.cli import main
 from lightning_prune.cli._models import example, loaded_model
 from lightning_prune.cli.references import load, made
 from lightning_prune.deploy import Method, export
+from lightning_prune.errors import CheckpointError
 
 TESTS = Path(__file__).parents[1]
 MODEL = f"{TESTS / 'support.py'}:Net"
@@ -352,3 +354,40 @@ class TestFiles:
         code, out, _ = run(capsys, "verify", folder / "t.pte", "--model", f"{folder / 'tagger.py'}:tagger")
         assert code == 0
         assert [line.split("  ")[1] for line in out.splitlines()[1:]] == ["output output", "output output of embed"]
+
+
+class TestTrust:
+    @pytest.mark.parametrize("key", ["hyper_parameters", "hparams", "module_arguments"])
+    def test_code_that_plain_values_name_is_not_run(self, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef make(*all): ...\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        held = {"state_dict": Net().state_dict(), "pytorch-lightning_version": "2.6.0"}
+        torch.save(held | {key: {"_instantiator": "planted.make"}}, tmp_path / "last.ckpt")
+        with pytest.raises(CheckpointError, match=r"last.ckpt names code .*_instantiator: 'planted.make'.*--trust"):
+            loaded_model(MODEL, tmp_path / "last.ckpt")
+        with pytest.raises(CheckpointError, match=r"names code .*weights_only=False"):
+            lightning_prune.load(Net, tmp_path / "last.ckpt")
+        assert not (tmp_path / "ran").exists()
+        assert "planted" not in sys.modules
+
+    def test_a_file_hides_no_standard_module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        (tmp_path / "copy.py").write_text("value = 3")
+        (tmp_path / "this.py").write_text("value = 4")
+        before = sys.modules["copy"]
+        assert load(f"{tmp_path / 'copy.py'}:value") == 3
+        assert load(f"{tmp_path / 'copy.py'}:value.real") == 3
+        assert load(f"{tmp_path / 'this.py'}:value") == 4
+        assert sys.modules["copy"] is before
+        assert "this" not in sys.modules
+        found = PathFinder.find_spec("this")
+        assert found is not None
+        assert found.origin != str(tmp_path / "this.py")
+
+    def test_two_files_of_one_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "twice_named.py").write_text(f"value = {folder!r}")
+        assert [load(f"{tmp_path / folder / 'twice_named.py'}:value") for folder in ("a", "b", "a")] == ["a", "b", "a"]
+        del sys.modules["twice_named"]

@@ -25,10 +25,21 @@ TIMEOUT = 300.0
 
 _PACKAGE = Path(__file__).parents[2]
 # The packages on the way to the worker are hollow, so that neither Lightning nor the export side is imported; the path
-# is the caller's before anything else is imported, so that a json.py in the working folder is not taken.
+# is the caller's before anything else is imported, so that a json.py in the working folder is not taken. The caller
+# alone has the other end of the lifeline, and writes nothing to it: at its death the kernel sends SIGIO, which ends
+# this process even where the runtime computes and lets no Python run (PR_SET_PDEATHSIG would come when the thread that
+# started it ends).
 _START = """
 import sys
-sys.path[:] = sys.argv[2].split("\\n")
+sys.path[:] = sys.argv[4:]
+lifeline = int(sys.argv[3])
+if lifeline >= 0:
+    import fcntl, os, select, signal
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        os._exit(0)
 from types import ModuleType
 for name, folder in (("lightning_prune", sys.argv[1]), ("lightning_prune.deploy", sys.argv[1] + "/deploy")):
     sys.modules[name] = ModuleType(name)
@@ -36,8 +47,10 @@ for name, folder in (("lightning_prune", sys.argv[1]), ("lightning_prune.deploy"
 from multiprocessing import connection
 kind = connection.PipeConnection if sys.platform == "win32" else connection.Connection
 from lightning_prune.deploy.runtime.worker.serving import serve
-serve(kind(int(sys.argv[3])))
+serve(kind(int(sys.argv[2])))
 """
+_FLAGS = {"-I": "isolated", "-E": "ignore_environment", "-s": "no_user_site", "-S": "no_site", "-P": "safe_path"}
+"""What keeps Python from importing other people's code, and its name in ``sys.flags``."""
 _LINES = 6
 
 
@@ -66,6 +79,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stderr: IO[bytes] | None = None
+        self._lifeline: int | None = None
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -139,13 +153,15 @@ class Child:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        if process is None or self._owner != os.getpid():
-            return
-        if not _ends(process):
-            process.kill()
-            process.wait()
-        if self._stderr is not None:
-            self._stderr.close()
+        lifeline, self._lifeline = self._lifeline, None
+        if process is not None and self._owner == os.getpid():
+            if not _ends(process):
+                process.kill()
+                process.wait()
+            if self._stderr is not None:
+                self._stderr.close()
+        if lifeline is not None:  # after the process ended by itself
+            os.close(lifeline)
 
     def _exchange(
         self, request: dict[str, object], inputs: Sequence[Tensor], subject: Path, timeout: float
@@ -178,11 +194,16 @@ class Child:
             atexit.register(self.close)
             self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process lives
             connection, other = Pipe()
-            command = [sys.executable, "-W", "ignore", "-c", _START, str(_PACKAGE), "\n".join(sys.path)]
             handles, startup = _handing_over(other)
+            flags = [flag for flag, name in _FLAGS.items() if getattr(sys.flags, name, False)]
+            command = [sys.executable, *flags, "-W", "ignore", "-c", _START, str(_PACKAGE)]
+            lifeline = -1
+            if sys.platform != "win32":
+                lifeline, self._lifeline = os.pipe()
+                handles = (*handles, lifeline)
             try:
                 process = subprocess.Popen(
-                    [*command, str(other.fileno())],
+                    [*command, str(other.fileno()), str(lifeline), *filter(_is_argument, sys.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=self._stderr,
                     stderr=self._stderr,
@@ -196,6 +217,8 @@ class Child:
                 ) from error
             finally:
                 other.close()  # as long as it is open here too, the end of the process would not be noticed
+                if lifeline >= 0:
+                    os.close(lifeline)
             self._process, self._connection = process, connection
         if self._stderr is not None:
             self._stderr.seek(0)
@@ -231,6 +254,25 @@ class Child:
 
 CHILD = Child()
 """The one process that all callers share."""
+
+
+def _let_go() -> None:
+    """Close the other end of the lifeline in a fork: it would keep the process alive after the caller's death."""
+    lifeline, CHILD._lifeline = CHILD._lifeline, None
+    if lifeline is not None:
+        os.close(lifeline)
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_argument(entry: object) -> bool:
+    """Whether an entry of ``sys.path``, where anything may stand, is a path that a command can hold."""
+    try:
+        return isinstance(entry, str) and b"\0" not in os.fsencode(entry)
+    except UnicodeEncodeError:
+        return False
 
 
 def _handing_over(connection: Connection) -> tuple[tuple[int, ...], Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from lightning_prune.distributed.shards import local
 from lightning_prune.errors import SnapshotError
@@ -71,7 +71,10 @@ def _copied_once(copies: dict[object, Tensor], leaf: Any) -> Any:  # noqa: ANN40
 
 
 class StateFile:
-    """A private file with a state in it; it goes when this object does.
+    """A private file with the tensors of a state in it; it goes when this object does.
+
+    What is no plain tensor is kept in memory, so that the file is read back without unpickling objects: whoever can
+    write to the folder can change a tensor at most, and the checksum tells that.
 
     Args:
         state: its tensors may lie on any device.
@@ -87,7 +90,9 @@ class StateFile:
         os.close(handle)
         self.remove = weakref.finalize(self, Path(self.path).unlink, missing_ok=True)
         try:
-            torch.save(tree_map(_alone, state), self.path)
+            leaves, self._structure = tree_flatten(state)
+            self._others = {i: fresh(leaf) for i, leaf in enumerate(leaves) if type(leaf) not in (Tensor, nn.Parameter)}
+            torch.save([_alone(leaf) for i, leaf in enumerate(leaves) if i not in self._others], self.path)
             self._checksum = _checksum(self.path)
         except BaseException:
             self.remove()
@@ -105,12 +110,15 @@ class StateFile:
             raise SnapshotError(f"the snapshot cannot be read back: {error}; go on without it") from error
         if found != self._checksum:
             raise SnapshotError(f"the snapshot {self.path} was changed after it was written; go on without it")
-        return torch.load(self.path, map_location="cpu", mmap=True, weights_only=False)
+        tensors = iter(torch.load(self.path, map_location="cpu", mmap=True, weights_only=True))
+        places = range(self._structure.num_leaves)
+        leaves = [fresh(self._others[i]) if i in self._others else next(tensors) for i in places]
+        return tree_unflatten(leaves, self._structure)
 
 
-def _alone(leaf: Any) -> Any:  # noqa: ANN401
+def _alone(leaf: Tensor) -> Tensor:
     """Return a view of larger memory as a copy: torch.save would write all of that memory."""
-    is_strided = isinstance(leaf, Tensor) and leaf.layout is torch.strided
+    is_strided = leaf.layout is torch.strided
     return leaf.clone() if is_strided and leaf.untyped_storage().nbytes() > leaf.nbytes else leaf
 
 

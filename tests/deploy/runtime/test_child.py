@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import types
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)"
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return exported(tmp_path_factory.mktemp("child"))
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process runs; one that ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def pid() -> int:
@@ -135,7 +145,7 @@ def test_the_process_does_not_load_the_export_side(artifact: Artifact):
         "print(sorted(name for name in sys.modules if name.startswith('executorch.exir')))"
     )
     start = _START[: _START.index("from multiprocessing")] + code
-    command = [sys.executable, "-W", "ignore", "-c", start, str(_PACKAGE), "\n".join(sys.path)]
+    command = [sys.executable, "-W", "ignore", "-c", start, str(_PACKAGE), "-1", "-1", *sys.path]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout == "['executorch.exir', 'executorch.exir._warnings']\n"
 
@@ -151,6 +161,63 @@ class TestEnd:
         assert process.returncode == 0
         child.ask("release", artifact.path, numbers=[])
         child.close()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+    def test_at_full_load_it_ends_within_a_second_of_its_caller_s_death(self, artifact: Artifact):
+        code = (
+            "import torch, threading\n"
+            "from lightning_prune.deploy.runtime.child import CHILD\n"
+            "from lightning_prune.deploy.runtime.model import RuntimeModel\n"
+            f"program = RuntimeModel({str(artifact.path)!r})\n"
+            "threading.Timer(0.5, lambda: print(CHILD._process.pid, flush=True)).start()\n"
+            "program.timed(program.random_inputs(), min)(1_000_000_000)"
+        )
+        caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert caller.stdout is not None
+        number = int(caller.stdout.readline())
+        os.kill(number, 0)
+        caller.kill()
+        caller.wait()
+        deadline = time.monotonic() + 1
+        while is_alive(number) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_alive(number)
+        caller.stdout.close()
+
+    def test_a_fork_of_the_caller_keeps_it_no_longer_alive(self, artifact: Artifact):
+        code = (
+            "import os, time\n"
+            "from lightning_prune.deploy.runtime.child import CHILD\n"
+            "CHILD.ask('release', '', numbers=[])\n"
+            "print(CHILD._process.pid, flush=True)\n"
+            "if os.fork() == 0:\n    os.close(1)\n    time.sleep(5)\n    os._exit(0)\n"
+            "os.kill(os.getpid(), 9)"
+        )
+        caller = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+        deadline = time.monotonic() + 1
+        while is_alive(int(caller.stdout)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_alive(int(caller.stdout))
+
+    def test_it_imports_from_no_more_places_than_its_caller(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        started: list[list[str]] = []
+
+        class Stopped(OSError):
+            pass
+
+        def popen(command: list[str], **options: object) -> None:
+            started.append(command)
+            raise Stopped("not here")
+
+        places = ["/a\n/tmp/planted", "/b\0", 3, "/c", "\ud800"]
+        flags = {"isolated": 1, "ignore_environment": 1, "no_user_site": 1, "no_site": 1, "safe_path": True}
+        monkeypatch.setattr(sys, "path", places)
+        monkeypatch.setattr(sys, "flags", types.SimpleNamespace(**flags))
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        with pytest.raises(ExportError, match="not here"):
+            Child().start()
+        assert started[0][1:6] == ["-I", "-E", "-s", "-S", "-P"]
+        assert started[0][-2:] == ["/a\n/tmp/planted", "/c"]
 
     def test_it_ends_with_its_caller_and_needs_no_main_guard(self, artifact: Artifact, tmp_path: Path):
         (tmp_path / "json.py").write_text("raise SystemExit('a file of the caller')")

@@ -17,10 +17,20 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from lightning_prune.errors import SnapshotError
 from lightning_prune.guard.snapshots import Snapshot, available_memory
+from lightning_prune.guard.snapshots.storage import StateFile
 from lightning_prune.model import masks
 
 
 class TestStorage:
+    def test_the_file_is_read_without_unpickling(self, tmp_path: Path) -> None:
+        value = {"weight": torch.ones(3), "own": Path("a"), "nested": [torch.zeros(2), {"rate": 0.1}], 3: None}
+        file = StateFile(value, tmp_path)
+        assert [bool((x == y).all()) for x, y in zip(torch.load(file.path, weights_only=True), (1, 0), strict=True)]
+        found = file.read()
+        assert torch.equal(found.pop("weight"), torch.ones(3))
+        assert torch.equal(found["nested"].pop(0), torch.zeros(2))
+        assert found == {"own": Path("a"), "nested": [{"rate": 0.1}], 3: None}
+
     @pytest.mark.parametrize("where", ["memory", "disk"])
     def test_checkpoint_holds_it(self, where: Any, tmp_path: Path) -> None:
         model, optimizer = case("LBFGS", begin="compact")
