@@ -229,6 +229,12 @@ class Macs:
     per_weight: Mapping[str, int]
     of_attention: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def of_weights(self) -> dict[str, int]:
+        """Dense name of a weight -> those of all layers and attentions that use it."""
+        names = (name for name in (*self.per_weight, *self.of_attention) if not name.endswith("."))
+        return {name: self.per_weight.get(name, 0) + self.of_attention.get(name, 0) for name in names}
+
 
 def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     """Run one forward pass and count multiply-accumulates (half of torch.utils.flop_counter's operations).

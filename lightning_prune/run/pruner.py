@@ -114,7 +114,7 @@ class Pruner:
         """What "params" and, with an example input, "macs" count."""
         sizes = {name: float(torch.Size(shape).numel()) for name, shape in self.units.shapes.items()}
         params = {"params": Budget(self.parameters, sizes)}
-        return params if self.macs is None else params | {"macs": Budget(self.macs.total, self.macs.per_weight)}
+        return params if self.macs is None else params | {"macs": Budget(self.macs.total, self.macs.of_weights)}
 
     @property
     def budget(self) -> Budget | None:

@@ -207,6 +207,17 @@ def test_attention_over_another_sequence_of_another_width(batch_first: bool) -> 
     assert sum(row.macs or 0 for row in summary.layers) == summary.macs
 
 
+def test_the_weights_of_attention_count_as_those_of_layers_do() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    counted = measure_macs(layer, torch.zeros(1, 5, 8))
+    assert counted.of_weights == {
+        "self_attn.in_proj_weight": 5 * 8 * 24,
+        "self_attn.out_proj.weight": 5 * 8 * 8,
+        "linear1.weight": 5 * 8 * 16,
+        "linear2.weight": 5 * 16 * 8,
+    }
+
+
 def test_without_an_example_input_there_are_no_macs() -> None:
     summary = summarize(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False)))
     assert (summary.macs, summary.effective_macs, summary.layers[0].macs) == (None, None, None)
