@@ -101,7 +101,8 @@ def smallest_share(cost: Callable[[float], float], limit: float, resolution: flo
     if least > limit:
         raise ValueError(f"cannot come down to {limit:,.0f}: with everything removable gone {least:,.0f} is left")
     low, high = 0.0, 1.0
-    while high - low > resolution:
+    # floats of this size have nothing in between below 2**-52: whatever the cost and the resolution, it ends
+    while high - low > max(resolution, 2**-52):
         middle = (low + high) / 2
         low, high = (low, middle) if cost(middle) <= limit else (middle, high)
     return high

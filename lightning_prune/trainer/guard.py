@@ -1,11 +1,13 @@
 """The quality guard in a Lightning run: validates, takes snapshots, and puts back what a failed event changed."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lightning_prune.errors import PruningError, SnapshotError
 from lightning_prune.guard import Guard, Trial, Verdict, Watch
@@ -99,7 +101,7 @@ class Guarding:
             validate_now(trainer)
             self._is_waiting = self.watch.needs_baseline
             if self._is_waiting:
-                log.warning(
+                _warn(
                     "step %d: the event waits until a validation gives a finite %s, to measure a drop from",
                     run.step,
                     self.guard.monitor,
@@ -111,7 +113,7 @@ class Guarding:
         try:
             self._snapshot = Snapshot.take(*_parts(run, trainer, model), where=self.guard.snapshot)
         except SnapshotError as error:
-            log.warning("step %d: the event is left out, because nothing could undo it: %s", run.step, error)
+            _warn("step %d: the event is left out, because nothing could undo it: %s", run.step, error)
         if trainer.strategy.reduce_boolean_decision(self._snapshot is not None, all=True):
             return True
         if self._snapshot is not None:  # another rank had no room
@@ -132,7 +134,7 @@ class Guarding:
         self._snapshot.drop()
         self._snapshot = None
         self.watch.end()
-        log.warning("step %d: roll back the event that an interrupted fit left on trial", run.step)
+        _warn("step %d: roll back the event that an interrupted fit left on trial", run.step)
         return self.watch.history[-1]
 
     def catch_up(self, trainer: Trainer) -> None:
@@ -179,7 +181,7 @@ class Guarding:
         self._snapshot.drop()
         self._snapshot = None
         if verdict is Verdict.ROLL_BACK:
-            log.warning("step %d: roll back the event of step %d: %s", run.step, trial.step, trial.reason)
+            _warn("step %d: roll back the event of step %d: %s", run.step, trial.step, trial.reason)
         return trial
 
     def state_dict(self, trainer: Trainer) -> dict[str, Any]:
@@ -198,6 +200,12 @@ class Guarding:
         self._is_overdue, self._judged_at = state["is_overdue"], state["judged_at"]
         saved = state["snapshot"]
         self._snapshot = None if saved is None else Snapshot.from_state_dict(saved, where=self.guard.snapshot)
+
+
+def _warn(text: str, *values: object) -> None:
+    """Log a warning past TQDM's bars, in the middle of whose line a handler would write it."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        log.warning(text, *values)
 
 
 def _parts(run: PruningRun, trainer: Trainer, model: LightningModule) -> tuple[Any, ...]:

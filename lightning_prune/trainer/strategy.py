@@ -1,8 +1,11 @@
 """Removes channels in the middle of a fit: below the strategy's wrapper, which is built anew."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from lightning_prune.compaction import compact, refused
 from lightning_prune.distributed import ranks
@@ -99,7 +102,8 @@ def shrink(run: PruningRun, trainer: Trainer, model: LightningModule) -> None:
             f"these channel groups stay masked, because removing them is not exact:\n{reasons(stay)}", stacklevel=2
         )
     if changes:
-        log.warning(INEXACT, run.step, max(changes.values()))
+        with tqdm.external_write_mode(file=sys.stderr):  # a handler would write into the bar's line
+            log.warning(INEXACT, run.step, max(changes.values()))
     averages.lose(trainer, model, cut)
     run.cut(cut, stay)
     log.info("step %d: %d parameters after removal", run.step, sum(p.numel() for p in model.parameters()))

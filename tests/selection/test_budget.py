@@ -57,3 +57,20 @@ def test_cost_is_asked_for_a_logarithm_of_the_units() -> None:
 
     smallest_share(cost, 123_456, 0.5e-6)
     assert len(asked) <= 3 + math.ceil(math.log2(2e6))
+
+
+@given(
+    levels=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=1, max_size=30),
+    resolution=st.floats(max_value=1, allow_infinity=False) | st.just(0.0) | st.just(1e-300),
+)
+def test_the_search_ends_whatever_the_cost(levels: list[float], resolution: float) -> None:
+    """Costs that rise, repeat or are no numbers, as an allocation of one's own may give, and any resolution."""
+    asked = 0
+
+    def cost(share: float) -> float:
+        nonlocal asked
+        asked += 1
+        assert asked <= 60
+        return {0.0: 100.0, 1.0: 0.0}.get(share, levels[int(share * len(levels)) % len(levels)])
+
+    assert 0 <= smallest_share(cost, 50, resolution) <= 1

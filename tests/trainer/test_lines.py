@@ -1,7 +1,9 @@
 """What a fit prints: a line for each event and a table at the end, past any progress bar, on the first process."""
 
+import io
 import logging
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import packages
 import pytest
 import torch
 from packages import L, TQDMProgressBar
-from support import AfterStep, LinearNet, Net, Resumable, loader, trainer
+from support import AfterStep, LinearNet, Net, Resumable, loader, trainer, zeros
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -123,6 +125,51 @@ def test_other_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None
     for is_first in (True, False):
         say(SimpleNamespace(is_global_zero=is_first, progress_bar_callback=None), f"first: {is_first}")  # type: ignore[arg-type]
     assert capsys.readouterr().out == "first: True\n"
+
+
+class Failing(Net):
+    """Its metric falls at the first event."""
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_acc", torch.tensor(0.1 if zeros(self) else 0.9))
+
+
+def on_screen(written: str) -> list[str]:
+    """The lines as a terminal shows them: a carriage return goes back to the start of the line, ESC [A a line up."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[A|\r|\n|[^\r\n\x1b]+", written):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[A":
+            row -= 1
+        else:
+            line = lines[row].ljust(column)
+            lines[row] = line[:column] + part + line[column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+def test_a_warning_of_a_rollback_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    handler, log = logging.StreamHandler(terminal), logging.getLogger("lightning_prune")
+    log.addHandler(handler)
+    try:
+        guard = Guard(monitor="val_acc", mode="max", max_drop=0.1, patience=1, on_fail="stop")
+        callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=4)), guard=guard)
+        bar = TQDMProgressBar()
+        trainer(tmp_path, callback, bar, enable_progress_bar=True).fit(Failing(), loader(), loader(1))
+    finally:
+        log.removeHandler(handler)
+    lines = on_screen(terminal.getvalue())
+    assert [line for line in lines if "roll back the event of step 4" in line] == [
+        line for line in lines if line.startswith("step 5: roll back the event of step 4: val_acc fell to 0.1")
+    ]
+    assert sum("roll back" in line for line in lines) == 1
 
 
 def test_the_end_compares_the_metric_and_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
