@@ -3,12 +3,11 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.attention import without_fast_path
 from lightning_prune.model.caches import empty, refilled, tensors_beside
@@ -41,6 +40,18 @@ class Mismatch(CompactionError):
         self.path, self.finished, self.has_raised = path, tuple(finished), has_raised
 
 
+class Change(Protocol):
+    """A plan, or a part of it: what it leaves of a model's outputs is computed twice."""
+
+    def mask(self, model: nn.Module) -> object:
+        """Zero what would go, in place."""
+        ...
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        """Carry it out in place, and return the model."""
+        ...
+
+
 class Comparison:
     """A model under the masks of a plan, beside which parts of the plan are cut from copies.
 
@@ -53,7 +64,7 @@ class Comparison:
         CompactionError: the masked model does not run on the inputs.
     """
 
-    def __init__(self, model: nn.Module, plan: Compaction, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, plan: Change, inputs: Inputs) -> None:
         self._inputs = inputs
         self._start = fold(plain_copy(model)).eval()
         self._caches = refilled(self._start, lambda: _run(self._start, inputs))
@@ -79,7 +90,7 @@ class Comparison:
                     f" {error}"
                 ) from error
 
-    def errors(self, cut: Compaction, tolerance: float) -> dict[str, float]:
+    def errors(self, cut: Change, tolerance: float) -> dict[str, float]:
         """Cut a part of the plan from a copy and return the largest relative error in each precision.
 
         error = max|masked - compact| / max|masked| of each output (over at least a thousandth of the largest output of

@@ -1,5 +1,6 @@
-"""A trained model, pruned without a Trainer."""
+"""A trained model, without a Trainer: pruned in one call, and rotated before."""
 
 from lightning_prune.trained.prune import Pruned, prune
+from lightning_prune.trained.rotate import RotatedStream, Rotation, rotate
 
-__all__ = ["Pruned", "prune"]
+__all__ = ["Pruned", "RotatedStream", "Rotation", "prune", "rotate"]

@@ -3,4 +3,5 @@
 _entries: tests/compaction/test_plan.py
 _equivalence: tests/compaction/test_failures.py
 _suspects: tests/compaction/test_trial.py
+rotation: tests/trained/test_rotate.py
 """

@@ -7,6 +7,7 @@ _sizes: tests/graph/test_sizes.py
 _units: tests/graph/test_axes.py
 _vanishing: tests/graph/test_scales.py
 flow: tests/graph/test_networks.py
+stream: tests/trained/test_rotate.py
 trace: tests/graph/test_groups.py
 rules/contraction: tests/graph/test_rules.py
 rules/einsum: tests/graph/test_rules.py
