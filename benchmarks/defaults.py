@@ -3,6 +3,7 @@
 The tasks of `benchmarks.tasks`. Digits and letters are those on which the defaults were chosen; characters only report.
 
     python -m benchmarks.defaults channels             # a tenth of the multiply-accumulates, then trained
+    python -m benchmarks.defaults channels --no-repair # the same by training alone
     python -m benchmarks.defaults weights              # 95 and 98 % of the weights gone, then trained
     python -m benchmarks.defaults trained              # half of the multiply-accumulates, no training after
     python -m benchmarks.defaults channels --seeds 1 --tasks digits
@@ -21,6 +22,7 @@ from lightning_prune import (
     Global,
     GradientCriterion,
     Magnitude,
+    NoRepair,
     OneShot,
     Polynomial,
     PruningCallback,
@@ -34,6 +36,7 @@ from lightning_prune.tables import aligned
 
 RECIPES = {
     "as it comes": {},
+    "Reconstruction(), Global()": {"criterion": Reconstruction(), "allocation": Global()},
     "Fisher(), Uniform()": {"criterion": Fisher(), "allocation": Uniform()},
     "Fisher(), Global()": {"criterion": Fisher(), "allocation": Global()},
     'Fisher(), Global(cost="macs")': {"criterion": Fisher(), "allocation": Global(cost="macs")},
@@ -63,7 +66,7 @@ def without_training(net: nn.Module, task: Task, seed: int, recipe: Recipe) -> n
     return net
 
 
-def rows_of(what: str) -> dict[str, tuple[Recipe, Callable[..., nn.Module]]]:
+def rows_of(what: str, repairs: bool) -> dict[str, tuple[Recipe, Callable[..., nn.Module]]]:
     """Return the recipes that are compared, and what is done with each."""
     gradual = {"begin_step": 0.01, "end_step": 0.5}
     if what == "weights":
@@ -77,9 +80,9 @@ def rows_of(what: str) -> dict[str, tuple[Recipe, Callable[..., nn.Module]]]:
         }
     if what == "trained":
         half = {"granularity": Channel(), "count": "macs", "schedule": OneShot(0.5)}
-        more = {"Reconstruction(), Global()": {"criterion": Reconstruction(), "allocation": Global()}}
-        return {name: (Recipe(**half, **parts), without_training) for name, parts in (RECIPES | more).items()}
+        return {name: (Recipe(**half, **parts), without_training) for name, parts in RECIPES.items()}
     tenth = {"count": "macs", "schedule": Polynomial(0.9, frequency=9, **gradual)}
+    tenth |= {} if repairs else {"repair": NoRepair()}
     rows = {name: (Recipe(granularity=Channel(), **tenth, **parts), after_training) for name, parts in RECIPES.items()}
     open_recipe = Recipe(granularity=Channel(min_share=0), **tenth, **RECIPES["Magnitude(), Global()"])
     return rows | {FLOORLESS: (open_recipe, after_training)}
@@ -91,10 +94,15 @@ def main() -> None:
     parser.add_argument("what", choices=("channels", "weights", "trained"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--no-repair", action="store_true", help="channels: by training alone")
     parser.add_argument("--rows", nargs="+", help="names of the recipes; all where it is left out")
     chosen = parser.parse_args()
     quiet()
-    recipes = {name: row for name, row in rows_of(chosen.what).items() if not chosen.rows or name in chosen.rows}
+    recipes = {
+        name: row
+        for name, row in rows_of(chosen.what, not chosen.no_repair).items()
+        if not chosen.rows or name in chosen.rows
+    }
     for one in map(task, chosen.tasks):
         reached = dict[str, list[float]]()
         for seed in range(chosen.seeds):

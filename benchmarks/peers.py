@@ -33,6 +33,7 @@ from lightning_prune import (
     Channel,
     Element,
     Fisher,
+    Global,
     LeastSquares,
     NoRepair,
     OneShot,
@@ -74,12 +75,12 @@ def peer(score: str, is_global: bool) -> Callbacks:
 STRUCTURED: dict[str, Callbacks] = {
     "ours, as it comes": ours("macs"),
     "ours, Fisher Uniform": ours("macs", criterion=Fisher(), allocation=Uniform()),
-    "ours, Taylor Uniform": ours("macs", criterion=Taylor(), allocation=Uniform()),
-    "ours with repair": ours("macs", repair=LeastSquares()),
-    "ours, Fisher Uniform, with repair": ours("macs", criterion=Fisher(), allocation=Uniform(), repair=LeastSquares()),
-    "ours, Reconstruction, with repair": ours("macs", criterion=Reconstruction(), repair=LeastSquares()),
-    "ours + growing group penalty": lambda task, final, seed: [
-        *ours("macs")(task, final, seed),
+    "ours, Fisher per cost": ours("macs", criterion=Fisher(), allocation=Global(cost="macs")),
+    "ours, no repair": ours("macs", repair=NoRepair()),
+    "ours, Fisher Uniform, no repair": ours("macs", criterion=Fisher(), allocation=Uniform(), repair=NoRepair()),
+    "ours, Taylor Uniform, no repair": ours("macs", criterion=Taylor(), allocation=Uniform(), repair=NoRepair()),
+    "ours, no repair, growing group penalty": lambda task, final, seed: [
+        *ours("macs", repair=NoRepair())(task, final, seed),
         GroupPenalty(timing(task)[1]),
     ],
     "torch-pruning Magnitude local": peer("Magnitude", False),
@@ -308,6 +309,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["digits", "characters"])
     parser.add_argument("--kinds", nargs="+", default=list(BUDGETS))
     parser.add_argument("--budgets", nargs="+", type=float, help="of these alone, such as 0.1")
+    parser.add_argument("--methods", nargs="+", help="these alone, by their names in the tables")
     parser.add_argument("--page", action="store_true", help="write docs/peers.md from the results and end")
     parser.add_argument("--check", action="store_true", help="compare with the results that were kept")
     parser.add_argument("--margin", type=float, default=1.5, help="points that --check lets pass")
@@ -319,6 +321,7 @@ def main() -> None:
     kept = read()["rows"]
     todo = rows(arguments.kinds, arguments.tasks, arguments.seeds)
     todo = [row for row in todo if arguments.budgets is None or row["budget"] in arguments.budgets]
+    todo = [row for row in todo if arguments.methods is None or row["method"] in arguments.methods]
     if arguments.check:
         worse = compare(kept, measure(todo, [], is_kept=False), arguments.margin)
         sys.exit("worse than before:\n" + "\n".join(worse) if worse else 0)

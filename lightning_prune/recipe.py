@@ -28,10 +28,11 @@ class Recipe:
     Args:
         schedule: completed optimizer steps -> cumulative sparsity.
         granularity: the unit of removal.
-        criterion: which units matter. None: by Fisher, which watches gradients, where the run has seen those of all
+        criterion: which units matter. None: at an event that repairs channels by Reconstruction, if the allocation is
+            None too and it takes seconds; else by Fisher, which watches gradients, where the run has seen those of all
             targets at an event, as in a fit; otherwise by Magnitude.
         allocation: how the sparsity is spread over targets or channel groups. None: by Global; for Channel per cost in
-            what the recipe counts where gradients were seen, and by Uniform where they were not.
+            what the recipe counts where gradients tell, and by Uniform where they do not.
         targets: what may be pruned; for Channel: the layers whose output channels may go.
         count: what the sparsity counts. "channels": the channels that can be removed (Channel only); "params" and
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
@@ -147,6 +148,11 @@ class Recipe:
             goes_back = any(policy.keeps_weights for policy in as_policies(self.optimizer_policy))
             return None if goes_back else LeastSquares()
         return self.repair if isinstance(self.repair, LeastSquares) else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it names neither criterion nor allocation."""
+        return self.criterion is None and self.allocation is None
 
     @property
     def looking(self) -> LeastSquares | SampleCriterion | None:

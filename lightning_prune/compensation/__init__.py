@@ -2,7 +2,7 @@
 
 from lightning_prune.compensation.inputs import Call, LastInputs
 from lightning_prune.compensation.least_squares import LeastSquares, NoRepair
-from lightning_prune.compensation.reconstruction import Reconstruction
+from lightning_prune.compensation.reconstruction import Reconstruction, usual
 from lightning_prune.compensation.repair import Repair, Wanted, joined, record, record_or_say, refit
 
 BUILT_IN = (LeastSquares, NoRepair, Reconstruction)
@@ -21,4 +21,5 @@ __all__ = [
     "record",
     "record_or_say",
     "refit",
+    "usual",
 ]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.compensation.least_squares import LeastSquares
 from lightning_prune.compensation.readers import Reader, run_through, sampled, source_of_nan
-from lightning_prune.criteria import Run, SampleCriterion, Seen
+from lightning_prune.criteria import Criterion, Run, SampleCriterion, Seen
 from lightning_prune.criteria.weights import wide
 from lightning_prune.distributed import ranks
 from lightning_prune.errors import NonFiniteError, ScoringError
@@ -16,6 +17,9 @@ from lightning_prune.values import check_number, check_whole
 
 MAX_COLUMNS = 8_192
 """Of a layer's input: the moments of more take over half a gigabyte, and their inverse the cube of the columns."""
+
+_TURNS = 1e10
+"""Multiplications of the turns, the cubes of the layers' columns, that nobody has to ask for: seven seconds."""
 
 _STEEPER = 1 + 1e-4
 """Factor by which a later loss is above an earlier one at least, so that float32 keeps the order of removal."""
@@ -121,6 +125,27 @@ class Reconstruction(SampleCriterion):
 
         run_through(model, inputs, see)
         return found
+
+
+def usual(
+    model: nn.Module,
+    inputs: Run,
+    names: Sequence[str],
+    columns: Mapping[str, Mapping[str, Tensor]],
+    repair: LeastSquares,
+) -> Criterion | None:
+    """Return the scores of channels that are repaired, where nobody has asked for them; None: not so.
+
+    That is where they would take long, in a network as large as ResNet-18, or cannot score all of them. Arguments are
+    those of :meth:`SampleCriterion.seen`.
+    """
+    widths = [number.numel() // max(len(number), 1) for own in columns.values() for number in list(own.values())[:1]]
+    if sum(width**3 for width in widths) > _TURNS:
+        return None
+    try:
+        return Reconstruction(samples=repair.samples, rows=repair.rows).look(model, inputs, names, columns)
+    except ScoringError:
+        return None
 
 
 def _inverse(moments: Tensor, damping: float) -> Tensor:

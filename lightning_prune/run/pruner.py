@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.compaction import Compaction
-from lightning_prune.compensation import Call, record, record_or_say, refit
+from lightning_prune.compensation import Call, record, record_or_say, refit, usual
 from lightning_prune.criteria import (
     ActivationCriterion,
     Criterion,
@@ -259,24 +259,24 @@ def prune_step(
         check_masked(pruner, model)
         bound, weights = BoundModel(model, pruner.base), scorable(model, pruner.units.shapes, pruner.criterion)
         pruner.observed.agree()
-        criterion = pruner.criterion_for(weights)
-        if isinstance(criterion, SampleCriterion):
-            units = pruner.units
-            columns = bound.columns(units) if isinstance(units, ChannelUnits) else {}
-            with on_threads(threads):
+        criterion, units = pruner.criterion_for(weights), pruner.units
+        repair = None if unrepaired else pruner.recipe.repairing
+        with on_threads(threads):
+            columns = bound.columns(units) if isinstance(units, ChannelUnits) and inputs is not None else {}
+            if isinstance(criterion, SampleCriterion):
                 criterion = criterion.look(model, inputs, list(units.sizes if columns else weights), columns)
+            if inputs is not None and repair is not None:
+                if pruner.recipe.repair is None:
+                    wanted, unrepaired = record_or_say(model, inputs, repair)
+                else:
+                    wanted = record(model, inputs, repair)
+                if wanted and columns and pruner.recipe.is_open:
+                    criterion = usual(model, inputs, list(units.sizes), columns, repair) or criterion
         scores = bound.scores(criterion, weights, pruner.observed)
         scores.check()
         candidates = pruner.candidates(scores, bound.masks(), criterion if isinstance(criterion, Seen) else None)
         removed = allocate(pruner, candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
-        repair = None if unrepaired else pruner.recipe.repairing
-        if inputs is not None and repair is not None:
-            with on_threads(threads):
-                if pruner.recipe.repair is None:
-                    wanted, unrepaired = record_or_say(model, inputs, repair)
-                else:
-                    wanted = record(model, inputs, repair)
         bound.write(pruner.units.masks(candidates, removed, scores))
         if inputs is not None and repair is not None and wanted:
             with on_threads(threads):

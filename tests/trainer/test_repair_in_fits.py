@@ -1,5 +1,6 @@
 """Repair at the events of a fit: on whatever inputs training gives, with nothing else touched by it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from lightning_prune import (
     Channel,
     Element,
+    Fisher,
+    Global,
     LeastSquares,
     Linear,
     NOfM,
@@ -23,7 +26,9 @@ from lightning_prune import (
     Reconstruction,
     RewindWeights,
     Targets,
+    Uniform,
 )
+from lightning_prune.compensation import reconstruction
 from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.model import masks
 
@@ -173,6 +178,34 @@ def test_channels_are_repaired_where_nothing_is_said(tmp_path: Path) -> None:
     ):
         _, callback = fitted(tmp_path, without)
         assert [(event.repairs, event.unrepaired) for event in callback.events] == [((), "")]
+
+
+def widths(recipe: Recipe, folder: Path) -> list[tuple[torch.Tensor, ...]]:
+    """The channels that each layer keeps, and what they compute with, after a fit from the same start."""
+    torch.manual_seed(0)
+    model, _ = fitted(folder, recipe)
+    return [tuple(parameter.detach() for parameter in model.parameters())]
+
+
+def test_what_repair_makes_up_for_least_goes_where_nothing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Reconstruction, unless it takes long, cannot score, or the recipe names an allocation: then by Fisher."""
+
+    def same(recipe: Recipe, other: Recipe) -> bool:
+        pairs = zip(*(widths(one, tmp_path)[0] for one in (recipe, other)), strict=True)
+        return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+    plain = Recipe(schedule=LATE, granularity=Channel())
+    fisher = replace(plain, criterion=Fisher(), allocation=Global(cost=None))
+    assert same(plain, replace(plain, criterion=Reconstruction()))
+    assert not same(plain, fisher)
+    assert same(replace(plain, allocation=Uniform()), replace(plain, criterion=Fisher(), allocation=Uniform()))
+    monkeypatch.setattr(reconstruction, "_TURNS", 1)
+    assert same(plain, replace(plain, criterion=Fisher()))
+    monkeypatch.undo()
+    monkeypatch.setattr(reconstruction, "MAX_COLUMNS", 1)
+    assert same(plain, replace(plain, criterion=Fisher()))
 
 
 class Overflowing(Net):
