@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from lightning_prune.deploy.quantization.calibrated import described
 from lightning_prune.tables import Table, Tabular
 
 __all__ = ["Artifact", "DataFile", "load_manifest", "zipped_size"]
+
+_PIECE = 2**22
+"""Bytes: large beside the some hundred that each piece's own codes take."""
 
 
 @dataclass(frozen=True)
@@ -248,13 +252,17 @@ def zipped_size(*paths: Path) -> int:
     """Return the bytes of files after deflate that seeks repetitions of the last byte alone.
 
     Weights repeat nothing but zeros: seeking further, as ``zip -9`` does, takes 30 times as long at 75 % zeros, for a
-    size that is at most 2 % smaller.
+    size that is at most 2 % smaller. The pieces are deflated by themselves, on all cores.
     """
-    total = 0
-    for path in paths:
-        deflate = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+
+    def deflated(place: tuple[Path, int]) -> int:
+        path, start = place
         with path.open("rb") as file:
-            while piece := file.read(2**22):
-                total += len(deflate.compress(piece))
-        total += len(deflate.flush())
-    return total
+            file.seek(start)
+            piece = file.read(_PIECE)
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+        return len(deflate.compress(piece)) + len(deflate.flush())
+
+    pieces = [(path, start) for path in paths for start in range(0, path.stat().st_size, _PIECE)]
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(deflated, pieces))

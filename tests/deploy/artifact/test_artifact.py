@@ -40,6 +40,18 @@ def test_zipped_size_is_close_to_that_of_zip(tmp_path: Path, sparsity: float):
     assert zipped_size(tmp_path / "weights") <= 1.02 * len(zlib.compress(data, 9))
 
 
+def test_zipped_size_of_several_files_and_pieces(tmp_path: Path):
+    """Each piece is deflated by itself, whatever the thread; the sum is close to that of one stream."""
+    data = bytes(torch.arange(9 * 2**20, dtype=torch.int64).remainder(251).to(torch.uint8).numpy())
+    (tmp_path / "large").write_bytes(data)
+    (tmp_path / "empty").write_bytes(b"")
+    stream = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    whole = len(stream.compress(data)) + len(stream.flush())
+    assert zipped_size(tmp_path / "empty") <= 8
+    assert zipped_size(tmp_path / "large", tmp_path / "empty") == pytest.approx(whole, rel=1e-3)
+    assert zipped_size(tmp_path / "large", tmp_path / "large") == 2 * zipped_size(tmp_path / "large")
+
+
 def test_manifest(artifact: Artifact, manifest: dict[str, Any]):
     assert artifact.manifest_path.name == "small.json"
     assert list(manifest) == [
