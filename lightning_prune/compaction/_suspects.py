@@ -50,7 +50,12 @@ def suspects(model: nn.Module, mismatch: Mismatch, groups: Mapping[str, Entries]
         }
         if named := [name for name, parts in own.items() if any(axis == 0 for _, axis in parts)]:
             break
-    owner = _owner(model, mismatch.path)
+    # the code at fault is that of the module which raised, or of the one that calls it
+    owner = mismatch.path
+    while owner and (
+        isinstance(at := model.get_submodule(owner), nn.Sequential | nn.ModuleList) or not any(at.children())
+    ):
+        owner = owner.rpartition(".")[0]
     kinds = {_inside(groups[name], owner) for name in named} if owner else set()
     others = [path for path, module in model.named_modules() if type(module) is type(model.get_submodule(owner))]
     alike = [
@@ -66,13 +71,3 @@ def _inside(entries: Entries, path: str) -> Touched:
     return frozenset(
         (name.removeprefix(prefix), axis) for name in entries if name.startswith(prefix) for axis in entries[name]
     )
-
-
-def _owner(model: nn.Module, path: str) -> str:
-    """Return the module whose code is at fault: the one that raised, or that calls what did; "" is the model."""
-    while path:
-        module = model.get_submodule(path)
-        if any(True for _ in module.children()) and not isinstance(module, nn.Sequential | nn.ModuleList):
-            return path
-        path = path.rpartition(".")[0]
-    return ""

@@ -163,7 +163,7 @@ def _record(
         kept={
             canonical[f"{path}.{name}" if path else name]: f"{type(module).__name__} at {path or 'the root'} {why}"
             for path, module in inner.named_modules()
-            if (why := _why_kept(module, module in with_own_masks))
+            if (why := why_rigid(module, module in with_own_masks))
             for name, _ in module.named_parameters()
         },
         sizes=sizes,
@@ -175,15 +175,6 @@ def _record(
         },
         first_paths={path: paths[module] for path, module in inner.named_modules(remove_duplicate=False)},
     )
-
-
-def _why_kept(module: nn.Module, has_own_masks: bool) -> str:
-    """Return why a module keeps its sizes, in words that follow its name; "" where it does not."""
-    if has_own_masks:
-        return "takes a mask for each head, of (batch * num_heads, L, S), and keeps its size"
-    if isinstance(module, nn.MultiheadAttention):
-        return why_rigid(module)
-    return "keeps its size" if isinstance(module, nn.RNNCellBase) else ""
 
 
 def _call(node: fx.Node) -> Call | None:

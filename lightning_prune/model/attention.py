@@ -81,7 +81,7 @@ class ResizableAttention(nn.MultiheadAttention):
         padded, lengths = x.to_padded_tensor(0.0), x._nested_tensor_size()[:, 0]
         is_there = torch.arange(padded.shape[1]) < lengths[:, None]
         is_there = is_there.to(padded.device)
-        output = self(padded, padded, padded, key_padding_mask=~is_there, need_weights=False)[0]
+        output = self.forward(padded, padded, padded, key_padding_mask=~is_there, need_weights=False)[0]
         return torch._nested_tensor_from_mask(output, is_there)  # pyright: ignore[reportPrivateImportUsage]
 
     def _merged(self, query: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
@@ -102,14 +102,25 @@ class ResizableAttention(nn.MultiheadAttention):
         return padding[:, None, None] if mask is None else mask + padding[:, None, None]
 
 
-def why_rigid(attention: nn.MultiheadAttention) -> str:
-    """Return why no head of a module can go, in words that follow its name; "" where heads can."""
-    if attention.bias_k is not None or attention.bias_v is not None:
+def why_rigid(module: nn.Module, has_own_masks: bool = False) -> str:
+    """Return why a module keeps its sizes whatever reads it, in words that follow its name; "" where it does not.
+
+    Args:
+        module: any.
+        has_own_masks: whether it is an attention that gets a mask for each head.
+    """
+    if isinstance(module, nn.RNNCellBase):
+        return "keeps its size"
+    if not isinstance(module, nn.MultiheadAttention):
+        return ""
+    if has_own_masks:
+        return "takes a mask for each head, of (batch * num_heads, L, S), and keeps its size"
+    if module.bias_k is not None or module.bias_v is not None:
         return "adds a key and a value of its own (add_bias_kv), and keeps its size"
-    if attention.add_zero_attn:
+    if module.add_zero_attn:
         return "adds a key and a value of zeros (add_zero_attn), and keeps its size"
     # what a subclass computes is its own
-    return "" if type(attention) in (nn.MultiheadAttention, ResizableAttention) else "keeps its size"
+    return "" if type(module) in (nn.MultiheadAttention, ResizableAttention) else "keeps its size"
 
 
 def let_resize(model: nn.Module) -> set[nn.Module]:
