@@ -14,6 +14,7 @@ from lightning_prune.model.caches import empty, refilled, tensors_beside
 from lightning_prune.model.example import tensors_in, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
+from lightning_prune.model.state import kept_state
 
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of ``forward``."""
@@ -157,12 +158,21 @@ def _map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 
 def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run the model on a copy of the inputs without a trace in the global random generators; return its tensors."""
+    """Run the model on a copy of the inputs; return its tensors.
+
+    The global random generators and its own buffers are afterwards as they were. A model with a memory runs twice in a
+    row, from its first state, and gives the tensors of both calls.
+    """
     args, kwargs = _map_tensors(lambda tensor: tensor.detach().clone(), inputs)
     devices = sorted({t.device.index for t in model.parameters() if t.device.type == "cuda"})
     with torch.no_grad(), without_fast_path(), torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        outputs = list(tensors_in(model(*args, **kwargs)))
+        with kept_state(model) as changed:
+            outputs = list(tensors_in(model(*args, **kwargs)))
+            if changed():
+                # what a call leaves in a buffer shows in the calls after it
+                args, kwargs = _map_tensors(lambda tensor: tensor.detach().clone(), inputs)
+                outputs += tensors_in(model(*args, **kwargs))
     if not outputs:
         raise TypeError(f"{type(model).__name__} returns no tensor that could be compared")
     return outputs

@@ -20,6 +20,7 @@ from lightning_prune.model.caches import put_back as put_dicts_back
 from lightning_prune.model.example import Example, walked
 from lightning_prune.model.example import Inputs as ExampleInputs
 from lightning_prune.model.masks import dense_parameters
+from lightning_prune.model.state import kept_state
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.optimizer.surgery import copy_state, put_back, references, rescale_state, slice_state, zero_state
 
@@ -129,7 +130,7 @@ def _empty_caches(model: nn.Module, inputs: Inputs, undo: resize.Undo) -> None:
 
     @torch.no_grad()
     def run() -> None:
-        with as_evaluated(model):
+        with as_evaluated(model), kept_state(model):
             model(*inputs[0], **inputs[1])
 
     undo.append(partial(put_dicts_back, model, held))

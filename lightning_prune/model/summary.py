@@ -21,6 +21,7 @@ from lightning_prune.model.computed import sources
 from lightning_prune.model.example import Example, Inputs, example_of, first_samples
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 from lightning_prune.model.plain_copy import plain_copy
+from lightning_prune.model.state import kept_state
 from lightning_prune.tables import Table, Tabular
 
 PLAN = "_compaction"
@@ -250,7 +251,15 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
     example = single(model, Example.of(example_inputs)).on_device_of(model)
     counter = FlopCounterMode(display=False)
-    with as_evaluated(model), torch.no_grad(), _counted(model) as counts, counter, warnings.catch_warnings():
+    counting = _counted(model)
+    with (
+        as_evaluated(model),
+        kept_state(model),
+        torch.no_grad(),
+        counting as counts,
+        counter,
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         # the counter's hooks are global, and a wrapper has nothing to count
         warnings.filterwarnings("ignore", message="Using `torch.compile")
@@ -277,7 +286,7 @@ def single(model: nn.Module, example: Example) -> Example:
     if not example.is_learnt:
         return example
     one = replace(first_samples(example, 1), is_learnt=False)
-    with as_evaluated(model), torch.no_grad():
+    with as_evaluated(model), kept_state(model), torch.no_grad():
         try:
             one.on_device_of(model)(model)
         except Exception:  # whatever a forward of pairs raises

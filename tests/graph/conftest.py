@@ -19,4 +19,5 @@ rules/parts: tests/graph/test_rules.py
 rules/recurrent: tests/graph/test_recurrent.py
 rules/reshape: tests/graph/test_axes.py
 rules/table: tests/graph/test_table.py
+rules/writing: tests/model/test_state.py
 """

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from lightning_prune.graph.flow import Flow, Rule
-from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, parts, recurrent
+from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, parts, recurrent, writing
 from lightning_prune.graph.rules.einsum import einsum
 from lightning_prune.graph.rules.families import (
     ALONG,
@@ -98,6 +98,9 @@ RULES: dict[str, Rule] = {
     "index": layout.index,
     "gather": layout.gather,
     "index_select": layout.index_select,
+    "index_copy": writing.index_copy,
+    "index_put": writing.index_put,
+    "scatter": writing.scatter,
     "unfold": layout.windows,
     "tril": layout.triangle,
     "triu": layout.triangle,

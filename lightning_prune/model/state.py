@@ -1,0 +1,61 @@
+"""What a model remembers from one call to the next: the buffers that its forward changes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+@contextmanager
+def kept_state(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Let the buffers of a model be after the block what they were before it, whatever ran in between.
+
+    Args:
+        model: whose forward may write into its buffers (``copy_``, ``buf[i] = x``), put others in their place
+            (``self.buf = new``), or change what they hold behind autograd's back (``self.buf.data = new``).
+
+    Yields:
+        a function that names the buffers that were written since the block began, in the order of the model; also
+        where what was written equals what stood there.
+    """
+    held = [
+        (f"{path}.{name}" if path else name, module._buffers, name, buffer, buffer.detach().clone(), _mark(buffer))
+        for path, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
+
+    def is_changed(now: Tensor | None, buffer: Tensor, value: Tensor, mark: tuple[int, int]) -> bool:
+        return now is not buffer or _mark(buffer) != mark or not _same(buffer, value)
+
+    def changed() -> tuple[str, ...]:
+        return tuple(
+            full for full, own, name, buffer, value, mark in held if is_changed(own.get(name), buffer, value, mark)
+        )
+
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for _, own, name, buffer, value, mark in held:
+                if not is_changed(own.get(name), buffer, value, mark):
+                    continue
+                if _mark(buffer)[1] == mark[1] and buffer.shape == value.shape and buffer.dtype == value.dtype:
+                    buffer.copy_(value)  # in place: other names of this tensor see it too
+                else:
+                    buffer.data = value
+                own[name] = buffer
+
+
+def _mark(buffer: Tensor) -> tuple[int, int]:
+    """Return what changes where a buffer is written, or is given other memory."""
+    return 0 if buffer.is_inference() else buffer._version, 0 if buffer.is_meta else buffer.data_ptr()
+
+
+def _same(tensor: Tensor, value: Tensor) -> bool:
+    """Whether two tensors are alike, NaN included."""
+    if tensor.shape != value.shape or tensor.dtype != value.dtype:
+        return False
+    return tensor.is_meta or bool(((tensor == value) | (tensor != tensor)).all())
