@@ -91,14 +91,24 @@ def finalize_or_fold(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer
 
 
 def _plan(model: nn.Module, example: Example) -> tuple[Compaction, ChannelGroups]:
-    """Plan from the masks; channels under a normalisation go only where masks cover more than exact removals tell."""
-    groups = channel_groups(model, example)
-    plan = Compaction.from_masks(model, groups)
-    if _explains(plan, model):
-        return plan, groups
-    wider = channel_groups(model, example, allow_inexact=True)
-    more = Compaction.from_masks(model, wider)
-    return (more, wider) if any(removal.is_inexact for removal in more.removals.values()) else (plan, groups)
+    """Plan from the masks; what they were made for is not known, so the first way of looking that explains them.
+
+    Channels under a normalisation go only where masks cover more than exact removals tell.
+    """
+    plans: list[tuple[Compaction, ChannelGroups]] = []
+    for attention in ("heads", "width"):
+        groups = channel_groups(model, example, attention=attention)
+        plans.append((Compaction.from_masks(model, groups), groups))
+        if _explains(plans[-1][0], model):
+            return plans[-1]
+    for attention in ("heads", "width"):
+        wider = channel_groups(model, example, allow_inexact=True, attention=attention)
+        more = Compaction.from_masks(model, wider)
+        if any(removal.is_inexact for removal in more.removals.values()):
+            plans.append((more, wider))
+            if _explains(more, model):
+                return more, wider
+    return plans[0] if len(plans) == 2 else plans[2]
 
 
 def _explains(plan: Compaction, model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ power up: the weight of an RMS norm is multiplied by sqrt(n / n'), its eps by n 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,11 +64,13 @@ class Site:
         node: its call.
         dim: the channels.
         taken: what takes up its change.
+        kind: "mean", or "softmax" for the width whose root divides scores; a weight may take up one of each.
     """
 
     node: fx.Node
     dim: np.ndarray
     taken: TakenUp
+    kind: str = "mean"
 
 
 _DEGREE_ONE = "neg abs absolute relu leaky_relu positive mean sum amax amin linalg_vector_norm"
@@ -81,10 +83,12 @@ class Scales:
 
     Args:
         trace: of the model.
+        vanishing: its nodes that are zero where a channel was removed.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, vanishing: Collection[fx.Node]) -> None:
         self._trace = trace
+        self._vanishing = vanishing
         self._known: dict[fx.Node, TakenUp] = {}
         self._parameters: dict[fx.Node, tuple[str, float]] = {}
         for node in trace.nodes:
@@ -124,6 +128,96 @@ class Scales:
             taken = self._known[call.node] = TakenUp()
             self._spread(call.node, -1.0, taken)
         return self._known[call.node]
+
+    def of_scores(self, product: Call, query: fx.Node, key: fx.Node, value: fx.Node | None, end: fx.Node) -> TakenUp:
+        """Return what takes up that scores are divided by the root of another width: what makes the query.
+
+        Where one layer makes query, key and value, it takes up the fourth root, and the reader of the values the rest.
+
+        Args:
+            product: of query and key.
+            query: one side of it.
+            key: the other side.
+            value: what the attention's weights multiply; None: it was not seen.
+            end: the call that multiplies it.
+        """
+        taken = TakenUp()
+        of_query, of_key, of_value = (dict[str, set[fx.Node]]() for _ in range(3))
+        are_known = self._makers(query, of_query) and self._makers(key, of_key)
+        is_shared = not of_query.keys().isdisjoint(of_key)
+        if is_shared:
+            are_known &= value is not None and self._makers(value, of_value)
+            are_known &= of_query.keys() == of_key.keys() == of_value.keys()
+        if not are_known or not of_query:
+            taken.reason = f"{product.place} is divided by the root of its width, which nothing takes up"
+            return taken
+        for name, users in of_query.items():
+            taken.scales[name] = Scale(0.25 if is_shared else 0.5)
+            taken.users[name] = users
+        if is_shared:
+            self._spread(end, 0.25, taken)
+        return taken
+
+    def _makers(self, node: fx.Node, makers: dict[str, set[fx.Node]]) -> bool:
+        """Find the parameters to which a tensor is proportional; tell whether there are any."""
+        following = [(node, node)]
+        while following:
+            node, user = following.pop()
+            call = self._trace.calls.get(node)
+            name, inputs = "" if call is None else base_name(call.operator), node.all_input_nodes
+            if node in self._parameters and not self._parameters[node][1]:
+                makers.setdefault(self._parameters[node][0], set()).add(user)
+            elif node.target is operator.getitem or name in SAME | PARTS | {"neg"}:
+                following.append((inputs[0], node))
+            elif name in ("cat", "concat", "stack", "add", "sub") and all(one in self._vanishing for one in inputs):
+                following += [(one, node) for one in inputs]
+            elif call is not None and (name in WEIGHTED or name == "rms_norm"):
+                nodes = [call.get(held) for held in ("weight", "bias") if isinstance(call.get(held), fx.Node)]
+                if not nodes or any(one not in self._parameters for one in nodes):
+                    return False
+                following += [(one, node) for one in nodes]
+            elif name in ("mul", "div"):
+                those = [one for one in inputs if one in self._parameters] or [
+                    one for one in inputs if one in self._vanishing
+                ]
+                if len(those) != 1:
+                    return False
+                following.append((those[0], node))
+            else:
+                return False
+        return True
+
+    def divisors(self, query: fx.Node, key: fx.Node, product: fx.Node) -> list[float]:
+        """Return the numbers that multiply or divide query, key or their product."""
+        passed = SAME | PARTS | {"mul", "div", "add", "sub", "cat", "neg", "masked_fill"}
+        found: list[float] = []
+        for is_before, following in ((True, [query, key]), (False, list(product.users))):
+            seen = set(following)
+            while following:
+                node = following.pop()
+                call = self._trace.calls.get(node)
+                name = "" if call is None else base_name(call.operator)
+                if call is not None and name in ("mul", "div"):
+                    found += [float(number) for number in _numbers(call) if isinstance(number, (int, float))]
+                if name in passed or node.target is operator.getitem:
+                    more = [one for one in (node.all_input_nodes if is_before else node.users) if one not in seen]
+                    seen.update(more)
+                    following += more
+        return found
+
+    def value_of(self, product: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+        """Return what the softmax of a product multiplies, and the call that does."""
+        ahead, seen = list(product.users), {product}
+        while ahead:
+            node = ahead.pop()
+            call = self._trace.calls.get(node)
+            if call is not None and base_name(call.operator) in ("matmul", "bmm"):
+                value = next((one for one in node.all_input_nodes if one in self._vanishing), None)
+                return value, node
+            if node not in seen:
+                seen.add(node)
+                ahead += node.users
+        return None, product
 
     def _spread(self, start: fx.Node, power: float, taken: TakenUp) -> None:
         powers = {start: power}

@@ -33,6 +33,9 @@ Key = tuple[str, tuple[int, ...]]
 
 Sizes = Mapping[Key, tuple[int, ...]]
 
+_AS_FLOATS: dict[int, set[str | None]] = {}
+"""Sizes of which the code makes floats, such as the root that divides scores -> attributes; None is a shape."""
+
 END = sys.maxsize
 """The end of a slice that has none."""
 
@@ -74,6 +77,13 @@ class Size(int):
         is_of_shapes = isinstance(other, Size) and not self.attributes and not other.attributes
         difference = int.__sub__(self, other)
         return Size.of(difference, {}) if is_of_shapes else difference
+
+    def __pow__(self, exponent: Any, modulus: int | None = None) -> Any:  # noqa: ANN401
+        return int.__pow__(self, exponent) if isinstance(exponent, int) and exponent >= 0 else float(self) ** exponent
+
+    def __float__(self) -> float:
+        _AS_FLOATS.setdefault(int(self), set()).update(self.attributes or (None,))
+        return float(int(self))
 
     def __neg__(self) -> Size:
         return Size.of(int.__neg__(self), self.attributes)
@@ -121,11 +131,13 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         sizes: the sizes of each call that are not all constants.
+        as_floats: sizes of which the code makes floats -> attributes that they come from; None is a shape.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[Key, tuple[int, ...]] = {}
+        self.as_floats: dict[int, set[str | None]] = {}
         self._running: list[str] = [""]
         # Kept alive, so that no identity is given to a second tensor while sizes refer to the first.
         self._measured: list[Any] = []
@@ -183,10 +195,12 @@ class Recorder(TorchFunctionMode):
                 size = Size.of(length, {where: length})
                 plain.append((module.__dict__, name, value))
                 module.__dict__[name] = (size,) if isinstance(value, tuple) else size
+        _AS_FLOATS.clear()
         try:
             with self, _without_cache():
                 yield
         finally:
+            self.as_floats = {size: set(origins) for size, origins in _AS_FLOATS.items()}
             for attributes, name, value in plain:
                 # An attribute that the forward has set anew keeps what it was set to.
                 now = attributes.get(name)

@@ -125,14 +125,19 @@ def scales_of(flow: Flow, found: Sequence[Signature]) -> list[dict[str, Scale]]:
     for number, those in sites.items():
         for site in those:
             for name, scale in site.taken.scales.items():
-                users = {user for other in those for user in other.taken.users.get(name, ())}
-                is_one = all(other.taken.scales.get(name, scale) == scale for other in those)
+                alike = [other for other in those if other.kind == site.kind]
+                users = {user for other in alike for user in other.taken.users.get(name, ())}
+                is_one = all(other.taken.scales.get(name, scale) == scale for other in alike)
                 if not is_one or users != flow.scales.users(name):
                     flow.refused.add(site.node)
             for path in site.taken.attributes:
                 if {n for other in those for n in other.taken.attributes.get(path, ())} != flow.scales.adding(path):
                     flow.refused.add(site.node)
-            scales[number] |= site.taken.scales
+        by_kind = {(name, site.kind): scale for site in those for name, scale in site.taken.scales.items()}
+        for (name, _), scale in by_kind.items():
+            earlier = scales[number].get(name)
+            scales[number][name] = scale if earlier is None else Scale(earlier.power + scale.power, scale.offset)
+        scales[number] = {name: scale for name, scale in scales[number].items() if scale.power}
     return scales
 
 

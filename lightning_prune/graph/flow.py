@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ class Flow(Axes):
         trace: of the model.
         rule_of: finds the rule of a call; None for an operator that is not known.
         allow_inexact: whether axes may shrink over which a normalisation runs.
+        attention: what carries the split of an attention where both can.
 
     Attributes:
         dims: axes of the result of each node; a list of them for a node with several results, None for no tensor.
@@ -51,14 +52,21 @@ class Flow(Axes):
         refused: calls whose channels are not all of one channel group, so that nothing takes up their change.
     """
 
-    def __init__(self, trace: Trace, rule_of: Callable[[Call], Rule | None], allow_inexact: bool = False) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        rule_of: Callable[[Call], Rule | None],
+        allow_inexact: bool = False,
+        attention: Literal["heads", "width"] = "heads",
+    ) -> None:
+        self.attention = attention
         super().__init__(trace.shapes, allow_inexact)
         self.trace = trace
         self._rule_of = rule_of
         self.removed_value = RemovedValue(trace)
         self.held = HeldSizes(self, trace.sizes)
         self.vanishing = vanishing(trace, self.removed_value)
-        self.scales = Scales(trace)
+        self.scales = Scales(trace, self.vanishing)
         self.refused: set[fx.Node] = set()
         self.scouts: dict[SplitKey, list[np.ndarray]] | None = None
         self.is_strict = False
@@ -190,12 +198,12 @@ class Flow(Axes):
         """Note which attributes hold the sizes that a call gives to these axes; axes of one attribute are one."""
         self.held.note(call, given, dims, self.is_strict)
 
-    def scale(self, call: Call, dims: Sequence[Dim], taken: TakenUp) -> bool:
+    def scale(self, call: Call, dims: Sequence[Dim], taken: TakenUp, kind: str = "mean") -> bool:
         """Note that a call averages over channels, whose change is taken up; tell whether it is, and they can go."""
         live = [dim for dim in dims if isinstance(dim, np.ndarray) and self.is_live(dim)]
         can_go = len(live) <= 1 and call.node not in self.refused and not taken.reason
         if can_go and live:
-            self.sites.append(Site(call.node, live[0], taken))
+            self.sites.append(Site(call.node, live[0], taken, kind))
         return can_go
 
     def of(self, node: fx.Node) -> Dims:

@@ -139,6 +139,7 @@ def channel_groups(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     allow_inexact: bool = False,
+    attention: Literal["heads", "width"] = "heads",
 ) -> ChannelGroups:
     """Find the channels of a model that can be removed, and what has to go with each.
 
@@ -152,6 +153,8 @@ def channel_groups(
         example_kwargs: further keyword arguments.
         allow_inexact: let channels go over which a normalisation runs (layer, group and RMS norm, a mean that keeps
             its axis); each such group says so in ``inexact``.
+        attention: what goes of an attention where both can: whole heads, or the width of query, key and value in all
+            heads alike. Where one cannot the other does.
 
     Returns:
         All channel groups, prunable or not.
@@ -166,7 +169,7 @@ def channel_groups(
         >>> [(group.name, group.size, group.reason) for group in groups]
         [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]
     """
-    flow = Flow(trace(model, example_inputs, example_kwargs), rule_of, allow_inexact)
+    flow = Flow(trace(model, example_inputs, example_kwargs), rule_of, allow_inexact, attention)
     while True:
         flow.solve()
         refused, found = len(flow.refused), signatures(flow)

@@ -75,6 +75,7 @@ class Trace:
         sizes: sizes in reshapes and splits that come from attributes of modules.
         floats: path of each attribute of a module that holds a float, or of an RMS norm's eps that is None -> it.
         first_paths: path of each module -> the first of its paths; a shared module has several.
+        as_floats: sizes of which the code makes floats -> attributes that they come from; None is a shape.
     """
 
     nodes: list[fx.Node]
@@ -86,6 +87,7 @@ class Trace:
     sizes: Sizes = field(default_factory=dict)
     floats: Mapping[str, float | None] = field(default_factory=dict)
     first_paths: Mapping[str, str] = field(default_factory=dict)
+    as_floats: Mapping[int, Collection[str | None]] = field(default_factory=dict)
 
 
 class _Forward(nn.Module):
@@ -133,14 +135,14 @@ def trace(model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str,
                 # What an earlier run has cached would stand in the graph as a constant, without its parameter.
                 refilled(inner, partial(example, inner))
                 exported = torch.export.export(_Forward(inner, recorder, example), tuple(tensors), strict=False)
-            return _record(exported, inner, recorder.sizes if recorder else {}, with_own_masks)
+            return _record(exported, inner, recorder or Recorder(), with_own_masks)
         except Exception as error:
             refusal = error
     raise GraphError(_explain(model, example.args, dict(example.kwargs), refusal)) from refusal
 
 
 def _record(
-    exported: torch.export.ExportedProgram, inner: nn.Module, sizes: Sizes, with_own_masks: Collection[nn.Module]
+    exported: torch.export.ExportedProgram, inner: nn.Module, recorder: Recorder, with_own_masks: Collection[nn.Module]
 ) -> Trace:
     first: dict[int, str] = {}
     canonical = {name: first.setdefault(id(tensor), name) for name, tensor in _named_tensors(inner)}
@@ -166,7 +168,8 @@ def _record(
             if (why := why_rigid(module, module in with_own_masks))
             for name, _ in module.named_parameters()
         },
-        sizes=sizes,
+        sizes=recorder.sizes,
+        as_floats=recorder.as_floats,
         floats={
             f"{path}.{name}" if path else name: value
             for path, module in inner.named_modules()

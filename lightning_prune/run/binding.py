@@ -158,7 +158,7 @@ def units_of(
         return ElementUnits(granularity, targets)
     parameters = masks.dense_parameters(model)
     example = Example() if example_inputs is None else Example.of(example_inputs)
-    found = channel_groups(model, example, allow_inexact=granularity.allow_inexact)
+    found = channel_groups(model, example, allow_inexact=granularity.allow_inexact, attention=granularity.attention)
     removable, left_out = _removable(model, found, targets, parameters)
     groups, refused = _tried(model, found, removable, example)
     names = dict.fromkeys(member.parameter for group in groups for member in group.members)

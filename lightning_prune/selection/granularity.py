@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -237,6 +237,8 @@ class Channel(Choice):
             same share everywhere would leave when the schedule ends, which is half of the kept share of "channels",
             and nearly half of its root for "params" and "macs" where inputs and outputs of most layers shrink; less
             where the budget could not be met with it.
+        attention: what goes of an attention where both can: whole "heads", or the "width" of query, key and value,
+            which is the same in all heads. Where one cannot the other does; for both, prune twice.
     """
 
     is_single: ClassVar[bool] = False
@@ -245,8 +247,11 @@ class Channel(Choice):
     round_to: int = 1
     allow_inexact: bool = False
     min_share: float | None = None
+    attention: Literal["heads", "width"] = "heads"
 
     def __post_init__(self) -> None:
+        if self.attention not in ("heads", "width"):
+            raise ValueError(f"Channel.attention must be 'heads' or 'width', got {self.attention!r}")
         check_bool("Channel.allow_inexact", self.allow_inexact)
         check_whole("Channel.min_channels", self.min_channels, 1, "channels")
         check_whole("Channel.round_to", self.round_to, 1, "channels")
@@ -255,7 +260,8 @@ class Channel(Choice):
 
     def __repr__(self) -> str:
         # checkpoints keep this text, and those from before there was a share have it without
-        names = ("min_channels", "round_to", "allow_inexact", *(() if self.min_share is None else ("min_share",)))
+        names = ["min_channels", "round_to", "allow_inexact"]
+        names += [name for name, usual in (("min_share", None), ("attention", "heads")) if getattr(self, name) != usual]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def widths(self, size: int) -> tuple[int, ...]:

@@ -161,8 +161,6 @@ class Answering(nn.Module):
 @pytest.mark.parametrize(
     ("model", "mask", "reason"),
     [
-        (Answering(True), None, "attention multiplies two activations"),
-        (Answering(False), None, "attention multiplies two activations"),
         (Answering(True, add_bias_kv=True), None, "adds a key and a value of its own (add_bias_kv)"),
         (Answering(True, add_zero_attn=True), None, "adds a key and a value of zeros (add_zero_attn)"),
         (Answering(True), torch.zeros(8, 5, 5), "takes a mask for each head, of (batch * num_heads, L, S)"),
@@ -175,6 +173,16 @@ def test_what_holds_the_number_of_heads_keeps_them_and_says_why(model: nn.Module
     )
     assert not own.prunable
     assert reason in own.reason
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_where_weights_are_read_heads_stay_and_their_width_goes(average: bool) -> None:
+    model: Any = Answering(average)
+    groups = channel_groups(model, X)
+    assert {group.name: group.size for group in groups if group.prunable} == {"attention": 2}
+    shape = model(X)[1].shape
+    assert compact(model, Compaction.from_keep(groups, {"attention": [1]}), X).errors["float64"] <= 1e-12
+    assert (model(X)[1].shape, model.attention.num_heads, model.attention.out_proj.in_features) == (shape, 4, 4)
 
 
 def test_looking_leaves_the_model_as_it_is_and_a_removal_is_undone() -> None:

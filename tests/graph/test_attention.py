@@ -60,13 +60,13 @@ def test_heads_come_first(is_fused: bool) -> None:
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
-def test_the_value_width_goes_equal_per_head_where_heads_must_stay(is_fused: bool) -> None:
+def test_widths_go_equal_per_head_where_heads_must_stay(is_fused: bool) -> None:
     groups = check_exact(Fixed(is_fused), X)
-    assert sizes(groups) == {"v": 6}
+    assert sizes(groups) == {"q": 4, "v": 6}
     assert slots(groups, "v") == {("v.weight", 0, "output"), ("v.bias", 0, "output"), ("out.weight", 1, "input")}
     for member in groups["v"].members:
         assert member.indices.tolist() == [[slot, slot + 6] for slot in range(6)]
-    assert not groups["q"].prunable
+    assert {("q.weight", 0, "output"), ("k.weight", 0, "output")} <= slots(groups, "q")
 
 
 class Single(Attention):
@@ -79,8 +79,8 @@ class Single(Attention):
         return self.out((self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x))
 
 
-def test_one_head_loses_value_width() -> None:
-    assert sizes(check_exact(Single(), X)) == {"v": 6}
+def test_one_head_loses_width() -> None:
+    assert sizes(check_exact(Single(), X)) == {"q": 4, "v": 6}
 
 
 class Linear(Attention):
@@ -107,9 +107,9 @@ class OwnWidth(Attention):
 def test_a_width_of_its_own_follows() -> None:
     model: Any = randomised(OwnWidth())
     groups = channel_groups(model, X.double())
-    assert groups.attributes == {"value": ("v.weight", 0)}
+    assert groups.attributes == {"value": ("v.weight", 0), "width": ("q.weight", 0)}
     report = compact(model, Compaction.from_keep(groups, half_of(groups)), X.double())
-    assert (model.value, model.width, report.put_back) == (3, 4, {})
+    assert (model.value, model.width, report.put_back) == (3, 2, {})
 
 
 class Quotient(Attention):

@@ -109,6 +109,7 @@ RESHAPING: list[tuple[Callable[[Tensor], Tensor], int, int]] = [
     (lambda x: torch.multiply(x, torch.subtract(x, 1)), 8, 8),
     (lambda x: torch.einsum("bchw->bcwh", x), 8, 8),
     (lambda x: x.sum(1, keepdim=True), 1, 8),
+    (lambda x: (x.flatten(2).mT @ x.flatten(2))[..., None], 36, 8),
     (lambda x: F.normalize(x, dim=1), 8, 8),
 ]
 
@@ -144,7 +145,7 @@ REFUSED: list[tuple[Callable[[Tensor], Tensor], int, str]] = [
     (lambda x: torch.log(x.abs()), 8, "log @ may not be finite where a channel is zero"),
     (lambda x: x.abs() ** -0.5, 8, "pow @ may not be finite where a channel is zero"),
     (lambda x: x + torch.ones(8, 1, 1), 8, "constant made by ones @"),
-    (lambda x: (x.flatten(2).transpose(1, 2) @ x.flatten(2))[..., None], 36, "multiplies two activations"),
+    (lambda x: (x.flatten(2).exp().mT @ x.flatten(2).cos())[..., None], 36, "multiplies two activations"),
 ]  # fmt: skip
 
 

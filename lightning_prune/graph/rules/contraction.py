@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -139,10 +140,9 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         size = max(node.meta["val"].shape[axis] for node in operands)
         out.append(flow.join_all([flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]))
     if flow.is_activation(left) and flow.is_activation(right):
-        reason = f"{call.place} multiplies two activations"
-        flow.freeze((a[-1], b[-2]), reason)
-        flow.defer(a[-2])
-        flow.defer(b[-1])
+        _sum_over_width(call, flow, left, right, (a[-1], b[-2]))
+        for dim in (a[-2], a[-1], b[-2], b[-1]) if flow.attention == "heads" else out:
+            flow.defer(dim)
         return (*out, a[-2], b[-1])
     weight, axis, channel = (left, -1, b[-2]) if not flow.is_activation(left) else (right, -2, a[-1])
     contract(call, flow, channel, weight, axis)
@@ -195,19 +195,32 @@ def _with_bias(flow: Flow, out: Dim, bias: Any) -> Dim:  # noqa: ANN401
 
 
 def attention(call: Call, flow: Flow) -> Dims:
-    """scaled_dot_product_attention: whole heads can go, or the width of the value, never that of query and key."""
+    """scaled_dot_product_attention: whole heads can go, or the width of query and key, and that of the value."""
     query, *others, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
+    key, value = others
     reason = f"width of the heads of {call.place}"
-    places, width = flow.of(call["value"])[-2:]
-    flow.freeze((*flow.of(query)[-2:], *flow.of(call["key"])[-2:], places), reason)
-    flow.defer(width)
+    widths = flow.of(query)[-1], flow.of(key)[-1]
+    flow.freeze([flow.of(node)[-2] for node in (query, key, value)], reason)
+    if flow.vanishing.isdisjoint((query, key)):
+        flow.freeze(widths, f"{call.place} multiplies what is not zero where a mask is")
+    elif _takes_root(call, flow, query, key, value, call.get("scale")):
+        flow.join(*widths)
+    else:
+        flow.freeze(widths, f"{reason}, whose root divides it and which nothing takes up")
+    width = flow.of(value)[-1]
+    for dim in (*widths, width) if flow.attention == "heads" else ():
+        flow.defer(dim)
     out: list[Dim] = []
     for axis in range(len(call.output.shape) - 2):
         dim = flow.of(query)[axis]
         heads = query.meta["val"].shape[axis]
+        if flow.attention == "width":
+            flow.defer(dim)
         for node in others:
             # Grouped-query attention: with fewer heads of keys and values, each belongs to a block of query heads.
             other = flow.of(node)[axis]
+            if flow.attention == "width":
+                flow.defer(other)
             if isinstance(other, np.ndarray) and other.size != heads:
                 other = np.repeat(other, heads // other.size)
             dim = flow.join(dim, other)
@@ -217,6 +230,42 @@ def attention(call: Call, flow: Flow) -> Dims:
                 dim = flow.join(dim, flow.of(mask)[position])
         out.append(dim)
     return (*out, Fixed(reason), width)
+
+
+def _sum_over_width(call: Call, flow: Flow, left: fx.Node, right: fx.Node, widths: tuple[Dim, Dim]) -> None:
+    """Join the width that a product of two activations sums over: that of query and key, in an attention by hand."""
+    if flow.vanishing.isdisjoint((left, right)):
+        flow.freeze(widths, f"{call.place} multiplies two activations")
+        return
+    value, end = flow.scales.value_of(call.node)
+    size = left.meta["val"].shape[-1]
+    numbers = flow.scales.divisors(left, right, call.node) if _follows_width(flow, size) else []
+    roots = [number for number in numbers if _is_root(number, size)]
+    is_exact = not roots or (
+        len(roots) == 1
+        and flow.scale(call, widths[:1], flow.scales.of_scores(call, left, right, value, end), "softmax")
+    )
+    if is_exact:
+        flow.join(*widths)
+    else:
+        flow.freeze(widths, f"width of the heads of {call.place}, whose root divides it and which nothing takes up")
+
+
+def _takes_root(call: Call, flow: Flow, query: fx.Node, key: fx.Node, value: fx.Node, scale: float | None) -> bool:
+    """Tell whether scores stay as they are at another width: their scale does, or what makes the query takes it up."""
+    size = query.meta["val"].shape[-1]
+    if scale is not None and not (_is_root(scale, size) and _follows_width(flow, size)):
+        return True
+    return flow.scale(call, flow.of(query)[-1:], flow.scales.of_scores(call, query, key, value, call.node), "softmax")
+
+
+def _is_root(number: float, size: int) -> bool:
+    return any(math.isclose(number, size**power, rel_tol=1e-9) for power in (0.5, -0.5))
+
+
+def _follows_width(flow: Flow, size: int) -> bool:
+    """Tell whether the code of a module makes a number of a width that changes, by its shape or by an attribute."""
+    return any(origin is None or origin in flow.held.by_path for origin in flow.trace.as_floats.get(size, ()))
 
 
 def embedding(call: Call, flow: Flow) -> Dims:
