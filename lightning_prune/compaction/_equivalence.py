@@ -16,7 +16,7 @@ from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.model.state import kept_state
 
-Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 """Positional and keyword arguments of ``forward``."""
 
 _SLACK_32 = 1e6
@@ -65,7 +65,7 @@ class Comparison:
         CompactionError: the masked model does not run on the inputs.
     """
 
-    def __init__(self, model: nn.Module, plan: Change, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, plan: Change, inputs: Arguments) -> None:
         self._inputs = inputs
         self._start = fold(plain_copy(model)).eval()
         self._caches = refilled(self._start, lambda: _run(self._start, inputs))
@@ -77,7 +77,7 @@ class Comparison:
             dtypes.remove(torch.float64)  # which Apple's GPUs do not have
         elif floats and floats[0].dtype is torch.float64:
             dtypes.remove(torch.float32)
-        self._references: dict[torch.dtype, list[tuple[Inputs, list[Tensor]]]] = {}
+        self._references: dict[torch.dtype, list[tuple[Arguments, list[Tensor]]]] = {}
         for dtype in dtypes:
             self._cast(self._masked, dtype)
             try:
@@ -122,7 +122,7 @@ class Comparison:
         empty(model, self._caches)
 
 
-def _references(masked: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, list[Tensor]]]:
+def _references(masked: nn.Module, inputs: Arguments) -> Iterator[tuple[Arguments, list[Tensor]]]:
     """Yield the inputs and a second batch, each with its outputs.
 
     A model may refuse values that differ from its example, such as lengths that are no longer sorted: floats alone are
@@ -139,7 +139,7 @@ def _references(masked: nn.Module, inputs: Inputs) -> Iterator[tuple[Inputs, lis
         return
 
 
-def _second_batch(inputs: Inputs, permuted: bool) -> Inputs:
+def _second_batch(inputs: Arguments, permuted: bool) -> Arguments:
     """Random floats of the mean and spread of the inputs; other tensors hold the same values, permuted or not."""
     generator = torch.Generator().manual_seed(0)
 
@@ -153,11 +153,11 @@ def _second_batch(inputs: Inputs, permuted: bool) -> Inputs:
     return _map_tensors(fresh, inputs)
 
 
-def _map_tensors(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+def _map_tensors(change: Callable[[Tensor], Tensor], inputs: Arguments) -> Arguments:
     return walked(inputs, change)
 
 
-def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _run(model: nn.Module, inputs: Arguments) -> list[Tensor]:
     """Run the model on a copy of the inputs; return its tensors.
 
     The global random generators and its own buffers are afterwards as they were. A model with a memory runs twice in a
@@ -215,7 +215,7 @@ class _Check:
     allowed: float
     precision: str
 
-    def error(self, batch: Inputs, reference: list[Tensor]) -> float:
+    def error(self, batch: Arguments, reference: list[Tensor]) -> float:
         """Return the relative error on one batch. Raises CompactionError when it is more than allowed."""
         try:
             error = relative_error(reference, _run(self.compact, batch))
@@ -244,7 +244,7 @@ class _Check:
             has_raised=False,
         )
 
-    def _first_difference(self, batch: Inputs) -> tuple[list[str], str | None]:
+    def _first_difference(self, batch: Arguments) -> tuple[list[str], str | None]:
         """Return the first module whose output has the same shape in both models, but not the same values.
 
         With the modules that finished before it; None where there is none.
@@ -263,7 +263,7 @@ class _Check:
         return f"{path} ({kind})" if path else f"the forward of {kind} itself"
 
 
-def _recorded(model: nn.Module, batch: Inputs) -> list[tuple[str, list[Tensor] | None]]:
+def _recorded(model: nn.Module, batch: Arguments) -> list[tuple[str, list[Tensor] | None]]:
     """Return (path, outputs) of each module call in the order of completion; last the one that raises, with None."""
     finished: list[tuple[str, list[Tensor] | None]] = []
     running: list[str] = []

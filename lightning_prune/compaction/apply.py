@@ -11,14 +11,13 @@ from torch.optim import Optimizer
 
 from lightning_prune.compaction import resize
 from lightning_prune.compaction._entries import Entries
-from lightning_prune.compaction._equivalence import Inputs
+from lightning_prune.compaction._equivalence import Arguments
 from lightning_prune.compaction.plan import Compaction, remember
 from lightning_prune.compaction.trial import Proof, prove
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.caches import dicts_of_tensors, empty, refilled
 from lightning_prune.model.caches import put_back as put_dicts_back
-from lightning_prune.model.example import Example, walked
-from lightning_prune.model.example import Inputs as ExampleInputs
+from lightning_prune.model.example import Example, Inputs, walked
 from lightning_prune.model.masks import dense_parameters
 from lightning_prune.model.state import kept_state
 from lightning_prune.model.summary import as_evaluated
@@ -52,7 +51,7 @@ class CompactionReport:
 def compact(
     model: nn.Module,
     plan: Compaction,
-    example_inputs: ExampleInputs | None = None,
+    example_inputs: Inputs | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
@@ -124,7 +123,7 @@ def compact(
         return CompactionReport(before, after, removed, proof.errors, proof.stay, proof.changes)
 
 
-def _empty_caches(model: nn.Module, inputs: Inputs, undo: resize.Undo) -> None:
+def _empty_caches(model: nn.Module, inputs: Arguments, undo: resize.Undo) -> None:
     """Empty what the model has cached of its larger self, and see it run: the proof was made on copies."""
     held = dicts_of_tensors(model)
 
@@ -191,7 +190,7 @@ def _check_device(model: nn.Module) -> None:
         raise CompactionError(f"{type(model).__name__} is on {len(at)} devices ({where}): move it to one first")
 
 
-def _on_device(model: nn.Module, inputs: Inputs) -> Inputs:
+def _on_device(model: nn.Module, inputs: Arguments) -> Arguments:
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:
         return inputs

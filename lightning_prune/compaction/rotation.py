@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compaction._equivalence import Comparison, Inputs
+from lightning_prune.compaction._equivalence import Arguments, Comparison
 from lightning_prune.compaction.resize import Undo, set_tensor
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph.stream import Reader, Stream
@@ -131,7 +131,7 @@ class Turn:
         self.apply(model, [])
         return model
 
-    def prove(self, model: nn.Module, inputs: Inputs, tolerance: float) -> dict[str, float]:
+    def prove(self, model: nn.Module, inputs: Arguments, tolerance: float) -> dict[str, float]:
         """Return the largest relative error between dense and rotated copies at float64.
 
         Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_prune.compaction._equivalence import ANY_FINITE, Comparison, Inputs, Mismatch
+from lightning_prune.compaction._equivalence import ANY_FINITE, Arguments, Comparison, Mismatch
 from lightning_prune.compaction._suspects import Suspects, suspects
 from lightning_prune.compaction.plan import Compaction
 from lightning_prune.errors import CompactionError
@@ -16,7 +16,7 @@ Trial = Callable[[Sequence[str]], str]
 
 
 def inexact(
-    model: nn.Module, groups: ChannelGroups, names: Sequence[str], inputs: Inputs, tolerance: float = 1e-9
+    model: nn.Module, groups: ChannelGroups, names: Sequence[str], inputs: Arguments, tolerance: float = 1e-9
 ) -> dict[str, str]:
     """Remove half of each named group from a copy and return the groups that cannot go, each with the reason.
 
@@ -57,7 +57,7 @@ class Proof:
     changes: Mapping[str, float]
 
 
-def prove(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) -> Proof:
+def prove(model: nn.Module, plan: Compaction, inputs: Arguments, tolerance: float) -> Proof:
     """Find the part of a plan that can be cut: its exact groups within the tolerance, then the inexact ones that run.
 
     Raises:
@@ -73,7 +73,7 @@ def prove(model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float) 
 
 
 def refused(
-    model: nn.Module, plan: Compaction, inputs: Inputs, tolerance: float = 1e-9
+    model: nn.Module, plan: Compaction, inputs: Arguments, tolerance: float = 1e-9
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Return the channel groups of a plan that cannot be cut, each with the reason, and what inexact ones change.
 
@@ -95,7 +95,7 @@ def refused(
 class _Trials:
     """Removals of parts of a plan from copies of a model, all of it masked; what is measured once is known."""
 
-    def __init__(self, model: nn.Module, plan: Compaction, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, plan: Compaction, inputs: Arguments) -> None:
         self._model = model
         self._plan = plan
         self._comparison = Comparison(model, plan, inputs)

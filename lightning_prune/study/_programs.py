@@ -22,7 +22,7 @@ from lightning_prune.selection.granularity import Channel, Element
 if TYPE_CHECKING:
     from lightning_prune.deploy import Backend
 
-Inputs = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Empty(nn.Module):
 
 
 def programs(
-    models: Mapping[str, nn.Module], inputs: Inputs, backend: "Backend", rounds: int
+    models: Mapping[str, nn.Module], inputs: Tensors, backend: "Backend", rounds: int
 ) -> dict[str, ProgramCost]:
     """Export models, each verified, and measure them in turns.
 
@@ -79,7 +79,7 @@ def programs(
         }
 
 
-def narrower(model: nn.Module, share: float | None, inputs: Inputs) -> nn.Module:
+def narrower(model: nn.Module, share: float | None, inputs: Tensors) -> nn.Module:
     """Return a copy that has lost this share of its channels, the same of each channel group, the weakest first.
 
     Args:

@@ -32,7 +32,8 @@ def check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None
     check_loader(verify_on)
     if metric is not None and not isinstance(metric, Metric):
         raise TypeError(
-            f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc"
+            f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc; a"
+            " function (model, batch), as prune takes, has no model to call where a file runs"
         )
     if metric is not None and verify_on is None:
         raise ValueError("metric: there is nothing to compute it on; pass a loader as verify_on= too")

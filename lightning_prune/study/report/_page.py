@@ -77,5 +77,7 @@ def facts(history: History, known: Sequence[Variant], metric: str) -> Iterator[F
             yield f"latency, {final.name}", f"{brief(final.milliseconds)} ms", note
         if first.file_bytes and final.file_bytes:
             yield f"file, {final.name}", f"{brief(final.file_bytes)}B", f"{brief(first.file_bytes)}B {first.name}"
-        if first.quality is not None and final.quality is not None:
+        of_fit = history.metrics.get(metric)
+        is_told = of_fit is not None and of_fit[-1][1] == final.quality and metric in list(history.metrics)[:2]
+        if first.quality is not None and final.quality is not None and not is_told:
             yield f"{metric}, {final.name}", brief(final.quality), f"{brief(first.quality)} {first.name}"

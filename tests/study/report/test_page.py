@@ -265,6 +265,10 @@ class TestSave:
         assert report.models == {"compact": summarize(model)}
         trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
         alone = Report.of(trainer)
+        own = Report(history=recorder.history, metric="val_acc").to_html()
+        assert own.count("val_acc, after") == 0, "the tile of the fit tells it"
+        other = Report(history=recorder.history, metric="val_acc", quality={"before": 0.9, "after": 0.123}).to_html()
+        assert other.count("val_acc, after") == 1
         assert (alone.history.events, alone.history.trials) == (tuple(callback.events), tuple(callback.trials))
         trainer.callbacks.clear()  # type: ignore[attr-defined]
         with pytest.raises(PruningError, match="neither a Recorder nor a PruningCallback"):
