@@ -2,32 +2,129 @@
 
 import json
 import os
-import tempfile
+import platform
+import re
+import secrets
+import shutil
+import stat
+import sys
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+TEMPORARY = re.compile(
+    r"\.(?P<name>.+)\.(?P<process>(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8})\.(?P<ending>tmp|new|old)"
+)
+"""Names of :func:`beside`; the process in them says whose they are, so that those of dead ones can be swept."""
+
+_KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
+
+
+def beside(path: Path, ending: str = "tmp") -> Path:
+    """Return a name in the folder of ``path`` that nothing has."""
+    # 150: with what is added, a name stays below the 255 bytes that file systems take
+    return (
+        path.parent
+        / f".{path.name[:150]}.{_place()}-{os.getpid()}-{_start(os.getpid())}-{secrets.token_hex(4)}.{ending}"
+    )
+
+
+def is_dead(name: re.Match[str]) -> bool:
+    """Whether the process that is named in a file's name has ended; False where that cannot be told."""
+    if sys.platform == "win32" or name["place"] != _place():  # os.kill ends it there; another machine's are not seen
+        return False
+    try:
+        os.kill(int(name["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return name["start"] != str(_start(int(name["pid"])))  # another process may have its number by now
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that dead processes left in a folder; those of an export that goes on stay."""
+    with suppress(OSError):
+        known = [found for found in map(TEMPORARY.fullmatch, os.listdir(folder)) if found is not None]
+        committed = {found["process"] for found in known if found["ending"] == "new"}
+        for found in known:
+            if found["ending"] == "tmp" and found["process"] not in committed and is_dead(found):
+                left = folder / found[0]
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path at which a file could not be replaced by another.
+
+    Raises:
+        OSError: a FIFO, a device, a socket or a link to nothing stands there.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        if path.is_symlink():
+            raise OSError(f"{path} is a link to nothing: remove it, or choose another path") from None
+        return
+    for is_kind, words in _KINDS.items():
+        if is_kind(mode):
+            raise OSError(f"{path} is {words}, which no file replaces: choose another path")
+
+
+def synced(path: Path) -> None:
+    """Let what was written to a file or a folder reach the disk, so that a rename never outlives what it names."""
+    with suppress(OSError):  # Windows opens no folder, and some file systems know no fsync
+        handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a file beside ``path`` to write; it takes that name at the end, so that no reader meets half of it.
 
-    Whatever is raised, what stood there before still stands there, and the other file is gone.
+    Whatever is raised, what stood there before still stands there, and the other file is gone; a killed process leaves
+    the other file, and the next call that writes to the folder removes it. Of two processes the later wins whole.
+
+    Raises:
+        OSError: a FIFO, a device or a link to nothing stands there, or the folder cannot be written to.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    written = Path(name)
+    check_place(path)
+    sweep(path.parent)
+    written = beside(path)
     try:
+        # exclusive, so that no link that someone planted is followed; with the permissions of any new file
+        written.touch(exist_ok=False)
         yield written
-        # mkstemp's file is for its owner alone; this one is for whom the umask, which is read by setting it, says
-        umask = os.umask(0)
-        os.umask(umask)
-        written.chmod(0o666 & ~umask)
+        synced(written)
         written.replace(path)
+        synced(path.parent)
     finally:
         written.unlink(missing_ok=True)
+
+
+def _place() -> str:
+    """Return what names this machine's processes: a container or another machine may share the folder."""
+    try:
+        names = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        names = ""
+    return f"{zlib.crc32(f'{platform.node()} {names}'.encode()):08x}"
+
+
+def _start(pid: int) -> int:
+    """Return when a process started, in ticks since the machine did; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +163,7 @@ class Form:
             raise TypeError(f"the {self.kind} must be JSON text, as to_json() returns, got {type(text).__name__}")
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
             raise ValueError(f"the {self.kind} is no JSON text: {error}; pass what to_json() returned") from error
         if not isinstance(document, dict) or document.get("format") != self.name:
             raise ValueError(

@@ -65,3 +65,23 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
         interrupted()
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_planted_link_is_followed(tmp_path: Path) -> None:
+    """A predictable temporary name would be: whoever can write to the folder makes it a link to a file of ours."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "curve.json.part").symlink_to(tmp_path / "mine")
+    with whole(tmp_path / "curve.json") as written:
+        assert not written.is_symlink()
+        written.write_text("new")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_no_device_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "curve.json").symlink_to("/dev/null")
+    with (
+        pytest.raises(OSError, match=r"curve.json is a device, which no file replaces"),
+        whole(tmp_path / "curve.json"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "curve.json"]

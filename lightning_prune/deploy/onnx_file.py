@@ -1,7 +1,6 @@
 """Another way out, verified the same way: an ONNX file that ONNX Runtime was seen to run as the model does."""
 
 import importlib.util
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning_prune.deploy.interrupts import interruptible
 from lightning_prune.deploy.program.arguments import check_model, program_path
 from lightning_prune.deploy.program.eager import folded_copy, isolated
 from lightning_prune.deploy.program.methods import Method, entry_points
+from lightning_prune.documents import beside, check_place, sweep, synced
 from lightning_prune.errors import ExportError, PruningError
 from lightning_prune.model.example import Inputs
 
@@ -80,7 +80,9 @@ def export_onnx(
         raise ImportError(f"{', '.join(missing)}: not installed, needed for ONNX: pip install 'lightning-prune[onnx]'")
     check_model(model)
     path, bounds = program_path(path, suffix=".onnx"), Bounds(tolerance)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    check_place(path)
+    sweep(path.parent)
+    temporary = beside(path)
     with interruptible(), isolated():
         (entry,) = entry_points(model, folded_copy(model), {"forward": Method("forward", example_inputs)})
         names = [one.name for one in entry.spec.outputs]
@@ -109,6 +111,7 @@ def export_onnx(
             errors, _ = compare_with(run, entry.eager.run, compared, entry.spec, bounds)
             size = temporary.stat().st_size
             with writing(path):
+                synced(temporary)
                 temporary.replace(path)
         except (PruningError, ImportError):
             raise

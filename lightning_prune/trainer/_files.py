@@ -11,6 +11,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from lightning_prune.checkpoints.files import no_checkpoint, reading
+from lightning_prune.documents import whole
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import exists, is_plain_writer, trust
 
@@ -70,12 +71,10 @@ class CheckpointFiles(CheckpointIO):
         if not is_plain_writer(self.inner) or "://" in str(path):
             self.inner.save_checkpoint(checkpoint, path, storage_options)
             return
-        part = Path(f"{path}.part")
-        try:
-            self.inner.save_checkpoint(checkpoint, part, storage_options)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as written:
+            self.inner.save_checkpoint(checkpoint, written, storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:  # noqa: ANN401
         """Read as the other one does.

@@ -1,18 +1,20 @@
 """Files and folders that appear whole or not at all, and replace only what was written here."""
 
+import ctypes
 import json
 import os
-import re
-import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_prune.deploy.artifact._recovery import complete, finish, locked
 from lightning_prune.deploy.artifact.manifest import is_manifest, sha256_of
 from lightning_prune.deploy.program.arguments import given_path
+from lightning_prune.documents import TEMPORARY, beside, check_place, is_dead, sweep, synced
 from lightning_prune.errors import ExportError
 
 RECORD = ".lightning_prune.json"
@@ -21,7 +23,8 @@ RECORD = ".lightning_prune.json"
 BY_TOOLS = ("build", ".build", ".cxx", ".gradle", ".idea", ".swiftpm", ".DS_Store", "Package.resolved")
 """What Gradle, Xcode and their like leave in a folder that they build; it goes with the folder."""
 
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of Linux's renameat2."""
 
 
 @dataclass(frozen=True)
@@ -52,32 +55,40 @@ class Staged:
     def publish(self) -> None:
         """Rename the temporary files, the manifest last: a .pte that its manifest does not describe is never final.
 
+        Killed in between, the next call for these files, or their next reader, finishes it.
+
         Raises:
             ExportError: a rename fails; the files that stood there before stand there again.
         """
-        moves = [*self.weights, (self.program, self.path), (self.manifest, self.manifest_path)]
-        backups: dict[Path, Path] = {}
-        try:
+        moves = [*self.weights, (self.program, self.path)]
+        for temporary in (*(temporary for temporary, _ in moves), self.manifest):
+            synced(temporary)
+        new = self.manifest.with_suffix(".new")
+        with locked(self.path.parent):
             # The manifest is renamed last and in one step: where that fails it still stands, and needs no backup.
-            for _, target in moves[:-1]:
-                if target.exists():
-                    backups[target] = _backup(target)
-            for temporary, target in moves:
-                os.replace(temporary, target)
-        except OSError as error:
-            for temporary, target in moves[:-1]:
-                if target in backups:
-                    os.replace(backups[target], target)
-                elif not temporary.exists():
-                    target.unlink(missing_ok=True)
-            raise ExportError(f"{self.path} cannot be put in place ({error}): nothing was changed") from error
-        finally:
-            for backup in backups.values():
-                backup.unlink(missing_ok=True)
+            backups = {target: _backup(target) for _, target in moves if target.exists()}
+            try:
+                os.replace(self.manifest, new)
+                finish(new, self.manifest_path)
+            except OSError as error:
+                new.unlink(missing_ok=True)
+                for temporary, target in moves:
+                    if target in backups:
+                        os.replace(backups[target], target)
+                    elif not temporary.exists():
+                        target.unlink(missing_ok=True)
+                raise ExportError(f"{self.path} cannot be put in place ({error}): nothing was changed") from error
+            except BaseException:  # an interrupt: from the first rename on the new files stand
+                if new.exists():
+                    finish(new, self.manifest_path)
+                raise
+            finally:
+                for backup in backups.values():
+                    backup.unlink(missing_ok=True)
 
 
 def _backup(path: Path) -> Path:
-    backup = path.parent / f".{path.name}.{secrets.token_hex(4)}.old"
+    backup = beside(path)
     try:
         try:
             os.link(path, backup)
@@ -105,6 +116,7 @@ def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
     if not path.parent.is_dir():
         raise ExportError(f"the folder {path.parent} does not exist: create it, then export to {path}")
     for target in targets:
+        _check_place(target)
         if target.is_dir():
             raise ExportError(f"{target} is a folder: choose the path of a file, as in {target / 'model.pte'}")
         if target.exists() and not target.stat().st_mode & stat.S_IWUSR:
@@ -114,8 +126,10 @@ def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
             f"{targets[1]} is no manifest of lightning_prune, and the manifest of {path.name} would replace it: move it"
             " away, or give the .pte another name"
         )
-    token = secrets.token_hex(4)
-    temporary = [path.parent / f".{target.name}.{token}.tmp" for target in targets]
+    complete(targets[1])
+    sweep(path.parent)
+    process = beside(path).name.rsplit(".", 2)[1]  # the same for all of them, by which a reader knows them again
+    temporary = [path.parent / f".{target.name[:150]}.{process}.tmp" for target in targets]
     try:
         for file in temporary:
             try:
@@ -149,8 +163,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def final(path: Path) -> Path:
     """Return what a temporary file of :func:`staged` will be called."""
-    matched = _TEMPORARY.fullmatch(path.name)
-    return path if matched is None else path.with_name(matched[1])
+    matched = TEMPORARY.fullmatch(path.name)
+    return path if matched is None else path.with_name(matched["name"])
 
 
 @dataclass(frozen=True)
@@ -171,19 +185,63 @@ class Replacement:
         Raises:
             ExportError: it cannot be moved; what stood there before stands there again.
         """
-        aside = self.folder.parent / f".{self.folder.name}.{secrets.token_hex(4)}.old"
         try:
             written = _hashes(self.building)
             (self.building / RECORD).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-            if self.folder.exists():
-                self.folder.rename(aside)
-            self.building.rename(self.folder)
+            for name in (*written, RECORD):
+                synced(self.building / name)
+            with locked(self.folder.parent):
+                _check_own(self.folder)  # again: the export took minutes
+                if not self.folder.exists():
+                    self.building.rename(self.folder)
+                elif _exchanged(self.building, self.folder):
+                    self._check_the_old()
+                else:
+                    self._rename_both()
+            synced(self.folder.parent)
         except OSError as error:
-            if aside.exists():
-                aside.rename(self.folder)
             raise ExportError(f"{self.folder} cannot be put in place ({error}): nothing was changed") from error
-        shutil.rmtree(aside, ignore_errors=True)
         return tuple(self.folder / name for name in written)
+
+    def _check_the_old(self) -> None:
+        """Exchange both folders once more where a file was added to the old one at the last moment."""
+        try:
+            _check_own(self.building, self.folder)
+        except ExportError:
+            _exchanged(self.building, self.folder)
+            raise
+
+    def _rename_both(self) -> None:
+        """Put the folder in its place where the system exchanges none; :func:`_restore` knows what a kill leaves."""
+        aside = beside(self.folder, "old")
+        self.folder.rename(aside)
+        try:
+            self.building.rename(self.folder)
+        except BaseException:
+            if not self.folder.exists():
+                aside.rename(self.folder)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in a step; False where the system or the file system cannot."""
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if exchange is None:
+        return False
+    here = -100  # AT_FDCWD
+    return exchange(here, os.fsencode(one.absolute()), here, os.fsencode(other.absolute()), _EXCHANGE) == 0
+
+
+def _restore(folder: Path) -> None:
+    """Put back the folder that a killed process had moved aside, or remove it where the new one is in place."""
+    for found in filter(None, map(TEMPORARY.fullmatch, os.listdir(folder.parent))):
+        if found["ending"] == "old" and found["name"] == folder.name[:150] and is_dead(found):
+            aside = folder.parent / found[0]
+            if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(folder)
 
 
 @contextmanager
@@ -195,10 +253,16 @@ def replaced(folder: str | Path) -> Iterator[Replacement]:
             written here, or were changed since.
     """
     folder = given_path(folder, "folder", "out/android")
+    _check_place(folder)
     folder = folder.resolve() if folder.is_symlink() or folder.name in ("", "..") else folder
-    _check_own(folder)
-    building = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.tmp"
+    if not folder.parent.is_dir():
+        raise ExportError(f"the folder {folder.parent} does not exist: create it, then export to {folder}")
+    building = beside(folder)
     try:
+        with locked(folder.parent):
+            _restore(folder)
+            _check_own(folder)
+        sweep(folder.parent)
         building.mkdir()
     except OSError as error:
         raise ExportError(f"the folder {folder.parent} cannot be written ({error.strerror}): choose another") from error
@@ -208,28 +272,34 @@ def replaced(folder: str | Path) -> Iterator[Replacement]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _check_own(folder: Path) -> None:
-    """Refuse a folder with anything in it that was not written here, or was changed since."""
-    if not folder.parent.is_dir():
-        raise ExportError(f"the folder {folder.parent} does not exist: create it, then export to {folder}")
+def _check_place(path: Path) -> None:
+    try:
+        check_place(path)
+    except OSError as error:
+        raise ExportError(str(error)) from None
+
+
+def _check_own(folder: Path, shown: Path | None = None) -> None:
+    """Refuse a folder with anything in it that was not written here, or was changed since; ``shown`` is its name."""
+    shown = shown or folder
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise ExportError(f"{folder} is a file: choose the path of a folder")
+        raise ExportError(f"{shown} is a file: choose the path of a folder")
     if not any(folder.iterdir()):
         return
     record = folder / RECORD
     if not record.is_file():
-        raise ExportError(f"{folder} has files that no export wrote: choose an empty or a new folder")
+        raise ExportError(f"{shown} has files that no export wrote: choose an empty or a new folder")
     try:
         written = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExportError(f"{record} cannot be read ({error}): move {folder} away, then export again") from error
+        raise ExportError(f"{record} cannot be read ({error}): move {shown} away, then export again") from error
     written = written if isinstance(written, dict) else {}
     foreign = sorted(name for name, digest in _hashes(folder).items() if written.get(name) != digest)
     if foreign:
         raise ExportError(
-            f"{folder} has files that were added or changed since the export ({', '.join(foreign[:5])}): move them"
+            f"{shown} has files that were added or changed since the export ({', '.join(foreign[:5])}): move them"
             " away, or export to another folder"
         )
 

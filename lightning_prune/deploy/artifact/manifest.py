@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from lightning_prune._version import __version__
+from lightning_prune.deploy.artifact._recovery import complete
 from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.deploy.program.picture import Picture
 from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec
@@ -90,6 +91,9 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
     if not path.name:
         raise ValueError(f"path: got {str(path)!r}, must be that of a .pte or of the .json beside it")
     manifest_path, program = path.with_suffix(".json"), path.with_suffix(".pte")
+    complete(manifest_path)
+    if manifest_path.is_symlink() or manifest_path.exists():
+        _check_regular(manifest_path)
     if not manifest_path.is_file():
         raise FileNotFoundError(f"no manifest at {manifest_path}: export writes it beside the .pte")
     data = _bytes(manifest_path)
@@ -152,6 +156,13 @@ def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
 def data_paths(manifest: Mapping[str, Any], program: Path) -> tuple[Path, ...]:
     """Return the paths of the .ptd files that belong to a program."""
     return tuple(program.parent / entry["file"] for entry in manifest["data"])
+
+
+def _check_regular(manifest: Path) -> None:
+    """Refuse a folder, a device or a link to nothing in the place of a manifest: it would count as none."""
+    if not manifest.is_file():
+        kind = "a folder" if manifest.is_dir() else "no file" if manifest.exists() else "a link to nothing"
+        raise ExportError(f"{manifest} is {kind}, where the manifest should be: remove it, or copy the manifest there")
 
 
 def _check_file(path: Path, described: Mapping[str, Any], manifest: Path) -> None:

@@ -270,7 +270,10 @@ def checked_manifest(path: Path) -> dict[str, Any] | None:
     path = program_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no .pte file at {path}")
-    return load_manifest(path) if path.with_suffix(".json").exists() else None
+    try:
+        return load_manifest(path)
+    except FileNotFoundError:
+        return None
 
 
 def read_contents(path: Path, timeout: float = TIMEOUT, constants: bool = True) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""Files that belong together, put in place by a process that may be killed between two renames."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lightning_prune.documents import TEMPORARY, synced
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let no other process put files of ours in place in a folder inside the block; the system ends it with us."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks, as some that lie on other machines
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def complete(manifest: Path) -> None:
+    """Finish what a process began to put in place before it was killed, where it did.
+
+    Once all temporary files are on the disk, the manifest is renamed to end in ".new": from then on the new files
+    stand, whoever renames them. Whoever gets the lock while there is such a file finds its process dead.
+
+    Args:
+        manifest: in its place.
+    """
+    if not _begun(manifest):
+        return
+    with suppress(OSError), locked(manifest.parent):  # in a read-only folder the reader says what does not fit
+        for new in _begun(manifest):
+            finish(new, manifest)
+
+
+def finish(new: Path, manifest: Path) -> None:
+    """Rename the files that belong to a manifest, and the manifest last.
+
+    Args:
+        new: temporary file with the manifest, which ends in ".new".
+        manifest: its place.
+
+    Raises:
+        OSError: a rename fails.
+    """
+    process = (TEMPORARY.fullmatch(new.name) or {})["process"]
+    for suffix in (".ptd", ".pte"):
+        target = manifest.with_suffix(suffix)
+        temporary = manifest.parent / f".{target.name[:150]}.{process}.tmp"
+        if temporary.exists():
+            os.replace(temporary, target)
+    synced(manifest.parent)
+    os.replace(new, manifest)
+    synced(manifest.parent)
+
+
+def _begun(manifest: Path) -> list[Path]:
+    try:
+        known = [found for found in map(TEMPORARY.fullmatch, os.listdir(manifest.parent)) if found is not None]
+    except OSError:
+        return []
+    return [manifest.parent / n[0] for n in known if n["ending"] == "new" and n["name"] == manifest.name[:150]]
