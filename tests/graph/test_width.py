@@ -95,6 +95,48 @@ class Rotary(Grouped):
         return super().attend(self.turn(q), self.turn(k), v)
 
 
+class Interleaved(Rotary):
+    """Pairs (2i, 2i + 1) turn together (GPT-J, RoFormer)."""
+
+    def turn(self, x: Tensor) -> Tensor:
+        cos: Any = self.cos
+        sin: Any = self.sin
+        cos, sin = cos[: x.shape[2]], sin[: x.shape[2]]
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+
+
+class Repeated(Rotary):
+    """As Hugging Face writes Llama: frequencies twice in a row, the half turned, keys repeated for their queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", (10 ** (-torch.arange(3.0) / 3)).double())
+
+    def turn(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2]).to(x)[:, None] * self.get_buffer("frequencies")[None]
+        angles = torch.cat([angles, angles], -1)
+        half = x.shape[-1] // 2
+        turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+        return x * angles.cos() + turned * angles.sin()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        many = q.shape[1] // k.shape[1]
+        k, v = (x[:, :, None].expand(-1, -1, many, -1, -1).flatten(1, 2) for x in (self.turn(k), v))
+        scores = self.turn(q) @ k.transpose(2, 3) / math.sqrt(self.width)
+        return scores.softmax(-1) @ v
+
+
+class Banded(Attention):
+    """Places farther away than two are not seen, and nearer ones count more (ALiBi)."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        places = torch.arange(q.shape[2])
+        distance = (places[:, None] - places[None]).abs().to(q)
+        scores = q @ k.mT / math.sqrt(self.width) - 0.3 * distance
+        return scores.masked_fill(distance > 2, float("-inf")).softmax(-1) @ v
+
+
 class Normed(Attention):
     """Query and key are normalised in each head (Qwen 3)."""
 
@@ -129,6 +171,9 @@ WIDTHS: dict[str, tuple[type[Attention], int, dict[str, Scale]]] = {
     "by hand and attribute": (ByHandAndAttribute, 6, {"q.weight": HALF, "q.bias": HALF}),
     "grouped": (Grouped, 6, {"q.weight": HALF, "q.bias": HALF}),
     "rotary": (Rotary, 3, {"q.weight": HALF, "q.bias": HALF}),
+    "interleaved": (Interleaved, 3, {"q.weight": HALF, "q.bias": HALF}),
+    "repeated": (Repeated, 3, {"q.weight": HALF, "q.bias": HALF}),
+    "banded": (Banded, 6, {"q.weight": HALF, "q.bias": HALF}),
     "normed": (Normed, 6, {"of_k.weight": Scale(-0.5)}),
     "fused": (Fused, 6, {"qkv.weight": Scale(0.25), "qkv.bias": Scale(0.25), "out.weight": Scale(-0.25)}),
 }

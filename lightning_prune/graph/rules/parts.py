@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.graph._sizes import are_origins_known, bounds, have_own_attributes
+from lightning_prune.graph._sizes import END, are_origins_known, bounds, have_own_attributes
 from lightning_prune.graph.axes import Dim, Dims, Fixed
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.trace import Call
@@ -65,7 +65,10 @@ def drop_axis(call: Call, flow: Flow) -> Any:  # noqa: ANN401
 
 
 def resized(call: Call, flow: Flow) -> Dims:
-    """Slices: a part whose bounds are no constants is like a split; else an axis keeps its size from now on."""
+    """Slices: a part whose bounds are no constants is like a split; else an axis keeps its size from now on.
+
+    Of ``x[..., 1::2]``, the halves of interleaved rotary pairs, entries that stand together go together.
+    """
     node = call["self"]
     dims = list(flow.of(node))
     reason = f"{call.place} takes or adds a part of it"
@@ -73,8 +76,12 @@ def resized(call: Call, flow: Flow) -> Dims:
     stated = bounds(call["start"], call["end"]) if is_slice else ()
     can_follow = is_slice and are_origins_known(flow.trace.sizes.get((call.where, stated), ()))
     for axis, (before, after) in enumerate(zip(node.meta["val"].shape, call.output.shape, strict=True)):
-        dim = dims[axis]
-        if before != after and isinstance(dim, np.ndarray) and can_follow:
+        dim, step = dims[axis], call.get("step", 1)
+        has_stride = call.operator == "slice" and before == step * after and 0 <= (call["start"] or 0) < step
+        if before != after and isinstance(dim, np.ndarray) and has_stride and (call["end"] or END) >= END:
+            flow.tie(dim.reshape(-1, step))
+            dims[axis] = dim[call["start"] or 0 :: step]
+        elif before != after and isinstance(dim, np.ndarray) and can_follow:
             first, last = ((call[bound] or 0) for bound in ("start", "end"))
             start = first + dim.size if first < 0 else first
             _, dims[axis], _ = _parts(flow, dim, [start, after, dim.size - start - after])
