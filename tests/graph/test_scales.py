@@ -180,7 +180,10 @@ class Biased(Net):
 
 
 STAYS: list[tuple[Callable[[], nn.Module], str]] = [
-    (lambda: Net(lambda _: Constant()), "mean at first reduces it"),
+    (
+        lambda: Net(lambda _: Constant()),
+        "mean at first reduces it: add at first adds 0.01, which no attribute of its module holds",
+    ),
     (Beside, "rms_norm at norm normalises it"),
     (lambda: Elsewhere(nn.RMSNorm), "rms_norm at first normalises it"),
     (Biased, "rms_norm at last normalises it"),

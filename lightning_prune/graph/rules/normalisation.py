@@ -123,11 +123,12 @@ def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         name in ("linalg_vector_norm", "norm") and call.get("ord", call.get("p")) in (None, 1, 2)
     )
     # what nobody reads may have any value, such as the attention's weights averaged over heads
-    is_exact = not call.node.users
+    is_exact, why = not call.node.users, ""
     if call.node.all_input_nodes[0] in flow.vanishing:
         is_exact |= is_sum or (name == "mean" and flow.scale(call, mixed, flow.scales.of_mean(call)))
+        why = f": {flow.scales.of_mean(call).reason}" if name == "mean" and flow.scales.of_mean(call).reason else ""
     if not is_exact:
-        (flow.normalise if call.get("keepdim") and name in AVERAGES else flow.freeze)(mixed, reason)
+        (flow.normalise if call.get("keepdim") and name in AVERAGES else flow.freeze)(mixed, reason + why)
     first = call.output if isinstance(call.output, Tensor) else call.output[0]
     if first.dim() == len(dims):
         out: Dims = tuple(Fixed(reason) if axis in axes else dim for axis, dim in enumerate(dims))
