@@ -34,6 +34,22 @@ def cleaned(text: object) -> str:
     return "".join("\ufffd" if unicodedata.category(c) in barred and c not in "\n\t" else c for c in str(text))
 
 
+def escaped(text: object) -> str:
+    r"""Return a text in a line, controls in it as Python writes them: a name can forge no row and move no cursor.
+
+    Example:
+        >>> print(escaped("conv\n1"))
+        conv\n1
+    """
+    barred = ("Cc", "Cs", "Cf", "Zl", "Zp")
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in barred else c for c in str(text))
+
+
+def lines(text: object) -> str:
+    """Return :func:`escaped` of each line of a text."""
+    return "\n".join(map(escaped, str(text).split("\n")))
+
+
 def aligned(rows: Sequence[Sequence[str]], words: int = 1, remarks: int = 0, *, has_total: bool = False) -> str:
     """Return a table: the first row is its header, figures are flush right.
 
@@ -51,6 +67,7 @@ def aligned(rows: Sequence[Sequence[str]], words: int = 1, remarks: int = 0, *, 
         ------------
         in all     8
     """
+    rows = [[lines(cell) for cell in row] for row in rows]
     widths = [max(len(line) for row in rows for line in row[column].split("\n")) for column in range(len(rows[0]))]
     blocks = [
         "\n".join(

@@ -130,3 +130,8 @@ def test_a_notebook_shows_an_artifact(tmp_path: Path) -> None:
     assert rows["file"] == str(tmp_path / "net.pte")
     assert rows["sha256"] == artifact.sha256
     assert str(artifact).startswith(f"{tmp_path / 'net.pte'}\n  backend  ")
+
+
+def test_controls_in_a_table_are_escaped() -> None:
+    shown = aligned([("layer", "size"), ("conv\x1b[2J\r\u202e1", "8")])
+    assert shown.split("\n")[2] == r"conv\x1b[2J\r\u202e1     8"

@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,24 @@ def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     with reading(path):
+        check_size(path)
         found = torch.load(path, map_location="cpu", weights_only=not is_trusted)
     if not isinstance(found, dict):
         raise CheckpointError(no_checkpoint(path, found))
     return found
+
+
+def check_size(path: str | Path) -> None:
+    """Refuse a zip that unpacks to much more than it is: torch stores its tensors as they are.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > 2 * (size := Path(path).stat().st_size) + 2**24:
+            raise CheckpointError(f"{path} has {size:,} bytes and unpacks to {unpacked:,}: it was not read")
 
 
 def check_no_code(path: object, content: object) -> None:

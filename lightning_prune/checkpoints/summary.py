@@ -14,7 +14,10 @@ from lightning_prune.checkpoints.state import KEY, VERSION
 from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model.summary import is_blank
-from lightning_prune.tables import aligned
+from lightning_prune.tables import aligned, escaped
+
+_EXPANDED = 2**28
+"""Bytes up to which an expanded tensor is read as if it held them."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,12 @@ class CheckpointSummary:
         rows = [("tensor", "shape", "elements", "left", "")]
         for one in self.tensors:
             shape = "x".join(map(str, one.shape)) or "-"
-            rows.append((one.name, shape, f"{one.elements:,}", f"{one.left:.1%}", "masked" if one.is_masked else ""))
+            rows.append(
+                (escaped(one.name), shape, f"{one.elements:,}", f"{one.left:.1%}", "masked" if one.is_masked else "")
+            )
         rows.append(("in all", "", f"{self.elements:,}", f"{self.left:.1%}", ""))
-        facts = [f"  {name:<14}{text}" for name, text in self.facts.items()]
-        return "\n".join([str(self.path), *facts, "", aligned(rows, words=2, remarks=1, has_total=True)])
+        facts = [f"  {name:<14}{escaped(text)}" for name, text in self.facts.items()]
+        return "\n".join([escaped(self.path), *facts, "", aligned(rows, words=2, remarks=1, has_total=True)])
 
 
 def _left(tensors: Sequence[StoredTensor]) -> float:
@@ -111,6 +116,16 @@ def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> Check
         CheckpointError: it cannot be read, holds pickled objects, or no tensors.
     """
     checkpoint = read_checkpoint(path, is_trusted=is_trusted)
+    try:
+        return _summary(path, checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what was damaged or made up may be of any type and raise anything
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+        raise CheckpointError(f"{path} holds what no checkpoint of ours does ({reason}): take another file") from error
+
+
+def _summary(path: str | Path, checkpoint: Mapping[str, Any]) -> CheckpointSummary:
     state = checkpoint.get("state_dict", checkpoint)
     entry = checkpoint.get(KEY)
     masked = entry.get("masks", {}) if isinstance(entry, Mapping) else {}
@@ -121,7 +136,7 @@ def summarize_checkpoint(path: str | Path, *, is_trusted: bool = False) -> Check
         before = {}
     tensors = tuple(_stored(state, masked, before)) if isinstance(state, Mapping) else ()
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: name a checkpoint of Lightning's, or a state dict")
+        raise CheckpointError("it holds no tensors: name a checkpoint of Lightning's, or a state dict")
     return CheckpointSummary(Path(path), tensors, _facts(checkpoint))
 
 
@@ -129,7 +144,7 @@ def _stored(
     state: Mapping[str, Any], masks: Mapping[str, Tensor], before: Mapping[str, tuple[int, ...]]
 ) -> Iterator[StoredTensor]:
     """Yield what a state dict holds; in format 1, and in torch's own, masks stood beside ``weight_orig``."""
-    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     endings = {name.removesuffix("_orig") for name in tensors if name.endswith("_orig")}
     beside = {name: tensors[f"{name}_mask"] for name in endings if f"{name}_mask" in tensors}
     masked = {**masks, **beside}
@@ -137,16 +152,39 @@ def _stored(
         name = held_as.removesuffix("_orig") if held_as.removesuffix("_orig") in beside else held_as
         if name.removesuffix("_mask") in beside and name not in beside:
             continue
+        stored, size = tensor, tuple(tensor.shape) if not tensor.is_nested else ()
+        tensor = _values(name, tensor)
         if name in masked:
-            mask = masked[name]
+            mask = _values(f"the mask of {name}", masked[name])
             if tensor.shape != mask.shape:
                 shapes = f"shape {tuple(mask.shape)}, its weight {tuple(tensor.shape)}"
                 raise CheckpointError(f"the mask of {name} has {shapes}")
             tensor = tensor * mask.to(tensor.dtype)
-        shape, dense = tuple(tensor.shape), before.get(name)
+        shape, dense = size, before.get(name)
         removed_from = None if dense is None or dense == shape else math.prod(dense)
-        zeros = tensor.numel() - int(torch.count_nonzero(tensor))
-        yield StoredTensor(name, shape, tensor.numel(), zeros, name in masked, removed_from, is_blank(tensor))
+        zeros = stored.numel() - int(torch.count_nonzero(tensor))
+        yield StoredTensor(name, shape, stored.numel(), zeros, name in masked, removed_from, is_blank(tensor))
+
+
+def _values(name: str, tensor: object) -> Tensor:
+    """Return the values that a tensor holds: of a sparse one those that are there, of a quantized one what they mean.
+
+    Raises:
+        CheckpointError: it has none, or claims more than it holds.
+    """
+    if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_nested:
+        kind = type(tensor).__name__ if not isinstance(tensor, Tensor) else "nested" if tensor.is_nested else "meta"
+        raise CheckpointError(f"{name} is a {kind} tensor, whose values cannot be counted: store it as a plain one")
+    if tensor.layout is torch.sparse_coo:
+        return tensor.coalesce().values()
+    if tensor.layout is not torch.strided:
+        return tensor.values()
+    size, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > max(held, _EXPANDED):  # by strides of 0, whatever was done with it would take that much
+        raise CheckpointError(f"{name} claims {size:,} bytes and holds {held:,}: store it with contiguous()")
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
+    is_small_float = tensor.is_floating_point() and tensor.element_size() == 1  # counts for no float8 (torch 2.13)
+    return tensor.float() if is_small_float else tensor
 
 
 def _facts(checkpoint: Mapping[str, Any]) -> dict[str, str]:

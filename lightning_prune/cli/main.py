@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_prune._version import __version__
 from lightning_prune.cli import _backends, _commands
 from lightning_prune.errors import PruningError
+from lightning_prune.tables import lines
 
 _DESCRIPTION = """\
 Prune trained models, export them to verified ExecuTorch files, and look at such files.
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PruningError, ValueError, TypeError, OSError, ImportError) as error:
         if chosen.traceback:
             raise
-        sys.stderr.write(f"lightning-prune {chosen.command}: error: {error}\n")
+        sys.stderr.write(f"lightning-prune {chosen.command}: error: {lines(error)}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,5 +1,9 @@
+import copy
 import pickle
+import random
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ from support import AfterStep, Net, loader, trainer
 
 from lightning_prune import Channel, Element, Linear, OneShot, PruningCallback, Recipe, summarize
 from lightning_prune.checkpoints.files import read_checkpoint
-from lightning_prune.checkpoints.state import KEY, describe
+from lightning_prune.checkpoints.state import KEY, VERSION, describe
 from lightning_prune.checkpoints.summary import summarize_checkpoint
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
@@ -128,3 +132,126 @@ class TestBadFiles:
             summarize_checkpoint(tmp_path)
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             summarize_checkpoint(tmp_path / "a.ckpt")
+
+
+class TestFilesOfOthers:
+    @pytest.mark.parametrize(
+        ("tensor", "zeros"),
+        [
+            (torch.eye(4).to_sparse(), 12),
+            (torch.eye(4).to(torch.float8_e4m3fn), 12),
+            (torch.eye(4).to(torch.bfloat16), 12),
+            (torch.eye(4).to(torch.complex64), 12),
+        ],
+        ids=["sparse", "float8", "bfloat16", "complex"],
+    )
+    def test_every_kind_of_tensor_has_a_row(self, tensor: torch.Tensor, zeros: int, tmp_path: Path) -> None:
+        torch.save({"state_dict": {"x": tensor, 3: torch.ones(2)}}, tmp_path / "last.ckpt")
+        first, second = summarize_checkpoint(tmp_path / "last.ckpt").tensors
+        assert (first.shape, first.elements, first.zeros) == ((4, 4), 16, zeros)
+        assert (second.name, second.elements) == ("3", 2)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of what it makes and reads
+    def test_so_has_a_quantized_one(self, tmp_path: Path) -> None:
+        tensor = torch.quantize_per_tensor(torch.eye(4), 0.5, 0, torch.qint8)
+        torch.save({"state_dict": {"x": tensor}}, tmp_path / "last.ckpt")
+        assert summarize_checkpoint(tmp_path / "last.ckpt").zeros == 12
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"x": torch.ones(3, device="meta")}, "x is a meta tensor"),
+            ({"x": torch.ones(1).expand(2**40)}, "x claims 4,398,046,511,104 bytes and holds 4"),
+            ({"x_orig": torch.ones(3), "x_mask": torch.ones(1, device="meta")}, "the mask of x is a meta tensor"),
+            ({"x": torch.ones(3), "lightning_prune": {"masks": {"x": 3}}}, "no checkpoint of ours|is a int tensor"),
+        ],
+    )
+    def test_what_has_no_values_is_refused_by_name(self, content: dict[str, Any], message: str, tmp_path: Path) -> None:
+        held = {"state_dict": content, "lightning_prune": content.pop("lightning_prune", None)}
+        torch.save(held, tmp_path / "last.ckpt")
+        with pytest.raises(CheckpointError, match=rf"last.ckpt.*({message})"):
+            summarize_checkpoint(tmp_path / "last.ckpt")
+
+    def test_a_zip_that_unpacks_to_much_more_is_not_read(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {"x": torch.zeros(2**24)}}, tmp_path / "plain.ckpt")
+        with (
+            zipfile.ZipFile(tmp_path / "plain.ckpt") as plain,
+            zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as bomb,
+        ):
+            for name in plain.namelist():
+                bomb.writestr(name, plain.read(name))
+        summarize_checkpoint(tmp_path / "plain.ckpt")
+        with pytest.raises(CheckpointError, match=r"bomb.ckpt has [\d,]+ bytes and unpacks to 67,10\d,\d+: it was not"):
+            summarize_checkpoint(tmp_path / "bomb.ckpt")
+
+    def test_a_name_forges_no_row(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {"x\ny  1  1\x1b[2J\u202e": torch.ones(2)}}, tmp_path / "last.ckpt")
+        shown = str(summarize_checkpoint(tmp_path / "last.ckpt"))
+        assert r"x\ny  1  1\x1b[2J\u202e" in shown
+        assert "\x1b" not in shown
+
+    @pytest.mark.slow
+    def test_mutated_files_raise_no_bare_error(self, tmp_path: Path) -> None:
+        """2,000 checkpoints with a value replaced, and as many with bytes changed; seeded."""
+        drawn, path = random.Random(18), tmp_path / "last.ckpt"
+        torch.save(
+            {
+                "state_dict": {"a.weight": torch.ones(3, 2), "b_orig": torch.ones(3), "b_mask": torch.ones(3)},
+                "epoch": 3,
+                "hyper_parameters": {"width": 3},
+                KEY: {
+                    "version": VERSION,
+                    "masks": {"a.weight": torch.ones(3, 2, dtype=torch.bool)},
+                    "compaction": '{"format": "lightning_prune.compaction", "version": 2, "shapes": {"a": [3, 2]},'
+                    ' "removals": {}, "attributes": {}}',
+                    "run": {"is_done": False, "step": 3, "recipes": [{"criterion": "Magnitude"}]},
+                },
+            },
+            path,
+        )
+        good, data = torch.load(path), path.read_bytes()
+        odd = [
+            None,
+            3,
+            -1,
+            1e400,
+            "x",
+            "[" * 10_000,
+            b"",
+            [],
+            {},
+            {3: {}},
+            True,
+            torch.ones(2),
+            torch.ones(2).to_sparse(),
+        ]
+        read = 0
+        for _ in range(2000):
+            content = copy.deepcopy(good)
+            place: Any = content
+            while True:
+                key = drawn.choice(list(place))
+                if not isinstance(place[key], dict) or not place[key] or drawn.random() < 0.2:
+                    break
+                place = place[key]
+            place[key] = drawn.choice(odd)
+            torch.save(content, path)
+            read += is_read(path)
+        for _ in range(2000):
+            changed = bytearray(data)
+            for _ in range(drawn.randint(1, 20)):
+                changed[drawn.randrange(len(data))] = drawn.randrange(256)
+            path.write_bytes(changed[: drawn.choice([len(data), drawn.randrange(len(data))])])
+            read += is_read(path)
+        assert 0 < read < 4000
+
+
+def is_read(path: Path) -> bool:
+    """Whether a file is read and printed; any error but the one that names it goes on."""
+    try:
+        str(summarize_checkpoint(path))
+    except CheckpointError as error:
+        if path.name not in str(error):
+            raise AssertionError("the error does not name the file") from error
+        return False
+    return True
