@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.deploy.rewriting.editing import Editor
+from lightning_prune.deploy.rewriting.editing import Editor, calls
 
 _SMALL = 2**16
 """Bytes that a stored result may always take."""
@@ -132,6 +132,25 @@ def fold_constants(program: ExportedProgram) -> int:
         node.replace_all_uses_with(new, delete_user_cb=lambda user, used=used: user in used)
         changed += 1
     editor.finish()
+    return changed
+
+
+def fold_weights(program: ExportedProgram) -> int:
+    """Store the weights that are computed from parameters, as weight norm has them, before a quantization.
+
+    They become parameters, since torchao 0.18 folds a batch norm into such alone ("Expected get_attr node"):
+    https://github.com/pytorch/ao/blob/v0.18.0/torchao/quantization/pt2e/utils.py#L922
+    """
+    layers = [n for n in calls(program) if "conv" in str(n.target) or "linear" in str(n.target)]
+    weights = [layer.args[1] for layer in layers if len(layer.args) > 1]
+    if not any(isinstance(weight, Node) and weight.op == "call_function" for weight in weights):
+        return 0
+    changed, kernels = fold_constants(program), _kernels(program)
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.CONSTANT_TENSOR and spec.arg.name in kernels:
+            spec.kind = InputKind.PARAMETER
+            name = str(spec.target)
+            program.state_dict[name] = nn.Parameter(program.constants.pop(name), requires_grad=False)
     return changed
 
 

@@ -74,17 +74,19 @@ def average_pool(editor: Editor, node: Node) -> Node | None:
     covers = all(isinstance(n, int) and k >= n for k, n in zip(_pair(kernel), shape_of(x)[2:], strict=True))
     if covers and shape_of(node)[2:] == [1, 1] and not (high or wide):
         return editor.put(aten.mean.dim, x, list(_IMAGE), True)
-    if arguments["ceil_mode"] or not counted:
+    spaces = zip(shape_of(x)[2:], (high, wide), _pair(kernel), _pair(stride or kernel), strict=True)
+    whole = [(n + 2 * pad - size) // step + 1 if isinstance(n, int) else None for n, pad, size, step in spaces]
+    if (arguments["ceil_mode"] and shape_of(node)[2:] != whole) or (not counted and (high or wide)):
         return None
     if high or wide:
         x = editor.put(aten.constant_pad_nd.default, x, [wide, wide, high, high], 0.0)
     return editor.put(aten.avg_pool2d.default, x, kernel, stride or kernel, [0, 0], False, False)
 
 
-def max_pool(editor: Editor, node: Node) -> Node | None:
-    """Max pooling without a stride with that of its window, which ExecuTorch 1.4.1 looks for in every call.
+def with_stride(editor: Editor, node: Node) -> Node | None:
+    """Pooling without a stride with that of its window, which ExecuTorch 1.4.1 looks for in every call.
 
-    https://github.com/pytorch/executorch/issues/21488
+    https://github.com/pytorch/executorch/issues/21488; Core ML's converter does the same for sequences.
     """
     arguments = arguments_of(node)
     return (
@@ -152,5 +154,8 @@ REDUCTIONS: dict[Any, Rule] = {
     aten.prelu.default: prelu,
 }
 """What XNNPACK reduces over an image alone."""
-POOLING: dict[Any, Rule] = {aten.mean.dim: pooled, aten.max_pool2d.default: max_pool}
+POOLING: dict[Any, Rule] = {
+    aten.mean.dim: pooled,
+    **dict.fromkeys((aten.max_pool1d.default, aten.max_pool2d.default, aten.avg_pool1d.default), with_stride),
+}
 """Pooling in the words that every backend has and quantizers know."""

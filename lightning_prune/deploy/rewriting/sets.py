@@ -5,20 +5,22 @@ from collections.abc import Sequence
 from torch.export import ExportedProgram
 
 from lightning_prune.deploy.rewriting.attention import ATTENTION, PRODUCTS
-from lightning_prune.deploy.rewriting.constants import fold_constants
+from lightning_prune.deploy.rewriting.constants import fold_constants, fold_weights
 from lightning_prune.deploy.rewriting.editing import Rewrite, by_operator
 from lightning_prune.deploy.rewriting.functional import any_strides, functional
 from lightning_prune.deploy.rewriting.infinities import FILLS, INFINITIES
+from lightning_prune.deploy.rewriting.moves import with_one_scale
 from lightning_prune.deploy.rewriting.reductions import POOLING, REDUCTIONS, SEQUENCES
 from lightning_prune.deploy.rewriting.refusing import refuse_volumes
 from lightning_prune.deploy.rewriting.shapes import SHAPES
 
-DEFAULT: Sequence[Rewrite] = (refuse_volumes, by_operator(POOLING))
+DEFAULT: Sequence[Rewrite] = (refuse_volumes, fold_weights, by_operator(POOLING))
 """What is done for every backend."""
 FOR_XNNPACK: Sequence[Rewrite] = (
     fold_constants,
     by_operator(ATTENTION | PRODUCTS | REDUCTIONS | SEQUENCES | FILLS),
     by_operator(SHAPES),
+    with_one_scale,
 )
 """What XNNPACK would leave outside, in the operators that it has."""
 FOR_VULKAN: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | SEQUENCES | INFINITIES))

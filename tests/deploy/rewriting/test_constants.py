@@ -12,7 +12,8 @@ from torch.export import Dim
 
 from lightning_prune.deploy import Int8, Int8Dynamic, RuntimeModel, export
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
-from lightning_prune.deploy.executorch.lowering import lower
+from lightning_prune.deploy.executorch.lowering import graph_of, lower
+from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.rewriting import rewritten
 from lightning_prune.deploy.rewriting.constants import fold_constants
@@ -220,3 +221,13 @@ class TestConstants:
 
     def test_a_constant_output(self):
         changed(Call(lambda part, x: (x, part.weight * 2, part.weight), nn.Linear(2, 2)), (torch.zeros(3),))
+
+
+@needs_executorch
+def test_weight_norm_and_batch_norm_become_integers_together() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 8, 3))
+    model = nn.Sequential(normed, nn.BatchNorm1d(8), nn.ReLU()).eval()
+    graph = graph_of(EagerModel(model), [torch.randn(1, 3, 9)], XNNPACK(quantization=Int8([torch.randn(16, 3, 9)])))
+    assert "batch_norm.default" not in operators(graph.program)
+    assert graph.quantized is not None
+    assert list(graph.quantized.sqnr) == ["0"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rewriting_cases import FOR_VULKAN, FOR_XNNPACK, IMAGE, TOKENS, Call, changed, traced
 from torch import Tensor, nn
 
-from lightning_prune.deploy.backends import XNNPACK
+from lightning_prune.deploy.backends import XNNPACK, Vulkan
 from lightning_prune.deploy.rewriting import Rewrite, rewritten
 
 
@@ -39,6 +39,21 @@ class TestReductions:
     def test_one_window_over_everything_is_a_mean(self):
         assert changed(nn.AvgPool2d(9, ceil_mode=True), (torch.randn(IMAGE),)) == {"mean.dim"}
         assert changed(nn.AvgPool2d(3, ceil_mode=True), (torch.randn(IMAGE),)) == {"avg_pool2d.default"}
+
+    def test_a_ceiling_that_changes_nothing_is_left_out(self) -> None:
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        program = rewritten(traced(pool, (torch.randn(IMAGE),)), FOR_XNNPACK)
+        (node,) = (n for n in program.graph.nodes if n.op == "call_function")
+        assert node.args[1:] == ([2, 2], [2, 2], [0, 0], False, False)
+        torch.testing.assert_close(program.module(check_guards=False)(x := torch.randn(IMAGE)), pool(x))
+
+    @pytest.mark.parametrize("pool", [F.max_pool1d, F.avg_pool1d, F.max_pool2d])
+    def test_pooling_without_a_stride_is_given_one(self, pool: Any) -> None:
+        x = torch.randn(IMAGE if pool is F.max_pool2d else TOKENS)
+        program = rewritten(traced(Call(lambda x: pool(x, 2)), (x,)), Vulkan().rewrites())
+        (node,) = (n for n in program.graph.nodes if n.op == "call_function")
+        assert list(node.args[2]) == list(node.args[1])
+        torch.testing.assert_close(program.module(check_guards=False)(x), pool(x, 2))
 
     @pytest.mark.parametrize("rewrites", [FOR_XNNPACK, FOR_VULKAN])
     @pytest.mark.parametrize("count", [1, 3, 5, 8])
