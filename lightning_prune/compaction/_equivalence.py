@@ -170,9 +170,10 @@ def _run(model: nn.Module, inputs: Arguments) -> list[Tensor]:
         with kept_state(model) as changed:
             outputs = list(tensors_in(model(*args, **kwargs)))
             if changed():
+                outputs = [output.clone() for output in outputs]  # one may be a buffer itself
                 # what a call leaves in a buffer shows in the calls after it
                 args, kwargs = _map_tensors(lambda tensor: tensor.detach().clone(), inputs)
-                outputs += tensors_in(model(*args, **kwargs))
+                outputs += [output.clone() for output in tensors_in(model(*args, **kwargs))]
     if not outputs:
         raise TypeError(f"{type(model).__name__} returns no tensor that could be compared")
     return outputs

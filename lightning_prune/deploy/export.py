@@ -35,7 +35,7 @@ from lightning_prune.deploy.interrupts import interruptible
 from lightning_prune.deploy.program.arguments import check_model, checked_labels, program_path
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
-from lightning_prune.deploy.program.eager import folded_copy, isolated
+from lightning_prune.deploy.program.eager import folded_copy, isolated, state_of
 from lightning_prune.deploy.program.loaders import OwnData, OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.picture import Picture, check_picture
@@ -165,6 +165,7 @@ def export(
             verification=made.verification,
             sources={e.name: Method(e.eager.method, None, preprocess=e.preprocess) for e in further},
             data=tuple(DataFile(target, **file_facts(file)) for file, target in files.weights),
+            state=tuple(state_of({name: each.entry.eager for name, each in traced.items()})),
             labels=labels,
             preprocessing=preprocess,
             picture=picture,
@@ -249,7 +250,7 @@ class _Making:
         if self.backend.runs_here:
             self.taken = {name for each in programs for name in taken_by_backend(lowered.exported_program(each))}
         notes = outside_notes(lowered, self.backend, tuple(programs))
-        save(lowered, files.program, files.data)
+        save(lowered, files.program, files.data, self._first())
         with ThreadPoolExecutor(2) as beside:  # hash and deflate while the file runs in the other process
             facts = beside.submit(file_facts, files.program)
             zipped = beside.submit(zipped_size, files.program, *([files.data] if files.data else []))
@@ -261,6 +262,11 @@ class _Making:
             )
         return _Made(facts.result(), zipped.result(), verification, (*notes, *of_run))
 
+    def _first(self) -> dict[str, list[str]]:
+        """Return the buffers of each method that begin with something else than zeros."""
+        eager = {name: method.entry.eager for name, method in self.traced.items()}
+        return {name: [b for b in each.state if bool(each.get_buffer(b).any())] for name, each in eager.items()}
+
     def _verified(self) -> tuple[Verification, tuple[str, ...]]:
         """Run the file, in another process, beside the eager model; of a backend that cannot run here its graph."""
         files, backend = self.files, self.backend
@@ -269,7 +275,7 @@ class _Making:
         try:
             if not backend.runs_here:
                 path, data, executed = reference, None, Portable()
-                save(lower(_programs(self.traced), executed, self.constants), path)
+                save(lower(_programs(self.traced), executed, self.constants), path, first=self._first())
             with CHILD.releasing():
                 forward, *further = (_candidate(method, path, data, executed) for method in self.traced.values())
                 candidates = [replace(forward, own=self.own), *further]
@@ -313,7 +319,10 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
 
     entry, quantized = method.entry, method.graph.quantized
     samples, of_graph = ((), ()) if quantized is None else (quantized.samples, quantized.outputs)
-    return Candidate(entry.name, run, entry.eager, method.spec, entry.inputs, ends(method.spec), samples, of_graph)
+    sizes = ends(method.spec)
+    return Candidate(
+        entry.name, run, entry.eager, method.spec, entry.inputs, sizes, samples, of_graph, reset=program.reset
+    )
 
 
 def _fixed(forward: EntryPoint) -> tuple[str, ...]:

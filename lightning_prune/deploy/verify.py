@@ -183,7 +183,7 @@ def _candidate(program: RuntimeModel, entry: EntryPoint) -> Candidate:
     # Without a manifest only the largest sizes are known: the file itself does not say from which size on it works.
     sizes = {where: shape for where, shape in ends(spec).items() if program.manifest is not None or where == LARGEST}
     samples = [entry.inputs] if _is_quantized(program) else []
-    return Candidate(entry.name, program, entry.eager, spec, entry.inputs, sizes, samples)
+    return Candidate(entry.name, program, entry.eager, spec, entry.inputs, sizes, samples, reset=program.reset)
 
 
 def _is_quantized(program: RuntimeModel) -> bool:

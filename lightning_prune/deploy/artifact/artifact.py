@@ -66,6 +66,7 @@ class Artifact(Tabular):
         sources: where further methods are in the model, and what is folded in before them, by method.
         verification: what was measured when the file ran beside the eager model.
         data: the .ptd with the weights, where they are apart.
+        state: what the program keeps from call to call: name, shape, dtype, first values and the methods that write it.
         labels: names of the classes, if given.
         preprocessing: that is folded in before the first input of ``forward``, if given.
         picture: how an app makes a camera's picture into that input, if given.
@@ -87,6 +88,7 @@ class Artifact(Tabular):
     verification: Verification
     sources: Mapping[str, Method] = dataclasses.field(default_factory=dict)
     data: tuple[DataFile, ...] = ()
+    state: tuple[Mapping[str, Any], ...] = ()
     labels: tuple[str, ...] | None = None
     preprocessing: Normalize | None = None
     picture: Picture | None = None
@@ -152,6 +154,8 @@ class Artifact(Tabular):
             of = "" if name == "forward" else f" of {name}"
             rows[f"inputs{of}"] = ", ".join(map(str, spec.inputs))
             rows[f"outputs{of}"] = ", ".join(map(str, spec.outputs))
+        if self.state:
+            rows["state"] = ", ".join(f"{each['name']} {tuple(each['shape'])} {each['dtype']}" for each in self.state)
         rows |= {"quantized": "; ".join(map(str, self.quantized.values()))} if self.quantized else {}
         bounds, ratio = self.verification.bounds, ""
         accepted = [] if bounds.tolerance is None else [f"tolerance {bounds.tolerance:g}"]
@@ -207,6 +211,7 @@ class Artifact(Tabular):
             "zipped_bytes": self.zipped_bytes,
             "data": [data.to_json() for data in self.data],
             "methods": methods,
+            **({"state": [dict(each) for each in self.state]} if self.state else {}),
             **labels,
             **preprocessing,
             **({} if self.picture is None else {"picture": self.picture.to_json()}),

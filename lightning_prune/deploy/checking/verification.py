@@ -1,7 +1,7 @@
 """The verdict on a file: every method of it run beside the eager model, on the same inputs, output by output."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from lightning_prune.deploy.checking.cases import Case, cases, described
 from lightning_prune.deploy.checking.comparison import FOR_EXPORT, Bounds, Differences, OutputError, Remedies
+from lightning_prune.deploy.checking.in_step import compare_in_step, sequences
 from lightning_prune.deploy.program.arguments import check_loader
 from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.loaders import NO_SAMPLES, Function, OwnSamples, run_in_chunks, split_batch
@@ -105,6 +106,7 @@ class Candidate:
         samples: of a quantized method: inputs like those that it was calibrated on, in the place of ``inputs``.
         of_graph: what the quantized graph makes of the samples, where it is at hand.
         own: samples of the model's own data.
+        reset: lets the program begin from its first state.
     """
 
     name: str
@@ -116,6 +118,13 @@ class Candidate:
     samples: Sequence[Sequence[Tensor]] = ()
     of_graph: Sequence[Sequence[Tensor]] = ()
     own: OwnSamples = NO_SAMPLES
+    reset: Callable[[], None] = lambda: None
+
+    def afresh(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """Run the program from its first state, if it has a memory."""
+        if self.eager.state:
+            self.reset()
+        return self.program(*inputs)
 
 
 @dataclass(frozen=True)
@@ -159,15 +168,24 @@ def judged(
         inputs = described(compared, method.own) if is_forward else inputs
         data = (batches, metric) if is_forward else (None, None)
         try:
+            in_step = _in_step(method, bounds, remedies) if method.eager.state else {}
             errors[method.name], result = compare_with(
-                method.program, method.eager.run, compared, method.spec, bounds, *data, method.sizes, remedies
+                method.afresh, method.eager.run, compared, method.spec, bounds, *data, method.sizes, remedies
             )
         except VerificationError as error:
             raise type(error)(str(error) if is_forward else f"method {method.name!r}: {error}") from error
+        errors[method.name] |= {name: error.worse(errors[method.name][name]) for name, error in in_step.items()}
         shown = result if is_forward else shown
         notes += unfit
     found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics, inputs)
     return found, tuple(dict.fromkeys(notes))
+
+
+def _in_step(method: Candidate, bounds: Bounds, remedies: Remedies) -> dict[str, OutputError]:
+    """Compare a method with a memory over sequences of calls."""
+    both = sequences(method.eager, method.inputs, method.samples)
+    names = [output.name for output in method.spec.outputs]
+    return compare_in_step(method.program, method.reset, method.eager, both, names, bounds, remedies)
 
 
 def compare_with(

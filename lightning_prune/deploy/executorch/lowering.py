@@ -26,6 +26,7 @@ from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.rewriting import apart, rewritten
 from lightning_prune.errors import ExportError, PruningError
 from lightning_prune.graph.recordable import recordable
+from lightning_prune.model.state import kept_state
 
 _TAG = "weights"
 _LINES = 3
@@ -92,7 +93,7 @@ def graph_of(
     """
     backend.check(inputs, shapes)
     try:
-        with quiet_lowering(), recordable():
+        with quiet_lowering(), recordable(), kept_state(eager):
             program = torch.export.export(eager, tuple(inputs), dynamic_shapes=None if shapes is None else (shapes,))
     except Exception as error:
         if (refusal := trace_refusal(str(error), names, shapes)) is not None:
@@ -100,14 +101,38 @@ def graph_of(
         raise ExportError(
             f"{eager} cannot be traced by torch.export on {describe(inputs)}{origin(error)}: {first_line(error)}"
         ) from error
+    if eager.state:
+        _check_kept(eager, program)
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         program = rewritten(program, backend.rewrites())
     if quantize is None and backend.quantization is not None:
         quantize = backend.quantization.quantize
-    quantized = None if quantize is None else quantize(program, inputs)
-    program = program if quantized is None else quantized.program
+    with kept_state(eager):
+        quantized = None if quantize is None else quantize(program, inputs)
+    if quantized is not None:
+        program = quantized.program
+        # the samples of the calibration have gone through the graph, and through its own copies of the state
+        held = {**program.constants, **program.state_dict}
+        for name in held.keys() & set(eager.state):
+            held[name].copy_(eager.get_buffer(name))
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         return Graph(rewritten(program, backend.late_rewrites()), quantized)
+
+
+def _check_kept(eager: EagerModel, program: ExportedProgram) -> None:
+    """Check that what a call leaves in buffers is in the trace too.
+
+    Raises:
+        ExportError: it is not.
+    """
+    with quiet_lowering():
+        signature = program.run_decompositions({}).graph_signature
+    if lost := [name for name in eager.state if name not in signature.buffers_to_mutate.values()]:
+        name = lost[0].removeprefix("model.")
+        raise ExportError(
+            f"{name}: {eager} changes this buffer in a way that torch.export does not see, such as self.{name}.data ="
+            f" …: the program would never change it. Write self.{name}.copy_(…) instead"
+        )
 
 
 def with_external_weights(program: ExportedProgram, inputs: Sequence[Tensor]) -> ExportedProgram:
@@ -189,22 +214,26 @@ def lower(
     return lowered
 
 
-def save(lowered: Lowered, path: Path, data_path: Path | None = None) -> None:
+def save(
+    lowered: Lowered, path: Path, data_path: Path | None = None, first: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Write the program to a file, and its weights to another one where that is asked for.
 
     Args:
         lowered: what :func:`lower` returned.
         path: of the program.
         data_path: of the weights; None: they are in the program.
+        first: by method, the buffers whose first values are not zero: ExecuTorch stores none by itself.
 
     Raises:
         ExportError: it cannot be serialised, a file cannot be written, or there is no weight to write apart.
     """
     config = imported("executorch.exir").ExecutorchBackendConfig
     with _wrapped("ExecuTorch cannot serialise the program", None), quiet_lowering():
-        program = lowered.to_executorch() if data_path is None else lowered.to_executorch(
-            config(external_constants=lambda _: _TAG)
-        )  # fmt: skip
+        options: dict[str, Any] = {} if data_path is None else {"external_constants": lambda _: _TAG}
+        if stored := {name for names in (first or {}).values() for name in names}:
+            options["passes"] = [_first_values(lowered, first or {}, stored)]
+        program = lowered.to_executorch(config(**options))
     with writing(path), path.open("wb") as file:
         program.write_to_file(file)
     if data_path is None:
@@ -219,6 +248,23 @@ def save(lowered: Lowered, path: Path, data_path: Path | None = None) -> None:
                 " in a .ptd: leave external_weights out, or export with XNNPACK() or Portable()"
             )
         written[0].replace(data_path)
+
+
+def _first_values(lowered: Lowered, methods: Collection[str], stored: Collection[str]) -> Any:  # noqa: ANN401
+    """Return a pass that lets the first values of buffers be written, by their exact names.
+
+    ExecuTorch's own goes by parts of names (1.4.1, exir/passes/init_mutable_pass.py).
+    """
+    signatures = [lowered.exported_program(method).graph_signature for method in methods]
+    inputs = {node for each in signatures for node, name in each.inputs_to_buffers.items() if name in stored}
+
+    class FirstValues(imported("executorch.exir.pass_base").ExportPass):
+        def placeholder(self, name: str, arg: Any, meta: Any) -> Any:  # noqa: ANN401
+            if name in inputs:
+                meta["et_init_buffer"] = True
+            return super().placeholder(name, arg, meta)
+
+    return FirstValues()
 
 
 def outside_notes(lowered: Lowered, backend: Backend, methods: Sequence[str] = ("forward",)) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ def quiet_lowering() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"(open_text|read_text|read_binary) is deprecated")
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         warnings.filterwarnings("ignore", message=r"Function _TORCH_OPS_REGISTRY\.\w+ is deprecated")
+        # first values other than zeros are stored here
+        warnings.filterwarnings("ignore", message="Mutation on a buffer in the model is detected")
         # coremltools tries with numpy which constants have a place in float16
         warnings.filterwarnings("ignore", message="overflow encountered in cast", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message="This API is experimental and subject to change without notice")

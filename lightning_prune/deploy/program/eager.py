@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from lightning_prune.deploy.program.signature import describe, flatten_outputs
+from lightning_prune.deploy.program.signature import describe, dtype_name, flatten_outputs
 from lightning_prune.deploy.program.structure import Arguments, is_record, named_leaves
 from lightning_prune.errors import ExportError
 from lightning_prune.model.example import Example, Inputs, example_of, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
+from lightning_prune.model.state import kept_state
 from lightning_prune.model.summary import single
 
 
@@ -45,6 +46,8 @@ class EagerModel(nn.Module):
         self.method = method
         self.preprocess = preprocess
         self.arguments = arguments
+        self.state: tuple[str, ...] = ()
+        """Names of the buffers that a call changes, as seen when it ran on its example."""
 
     def __str__(self) -> str:
         return type(self.model).__name__ + ("" if self.method == "forward" else f".{self.method}")
@@ -76,18 +79,49 @@ class EagerModel(nn.Module):
         return tuple(leaf for _, leaf in named_leaves(self.function(*call.args, **call.kwargs)))
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the same for inputs that the model may change in place.
+        """Return the same for inputs that the model may change in place, from its first state, which stays.
 
         Raises:
             ExportError: the model rejects them.
         """
         try:
-            return self(*(x.clone() for x in inputs))
+            return self.in_step([inputs])[0]
         except Exception as error:
             raise ExportError(
                 f"{self} rejects {describe(inputs)}, which the program takes: {error}; give inputs that both take, and"
                 " let sizes vary no further than the model can"
             ) from error
+
+    def in_step(
+        self,
+        steps: Sequence[Sequence[Tensor]],
+        *,
+        first: Mapping[str, Tensor] | None = None,
+        before: Callable[[Sequence[Tensor]], object] = lambda _: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> list[tuple[Tensor, ...]]:
+        """Return the outputs of calls in a row; the model's buffers are afterwards as they were.
+
+        Args:
+            steps: inputs of each call.
+            first: state to begin from; None: what the buffers hold.
+            before: done before each call, with its inputs.
+            after: done after each call.
+        """
+        outputs = []
+        with kept_state(self):
+            self.set_state(first or {})
+            for step in steps:
+                before([x.clone() for x in step])
+                # an output may be a buffer itself, which the next call overwrites
+                outputs.append(tuple(y.clone() for y in self(*(x.clone() for x in step))))
+                after()
+        return outputs
+
+    def set_state(self, values: Mapping[str, Tensor]) -> None:
+        """Let buffers hold these values, in place."""
+        for name, value in values.items():
+            self.get_buffer(name).copy_(value)
 
 
 @contextmanager
@@ -100,6 +134,24 @@ def isolated() -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
     ):
         yield
+
+
+def state_of(methods: Mapping[str, EagerModel]) -> list[dict[str, Any]]:
+    """Return what methods keep from call to call as plain values: name, shape, dtype, first values, which write it."""
+    writers: dict[str, list[str]] = {}
+    for method, eager in methods.items():
+        for name in eager.state:
+            writers.setdefault(name, []).append(method)
+    return [
+        {
+            "name": name.removeprefix("model."),
+            "shape": list((first := methods[names[0]].get_buffer(name)).shape),
+            "dtype": dtype_name(first.dtype),
+            "first": "stored" if bool(first.any()) else "zeros",
+            "methods": names,
+        }
+        for name, names in writers.items()
+    ]
 
 
 def folded_copy(model: nn.Module) -> nn.Module:
@@ -199,7 +251,9 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
     versions = [x._version for x in given]
     try:
         call = eager.filled(given)
-        outputs = eager.function(*call.args, **call.kwargs)
+        with kept_state(eager) as changed:
+            outputs = eager.function(*call.args, **call.kwargs)
+            eager.state = changed()
     except Exception as error:
         raise ExportError(
             f"{eager} rejects the example inputs {describe(given)}: {error}; pass example_inputs= that its"
@@ -213,13 +267,13 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
     return flatten_outputs(outputs)
 
 
-def random_like(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return inputs of the same shapes, the same at each call.
+def random_like(inputs: Sequence[Tensor], seed: int = 0) -> tuple[Tensor, ...]:
+    """Return inputs of the same shapes, the same at each call with a seed.
 
     Floating ones are uniform over the range of the given, or standard normal where that is a single value; bytes are
     uniform over 0 to 255, as in an image; all others are the given.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def drawn(x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:

@@ -151,6 +151,10 @@ class RuntimeModel:
         """
         return lambda runs: reduce(self._ask("turn", inputs=prepared, runs=runs))
 
+    def reset(self) -> None:
+        """Let what the program keeps in buffers be what it was at first; the next call reads the file again."""
+        self.unload()
+
     def unload(self) -> None:
         """Let go of the program; the next call reads the file again."""
         CHILD.release([self._number])

@@ -1,0 +1,122 @@
+"""A program with a memory agrees with its model call by call, and what is wrong with its state is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.deploy import export, load_manifest, verify
+from lightning_prune.deploy.runtime.model import RuntimeModel
+from lightning_prune.errors import ExportError, VerificationError
+
+pytest.importorskip("executorch")
+X = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Average(nn.Module):
+    """A running average of features that begins at 2, and faults of it."""
+
+    mean: Tensor
+
+    def __init__(self, fault: str = "", first: float = 2.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fault = fault
+        self.i, self.o = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.register_buffer("mean", torch.full((1, 12), first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.i(x).relu()
+        new = self.mean * 0.9 + seen * 0.1
+        if self.fault == "twice":
+            new = new * 0.9 + seen * 0.1
+        if self.fault == "data":
+            self.mean.data = new
+        elif self.fault != "dropped":
+            written = new.roll(1, 1) if self.fault == "slot" else new
+            self.mean.copy_(written * (1.5 if self.fault == "drift" else 1))
+        return self.o(new)
+
+
+class Late(Average):
+    """The average of the call before the last."""
+
+    older: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("older", torch.full((1, 12), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.mean * 0.9 + self.i(x).relu() * 0.1
+        self.mean.copy_(self.older + 0)
+        self.older.copy_(new)
+        return self.o(new)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("state") / "average.pte"
+    model = Average().eval()
+    artifact = export(model, path, example_inputs=X)
+    assert artifact.max_abs_error <= 1e-6
+    assert bool((model.mean == 2).all())
+    return path
+
+
+def test_the_manifest_lists_the_state(program: Path):
+    state = {"name": "mean", "shape": [1, 12], "dtype": "float32", "first": "stored", "methods": ["forward"]}
+    assert load_manifest(program)["state"] == [state]
+
+
+def test_two_sequences_of_256_steps_with_a_reset(program: Path):
+    runtime, draw = RuntimeModel(program), torch.Generator().manual_seed(1)
+    for _ in range(2):
+        model = Average().eval()
+        runtime.reset()
+        with torch.no_grad():
+            for _ in range(256):
+                x = torch.randn(1, 6, generator=draw)
+                assert (runtime(x)[0] - model(x)).abs().max() <= 1e-6
+
+
+def test_verify_passes_the_same_model_and_leaves_its_state(program: Path):
+    model = Average().eval()
+    assert verify(program, model, example_inputs=X).max_abs_error <= 1e-6
+    assert bool((model.mean == 2).all())
+
+
+FAULTS = {
+    "dropped": "the state is not carried",
+    "twice": "carried twice|differs from step 0",
+    "slot": "wrong slot of its axis 1",
+    "drift": "grows from call to call",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named(fault: str, tmp_path: Path):
+    export(Average(fault).eval(), tmp_path / "a.pte", example_inputs=X)
+    with pytest.raises(VerificationError, match=FAULTS[fault]):
+        verify(tmp_path / "a.pte", Average().eval(), example_inputs=X)
+
+
+@pytest.mark.slow
+def test_zeros_in_the_place_of_first_values_are_named(tmp_path: Path):
+    export(Average(first=0.0).eval(), tmp_path / "a.pte", example_inputs=X)
+    with pytest.raises(VerificationError, match="the first state is zeros"):
+        verify(tmp_path / "a.pte", Average().eval(), example_inputs=X)
+
+
+@pytest.mark.slow
+def test_a_state_that_is_late_is_named(tmp_path: Path):
+    export(Late().eval(), tmp_path / "a.pte", example_inputs=X)
+    with pytest.raises(VerificationError, match="one call late"):
+        verify(tmp_path / "a.pte", Average().eval(), example_inputs=X)
+
+
+def test_what_the_trace_would_lose_is_refused(tmp_path: Path):
+    with pytest.raises(ExportError, match=r"mean: .* does not see, such as self\.mean\.data"):
+        export(Average("data").eval(), tmp_path / "a.pte", example_inputs=X)
