@@ -26,6 +26,7 @@ ALLOCATIONS = {name.lower(): name for name in ("Global", "Uniform", "ERK")}
 def prune_model(arguments: argparse.Namespace) -> None:
     """Prune a trained model, write it as a checkpoint and print what was done."""
     import torch
+    from torchmetrics import Metric
 
     import lightning_prune
     from lightning_prune.checkpoints import state as checkpoints
@@ -53,13 +54,18 @@ def prune_model(arguments: argparse.Namespace) -> None:
         parts["criterion"] = getattr(lightning_prune, CRITERIA[arguments.criterion])()
     if arguments.allocation is not None:
         parts["allocation"] = getattr(lightning_prune, ALLOCATIONS[arguments.allocation])()
+    metric = None
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+    if arguments.metric is not None:
+        metric = load(arguments.metric)
+        is_of_a_batch = inspect.isfunction(metric) and len(inspect.signature(metric).parameters) == 2
+        metric = metric if is_of_a_batch else made(arguments.metric, Metric)
     pruned = prune(
         model,
         Recipe(schedule=OneShot(1 - kept), **parts),
         made(arguments.data, (Iterable, DataModule)),
         loss=None if arguments.loss is None else load(arguments.loss),
-        metric=None if arguments.metric is None else _metric(arguments.metric),
+        metric=metric,
         example_inputs=example(arguments.example),
         samples=arguments.samples,
         progress=sys.stderr.isatty(),
@@ -75,15 +81,6 @@ def prune_model(arguments: argparse.Namespace) -> None:
         f"{pruned}\nwritten     {output}\nfor a phone lightning-prune export --model {arguments.model} --checkpoint"
         f" {output}{more} -o {output.with_suffix('.pte')}"
     )
-
-
-def _metric(reference: str) -> Any:  # noqa: ANN401
-    """Return a torchmetrics metric, or the function ``metric(model, batch)`` that a reference names."""
-    from torchmetrics import Metric
-
-    named = load(reference)
-    is_of_a_batch = inspect.isfunction(named) and len(inspect.signature(named).parameters) == 2
-    return named if is_of_a_batch else made(reference, Metric)
 
 
 def inspect_files(arguments: argparse.Namespace) -> None:

@@ -34,7 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 after an error, which is on stderr in one paragraph (with ``--traceback`` where it came from).
     """
-    chosen = _parser().parse_args(arguments)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("lightning-prune", description=_DESCRIPTION, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"lightning-prune {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for add in (_prune, _export, _inspect, _benchmark, _verify, _summarize):
+        add(commands)
+    chosen = parser.parse_args(arguments)
     try:
         chosen.run(chosen)
     except (PruningError, ValueError, TypeError, OSError, ImportError) as error:
@@ -45,17 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("lightning-prune", description=_DESCRIPTION, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"lightning-prune {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    found = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_prune, _export, _inspect, _benchmark, _verify, _summarize):
-        add(found)
-    return parser
 
 
 def _command(found: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, example: str,

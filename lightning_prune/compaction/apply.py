@@ -104,13 +104,25 @@ def compact(
         if not isinstance(one, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, several of them or None, got {one!r}")
     plan.check_fits(model)
-    _check_device(model)
+    at: dict[str, str] = {}
+    for name, parameter in dense_parameters(model).items():
+        at.setdefault(str(parameter.device), name)
+    if "meta" in at:
+        raise CompactionError(
+            f"{at['meta']} is on the meta device, so there are no values to keep: bring {type(model).__name__} to a"
+            " device with its weights first, or call plan.rebuild(model) for the shapes alone"
+        )
+    if len(at) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in at.items())
+        raise CompactionError(f"{type(model).__name__} is on {len(at)} devices ({where}): move it to one first")
     before = sum(parameter.numel() for parameter in model.parameters())
     with resize.all_or_nothing() as undo:
         proof, inputs = Proof(plan, {}, {}, {}), None
         if example_inputs is not None or example_kwargs:
             example = Example.of(() if example_inputs is None else example_inputs)
-            inputs = _on_device(model, (example.args, {**example.kwargs, **(example_kwargs or {})}))
+            inputs = example.args, {**example.kwargs, **(example_kwargs or {})}
+            if (first := next(model.parameters(), None)) is not None:
+                inputs = walked(inputs, lambda tensor: tensor.to(first.device))
             proof = prove(model, plan, inputs, tolerance)
         if proof.stay:
             _zero(model, plan.only(proof.stay).masked, optimizers, undo)
@@ -174,25 +186,3 @@ def _cut(model: nn.Module, plan: Compaction, optimizers: Sequence[Optimizer], un
         undo.append(partial(put_back, one, references(one)))
         slice_state(one, keep, shapes)
         rescale_state(one, {parameters[name]: resize.product(several) for name, several in plan.factors.items()})
-
-
-def _check_device(model: nn.Module) -> None:
-    at: dict[str, str] = {}
-    for name, parameter in dense_parameters(model).items():
-        at.setdefault(str(parameter.device), name)
-    if "meta" in at:
-        raise CompactionError(
-            f"{at['meta']} is on the meta device, so there are no values to keep: bring {type(model).__name__} to a"
-            " device with its weights first, or call plan.rebuild(model) for the shapes alone"
-        )
-    if len(at) > 1:
-        where = ", ".join(f"{name} on {device}" for device, name in at.items())
-        raise CompactionError(f"{type(model).__name__} is on {len(at)} devices ({where}): move it to one first")
-
-
-def _on_device(model: nn.Module, inputs: Arguments) -> Arguments:
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) != 1:
-        return inputs
-    device = devices.pop()
-    return walked(inputs, lambda tensor: tensor.to(device))

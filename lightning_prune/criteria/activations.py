@@ -36,18 +36,15 @@ class Wanda(ActivationCriterion):
             sums = squares.transpose(1 - weight.dim(), -1).reshape(-1, len(weight)).sum(0)
             return sums.view(-1, *(1,) * (weight.dim() - 1)).expand(weight.shape)
         if isinstance(layer, _ConvNd):
-            columns = _columns(layer, squares, (layer.groups, *weight.shape[1:]))
+            # the gradient by a weight of one output channel per convolution group is the sum of what the weight meets
+            with torch.enable_grad():
+                shape = (layer.groups, *weight.shape[1:])
+                probe = torch.zeros(shape, dtype=squares.dtype, device=squares.device, requires_grad=True)
+                met = layer._conv_forward(squares, probe, None)  # pyright: ignore[reportCallIssue]
+            columns = torch.autograd.grad(met, probe, torch.ones_like(met))[0]
             return columns.repeat_interleave(len(weight) // layer.groups, dim=0)
         return squares.reshape(-1, squares.shape[-1]).sum(0).expand(weight.shape)
 
     def score(self, weight: Tensor, mean: Tensor) -> Tensor:
         """Return |w| times the root of the mean."""
         return weight.abs() * mean.sqrt()
-
-
-def _columns(layer: _ConvNd, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return the sums of what each weight of one output channel per convolution group meets, of this shape."""
-    with torch.enable_grad():
-        probe = torch.zeros(shape, dtype=values.dtype, device=values.device, requires_grad=True)
-        met = layer._conv_forward(values, probe, None)  # pyright: ignore[reportCallIssue]
-    return torch.autograd.grad(met, probe, torch.ones_like(met))[0]

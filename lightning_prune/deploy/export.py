@@ -170,7 +170,7 @@ def export(
             preprocessing=preprocess,
             picture=picture,
             quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
-            notes=(*_masked(model), *of_backend, *_fixed(forward), *made.notes, *_kept(backend, files)),
+            notes=_notes(model, of_backend, forward, made, backend, files),
         )
         with writing(files.manifest_path):
             files.manifest.write_text(to_text(artifact.manifest()), encoding="utf-8")
@@ -325,29 +325,25 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
     )
 
 
-def _fixed(forward: EntryPoint) -> tuple[str, ...]:
-    """Return a note where arguments that are no tensors became part of the program."""
-    fixed = {} if forward.eager.arguments is None else forward.eager.arguments.fixed
-    listed = ", ".join(f"{name}={value!r}" for name, value in fixed.items())
-    return (f"Part of the program, as the example inputs have it: {listed}.",) if fixed else ()
-
-
-def _masked(model: nn.Module) -> tuple[str, ...]:
-    """Return a note where whole channels are masked: they take room and time until they are removed."""
+def _notes(
+    model: nn.Module, of_backend: Sequence[str], forward: EntryPoint, made: _Made, backend: Backend, files: Staged
+) -> tuple[str, ...]:
+    """Return what whoever ships the file should know about it."""
+    notes: list[str] = []
     structured = set(masks.structured_names(model))
-    if all(bool(mask.all()) for name, mask in masks.read(model).items() if name in structured):
-        return ()
-    return (
-        "Whole channels of this model are masked and still in the file, at full size and time. Remove them first:"
-        " export(finalize(model, example_inputs), …), with finalize from lightning_prune.",
-    )
-
-
-def _kept(backend: Backend, files: Staged) -> tuple[str, ...]:
-    """Return a note where weights that were to stand apart are in the program after all."""
-    if files.data is None or (inside := files.program.stat().st_size) <= (outside := files.data.stat().st_size):
-        return ()
-    return (
-        f"external_weights: {backend.name} keeps weights inside its part of the .pte, which has {inside:,} bytes; the"
-        f" .ptd has {outside:,}.",
-    )
+    if not all(bool(mask.all()) for name, mask in masks.read(model).items() if name in structured):
+        notes.append(
+            "Whole channels of this model are masked and still in the file, at full size and time. Remove them first:"
+            " export(finalize(model, example_inputs), …), with finalize from lightning_prune."
+        )
+    notes += of_backend
+    if forward.eager.arguments is not None and forward.eager.arguments.fixed:
+        listed = ", ".join(f"{name}={value!r}" for name, value in forward.eager.arguments.fixed.items())
+        notes.append(f"Part of the program, as the example inputs have it: {listed}.")
+    notes += made.notes
+    if files.data is not None and (inside := files.program.stat().st_size) > (outside := files.data.stat().st_size):
+        notes.append(
+            f"external_weights: {backend.name} keeps weights inside its part of the .pte, which has {inside:,} bytes;"
+            f" the .ptd has {outside:,}."
+        )
+    return tuple(notes)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune.checkpoints import state as checkpoints
@@ -50,7 +50,11 @@ class Teacher:
             self.module.to(next((tensor.device for tensor in like.parameters()), None))
             if len(ours) == len(theirs) == 1 and ours != theirs:
                 self.module.to(dtype=next(iter(theirs)))
-        self.digest = _digest(dense_names(self.module))
+        digest = hashlib.sha256()
+        for name, tensor in dense_names(self.module).items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        self.digest = digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
         """Return what a file must hold so that :meth:`restored` can make the teacher again: tensors, plain values."""
@@ -89,12 +93,3 @@ class Teacher:
 def _float_types(model: nn.Module) -> set[torch.dtype]:
     dtypes = {tensor.dtype for tensor in dense_names(model).values()}
     return {dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex}
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in tensors.items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

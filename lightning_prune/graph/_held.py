@@ -48,7 +48,10 @@ class HeldSizes:
             if isinstance(size, Quotient):
                 self._quotients.append((size, call.place))
                 self._axes.freeze(dim, f"{call.place} computes its size as one over the number of others")
-            path = self._holder(size, dim)
+            # an attribute that changes with the axis is its length, or the number of its units
+            held = size.attributes if isinstance(size, Size) else {}
+            units = 0 if isinstance(dim, Fixed) or size in held.values() else len(np.unique(self._axes.label[dim]))
+            path = next((path for path, value in held.items() if value in (size, units)), None)
             if path is None:
                 continue
             if isinstance(dim, Fixed):
@@ -60,12 +63,6 @@ class HeldSizes:
                 self.by_path[path] = dim
             elif known is not None and known.size == size:
                 self._axes.join(known, dim)
-
-    def _holder(self, size: int, dim: Dim) -> str | None:
-        """Return the attribute that changes with an axis: its length, or the number of its units."""
-        held = size.attributes if isinstance(size, Size) else {}
-        units = 0 if isinstance(dim, Fixed) or size in held.values() else len(np.unique(self._axes.label[dim]))
-        return next((path for path, value in held.items() if value in (size, units)), None)
 
     def end_pass(self) -> None:
         """Let numerators follow their denominators, so that quotients stay as they are; freeze where they cannot."""

@@ -152,7 +152,13 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name, tensor = getattr(func, "__name__", ""), next(iter(args), None)
         if name in SHAPED:
-            self._note(tuple(_ints(_stated(name, args, kwargs))), tensor)
+            stated = list(args[1:])
+            if name.startswith("split") or name.endswith("norm"):
+                stated = stated[:1]
+            elif name == "unflatten":
+                stated = stated[1:]
+            stated += [value for key, value in kwargs.items() if key != "dim"]
+            self._note(tuple(_ints(stated)), tensor)
         elif name in ZEROS:
             self._note(tuple(_ints([args[name == "new_zeros" :], kwargs.get("size")])))
         elif name == "__getitem__":
@@ -264,16 +270,6 @@ def _sizes_held(module: nn.Module) -> list[tuple[str, Held]]:
         return held
     is_bare_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and not module.elementwise_affine
     return [(name, value) for name, value in held if is_bare_norm and name == "normalized_shape"]
-
-
-def _stated(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return the arguments that are sizes."""
-    given = list(args[1:])
-    if name.startswith("split") or name.endswith("norm"):
-        given = given[:1]
-    elif name == "unflatten":
-        given = given[1:]
-    return given + [value for key, value in kwargs.items() if key != "dim"]
 
 
 def _ints(value: Any) -> Iterator[int]:  # noqa: ANN401

@@ -207,15 +207,11 @@ def _groups(flow: Flow, found: Sequence[Signature], scales: Sequence[Mapping[str
         groups.append(
             ChannelGroup(name, signature.size, tuple(members), is_prunable, signature.reason, signature.inexact, scale)
         )
-    names = _unique([group.name for group in groups], [group.prunable for group in groups])
-    return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
-
-
-def _unique(names: list[str], prunable: list[bool]) -> list[str]:
-    """Number what has the same name; the prunable ones come first."""
-    unique, seen = list(names), dict[str, int]()
-    for position in sorted(range(len(names)), key=lambda position: not prunable[position]):
-        name = names[position]
+    # what has the same name is numbered, the prunable ones first
+    seen = dict[str, int]()
+    for position in sorted(range(len(groups)), key=lambda position: not groups[position].prunable):
+        name = groups[position].name
         seen[name] = seen.get(name, 0) + 1
-        unique[position] = name if seen[name] == 1 else f"{name}#{seen[name]}"
-    return unique
+        if seen[name] > 1:
+            groups[position] = replace(groups[position], name=f"{name}#{seen[name]}")
+    return groups

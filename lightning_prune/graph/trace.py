@@ -138,7 +138,16 @@ def trace(model: nn.Module, example_inputs: Inputs, example_kwargs: Mapping[str,
             return _record(exported, inner, recorder or Recorder(), with_own_masks)
         except Exception as error:
             refusal = error
-    raise GraphError(_explain(model, example.args, dict(example.kwargs), refusal)) from refusal
+    shapes = [_shape(x) for x in example.args] + [f"{name}={_shape(x)}" for name, x in example.kwargs.items()]
+    message = str(refusal).strip().split("\n\n")[0][:600].rstrip(".")
+    at = _line_of(refusal)
+    raise GraphError(
+        f"{type(model).__name__} cannot be traced with inputs ({', '.join(shapes)}): {type(refusal).__name__}: "
+        f"{message}{f' (at {at})' if at else ''}. Give inputs that it takes in eval mode: example_inputs, or its "
+        "example_input_array, a tensor, a tuple of positional or a dict of keyword arguments. If it takes these, its "
+        "forward holds code that torch.export cannot record, such as a branch on values, a packed sequence or NumPy. "
+        "Element() and the other granularities besides Channel need no trace, and prune such a model as it is."
+    ) from refusal
 
 
 def _record(
@@ -212,19 +221,6 @@ def _quietly(model: nn.Module) -> Iterator[None]:
     with torch.no_grad(), without_fast_path(), draws, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> str:
-    shapes = [_shape(value) for value in args] + [f"{name}={_shape(value)}" for name, value in kwargs.items()]
-    message = str(error).strip().split("\n\n")[0][:600].rstrip(".")
-    at = _line_of(error)
-    return (
-        f"{type(model).__name__} cannot be traced with inputs ({', '.join(shapes)}): {type(error).__name__}: "
-        f"{message}{f' (at {at})' if at else ''}. Give inputs that it takes in eval mode: example_inputs, or its "
-        "example_input_array, a tensor, a tuple of positional or a dict of keyword arguments. If it takes these, its "
-        "forward holds code that torch.export cannot record, such as a branch on values, a packed sequence or NumPy. "
-        "Element() and the other granularities besides Channel need no trace, and prune such a model as it is."
-    )
 
 
 def _line_of(error: Exception) -> str:

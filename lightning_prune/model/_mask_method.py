@@ -94,17 +94,15 @@ class MaskMethod(prune.BasePruningMethod):
 
     def __call__(self, module: nn.Module, inputs: object) -> None:
         """Show the product for this forward pass."""
-        self._show(module, self.apply_mask(module))
+        weight = self.apply_mask(module)
+        vars(module)[self._tensor_name] = weight
+        if isinstance(module, nn.RNNBase):
+            self._show_flat(module, weight)
 
     def uncover(self, module: nn.Module, *_: object) -> None:
         """Take the product away after the forward pass."""
         if vars(module).pop(self._tensor_name, None) is not None and isinstance(module, nn.RNNBase):
             self._show_flat(module, cast(Tensor, module._parameters[self._tensor_name]))
-
-    def _show(self, module: nn.Module, weight: Tensor) -> None:
-        vars(module)[self._tensor_name] = weight
-        if isinstance(module, nn.RNNBase):
-            self._show_flat(module, weight)
 
     def _show_flat(self, module: nn.RNNBase, weight: Tensor) -> None:
         """Put a weight among those that a recurrent layer computes with."""

@@ -36,7 +36,12 @@ class ResizableAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the outputs and the weights, as :meth:`torch.nn.MultiheadAttention.forward` does."""
         if query.is_nested:
-            return self._of_nested(query), None
+            # sequences without their padding, as nn.TransformerEncoder packs them in eval mode: its fast path computes
+            # with them itself; it takes them apart, too, where its layers do not take that path
+            padded, lengths = query.to_padded_tensor(0.0), query._nested_tensor_size()[:, 0]
+            is_there = (torch.arange(padded.shape[1]) < lengths[:, None]).to(padded.device)
+            output = self.forward(padded, padded, padded, key_padding_mask=~is_there, need_weights=False)[0]
+            return torch._nested_tensor_from_mask(output, is_there), None  # pyright: ignore[reportPrivateImportUsage]
         is_batched = query.dim() == 3
         if not is_batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -72,17 +77,6 @@ class ResizableAttention(nn.MultiheadAttention):
         if not is_batched:
             return output.squeeze(0), attention
         return output if self.batch_first else output.transpose(0, 1), attention
-
-    def _of_nested(self, x: Tensor) -> Tensor:
-        """Return the outputs for sequences without their padding, as ``nn.TransformerEncoder`` packs them in eval mode.
-
-        Its fast path computes with them itself; it takes them apart, too, where its layers do not take that path.
-        """
-        padded, lengths = x.to_padded_tensor(0.0), x._nested_tensor_size()[:, 0]
-        is_there = torch.arange(padded.shape[1]) < lengths[:, None]
-        is_there = is_there.to(padded.device)
-        output = self.forward(padded, padded, padded, key_padding_mask=~is_there, need_weights=False)[0]
-        return torch._nested_tensor_from_mask(output, is_there)  # pyright: ignore[reportPrivateImportUsage]
 
     def _merged(self, query: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
         """Return both masks as one that is added, of a shape that is broadcast to (batch, heads, places, places)."""

@@ -91,7 +91,15 @@ def _in_shifted_windows(self: Any, x: Tensor) -> Tensor:  # noqa: ANN401
         scores = scores * logit_scale.clamp(max=math.log(100.0)).exp()
     scores = scores + self.get_relative_position_bias()
     if sum(shift) > 0:
-        scores = scores + _between_regions(count, window, shift, x)[:, None]
+        # places that the shift has brought together lie in different regions of the image: -100 between them
+        region = torch.zeros((1, 1, 1), dtype=torch.int64, device=x.device)
+        for axis in (0, 1):
+            place = torch.arange(padded[axis], device=x.device)
+            number = (place >= padded[axis] - window[axis]).long() + (place >= padded[axis] - shift[axis]).long()
+            region = 3 * region + (number if shift[axis] else 0 * number).view(1, *((-1, 1) if axis == 0 else (1, -1)))
+        region = _windows(region, count, window)[0]
+        between = (region[:, None] != region[:, :, None]).to(x.dtype) * -100.0
+        scores = scores + between[:, None]
     heads = F.dropout(scores.softmax(-1), self.attention_dropout, self.training) @ v
     x = F.dropout(self.proj(heads.transpose(2, 3).flatten(3)), self.dropout, self.training)
 
@@ -106,15 +114,3 @@ def _windows(x: Tensor, count: list[int], window: list[int]) -> Tensor:
     """Return (batch, windows, places) and what follows, of (batch, height, width) and what follows."""
     x = x.unflatten(1, (count[0], window[0])).unflatten(3, (count[1], window[1]))
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def _between_regions(count: list[int], window: list[int], shift: list[int], like: Tensor) -> Tensor:
-    """Return -100 between places that the shift has brought together, zero elsewhere: (windows, places, places)."""
-    region = torch.zeros((1, 1, 1), dtype=torch.int64, device=like.device)
-    for axis in (0, 1):
-        size = count[axis] * window[axis]
-        place = torch.arange(size, device=like.device)
-        number = (place >= size - window[axis]).long() + (place >= size - shift[axis]).long()
-        region = 3 * region + (number if shift[axis] else 0 * number).view(1, *((-1, 1) if axis == 0 else (1, -1)))
-    region = _windows(region, count, window)[0]
-    return (region[:, None] != region[:, :, None]).to(like.dtype) * -100.0

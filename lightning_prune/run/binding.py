@@ -75,7 +75,17 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         left = cost_left(pruner, most_removed)
         if left > cost_limit(pruner, final) + 1e-6:
             if pruner.needs:
-                raise ValueError(_unreachable(pruner, most_removed))
+                bound = max(pruner.needs, key=lambda one: one.cost.left(most_removed) / one.limit)
+                least, asked, dense = bound.cost.left(most_removed), bound.limit, bound.cost.total
+                holders = list(bound.cost.holders(most_removed).items())[:3]
+                held = ", ".join(f"{name} ({bound.need.amount(cost)})" for name, cost in holders)
+                stay = pruner.units.stay if isinstance(pruner.units, ChannelUnits) else {}
+                why = "".join(f"; {name} stays: {reason}" for name, reason in list(stay.items())[:3])
+                raise ValueError(
+                    f"{bound.need} cannot be met: {bound.need.amount(least)} is the least that can be reached (asked"
+                    f" {bound.need.amount(asked)}, dense {bound.need.amount(dense)}). Most of it is held by"
+                    f" {held}{why}. Ask for less, lower min_channels, min_share or round_to, or widen the targets"
+                )
             most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
             raise ValueError(
                 f"{recipe.schedule} asks for sparsity {final:g} of {recipe.count or 'channels'}, but the chosen"
@@ -107,21 +117,6 @@ def _with_needs(pruner: Pruner, model: nn.Module) -> Pruner:
     costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total)
     needs = bound_to(as_needs(pruner.recipe.need), costs)
     return replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))
-
-
-def _unreachable(pruner: Pruner, removed: Mapping[str, float]) -> str:
-    """Say which need cannot be met, what is the least that can be had, and what holds it."""
-    units = pruner.units
-    bound = max(pruner.needs, key=lambda one: one.cost.left(removed) / one.limit)
-    holders = list(bound.cost.holders(removed).items())[:3]
-    held = ", ".join(f"{name} ({bound.need.amount(cost)})" for name, cost in holders)
-    stay = units.stay if isinstance(units, ChannelUnits) else {}
-    why = "".join(f"; {name} stays: {reason}" for name, reason in list(stay.items())[:3])
-    return (
-        f"{bound.need} cannot be met: {bound.need.amount(bound.cost.left(removed))} is the least that can be reached"
-        f" (asked {bound.need.amount(bound.limit)}, dense {bound.need.amount(bound.cost.total)}). Most of it is held by"
-        f" {held}{why}. Ask for less, lower min_channels, min_share or round_to, or widen the targets"
-    )
 
 
 def _with_floor(pruner: Pruner) -> Pruner:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from torch import Tensor
 
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.budget import Budget, NetworkCost, Terms
@@ -134,11 +133,17 @@ def widths_within(
     Source:
         :mod:`lightning_prune.selection.knapsack`; several needs by a price for each (Everett 1963).
     """
-    allowed = {name: _grid(units, name, size - candidates.removed[name]) for name, size in units.sizes.items()}
-    values = {
-        name: _kept(candidates.scores[name] / candidates.scales.get(name, 1.0), widths)
-        for name, widths in allowed.items()
-    }
+    allowed, values = dict[str, list[int]](), dict[str, np.ndarray]()
+    for name, size in units.sizes.items():
+        most = size - candidates.removed[name]
+        widths = [width for width in units.granularity.widths(size) if width <= most] or [most]
+        if len(widths) > _MOST_WIDTHS:  # some 16 of them, on steps of a power of two
+            step = 2 ** math.ceil(math.log2((widths[0] - widths[-1]) / (_MOST_WIDTHS - 2)))
+            widths = [width for width in widths if width in (widths[0], widths[-1]) or width % step == 0]
+        allowed[name] = sorted({*widths, most})
+        scores = candidates.scores[name] / candidates.scales.get(name, 1.0)
+        ranked = np.sort(scores.flatten().double().numpy())[::-1]
+        values[name] = np.concatenate([[0.0], np.cumsum(ranked[:most])])[allowed[name]]
     limits = [one.at(share) for one in bound]
     counted = [one.cost.terms(allowed) for one in bound]
     if len(bound) == 1:
@@ -165,18 +170,3 @@ def widths_within(
         tightest = int(np.argmax(over))
         return widths_within(units, candidates, [bound[tightest]], share)
     return best[1], math.inf
-
-
-def _grid(units: ChannelUnits, name: str, most: int) -> list[int]:
-    """Return the widths among which is chosen, widest last: some 16, on steps of a power of two if many."""
-    allowed = [width for width in units.granularity.widths(units.sizes[name]) if width <= most] or [most]
-    if len(allowed) > _MOST_WIDTHS:
-        step = 2 ** math.ceil(math.log2((allowed[0] - allowed[-1]) / (_MOST_WIDTHS - 2)))
-        allowed = [width for width in allowed if width in (allowed[0], allowed[-1]) or width % step == 0]
-    return sorted({*allowed, most})
-
-
-def _kept(scores: Tensor, widths: Sequence[int]) -> np.ndarray:
-    """Return the sum of the highest scores for each number of channels that stay."""
-    ranked = np.sort(scores.flatten().double().numpy())[::-1]
-    return np.concatenate([[0.0], np.cumsum(ranked[: max(widths)])])[list(widths)]

@@ -112,7 +112,11 @@ class Problem:
                 break
             prices = np.geomspace(prices[first - 1], prices[first], _PRICES)
         if not within:
-            within = {float(prices[-1]): self._cheapest(limit)}
+            chosen = self._priced(np.array([1e12 * self._scale]))
+            cheapest = {name: int(own[0]) for name, own in chosen.items()}
+            if (least := self.cost(cheapest)) > limit:
+                raise ValueError(f"cannot come down to {limit:,.6g}: {least:,.6g} is the least that can be left")
+            within = {float(prices[-1]): cheapest}
         best = max((self._filled(index, limit, price) for price, index in within.items()), key=self.value)
         return Widths(best, self.value(best), max(bound, self.value(best)) if self._is_exact else math.inf)
 
@@ -131,13 +135,6 @@ class Problem:
             raise ValueError(f"cannot come down to {limit:,.6g}: {costs.min():,.6g} is the least that can be left")
         value = float(values[best])
         return Widths({name: int(index) for name, index in zip(names, best, strict=True)}, value, value)
-
-    def _cheapest(self, limit: float) -> dict[str, int]:
-        chosen = self._priced(np.array([1e12 * self._scale]))
-        index = {name: int(own[0]) for name, own in chosen.items()}
-        if (least := self.cost(index)) > limit:
-            raise ValueError(f"cannot come down to {limit:,.6g}: {least:,.6g} is the least that can be left")
-        return index
 
     @cached_property
     def _scale(self) -> float:

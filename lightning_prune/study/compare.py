@@ -95,11 +95,21 @@ def compare(
     done = by_side(_run(runner, contest, trainings, "compare"))
     costs = {name: mean_cost(outcomes, equal) for name, outcomes in done.items()}
     same = levels({name: costs[name] for name in recipes})
-    controls = _controls(same, costs, equal) if small_dense else {}
+    controls: Controls = {}
+    for names in same if small_dense else ():
+        share = statistics.fmean(costs[name] for name in names) / costs[DENSE]
+        if share < 1 - CLOSE:
+            controls[f"small dense {share:.2%}"] = ("params" if equal == "bytes" else "macs", 1 - share), names
     trainings = [Training(name, seed, shrunk=how) for seed in which for name, (how, _) in controls.items()]
     done |= by_side(_run(runner, contest, trainings, "small dense"))
     is_higher = is_higher_better(metric, higher_is_better) if metric is not None else False
-    rows = ranked(done, _with_controls(same, costs, controls), {DENSE, *controls}, equal, is_higher)
+    # each control stands beside its recipes, and the whole network beside those that cost the same
+    beside = [[*names, *(name for name, (_, of) in controls.items() if of is names)] for names in same]
+    if costs[same[-1][0]] >= costs[DENSE] * (1 - CLOSE):
+        beside[-1].append(DENSE)
+    else:
+        beside.append([DENSE])
+    rows = ranked(done, beside, {DENSE, *controls}, equal, is_higher)
     return Comparison(tuple(rows), equal, "loss" if metric is None else named(metric), is_higher, budget_epochs)
 
 
@@ -108,24 +118,8 @@ def _run(runner: Runner, contest: Contest, trainings: Sequence[Training], what: 
     return list(tqdm(outcomes, total=len(trainings), desc=what, disable=None, leave=False))
 
 
-Controls = Mapping[str, tuple[tuple[str, float], Sequence[str]]]
+Controls = dict[str, tuple[tuple[str, float], Sequence[str]]]
 """Name of a small dense network -> (what it counts, share that goes), and the recipes that it is compared with."""
-
-
-def _controls(same: Sequence[Sequence[str]], costs: Mapping[str, float], equal: Cost) -> Controls:
-    """Return a small dense network for each level of cost well below that of the whole one."""
-    count = "params" if equal == "bytes" else "macs"
-    left = [(names, statistics.fmean(costs[name] for name in names) / costs[DENSE]) for names in same]
-    return {f"small dense {share:.2%}": ((count, 1 - share), names) for names, share in left if share < 1 - CLOSE}
-
-
-def _with_controls(same: Sequence[Sequence[str]], costs: Mapping[str, float], controls: Controls) -> list[list[str]]:
-    """Return the levels with each control beside its recipes, and the whole network where it costs the same."""
-    found = [[*names, *(name for name, (_, beside) in controls.items() if beside is names)] for names in same]
-    if costs[same[-1][0]] >= costs[DENSE] * (1 - CLOSE):
-        found[-1].append(DENSE)
-        return found
-    return [*found, [DENSE]]
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

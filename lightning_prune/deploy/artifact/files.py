@@ -195,21 +195,17 @@ class Replacement:
                 if not self.folder.exists():
                     self.building.rename(self.folder)
                 elif _exchanged(self.building, self.folder):
-                    self._check_the_old()
+                    try:
+                        _check_own(self.building, self.folder)
+                    except ExportError:  # a file was added to the old folder at the last moment: back again
+                        _exchanged(self.building, self.folder)
+                        raise
                 else:
                     self._rename_both()
             synced(self.folder.parent)
         except OSError as error:
             raise ExportError(f"{self.folder} cannot be put in place ({error}): nothing was changed") from error
         return tuple(self.folder / name for name in written)
-
-    def _check_the_old(self) -> None:
-        """Exchange both folders once more where a file was added to the old one at the last moment."""
-        try:
-            _check_own(self.building, self.folder)
-        except ExportError:
-            _exchanged(self.building, self.folder)
-            raise
 
     def _rename_both(self) -> None:
         """Put the folder in its place where the system exchanges none; :func:`_restore` knows what a kill leaves."""

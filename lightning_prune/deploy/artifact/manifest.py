@@ -92,10 +92,14 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"path: got {str(path)!r}, must be that of a .pte or of the .json beside it")
     manifest_path, program = path.with_suffix(".json"), path.with_suffix(".pte")
     complete(manifest_path)
-    if manifest_path.is_symlink() or manifest_path.exists():
-        _check_regular(manifest_path)
     if not manifest_path.is_file():
-        raise FileNotFoundError(f"no manifest at {manifest_path}: export writes it beside the .pte")
+        if not manifest_path.is_symlink() and not manifest_path.exists():
+            raise FileNotFoundError(f"no manifest at {manifest_path}: export writes it beside the .pte")
+        # a folder, a device or a link to nothing must not count as no manifest
+        kind = "a folder" if manifest_path.is_dir() else "no file" if manifest_path.exists() else "a link to nothing"
+        raise ExportError(
+            f"{manifest_path} is {kind}, where the manifest should be: remove it, or copy the manifest there"
+        )
     data = _bytes(manifest_path)
     try:
         manifest = json.loads(data.decode("utf-8"), parse_constant=_no_such_number)
@@ -156,13 +160,6 @@ def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
 def data_paths(manifest: Mapping[str, Any], program: Path) -> tuple[Path, ...]:
     """Return the paths of the .ptd files that belong to a program."""
     return tuple(program.parent / entry["file"] for entry in manifest["data"])
-
-
-def _check_regular(manifest: Path) -> None:
-    """Refuse a folder, a device or a link to nothing in the place of a manifest: it would count as none."""
-    if not manifest.is_file():
-        kind = "a folder" if manifest.is_dir() else "no file" if manifest.exists() else "a link to nothing"
-        raise ExportError(f"{manifest} is {kind}, where the manifest should be: remove it, or copy the manifest there")
 
 
 def _check_file(path: Path, described: Mapping[str, Any], manifest: Path) -> None:

@@ -141,21 +141,16 @@ class EthosInt8(Quantization):
                 observed = prepare_pt2e(program.module(check_guards=False), quantizer)
                 for sample in samples:
                     _run(observed, sample)
-                return _with_long_zero_points(convert_pt2e(observed))
+                graph = convert_pt2e(observed)
+            # Arm's quantizer leaves zero points int32, and ExecuTorch's portable kernels, on which the graph is
+            # verified, read them as int64 without a look at their type (1.4.1): they would read two at once.
+            for node in graph.graph.nodes:
+                if node.op == "call_function" and "per_channel" in str(node.target) and node.args[2].op == "get_attr":
+                    owner, _, name = node.args[2].target.rpartition(".")
+                    setattr(graph.get_submodule(owner), name, graph.get_buffer(node.args[2].target).long())
+            return graph
         except Exception as error:
             raise ExportError(f"the program cannot be quantized for {self.target}: {error}") from error
-
-
-def _with_long_zero_points(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Hold zero points as int64, which ExecuTorch's kernels read without a look at their type (1.4.1).
-
-    Arm's quantizer leaves them int32: the graph is verified on the portable kernels, and these would read two at once.
-    """
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and "per_channel" in str(node.target) and node.args[2].op == "get_attr":
-            owner, _, name = node.args[2].target.rpartition(".")
-            setattr(graph.get_submodule(owner), name, graph.get_buffer(node.args[2].target).long())
-    return graph
 
 
 def _run(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

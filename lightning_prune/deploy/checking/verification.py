@@ -168,7 +168,11 @@ def judged(
         inputs = described(compared, method.own) if is_forward else inputs
         data = (batches, metric) if is_forward else (None, None)
         try:
-            in_step = _in_step(method, bounds, remedies) if method.eager.state else {}
+            in_step: dict[str, OutputError] = {}
+            if method.eager.state:
+                both = sequences(method.eager, method.inputs, method.samples)
+                names = [output.name for output in method.spec.outputs]
+                in_step = compare_in_step(method.program, method.reset, method.eager, both, names, bounds, remedies)
             errors[method.name], result = compare_with(
                 method.afresh, method.eager.run, compared, method.spec, bounds, *data, method.sizes, remedies
             )
@@ -179,13 +183,6 @@ def judged(
         notes += unfit
     found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics, inputs)
     return found, tuple(dict.fromkeys(notes))
-
-
-def _in_step(method: Candidate, bounds: Bounds, remedies: Remedies) -> dict[str, OutputError]:
-    """Compare a method with a memory over sequences of calls."""
-    both = sequences(method.eager, method.inputs, method.samples)
-    names = [output.name for output in method.spec.outputs]
-    return compare_in_step(method.program, method.reset, method.eager, both, names, bounds, remedies)
 
 
 def compare_with(

@@ -102,7 +102,14 @@ def graph_of(
             f"{eager} cannot be traced by torch.export on {describe(inputs)}{origin(error)}: {first_line(error)}"
         ) from error
     if eager.state:
-        _check_kept(eager, program)
+        with quiet_lowering():
+            signature = program.run_decompositions({}).graph_signature
+        if lost := [name for name in eager.state if name not in signature.buffers_to_mutate.values()]:
+            name = lost[0].removeprefix("model.")
+            raise ExportError(
+                f"{name}: {eager} changes this buffer in a way that torch.export does not see, such as"
+                f" self.{name}.data = …: the program would never change it. Write self.{name}.copy_(…) instead"
+            )
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         program = rewritten(program, backend.rewrites())
     if quantize is None and backend.quantization is not None:
@@ -117,22 +124,6 @@ def graph_of(
             held[name].copy_(eager.get_buffer(name))
     with _wrapped(f"{eager} cannot be rewritten for {backend}", program):
         return Graph(rewritten(program, backend.late_rewrites()), quantized)
-
-
-def _check_kept(eager: EagerModel, program: ExportedProgram) -> None:
-    """Check that what a call leaves in buffers is in the trace too.
-
-    Raises:
-        ExportError: it is not.
-    """
-    with quiet_lowering():
-        signature = program.run_decompositions({}).graph_signature
-    if lost := [name for name in eager.state if name not in signature.buffers_to_mutate.values()]:
-        name = lost[0].removeprefix("model.")
-        raise ExportError(
-            f"{name}: {eager} changes this buffer in a way that torch.export does not see, such as self.{name}.data ="
-            f" …: the program would never change it. Write self.{name}.copy_(…) instead"
-        )
 
 
 def with_external_weights(program: ExportedProgram, inputs: Sequence[Tensor]) -> ExportedProgram:

@@ -29,7 +29,20 @@ def checked_constants(
         raise TypeError(
             f"constants: got a {type(constants).__name__}, must be a dict, as in {{'mean': [0.5, 0.5, 0.5]}}"
         )
-    found = {name: _checked(name, value) for name, value in (constants or {}).items()}
+    found: dict[str, Any] = {}
+    for name, value in (constants or {}).items():
+        values: list[Any] = list(value) if isinstance(value, tuple | list) else [value]
+        kinds = {type(v) for v in values}
+        if not values:
+            raise ValueError(f"constants[{name!r}] is empty: a constant method holds at least one value")
+        if len(kinds) > 1 or not kinds <= {str, bool, int, float}:
+            raise TypeError(
+                f"constants[{name!r}] holds {', '.join(sorted(kind.__name__ for kind in kinds))}: give a string, bool,"
+                " int or float, or a list of one of them"
+            )
+        if any(type(v) is int and abs(v) > _LARGEST for v in values):
+            raise ValueError(f"constants[{name!r}] holds an int of more than 64 bits")
+        found[name] = values if isinstance(value, tuple | list) else values[0]
     if labels and "labels" in found:
         raise ValueError("constants: 'labels' is the constant method of labels=; leave one of them out")
     found |= {"labels": list(labels)} if labels else {}
@@ -39,18 +52,3 @@ def checked_constants(
         if name in methods:
             raise ValueError(f"constants: {name!r} is a method of the program already; choose another name")
     return found
-
-
-def _checked(name: str, value: Constant | Sequence[Constant]) -> Constant | list[Constant]:
-    values: list[Any] = list(value) if isinstance(value, tuple | list) else [value]
-    kinds = {type(v) for v in values}
-    if not values:
-        raise ValueError(f"constants[{name!r}] is empty: a constant method holds at least one value")
-    if len(kinds) > 1 or not kinds <= {str, bool, int, float}:
-        raise TypeError(
-            f"constants[{name!r}] holds {', '.join(sorted(kind.__name__ for kind in kinds))}: give a string, bool, int"
-            " or float, or a list of one of them"
-        )
-    if any(type(v) is int and abs(v) > _LARGEST for v in values):
-        raise ValueError(f"constants[{name!r}] holds an int of more than 64 bits")
-    return values if isinstance(value, tuple | list) else values[0]

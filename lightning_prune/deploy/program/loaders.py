@@ -65,29 +65,19 @@ class OwnData:
             batch = next(iter(self), None)
             if batch is None:
                 return OwnSamples(self.name)
-            tensors = _inputs_in(batch, inputs, preprocess, self.name)
+            check_batched(inputs, ())
+            if len(inputs) == 1 and isinstance(batch, Mapping) and inputs[0].name not in batch:
+                leaves = [leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor)]
+                fitting = [x for x in leaves if x.dtype == inputs[0].dtype and x.shape[1:] == inputs[0].shape[1:]]
+                batch = fitting[0] if len(fitting) == 1 else batch
+            records = Records([each.name for each in inputs], [batch], self.name)
+            first, _ = first_of(records if preprocess is None else preprocess.images(records, self.name))
+            tensors = split_batch(first, inputs, needs_targets=False, where=self.name)[0]
         except Exception as error:  # a data set and its hooks are the user's, who did not ask for this
             return OwnSamples(self.name, reason=f"{type(error).__name__}: {error}")
         smallest, largest = inputs[0].range_of(0)
         few = [x[:_MOST] for x in tensors]
         return OwnSamples(self.name, tuple(_chunks(few, smallest, largest)), len(few[0]))
-
-
-def _inputs_in(
-    batch: Any,  # noqa: ANN401
-    inputs: Sequence[TensorSpec],
-    preprocess: Normalize | None,
-    where: str,
-) -> tuple[Tensor, ...]:
-    """Return the inputs that a batch holds: by their names, their order, or as the only tensor that fits."""
-    check_batched(inputs, ())
-    if len(inputs) == 1 and isinstance(batch, Mapping) and inputs[0].name not in batch:
-        leaves = [leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor)]
-        fitting = [x for x in leaves if x.dtype == inputs[0].dtype and x.shape[1:] == inputs[0].shape[1:]]
-        batch = fitting[0] if len(fitting) == 1 else batch
-    loader = Records([each.name for each in inputs], [batch], where)
-    first, _ = first_of(loader if preprocess is None else preprocess.images(loader, where))
-    return split_batch(first, inputs, needs_targets=False, where=where)[0]
 
 
 def own_or_asked(

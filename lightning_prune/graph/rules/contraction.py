@@ -200,10 +200,15 @@ def attention(call: Call, flow: Flow) -> Dims:
     key, value = others
     reason = f"width of the heads of {call.place}"
     widths = flow.of(query)[-1], flow.of(key)[-1]
+    # scores stay as they are at another width where their scale does, or where what makes the query takes it up
+    scale, size = call.get("scale"), query.meta["val"].shape[-1]
+    has_own_scale = scale is not None and not (_is_root(scale, size) and _follows_width(flow, size))
     flow.freeze([flow.of(node)[-2] for node in (query, key, value)], reason)
     if flow.vanishing.isdisjoint((query, key)):
         flow.freeze(widths, f"{call.place} multiplies what is not zero where a mask is")
-    elif _takes_root(call, flow, query, key, value, call.get("scale")):
+    elif has_own_scale or flow.scale(
+        call, widths[:1], flow.scales.of_scores(call, query, key, value, call.node), "softmax"
+    ):
         flow.join(*widths)
     else:
         flow.freeze(widths, f"{reason}, whose root divides it and which nothing takes up")
@@ -249,14 +254,6 @@ def _sum_over_width(call: Call, flow: Flow, left: fx.Node, right: fx.Node, width
         flow.join(*widths)
     else:
         flow.freeze(widths, f"width of the heads of {call.place}, whose root divides it and which nothing takes up")
-
-
-def _takes_root(call: Call, flow: Flow, query: fx.Node, key: fx.Node, value: fx.Node, scale: float | None) -> bool:
-    """Tell whether scores stay as they are at another width: their scale does, or what makes the query takes it up."""
-    size = query.meta["val"].shape[-1]
-    if scale is not None and not (_is_root(scale, size) and _follows_width(flow, size)):
-        return True
-    return flow.scale(call, flow.of(query)[-1:], flow.scales.of_scores(call, query, key, value, call.node), "softmax")
 
 
 def _is_root(number: float, size: int) -> bool:

@@ -28,7 +28,13 @@ def einsum(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     # Without an arrow the result has the letters that stand once, in alphabetical order, as torch defines it.
     made = made or "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
     for letter in places.keys() - set(made):
-        _sum_over(call, flow, places[letter])
+        weights = [place for place in places[letter] if not flow.is_activation(place[0])]
+        others = [place for place in places[letter] if flow.is_activation(place[0])]
+        if len(weights) == len(others) == 1 and len(operands) == 2:
+            (node, axis), weight = others[0], weights[0]
+            contract(call, flow, flow.of(node)[axis], *weight)
+        else:
+            flow.freeze([flow.of(node)[axis] for node, axis in places[letter]], f"{call.place} sums over it")
     for letter in made:
         if all(not flow.is_activation(node) for node, _ in places[letter]):
             for node, axis in places[letter]:
@@ -40,13 +46,3 @@ def einsum(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         whole = [(node, axis) for node, axis in places[letter] if node.meta["val"].shape[axis] == longest]
         out.append(flow.join_all([flow.of(node)[axis] for node, axis in whole]))
     return tuple(out)
-
-
-def _sum_over(call: Call, flow: Flow, places: list[Place]) -> None:
-    weights = [place for place in places if not flow.is_activation(place[0])]
-    others = [place for place in places if flow.is_activation(place[0])]
-    if len(weights) == len(others) == 1 and len(call["tensors"]) == 2:
-        (node, axis), weight = others[0], weights[0]
-        contract(call, flow, flow.of(node)[axis], *weight)
-    else:
-        flow.freeze([flow.of(node)[axis] for node, axis in places], f"{call.place} sums over it")

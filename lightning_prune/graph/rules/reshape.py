@@ -84,20 +84,15 @@ def _split(flow: Flow, call: Call, made: list[int], sizes: list[int], atoms: np.
             out[axis] = own
         return
     ranked = sorted(consistent, key=lambda position: -sizes[position])
-    ranked = ranked or flow.carriers(key, sizes, _constant(call, flow, made))
+    if not ranked:
+        stated, first = _given(call)
+        known = flow.trace.sizes.get((call.where, tuple(stated)), tuple(stated))
+        # of each new axis the size that the code states, -1 where it states none
+        said = [known[axis - first] if 0 <= axis - first < len(known) else -1 for axis in made]
+        constant = [position for position, size in enumerate(said) if size != -1 and not isinstance(size, Size)]
+        ranked = flow.carriers(key, sizes, constant)
     chosen = ranked[0]
     carried = flow.tie(np.moveaxis(table, chosen, 0).reshape(sizes[chosen], -1))
     if not consistent:
         flow.splits[key] = (carried, len(ranked))
     out[made[chosen]] = carried
-
-
-def _constant(call: Call, flow: Flow, made: list[int]) -> list[int]:
-    """Return the positions of the new axes whose size the code states as a constant."""
-    stated, first = _given(call)
-    known = flow.trace.sizes.get((call.where, tuple(stated)), tuple(stated))
-    return [
-        position
-        for position, axis in enumerate(made)
-        if 0 <= axis - first < len(known) and known[axis - first] != -1 and not isinstance(known[axis - first], Size)
-    ]

@@ -48,12 +48,18 @@ class Parts(NamedTuple):
 
     def state(self) -> State:
         """Return everything by reference: to be copied before training goes on."""
+        generator, keys, *rest = np.random.get_state()
         return {
             "modules": {name: _module_state(module) for name, module in self.modules.items()},
             "optimizers": [_optimizer_state(optimizer) for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "others": {name: other.state_dict() for name, other in self.others.items()},
-            "random": _random_state(),
+            "random": {
+                "python": random.getstate(),
+                "numpy": [generator, np.asarray(keys).tolist(), *rest],
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
         }
 
     def restore(self, state: State) -> bool:
@@ -73,7 +79,14 @@ class Parts(NamedTuple):
             _restore_optimizer(optimizer, saved)
         for name, other in self.others.items():
             other.load_state_dict(tree_map(fresh, state["others"][name]))
-        _restore_random(state["random"])
+        of_random = state["random"]
+        version, internal, gauss = of_random["python"]
+        random.setstate((version, tuple(internal), gauss))
+        generator, keys, *rest = of_random["numpy"]
+        np.random.set_state((generator, np.asarray(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(of_random["torch"].clone())
+        for device, saved in enumerate(of_random["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(saved.clone(), device)
         return any(reshaped)
 
     def _check(self, state: State) -> None:
@@ -89,8 +102,19 @@ class Parts(NamedTuple):
         for what, (then, now) in counts.items():
             if then != now:
                 raise SnapshotError(f"{what} differ: {then} in the snapshot, {now} now; restore it with the same parts")
-        for name, module in self.modules.items():
-            _check_tensors(module, state["modules"][name])
+        for path, module in self.modules.items():
+            named = masks.dense_names(module)
+            for name, tensor in state["modules"][path]["tensors"].items():
+                if name not in named:
+                    raise SnapshotError(
+                        f"the snapshot holds {name}, which {type(module).__name__} does not have; restore it to the"
+                        " model that it was taken of"
+                    )
+                if is_sharded(named[name]) and local(named[name]).shape != tensor.shape:
+                    raise SnapshotError(
+                        f"the shard of {name} has shape {tuple(tensor.shape)} in the snapshot and"
+                        f" {tuple(local(named[name]).shape)} here; resume on as many processes as it was taken on"
+                    )
 
 
 def _module_state(module: nn.Module) -> State:
@@ -118,21 +142,6 @@ def _buffers(module: nn.Module) -> list[tuple[str, Tensor | None]]:
         for path, one in module.named_modules()
         for name, buffer in one._buffers.items()
     ]
-
-
-def _check_tensors(module: nn.Module, saved: State) -> None:
-    named = masks.dense_names(module)
-    for name, tensor in saved["tensors"].items():
-        if name not in named:
-            raise SnapshotError(
-                f"the snapshot holds {name}, which {type(module).__name__} does not have; restore it to the model that"
-                " it was taken of"
-            )
-        if is_sharded(named[name]) and local(named[name]).shape != tensor.shape:
-            raise SnapshotError(
-                f"the shard of {name} has shape {tuple(tensor.shape)} in the snapshot and"
-                f" {tuple(local(named[name]).shape)} here; resume on as many processes as it was taken on"
-            )
 
 
 def restore_module(module: nn.Module, saved: State) -> bool:
@@ -250,23 +259,3 @@ class _Writer:
                 return live
         copied = fresh(saved, device)
         return copied if like is None else assembled(copied, like)
-
-
-def _random_state() -> State:
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_random(saved: State) -> None:
-    version, internal, gauss = saved["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = saved["numpy"]
-    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(saved["torch"].clone())
-    for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state.clone(), device)

@@ -227,17 +227,14 @@ def _mark(svg: Element, mark: Mark, x: Scale, y: Scale) -> None:
             if count > 0:
                 _add(part, "rect", x=left, y=top, width=max(right - left - 0.5, 0.5), height=max(y(bottom) - top, 0.0))
     else:
-        _dots(_add(svg, "g", class_=f"{mark.shape} {tone}"), mark, x, y)
-
-
-def _dots(group: Element, dots: Dots, x: Scale, y: Scale) -> None:
-    for dot in dots.drawn:
-        across, down = x(dot.x), y(dot.y)
-        part = _named(group, dot.note or f"{dots.name}: {x.axis.text(dot.x)}, {y.axis.text(dot.y)}")
-        _sign(part, across, down, is_cross=dots.shape == "cross")
-        if dot.spread > 0:
-            ends = y(dot.y - dot.spread), y(dot.y + dot.spread)
-            _add(part, "line", x1=across, x2=across, y1=ends[0], y2=ends[1], class_="spread")
+        group = _add(svg, "g", class_=f"{mark.shape} {tone}")
+        for dot in mark.drawn:
+            across, down = x(dot.x), y(dot.y)
+            part = _named(group, dot.note or f"{mark.name}: {x.axis.text(dot.x)}, {y.axis.text(dot.y)}")
+            _sign(part, across, down, is_cross=mark.shape == "cross")
+            if dot.spread > 0:
+                ends = y(dot.y - dot.spread), y(dot.y + dot.spread)
+                _add(part, "line", x1=across, x2=across, y1=ends[0], y2=ends[1], class_="spread")
 
 
 def _sign(part: Element, across: float, down: float, *, is_cross: bool) -> None:

@@ -38,7 +38,14 @@ class Watched:
     def __call__(self, share: float, candidates: Candidates) -> Mapping[str, float]:
         """Return the share of each name, as the inner allocation says."""
         if candidates is not self.seen and not candidates.spread.is_sharded:
-            self.seen, self.sample = candidates, {name: _sampled(candidates, name) for name in candidates.sizes}
+            self.seen, self.sample = candidates, {}
+            for name, size in candidates.sizes.items():
+                stride = max(1, math.ceil(size / SAMPLE))
+                start, taken = 0, [np.empty(0)]
+                for piece in candidates.pieces(name):
+                    taken.append(piece[start::stride].detach().to("cpu", torch.float64).numpy())
+                    start = (start - len(piece)) % stride
+                self.sample[name] = np.sort(np.concatenate(taken))
         self.shares = (self.inner or candidates.default)(share, candidates)
         return self.shares
 
@@ -55,15 +62,6 @@ class Watched:
         found = tuple(_histogram(candidates, name, self.sample[name], gone[name], step) for name in candidates.sizes)
         self.seen, self.sample = None, {}
         return found
-
-
-def _sampled(candidates: Candidates, name: str) -> np.ndarray:
-    stride = max(1, math.ceil(candidates.sizes[name] / SAMPLE))
-    start, taken = 0, [np.empty(0)]
-    for piece in candidates.pieces(name):
-        taken.append(piece[start::stride].detach().to("cpu", torch.float64).numpy())
-        start = (start - len(piece)) % stride
-    return np.sort(np.concatenate(taken))
 
 
 def _histogram(candidates: Candidates, name: str, sample: np.ndarray, removed: int, step: int) -> Scores:

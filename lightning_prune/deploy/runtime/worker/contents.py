@@ -28,8 +28,21 @@ def contents(path: str, constants: bool = True) -> dict[str, object]:
     file = read(path)
     segments = file.segments
     methods = [_method(plan, file, segments) for plan in file.program.execution_plan]
-    found = {"methods": methods, "is_external": _is_external(file, segments)}
-    return {**found, **({"constants": _weigh(file, segments)} if constants else {})}
+    found: dict[str, object] = {"methods": methods, "is_external": _is_external(file, segments)}
+    if constants:
+        each = list(_constants(file, segments))
+        readable = {one.identity: one for one in each if _is_readable(one)}
+        packed = {one.identity: one for one in each if not _is_readable(one)}
+        delegates = [delegate for plan in file.program.execution_plan for delegate in plan.delegates]
+        payloads = [(delegate.id, _payload(delegate, file, segments)) for delegate in delegates]
+        opaque = [data for backend, data in payloads if backend != _XNNPACK or xnnpack_graph.operators(data) is None]
+        found["constants"] = {
+            "bytes": sum(len(one.data) for one in (readable | packed).values()),
+            "elements": sum(one.elements for one in readable.values()),
+            "zeros": sum(_zeros(one) for one in readable.values()),
+            "unread_bytes": sum(len(one.data) for one in packed.values()) + sum(map(len, opaque)),
+        }
+    return found
 
 
 def _method(plan: Any, file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:  # noqa: ANN401
@@ -71,22 +84,6 @@ def _payload(delegate: Any, file: PteFile, segments: Sequence[bytes]) -> bytes: 
     if int(delegate.processed.location) == _INLINE:
         return file.program.backend_delegate_data[index].data or b""
     return segments[index]
-
-
-def _weigh(file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:
-    """Return bytes, elements and zeros of all constants, each counted once."""
-    found = list(_constants(file, segments))
-    readable = {one.identity: one for one in found if _is_readable(one)}
-    packed = {one.identity: one for one in found if not _is_readable(one)}
-    delegates = [delegate for plan in file.program.execution_plan for delegate in plan.delegates]
-    payloads = [(delegate.id, _payload(delegate, file, segments)) for delegate in delegates]
-    opaque = [data for backend, data in payloads if backend != _XNNPACK or xnnpack_graph.operators(data) is None]
-    return {
-        "bytes": sum(len(one.data) for one in (readable | packed).values()),
-        "elements": sum(one.elements for one in readable.values()),
-        "zeros": sum(_zeros(one) for one in readable.values()),
-        "unread_bytes": sum(len(one.data) for one in packed.values()) + sum(map(len, opaque)),
-    }
 
 
 def _is_external(file: PteFile, segments: Sequence[bytes]) -> bool:
