@@ -76,7 +76,7 @@ def test_members_tell_parameter_axis_indices_and_role():
 
 def test_a_mean_over_channels_names_itself_and_unused_parameters_are_absent():
     groups = channel_groups(Net(), X)
-    assert groups["conv2"].reason == "mean in the model's own forward reduces it"
+    assert groups["conv2"].reason == "mean in the model's own forward reduces it: it is an output"
     assert groups.shapes["conv1.weight"] == (8, 3, 3, 3)
     assert not any(name.startswith("unused") for name in groups.shapes)
     assert not any(m.parameter.startswith("unused") for group in groups for m in group.members)
