@@ -32,7 +32,8 @@ class Passes:
     def __init__(self, loader: Iterable[Any], model: nn.Module, seed: int = 0) -> None:
         if not isinstance(loader, Iterable):
             raise TypeError(
-                f"the loader must give batches when iterated over, as a DataLoader does; got {loader!r:.80}"
+                f"data must give batches when iterated over, got {loader!r:.80}: of a data set"
+                " DataLoader(data, batch_size=64) makes them"
             )
         self._loader = loader
         self.device = device_of(model)

@@ -206,7 +206,7 @@ class Watch:
             return self._no_baseline() if self.baseline is None else "there was no event"
         failed = [trial.reason for trial in own if trial.outcome is Verdict.ROLL_BACK]
         if kept >= asked or not failed:
-            return own[-1].reason if kept >= asked else "the fit ended first"
+            return own[-1].reason if kept >= asked else f"the fit ended before more than {_share(kept)} was asked for"
         return failed[-1] + (", and the fit ended" if own[-1].outcome is Verdict.COMMIT else "")
 
     def state_dict(self) -> dict[str, Any]:

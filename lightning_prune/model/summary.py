@@ -3,7 +3,7 @@
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -230,11 +230,20 @@ class Macs:
     per_weight: Mapping[str, int]
     of_attention: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def of_weights(self) -> dict[str, int]:
-        """Dense name of a weight -> those of all layers and attentions that use it."""
-        names = (name for name in (*self.per_weight, *self.of_attention) if not name.endswith("."))
-        return {name: self.per_weight.get(name, 0) + self.of_attention.get(name, 0) for name in names}
+    def of_parameters(self, shrinking: Collection[str]) -> dict[str, int]:
+        """Return dense name of a parameter -> those that go with it, in proportion to its size.
+
+        Args:
+            shrinking: dense names of the parameters that may lose channels. Among them, the bias of an attention's
+                projections, which has an entry for each channel of the heads, stands for the products of activations.
+        """
+        counts = dict[str, int]()
+        for name, count in (*self.per_weight.items(), *self.of_attention.items()):
+            known = [f"{name}{own}" for own in ("in_proj_bias", "out_proj.weight") if f"{name}{own}" in shrinking]
+            place = name if not name.endswith(".") else next(iter(known), "")
+            if place:
+                counts[place] = counts.get(place, 0) + count
+        return counts
 
 
 def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:

@@ -84,7 +84,8 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
                 raise ValueError(
                     f"{bound.need} cannot be met: {bound.need.amount(least)} is the least that can be reached (asked"
                     f" {bound.need.amount(asked)}, dense {bound.need.amount(dense)}). Most of it is held by"
-                    f" {held}{why}. Ask for less, lower min_channels, min_share or round_to, or widen the targets"
+                    f" {held}{why}. Let more be left, lower min_channels, min_share or round_to where they are set, or"
+                    " widen the targets"
                 )
             most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
             raise ValueError(
@@ -113,7 +114,7 @@ def _with_needs(pruner: Pruner, model: nn.Module) -> Pruner:
         for name, parameter in masks.dense_parameters(model).items()
         if first[name] == name and not is_lazy(parameter)
     }
-    computing = {name: float(own) for name, own in macs.per_weight.items()}
+    computing = {name: float(own) for name, own in macs.of_parameters(units.shapes).items()}
     costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total)
     needs = bound_to(as_needs(pruner.recipe.need), costs)
     return replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))

@@ -74,6 +74,6 @@ def thin(
         return ()
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
     return (
-        f"{shown}: {what} where sparsity {asked:.2g} was asked for, which is likely to hold the network back. Lower"
-        f" final_sparsity, {advice}, or take the same share everywhere: allocation=Uniform()",
+        f"{shown}: {what} where sparsity {asked:.2g} was asked for, which is likely to hold the network back. Let more"
+        f" be left, {advice}, or take the same share everywhere: allocation=Uniform()",
     )

@@ -114,7 +114,9 @@ class Pruner:
         """What "params" and, with an example input, "macs" count."""
         sizes = {name: float(torch.Size(shape).numel()) for name, shape in self.units.shapes.items()}
         params = {"params": Budget(self.parameters, sizes)}
-        return params if self.macs is None else params | {"macs": Budget(self.macs.total, self.macs.of_weights)}
+        if self.macs is None:
+            return params
+        return params | {"macs": Budget(self.macs.total, self.macs.of_parameters(self.units.shapes))}
 
     @property
     def budget(self) -> Budget | None:

@@ -77,7 +77,7 @@ class UnitCosts:
         units: the channels that may go.
         parameters: number of all parameters.
         sizes: dense name of each parameter -> its elements and its axes; of those that share memory the first.
-        computing: dense name of a weight of a convolution or Linear layer -> MACs; None without an example input.
+        computing: dense name of a parameter -> MACs that go with it: those of convolutions, Linear layers, attention.
         all_macs: of the whole network.
     """
 
@@ -150,23 +150,33 @@ def widths_within(
         constant, terms = counted[0]
         found = Problem(values, terms).solve(limits[0] - constant)
         return {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}, found.gap
-    weights, over, best = np.ones(len(bound)), np.ones(len(bound)), None
-    for _ in range(_ROUNDS):
-        # all needs as one, each in parts of what it allows, by a weight that rises while it is not met
-        terms = [
-            (key, weight / limit * table)
-            for weight, limit, (_, own) in zip(weights, limits, counted, strict=True)
-            for key, table in own
-        ]
-        parts = zip(weights, limits, counted, strict=True)
-        constants = sum(weight / limit * constant for weight, limit, (constant, _) in parts)
-        found = Problem(values, terms).solve(float(weights.sum() - constants))
+    weights, best = np.ones(len(bound)), None
+    slack = [0.0, 1.0]  # of what the needs allow together: too little, and not known to be
+    for number in range(2 * _ROUNDS):
+        # all needs as one, each in parts of what it allows, by a weight that rises while it is not met; where no
+        # weights meet all of them, less and less is allowed
+        allows = 1.0 if number < _ROUNDS else sum(slack) / 2
+        parts = list(zip(weights / weights.sum(), limits, counted, strict=True))
+        terms = [(key, weight / limit * table) for weight, limit, (_, own) in parts for key, table in own]
+        constant = sum(weight / limit * own for weight, limit, (own, _) in parts)
+        try:
+            found = Problem(values, terms).solve(allows - constant)
+        except ValueError:
+            slack[0] = allows
+            continue
         removed = {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}
         over = np.array([one.cost.left(removed) / limit for one, limit in zip(bound, limits, strict=True)])
-        if over.max() <= 1 + 1e-9 and (best is None or found.value > best[0]):
-            best = found.value, removed
-        weights = weights * over**4
+        if over.max() <= 1 + 1e-9:
+            best = max(best or (-math.inf, {}), (found.value, removed), key=lambda one: one[0])
+        if number < _ROUNDS:
+            weights = weights * over**4
+        elif best is None or over.max() > 1 + 1e-9:
+            slack[1] = allows
+        else:
+            slack[0] = allows
     if best is None:
-        tightest = int(np.argmax(over))
-        return widths_within(units, candidates, [bound[tightest]], share)
+        best = 0.0, {name: units.sizes[name] - widths[0] for name, widths in allowed.items()}
+        for one, limit in zip(bound, limits, strict=True):
+            if (least := one.cost.left(best[1])) > limit * (1 + 1e-9):
+                raise ValueError(f"cannot come down to {one.need.amount(limit)}: {one.need.amount(least)} is the least")
     return best[1], math.inf

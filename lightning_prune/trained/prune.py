@@ -161,8 +161,8 @@ def prune(
             if own is not None:
                 raise
             raise ValueError(
-                f"{error}. These are the first samples of data, which must give batches: of a list of single samples"
-                " DataLoader(samples, batch_size=32) makes them"
+                f"{error}. These are the first samples that data gave: it must give batches of what forward takes, and"
+                " of a list of single samples DataLoader(samples, batch_size=32) makes them"
             ) from error
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
         with _as_it_was(model):

@@ -303,7 +303,7 @@ def _budget(model: nn.Module, against: str) -> Budget:
     """Return what the number, MACs or bytes of the parameters come to, and the part of each."""
     if against == "macs":
         macs = measure_macs(model, example_of(model) or Example())
-        return Budget(macs.total, macs.of_weights)
+        return Budget(macs.total, macs.of_parameters(masks.dense_parameters(model)))
     first = masks.first_names(model)
     sizes = {
         name: float(tensor.numel() * (tensor.element_size() if against == "bytes" else 1))

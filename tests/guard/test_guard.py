@@ -193,7 +193,10 @@ class TestWords:
         assert watch.summary([0.9], [0.0]) == "asked 0.90, kept 0.00: there was no event"
         watch.begin(1, {0: 0.0}, {0: 0.84375})
         watch.judge(0.89)
-        assert watch.summary([0.9], [0.84375]) == "asked 0.90, kept 0.8438: the fit ended first"
+        assert (
+            watch.summary([0.9], [0.84375])
+            == "asked 0.90, kept 0.8438: the fit ended before more than 0.8438 was asked for"
+        )
         within = "val_acc fell to 0.89, 0.002 below the baseline 0.892, allowed 0.01"
         assert watch.summary([0.84375], [0.84375]) == f"asked 0.8438, kept 0.8438: {within}"
         watch.begin(2, {0: 0.84}, {0: 0.9})

@@ -210,7 +210,9 @@ def test_attention_over_another_sequence_of_another_width(batch_first: bool) -> 
 def test_the_weights_of_attention_count_as_those_of_layers_do() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     counted = measure_macs(layer, torch.zeros(1, 5, 8))
-    assert counted.of_weights == {
+    names = [name for name, _ in layer.named_parameters()]
+    assert counted.of_parameters(names) == {
+        "self_attn.in_proj_bias": 2 * 5 * 5 * 8,
         "self_attn.in_proj_weight": 5 * 8 * 24,
         "self_attn.out_proj.weight": 5 * 8 * 8,
         "linear1.weight": 5 * 8 * 16,

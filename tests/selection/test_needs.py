@@ -11,6 +11,7 @@ from torch import nn
 from lightning_prune import (
     Channel,
     Element,
+    Fisher,
     MACs,
     OneShot,
     Params,
@@ -68,6 +69,43 @@ def test_a_fit_ends_at_the_need_in_the_steps_of_the_schedule(tmp_path: Path):
     asked = [event.asked for event in callback.events]
     assert asked == sorted(asked)
     assert asked[-1] == pytest.approx(0.5)
+
+
+def test_several_needs_are_met_at_once_by_a_single_event():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(512, 32),
+        nn.ReLU(),
+        nn.Linear(32, 4),
+    )
+    data = [(torch.randn(32, 3, 16, 16), torch.randint(4, (32,))) for _ in range(2)]
+    recipe = Recipe(granularity=Channel(), need=(MACs(0.3), Params(0.3)), schedule=OneShot(), criterion=Fisher())
+
+    def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    report = prune(net, recipe, data, loss=loss)
+    assert report.before.macs is not None
+    assert report.after.macs is not None
+    assert 0.2 < report.after.macs / report.before.macs <= 0.3
+    assert 0.2 < report.after.parameters / report.before.parameters <= 0.3
+
+
+def test_attention_counts_as_it_shrinks():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    net = nn.Sequential(nn.Linear(6, 32), nn.TransformerEncoder(block, 2, enable_nested_tensor=False), nn.Linear(32, 4))
+    data = [torch.randn(32, 10, 6)]
+    report = prune(net, Recipe(granularity=Channel(), need=MACs(0.55), schedule=OneShot()), data)
+    assert report.before.macs is not None
+    assert report.after.macs is not None
+    assert 0.4 < report.after.macs / report.before.macs <= 0.55
 
 
 def test_bytes_count_how_wide_weights_will_be():

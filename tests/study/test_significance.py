@@ -183,7 +183,7 @@ class TestBadInput:
 
     def test_loaders(self) -> None:
         self.refused(ValueError, "the loader is empty", data=[])
-        self.refused(TypeError, "the loader must give batches", data=3)
+        self.refused(TypeError, "data must give batches", data=3)
         once = iter(batches())
         self.refused(PruningError, r"ended early: it gave 0 batches in pass 2 where 3", data=once, validate=3)
 
