@@ -3,10 +3,12 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.attention import without_fast_path
@@ -39,6 +41,25 @@ class Mismatch(CompactionError):
     def __init__(self, text: str, path: str, finished: Sequence[str], has_raised: bool) -> None:
         super().__init__(text)
         self.path, self.finished, self.has_raised = path, tuple(finished), has_raised
+
+
+class _AtFloat64(TorchDispatchMode):
+    """What a model's code casts to float32, as norms and softmaxes of transformers do, stays at float64.
+
+    Otherwise sums over fewer channels would differ by the rounding of float32, and nothing could be said of the rest.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 class Change(Protocol):
@@ -77,12 +98,20 @@ class Comparison:
             dtypes.remove(torch.float64)  # which Apple's GPUs do not have
         elif floats and floats[0].dtype is torch.float64:
             dtypes.remove(torch.float32)
+        self._keeps_float64 = True
         self._references: dict[torch.dtype, list[tuple[Arguments, list[Tensor]]]] = {}
         for dtype in dtypes:
             self._cast(self._masked, dtype)
+            cast = _map_tensors(lambda x, dtype=dtype: x.to(dtype) if x.is_floating_point() else x, inputs)
             try:
-                cast = _map_tensors(lambda x, dtype=dtype: x.to(dtype) if x.is_floating_point() else x, inputs)
-                self._references[dtype] = list(_references(self._masked, cast))
+                try:
+                    with self._casting(dtype):
+                        self._references[dtype] = list(_references(self._masked, cast))
+                except Exception:
+                    if dtype is not torch.float64 or not self._keeps_float64:
+                        raise
+                    self._keeps_float64 = False
+                    self._references[dtype] = list(_references(self._masked, cast))
             except Exception as error:
                 if self._references:
                     break
@@ -96,8 +125,8 @@ class Comparison:
 
         error = max|masked - compact| / max|masked| of each output (over at least a thousandth of the largest output of
         all), in eval mode, on the inputs and on a second random batch of the same shapes. Half precision is compared at
-        float32 and float64, float64 at float64 alone. A model that does not run at float64, because its code names a
-        type, is compared at float32 alone.
+        float32 and float64, float64 at float64 alone. What its code casts to float32 stays at float64 there; a model
+        that does not run so is compared with its casts, and one that does not run at float64 at float32 alone.
 
         Args:
             cut: the part of the plan that is removed, where the rest of it is only masked.
@@ -114,8 +143,13 @@ class Comparison:
             cut.rebuild(compact)  # at this precision, to which what is multiplied is rounded
             allowed = tolerance if dtype is torch.float64 else tolerance * _SLACK_32
             check = _Check(self._masked, compact, allowed, str(dtype).removeprefix("torch."))
-            errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)
+            with self._casting(dtype):
+                errors[check.precision] = max(check.error(batch, outputs) for batch, outputs in references)
         return errors
+
+    def _casting(self, dtype: torch.dtype) -> AbstractContextManager[object]:
+        """Return what a model runs under at a precision."""
+        return _AtFloat64() if dtype is torch.float64 and self._keeps_float64 else nullcontext()
 
     def _cast(self, model: nn.Module, dtype: torch.dtype) -> None:
         model.double() if dtype is torch.float64 else model.float()
