@@ -261,16 +261,29 @@ def test_precisions(dtype: torch.dtype, precisions: list[str]) -> None:
     assert all(parameter.dtype is dtype for parameter in model.parameters())
 
 
+class Fixed(nn.Module):
+    def __init__(self, cast: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inner, self.cast = Mlp(), cast
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.cast(x))
+
+
+def test_what_is_cast_to_float32_stays_at_float64_in_the_proof() -> None:
+    model = trained(Fixed(lambda x: x.to(torch.float32)))
+    report = compact(model, half_plan(model, MLP_INPUT), MLP_INPUT)
+    assert list(report.errors) == ["float32", "float64"]
+    assert report.errors["float64"] < 1e-12
+
+
 def test_a_model_with_a_fixed_type_is_compared_at_float32_alone() -> None:
-    class Fixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = Mlp()
+    def strict(x: Tensor) -> Tensor:
+        if x.dtype is not torch.float32:
+            raise TypeError("float32 alone")
+        return x
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x.to(torch.float32))
-
-    model = trained(Fixed())
+    model = trained(Fixed(strict))
     assert list(compact(model, half_plan(model, MLP_INPUT), MLP_INPUT).errors) == ["float32"]
 
 
