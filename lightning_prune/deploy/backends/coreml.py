@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_prune.deploy.backends.base import WORTH_A_NOTE, Backend
+from lightning_prune.deploy.rewriting import FOR_COREML, Rewrite
 
 ComputeUnit = Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"]
 Precision = Literal["float16", "float32"]
@@ -144,6 +145,10 @@ class CoreML(Backend):
             pass_names=passes,
         )
         return [fitting_partitioner(specs)]
+
+    def late_rewrites(self) -> Sequence[Rewrite]:
+        """Return attention as Core ML has it, whole."""
+        return FOR_COREML
 
     def notes(self, sparsity: float) -> tuple[str, ...]:
         """Return what becomes of zeros, from a sparsity of 30 % on, and that compressed weights are rounded."""

@@ -2,6 +2,17 @@
 
 from lightning_prune.deploy.rewriting.constants import apart
 from lightning_prune.deploy.rewriting.editing import Editor, Rewrite, Rule, by_operator
-from lightning_prune.deploy.rewriting.sets import DEFAULT, FOR_VULKAN, FOR_XNNPACK, rewritten
+from lightning_prune.deploy.rewriting.sets import DEFAULT, FOR_COREML, FOR_VULKAN, FOR_XNNPACK, rewritten
 
-__all__ = ["DEFAULT", "FOR_VULKAN", "FOR_XNNPACK", "Editor", "Rewrite", "Rule", "apart", "by_operator", "rewritten"]
+__all__ = [
+    "DEFAULT",
+    "FOR_COREML",
+    "FOR_VULKAN",
+    "FOR_XNNPACK",
+    "Editor",
+    "Rewrite",
+    "Rule",
+    "apart",
+    "by_operator",
+    "rewritten",
+]

@@ -51,6 +51,17 @@ def attention(editor: Editor, node: Node) -> Node | None:
     return None if weights is None else _product(editor, weights, merged[2], shape_of(node))  # type: ignore[arg-type]
 
 
+def laid_out(editor: Editor, node: Node) -> Node:
+    """Attention as it is, whose result lies in memory as its shape says.
+
+    The CPU's attention gives heads and places in another order in memory, and what is traced then takes views of it
+    that no other attention allows. Core ML keeps attention whole, and traces its result as contiguous ("Cannot view a
+    tensor", ExecuTorch 1.4.1).
+    """
+    whole = editor.put(node.target, *node.args, **node.kwargs)
+    return editor.put(aten.clone.default, whole, memory_format=torch.contiguous_format)
+
+
 def matmul(editor: Editor, node: Node) -> Node | None:
     """A product of two stacks of matrices of the same batch dimensions as one of three dimensions."""
     left, right = node.args
@@ -117,5 +128,7 @@ def _product(editor: Editor, left: Node, right: Node, shape: list[Any]) -> Node 
 
 ATTENTION: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: attention}
 """Attention, which ExecuTorch would write out with infinities."""
+WHOLE: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: laid_out}
+"""Attention, where the backend has it."""
 PRODUCTS: dict[Any, Rule] = {aten.matmul.default: matmul, aten.softmax.int: softmax}
 """Products and softmax as XNNPACK has them."""

@@ -96,6 +96,22 @@ def with_stride(editor: Editor, node: Node) -> Node | None:
     )
 
 
+def pool_of_depth(editor: Editor, node: Node) -> Node | None:
+    """Average pooling along depth alone, as local response norms have it, as that of an image of one row a depth.
+
+    ExecuTorch 1.4.1 has no kernel for ``avg_pool3d``, and no delegate takes it.
+    """
+    arguments = arguments_of(node)
+    x, ends = arguments["self"], [arguments["ceil_mode"], arguments["count_include_pad"], arguments["divisor_override"]]
+    windows = [(list(arguments[name]) * 3)[:3] for name in ("kernel_size", "stride", "padding") if arguments[name]]
+    kernel, stride, padding = windows if len(windows) == 3 else (windows[0], windows[0], windows[1])
+    if kernel[1:] != [1, 1] or stride[1:] != [1, 1] or padding[1:] != [0, 0]:
+        return None
+    (*sizes, high, wide), depth_first = shape_of(x), [[each[0], each[1]] for each in (kernel, stride, padding)]
+    flat = reshaped(editor, x, [*sizes, high * wide])
+    return flat and reshaped(editor, editor.put(aten.avg_pool2d.default, flat, *depth_first, *ends), shape_of(node))
+
+
 def prelu(editor: Editor, node: Node) -> Node | None:
     """relu(x) − weight · relu(−x): XNNPACK has a PReLU for images, and fails on one of tokens (ExecuTorch 1.4.1)."""
     x, weight = arguments_of(node).values()
@@ -156,6 +172,7 @@ REDUCTIONS: dict[Any, Rule] = {
 """What XNNPACK reduces over an image alone."""
 POOLING: dict[Any, Rule] = {
     aten.mean.dim: pooled,
+    aten.avg_pool3d.default: pool_of_depth,
     **dict.fromkeys((aten.max_pool1d.default, aten.max_pool2d.default, aten.avg_pool1d.default), with_stride),
 }
 """Pooling in the words that every backend has and quantizers know."""

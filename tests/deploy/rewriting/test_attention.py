@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from rewriting_cases import FOR_XNNPACK, IMAGE, TOKENS, Call, changed, traced
 from torch import Tensor, nn
 
+from lightning_prune.deploy.backends import CoreML
 from lightning_prune.deploy.rewriting import rewritten
 
 
@@ -54,6 +55,19 @@ class TestAttention:
         mask = torch.zeros(5, 7)
         mask[0] = -torch.inf
         assert "scaled_dot_product_attention.default" in changed(model, (*QKV, mask))
+
+    def test_core_ml_has_it_whole_and_laid_out_as_its_shape_says(self):
+        """Its own result is laid out otherwise than the CPU's, and views of that cannot be taken of its own."""
+        layer = nn.MultiheadAttention(8, 2, batch_first=True)
+        inputs = (torch.randn(TOKENS),)
+        rewrites = (*CoreML().rewrites(), *CoreML().late_rewrites())
+        program = rewritten(
+            traced(Call(lambda layer, x: layer(x, x, x, need_weights=False)[0], layer), inputs), rewrites
+        )
+        (whole,) = [n for n in program.graph.nodes if "scaled_dot_product" in str(n.target)]
+        (user,) = whole.users
+        assert str(user.target) == "aten.clone.default"
+        assert user.meta["val"].is_contiguous()
 
     def test_a_mask_that_leaves_nothing_of_a_row_stays(self):
         nothing = MASK.clone()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rewriting_cases import Call
 from torch import Tensor, nn
 
@@ -38,6 +39,17 @@ def test_every_part_is_of_the_scale_of_the_whole() -> None:
         (rounded,) = part.users
         assert "quantize_per_tensor" in str(rounded.target)
         assert rounded.args[1:3] == part.args[0].args[1:3]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_only_zeros_are_padded_among_integers(value: float) -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    padded = Call(lambda conv, x: F.pad(conv(x), (1, 1, 1, 1), value=value).sigmoid(), conv)
+    program = graph_of(EagerModel(padded.eval()), [torch.randn(SHAPE)], backend()).program
+    (pad,) = [n for n in program.graph.nodes if "pad" in str(n.target)]
+    (user,) = pad.users
+    has_one_scale = "quantize_per_tensor" in str(user.target) and user.args[1:3] == pad.args[0].args[1:3]
+    assert has_one_scale is (value == 0)
 
 
 @pytest.mark.slow

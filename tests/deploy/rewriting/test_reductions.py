@@ -55,6 +55,21 @@ class TestReductions:
         assert list(node.args[2]) == list(node.args[1])
         torch.testing.assert_close(program.module(check_guards=False)(x), pool(x, 2))
 
+    @pytest.mark.parametrize("size", [2, 3])
+    @pytest.mark.parametrize("shape", [IMAGE, TOKENS])
+    def test_a_local_response_norm_has_no_pooling_of_volumes(self, size: int, shape: tuple[int, ...]) -> None:
+        left = changed(nn.LocalResponseNorm(size, alpha=0.5), (3 * torch.randn(shape),), tuple(Vulkan().rewrites()))
+        assert "avg_pool2d.default" in left
+        assert "avg_pool3d.default" not in left
+
+    @pytest.mark.parametrize("window", [{"stride": (2, 1, 1)}, {"padding": (1, 0, 0)}, {"ceil_mode": True}])
+    def test_pooling_along_depth_alone_is_that_of_an_image(self, window: dict[str, Any]) -> None:
+        pool = nn.AvgPool3d((3, 1, 1), **({"stride": 1} | window))
+        x = torch.randn(2, 3, 7, 4, 5)
+        assert "avg_pool3d.default" not in changed(pool, (x,), tuple(Vulkan().rewrites()))
+        whole = nn.AvgPool3d(2)
+        assert "avg_pool3d.default" in changed(whole, (x,), tuple(Vulkan().rewrites()))
+
     @pytest.mark.parametrize("rewrites", [FOR_XNNPACK, FOR_VULKAN])
     @pytest.mark.parametrize("count", [1, 3, 5, 8])
     def test_adaptive_pooling_of_a_sequence(self, rewrites: tuple[Rewrite, ...], count: int):
