@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from lightning_prune.compaction.plan import Compaction, Removal, applied_plan
+from lightning_prune.compaction._removal import Removal
+from lightning_prune.compaction.plan import Compaction, applied_plan
 from lightning_prune.graph import ChannelGroup, ChannelGroups
 from lightning_prune.model import masks
 

@@ -2,6 +2,7 @@
 
 _entries: tests/compaction/test_plan.py
 _equivalence: tests/compaction/test_failures.py
+_removal: tests/compaction/test_plan.py
 _suspects: tests/compaction/test_trial.py
 rotation: tests/trained/test_rotate.py
 """
