@@ -77,9 +77,10 @@ class Pruned:
             lines.append(f"MACs        {self.before.macs:,} -> {self.after.effective_macs:,}")
         if self.metric_before is not None and self.metric_after is not None:
             lines.append(f"{self.metric:<11} {self.metric_before:.4f} -> {self.metric_after:.4f}")
-        mended = sum(repair.is_done for repair in self.repairs)
-        if self.repairs:
-            lines.append(f"repaired    {mended} of {len(self.repairs)} layers")
+        every = [repair for event in self.events for repair in event.repairs]
+        if every:
+            mended, layers = {repair.name for repair in every if repair.is_done}, {repair.name for repair in every}
+            lines.append(f"repaired    {len(mended)} of {len(layers)} layers")
         lines.append(f"chosen by   {self.chosen_by}")
         lines.append(stay_line(self.stayed))
         return "\n".join(filter(None, lines))

@@ -20,6 +20,7 @@ from lightning_prune import (
     Magnitude,
     NoRepair,
     OneShot,
+    Polynomial,
     Recipe,
     Reconstruction,
     Wanda,
@@ -204,6 +205,17 @@ def test_repair_and_criterion_look_at_as_many_samples_as_they_say() -> None:
     seen.clear()
     prune(Counting(), recipe, data, samples=24, progress=False)
     assert max(seen) == 24
+
+
+def test_layers_that_were_repaired_in_an_earlier_round_count_as_repaired() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+    recipe = Recipe(granularity=Channel(), schedule=Polynomial(0.5, begin_step=0.2, end_step=0.7, frequency=5))
+    pruned = prune(net, recipe, [torch.randn(64, 6) for _ in range(4)], progress=False)
+    done = {repair.name for event in pruned.events for repair in event.repairs if repair.is_done}
+    assert not any(repair.is_done for repair in pruned.repairs)  # the last round has nothing left to cut
+    assert done
+    assert f"repaired    {len(done)} of 3 layers" in str(pruned)
 
 
 def test_batches_of_several_shapes_are_looked_at_as_far_as_they_are_alike() -> None:
