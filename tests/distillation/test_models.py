@@ -1,5 +1,6 @@
 """Models that compute parts twice, in place, compiled or in another float type are taught like any other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, relu
 from torch.utils.checkpoint import checkpoint
 
-from lightning_prune import Distillation, Guard, PruningCallback
+from lightning_prune import Distillation, Guard, NoRepair, PruningCallback
 from lightning_prune.distillation import Teacher
 
 
@@ -119,7 +120,9 @@ def test_a_compiled_model(shrinks: bool, tmp_path: Path) -> None:
     models = []
     for is_compiled in (False, True):
         model: Any = seeded(Net)
-        callback = PruningCallback(THIN, distillation=Distillation(features=0.01), compact_every_event=shrinks)
+        # a compiled model stays so, and is not repaired by default
+        recipe = replace(THIN, repair=NoRepair())
+        callback = PruningCallback(recipe, distillation=Distillation(features=0.01), compact_every_event=shrinks)
         whole: Any = torch.compile(model, backend="aot_eager") if is_compiled else model
         trainer(tmp_path, callback).fit(whole, loader())
         models.append(model)
