@@ -93,8 +93,9 @@ def test_several_needs_are_met_at_once_by_a_single_event():
     report = prune(net, recipe, data, loss=loss)
     assert report.before.macs is not None
     assert report.after.macs is not None
-    assert 0.2 < report.after.macs / report.before.macs <= 0.3
-    assert 0.2 < report.after.parameters / report.before.parameters <= 0.3
+    shares = report.after.macs / report.before.macs, report.after.parameters / report.before.parameters
+    assert max(shares) <= 0.3
+    assert max(shares) > 0.25  # and not far less than is allowed
 
 
 def test_attention_counts_as_it_shrinks():
