@@ -44,7 +44,7 @@ class Int4Groupwise(Calibrated):
             raise ValueError(f"Int4Groupwise.group_size: got {size!r}, must be a multiple of 32, as in group_size=32")
 
     @property
-    def weight_bits(self) -> float:
+    def weight_bits(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Four, and the share that each weight has of its group's scale of 16 bits."""
         return 4 + 16 / self.group_size
 

@@ -150,7 +150,9 @@ def fold_weights(program: ExportedProgram) -> int:
         if spec.kind is InputKind.CONSTANT_TENSOR and spec.arg.name in kernels:
             spec.kind = InputKind.PARAMETER
             name = str(spec.target)
-            program.state_dict[name] = nn.Parameter(program.constants.pop(name), requires_grad=False)
+            value = program.constants.pop(name)
+            assert isinstance(value, Tensor)
+            program.state_dict[name] = nn.Parameter(value, requires_grad=False)
     return changed
 
 

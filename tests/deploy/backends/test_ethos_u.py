@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import Element, NOfM, OneShot, Recipe, prune
+from lightning_prune import Element, NOfM, NoRepair, OneShot, Recipe, prune
 from lightning_prune.deploy import EthosU, Int8, Method, Normalize, Partitioned, RuntimeModel, export, load_manifest
 from lightning_prune.deploy.backends.ethos_u_compiler import EthosInt8, VelaReport
 
@@ -172,7 +172,8 @@ class TestWithTheCompiler:
 
         two_of_four, single = copy.deepcopy(dense), copy.deepcopy(dense)
         for model, granularity in ((two_of_four, NOfM(2, 4)), (single, Element())):
-            prune(model, Recipe(schedule=OneShot(0.5), granularity=granularity), data, repair=None, progress=False)
+            recipe = Recipe(schedule=OneShot(0.5), granularity=granularity, repair=NoRepair())
+            prune(model, recipe, data, progress=False)
         assert cycles(two_of_four) < 0.75 * cycles(dense)
         assert cycles(single) > 0.95 * cycles(dense)
         flash = ("Ethos_U85_SYS_Flash_High", "Shared_Sram")

@@ -64,7 +64,8 @@ class TestReductions:
 
     @pytest.mark.parametrize("window", [{"stride": (2, 1, 1)}, {"padding": (1, 0, 0)}, {"ceil_mode": True}])
     def test_pooling_along_depth_alone_is_that_of_an_image(self, window: dict[str, Any]) -> None:
-        pool = nn.AvgPool3d((3, 1, 1), **({"stride": 1} | window))
+        options: dict[str, Any] = {"stride": 1} | window
+        pool = nn.AvgPool3d((3, 1, 1), **options)
         x = torch.randn(2, 3, 7, 4, 5)
         assert "avg_pool3d.default" not in changed(pool, (x,), tuple(Vulkan().rewrites()))
         whole = nn.AvgPool3d(2)
