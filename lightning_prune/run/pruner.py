@@ -113,10 +113,8 @@ class Pruner:
     def budgets(self) -> dict[str, Budget]:
         """What "params" and, with an example input, "macs" count."""
         sizes = {name: float(torch.Size(shape).numel()) for name, shape in self.units.shapes.items()}
-        params = {"params": Budget(self.parameters, sizes)}
-        if self.macs is None:
-            return params
-        return params | {"macs": Budget(self.macs.total, self.macs.of_parameters(self.units.shapes))}
+        macs = self.macs and Budget(self.macs.total, self.macs.of_parameters(sizes))
+        return {"params": Budget(self.parameters, sizes)} | ({} if macs is None else {"macs": macs})
 
     @property
     def budget(self) -> Budget | None:

@@ -71,7 +71,7 @@ class Costs(Protocol):
         ...
 
     def bytes(self, bits: float) -> NetworkCost:
-        """Return the bytes of parameters and buffers, where those with two or more axes take so many bits each."""
+        """Return the bytes of all parameters, where weights of convolutions and Linear layers take so many bits."""
         ...
 
 

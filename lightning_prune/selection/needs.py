@@ -129,7 +129,7 @@ class Size(Need):
             raise TypeError(f"Size.quantization must be one such as deploy.Int8 or None, got {self.quantization!r}")
 
     def cost(self, costs: Costs) -> NetworkCost:
-        """Return the bytes of all parameters: those with one axis, and buffers, stay in float."""
+        """Return the bytes of all parameters: those with one axis stay in float."""
         return costs.bytes(32.0 if self.quantization is None else self.quantization.weight_bits)
 
     def limit(self, dense: float) -> float:

@@ -149,6 +149,7 @@ def prune(
         check_metric(metric)
     recipe = replace(recipe, repair=recipe.repair or REPAIR, optimizer_policy=Mask())
     tried = _completed(recipe)
+    # refused before the data are touched; where a need ends the schedule, the steps are all that is known here
     _rounds(tried.schedule if tried.need is None else timed(tried.schedule).ending(0.5))
     with own_random_state():
         passes = Passes(loader_of(data), model)

@@ -358,31 +358,6 @@ def test_a_convolution_of_one_place_leaves_the_other_axes_alone():
     assert sizes(check_exact(Tokens(), torch.randn(2, 5, 4))) == {"a": 8}
 
 
-def test_a_norm_over_the_width_of_a_head_lets_heads_go():
-    class HeadNorm(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 12), nn.Linear(12, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.a(x).unflatten(-1, (-1, 3))
-            return self.b((x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)).flatten(1))
-
-    assert sizes(check_exact(HeadNorm(), torch.randn(2, 4))) == {"a": 4}
-
-
-def test_the_encoder_layer_loses_heads_and_hidden_units():
-    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
-    groups = check_exact(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)), torch.randn(2, 3, 4))
-    assert sizes(groups) == {"1.self_attn": 2, "1.linear1": 12}
-    assert slots(groups, "1.self_attn") == {
-        ("1.self_attn.in_proj_weight", 0, "output"),
-        ("1.self_attn.in_proj_bias", 0, "output"),
-        ("1.self_attn.out_proj.weight", 1, "input"),
-    }
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
 def test_scalar_prelu_slope_is_no_channel():
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.PReLU(), nn.Conv2d(8, 2, 1))
     groups = check_exact(model, X2)
