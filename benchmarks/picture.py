@@ -30,7 +30,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from benchmarks.digits_cv import CHANNELS, folds, small_width
 from examples.digits import ResidualCNN, train
 from lightning_prune import PruningCallback, summarize
-from lightning_prune.deploy import XNNPACK, Artifact, Int8, Latencies, Latency, benchmark
+from lightning_prune.deploy import XNNPACK, Artifact, Int8, Timing, Timings, benchmark
 from lightning_prune.study.report import History, Report
 from lightning_prune.tables import aligned
 
@@ -66,7 +66,7 @@ def files(models: dict[str, ResidualCNN], data: DataLoader, test: DataLoader, fo
 def measure(count: int, epochs: int) -> Iterator[dict[str, Any]]:
     """Yield after each fold what the pictures show, as plain values."""
     right: Counter[str] = Counter()
-    images, latencies, history = 0, Latencies((), 1), History()
+    images, latencies, history = 0, Timings((), 1), History()
     for index, (data, test) in enumerate(folds(count)):
         with tempfile.TemporaryDirectory() as folder:
             models = networks(index, data, epochs)
@@ -110,7 +110,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
     """Write the pictures; they are those of the report."""
     report = Report(
         history=History.from_document(found["history"]),
-        latencies={name: Latency(**row) for name, row in found["latencies"].items()},
+        latencies={name: Timing(**row) for name, row in found["latencies"].items()},
         quality={name: right / found["images"] for name, right in found["right"].items()},
         quality_spread={name: standard_error(right, found["images"]) for name, right in found["right"].items()},
         metric=METRIC,

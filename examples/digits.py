@@ -36,7 +36,7 @@ from lightning_prune import (
     Taylor,
     summarize,
 )
-from lightning_prune.deploy import Artifact, Latencies, benchmark
+from lightning_prune.deploy import Artifact, Timings, benchmark
 from lightning_prune.study.report import History
 
 
@@ -193,7 +193,7 @@ def run(data: list[DataLoader], make: dict[str, Any], epochs: int, folder: Path)
     }  # fmt: skip
 
 
-def table(results: dict[str, Result], times: Latencies) -> str:
+def table(results: dict[str, Result], times: Timings) -> str:
     """Return one row per network; latency in the ExecuTorch runtime, interleaved, dense = 1.00x."""
     head = ("", "eager", "ExecuTorch", "parameters", "non-zero", "MACs", ".pte bytes", "zipped", "latency")
     lines = ["{:>10}{:>9}{:>12}{:>12}{:>10}{:>11}{:>12}{:>9}{:>9}".format(*head)]
@@ -208,7 +208,7 @@ def table(results: dict[str, Result], times: Latencies) -> str:
     return "\n".join(lines)
 
 
-def report(results: dict[str, Result], times: Latencies) -> Report:
+def report(results: dict[str, Result], times: Timings) -> Report:
     """Return a page on the network whose channels were pruned, beside the others."""
     return Report(
         history=results["channels"].history,

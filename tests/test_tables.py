@@ -13,7 +13,7 @@ from support import MixedNet, Net
 from torch import nn
 
 from lightning_prune import channel_groups, summarize
-from lightning_prune.deploy import Latencies, Latency
+from lightning_prune.deploy import Timing, Timings
 from lightning_prune.study import Comparison, Row, Sensitivity
 from lightning_prune.study.training import Outcome
 from lightning_prune.tables import Table, Tabular, aligned, cleaned
@@ -109,7 +109,7 @@ def tabular(kind: str) -> Tabular:
         return Comparison((Row("<b>taylor", False, 10, 0, 1, runs),), "macs", "acc", True, 5)
     if kind == "sensitivity":
         return Sensitivity(0.9, (0.5,), {"<b>conv": (0.8,)}, {"<b>conv": 8}, True, "Element()", "Magnitude()", "acc")
-    return Latencies((Latency("<b>dense", 1.0, 0.1, 1.0, 3, 5),), 1)
+    return Timings((Timing("<b>dense", 1.0, 0.1, 1.0, 3, 5),), 1)
 
 
 @pytest.mark.parametrize("kind", ["summary", "channel groups", "comparison", "sensitivity", "latencies"])

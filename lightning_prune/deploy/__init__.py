@@ -16,7 +16,7 @@ from lightning_prune.deploy.backends import (
     Vulkan,
 )
 from lightning_prune.deploy.backends.coreml_weights import decompressed, stored_weights
-from lightning_prune.deploy.benchmark import Latencies, Latency, benchmark
+from lightning_prune.deploy.benchmark import Timing, Timings, benchmark
 from lightning_prune.deploy.bundles import Bundle, export_android, export_ios
 from lightning_prune.deploy.checking.comparison import Bounds, OutputError
 from lightning_prune.deploy.checking.verification import Verification
@@ -46,8 +46,6 @@ __all__ = [
     "Int4Groupwise",
     "Int8",
     "Int8Dynamic",
-    "Latencies",
-    "Latency",
     "LatencyTable",
     "Linear8",
     "Method",
@@ -66,6 +64,8 @@ __all__ = [
     "RuntimeModel",
     "Stretch",
     "TensorSpec",
+    "Timing",
+    "Timings",
     "Verification",
     "Vulkan",
     "WidthCurve",

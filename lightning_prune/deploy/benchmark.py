@@ -23,7 +23,7 @@ Programs = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 
 @dataclass(frozen=True)
-class Latency:
+class Timing:
     """Latency of one program.
 
     Args:
@@ -51,8 +51,8 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Latencies(Tabular, Mapping[str, Latency]):
-    """Latencies by name, in the order given; printed, and shown in a notebook, they are a table.
+class Timings(Tabular, Mapping[str, Timing]):
+    """Latency of each by name, in the order given; printed, and shown in a notebook, they are a table.
 
     Args:
         rows: one per program.
@@ -60,11 +60,11 @@ class Latencies(Tabular, Mapping[str, Latency]):
         profiles: name -> time per operator; empty if it was not asked for.
     """
 
-    rows: tuple[Latency, ...]
+    rows: tuple[Timing, ...]
     threads: int
     profiles: Mapping[str, Profile] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Latency:
+    def __getitem__(self, name: str) -> Timing:
         return {row.name: row for row in self.rows}[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -97,7 +97,7 @@ def benchmark(
     profile: bool = False,
     method: str = "forward",
     timeout: float = TIMEOUT,
-) -> Latencies:
+) -> Timings:
     """Measure programs in the ExecuTorch runtime, in turns so that the machine's moods hit all of them alike.
 
     All are loaded in one other process, which a bad file may take down without this one. Each round runs every program
@@ -150,7 +150,7 @@ def benchmark(
         profiles = {name: profiled(name, models[name], inputs[name], rounds) for name in (models if profile else ())}
     first = next(iter(times.values()))
     rows = tuple(
-        Latency(
+        Timing(
             name=name,
             median_ms=1000 * statistics.median(taken),
             spread_ms=1000 * interquartile_range(taken) if len(taken) > 1 else math.nan,
@@ -161,7 +161,7 @@ def benchmark(
         )
         for name, taken in times.items()
     )
-    return Latencies(rows, threads, profiles)
+    return Timings(rows, threads, profiles)
 
 
 def _named(programs: Programs) -> dict[str, Path]:

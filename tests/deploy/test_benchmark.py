@@ -7,7 +7,7 @@ import torch
 from deploy_models import EXAMPLE, exported
 from torch import Tensor, nn
 
-from lightning_prune.deploy import Artifact, Latencies, benchmark, export
+from lightning_prune.deploy import Artifact, Timings, benchmark, export
 from lightning_prune.deploy.runtime.turns import in_turns, standard_error
 from lightning_prune.errors import ExportError
 
@@ -45,20 +45,20 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, _executorch: None) -> Art
 
 
 @pytest.fixture(scope="module")
-def measured(artifact: Artifact) -> Latencies:
+def measured(artifact: Artifact) -> Timings:
     other = shutil.copy(artifact.path, artifact.path.with_name("other.pte"))
     return benchmark({"dense": artifact.path, "pruned": other}, EXAMPLE, rounds=5)
 
 
 @needs_executorch
 class TestBenchmark:
-    def test_values(self, measured: Latencies):
+    def test_values(self, measured: Timings):
         assert list(measured) == ["dense", "pruned"]
         assert measured["dense"].ratio == 1
         assert measured["pruned"].ratio > 0
         assert all(row.median_ms > 0 and row.spread_ms >= 0 and row.rounds == 5 for row in measured.values())
 
-    def test_table(self, measured: Latencies):
+    def test_table(self, measured: Timings):
         head, _, dense, pruned = str(measured).splitlines()
         assert head.endswith("(1 thread, 5 rounds)")
         assert dense.startswith("dense")
@@ -109,7 +109,7 @@ class Heavy(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def profiled(tmp_path_factory: pytest.TempPathFactory, _executorch: None) -> Latencies:
+def profiled(tmp_path_factory: pytest.TempPathFactory, _executorch: None) -> Timings:
     folder = tmp_path_factory.mktemp("profile")
     export(Heavy(), folder / "heavy.pte", example_inputs=torch.zeros(1, 1, 128, 128))
     return benchmark(folder / "heavy.pte", rounds=9, profile=True)
@@ -122,19 +122,19 @@ class TestProfile:
         with pytest.raises(ValueError, match=f"rounds must be at least 3, got {rounds}: fewer do not say how sure"):
             benchmark(artifact.path, rounds=rounds, profile=True)
 
-    def test_the_heavy_operator_is_found(self, profiled: Latencies):
+    def test_the_heavy_operator_is_found(self, profiled: Timings):
         found = profiled.profiles["heavy"]
         first = found.rows[0]
         assert (first.name, first.is_delegate, first.calls) == ("aten::cumsum.out", False, 3)
         assert first.share > 0.4
         assert found.outside_share > 0.4
 
-    def test_the_parts_add_up_to_the_whole(self, profiled: Latencies):
+    def test_the_parts_add_up_to_the_whole(self, profiled: Timings):
         found = profiled.profiles["heavy"]
         spent = sum(row.milliseconds for row in found.rows)
         noise = 4 * sum(row.resolution_ms for row in found.rows)
         assert spent == pytest.approx(found.fastest_ms, rel=0.35, abs=noise)
 
-    def test_table(self, profiled: Latencies):
+    def test_table(self, profiled: Timings):
         assert "outside of delegates)" in str(profiled)
         assert "aten::cumsum.out" in str(profiled)

@@ -12,7 +12,7 @@ from lightning_prune.study.report.history import History
 from lightning_prune.tables import Table
 
 if TYPE_CHECKING:
-    from lightning_prune.deploy import Artifact, Latency
+    from lightning_prune.deploy import Artifact, Timing
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Variant:
 def variants(
     models: Mapping[str, Summary],
     artifacts: Mapping[str, "Artifact"],
-    latencies: Mapping[str, "Latency"],
+    latencies: Mapping[str, "Timing"],
     quality: Mapping[str, float],
     quality_spread: Mapping[str, float],
 ) -> tuple[Variant, ...]:

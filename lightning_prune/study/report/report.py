@@ -36,7 +36,7 @@ from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.packages import Logger, Trainer
 
 if TYPE_CHECKING:
-    from lightning_prune.deploy import Artifact, Latency
+    from lightning_prune.deploy import Artifact, Timing
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -48,7 +48,7 @@ class Report:
         models: name -> model or its summary, such as "dense", "masked", "compact"; the order is that of the table. A
             model is summarised here and not kept. Without any variants the table has those of the history.
         artifacts: name -> what :func:`lightning_prune.deploy.export` returned; the same names mean the same rows.
-        latencies: what :func:`lightning_prune.deploy.benchmark` returned, or name -> Latency.
+        latencies: what :func:`lightning_prune.deploy.benchmark` returned, or name -> Timing.
         quality: name -> the metric of that model; without one the metric that an artifact was verified with.
         quality_spread: name -> how far its quality may lie off, such as the standard error; drawn up and down from it.
         advice: what :func:`lightning_prune.study.advise` said.
@@ -68,7 +68,7 @@ class Report:
     history: History = field(default_factory=History)
     models: Mapping[str, "nn.Module | Summary"] = field(default_factory=dict)
     artifacts: Mapping[str, "Artifact"] = field(default_factory=dict)
-    latencies: Mapping[str, "Latency"] = field(default_factory=dict)
+    latencies: Mapping[str, "Timing"] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     quality_spread: Mapping[str, float] = field(default_factory=dict)
     advice: Advice | None = None
@@ -92,9 +92,9 @@ class Report:
                 got = f"{getattr(self, key)!r:.80}"
                 raise TypeError(f"Report.{key} takes a mapping of names, as in {{'dense': …}}, got {got}")
         if self.artifacts or self.latencies:
-            from lightning_prune.deploy import Artifact, Latency
+            from lightning_prune.deploy import Artifact, Timing
 
-            for key, kind in (("artifacts", Artifact), ("latencies", Latency)):
+            for key, kind in (("artifacts", Artifact), ("latencies", Timing)):
                 for name, value in getattr(self, key).items():
                     if not isinstance(value, kind):
                         got = type(value).__name__
