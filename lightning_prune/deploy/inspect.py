@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_prune.deploy.artifact.manifest import methods_of
 from lightning_prune.deploy.program.arguments import check_seconds, program_path
 from lightning_prune.deploy.program.signature import describe_shape
 from lightning_prune.deploy.runtime.child import TIMEOUT
-from lightning_prune.deploy.runtime.model import checked_manifest, read_contents
+from lightning_prune.deploy.runtime.model import check_methods_told, check_told, checked_manifest, read_contents
 from lightning_prune.errors import ExportError
 
 
@@ -191,6 +192,12 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
     try:
         weights = contents["constants"]
         methods = []
+        if manifest is not None:
+            taking = {method["name"]: method for method in contents["methods"] if method["inputs"]}
+            check_methods_told(path, manifest["methods"], taking)
+            for name, spec in methods_of(manifest).items():
+                sides = (taking[name][side] for side in ("inputs", "outputs"))
+                check_told(path, spec, *([(x.get("shape", ()), x.get("dtype")) for x in side] for side in sides))
         for method in contents["methods"]:
             known = (manifest or {}).get("methods", {}).get(method["name"], {})
             delegates = (

@@ -14,7 +14,7 @@ from lightning_prune._version import __version__
 from lightning_prune.deploy.artifact._recovery import complete
 from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.deploy.program.picture import Picture
-from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec
+from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe_shape
 from lightning_prune.errors import ExportError
 
 FORMAT = 1
@@ -153,6 +153,9 @@ def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
         if not isinstance(described.get("function", ""), str):
             raise TypeError(f"function {described['function']!r:.60} is no name")
         inputs, outputs = (tuple(map(_spec, _list(described[side]))) for side in ("inputs", "outputs"))
+        for one in inputs:
+            if any(not low <= one.shape[dim] <= high for dim, (low, high) in one.dynamic.items()):
+                raise ValueError(f"shape {describe_shape(one.shape)} of {one.name} is outside of its range")
         methods[name] = MethodSpec(inputs, outputs)
     return methods
 

@@ -8,8 +8,8 @@ https://github.com/pytorch/executorch/blob/v1.4.1/extension/pybindings/pybinding
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
@@ -25,12 +25,14 @@ class RuntimeMethod:
     Args:
         run: calls it with contiguous tensors.
         inputs: shape, the largest where sizes may vary, and element type of each.
-        outputs: their number.
+        outputs: the same of what it gives; empty where it takes nothing.
+        methods: names of those of the file that take something; the others hold constants.
     """
 
     run: Run
     inputs: list[tuple[list[int], str]]
-    outputs: int
+    outputs: list[tuple[list[int], str]]
+    methods: list[str]
 
 
 def bindings() -> ModuleType:
@@ -57,18 +59,23 @@ def load(path: str, method: str, data: str | None) -> RuntimeMethod:
     # Minimal, which is quicker, crashed on 11 of 80 damaged files, and InternalConsistency on one
     check = native.Verification.InternalConsistency
     if data is not None:
-        module = native._load_for_executorch(path, data, program_verification=check)
-        return _loaded(lambda inputs: module.run_method(method, inputs), module.method_meta(method))
-    program = native._load_program(path, program_verification=check)
-    loaded = program.load_method(method)
-    # the method points into its program, which would go at the end of this function
-    return _loaded(lambda inputs, _program=program: loaded(inputs), loaded.method_meta())
-
-
-def _loaded(run: Run, meta: Any) -> RuntimeMethod:  # noqa: ANN401
+        file = native._load_for_executorch(path, data, program_verification=check)
+        names, run = file.method_names(), partial(file.run_method, method)
+    else:
+        file = native._load_program(path, program_verification=check)
+        names = [file.get_method_name(index) for index in range(file.num_methods())]
+        loaded = file.load_method(method)
+        # the method points into its program, which would go at the end of this function
+        run = partial(lambda inputs, _program: loaded(inputs), _program=file)
+    meta = file.method_meta(method)
     takes = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
-    inputs = [(list(x.sizes()), SCALAR_TYPES.get(x.dtype(), f"scalar type {x.dtype()}")) for x in takes]
-    return RuntimeMethod(run, inputs, meta.num_outputs())
+    # what takes nothing holds a constant, which may be no tensor
+    gives = [meta.output_tensor_meta(index) for index in range(meta.num_outputs() if takes else 0)]
+    inputs, outputs = (
+        [(list(x.sizes()), SCALAR_TYPES.get(x.dtype(), f"scalar type {x.dtype()}")) for x in side]
+        for side in (takes, gives)
+    )
+    return RuntimeMethod(run, inputs, outputs, [name for name in names if file.method_meta(name).num_inputs()])
 
 
 def backends() -> list[str]:

@@ -1,8 +1,9 @@
 """A .pte as a function of tensors, run by ExecuTorch in a process of its own."""
 
 import copy
+import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,23 @@ from lightning_prune.deploy.artifact.files import final
 from lightning_prune.deploy.artifact.manifest import data_paths, load_manifest, methods_of
 from lightning_prune.deploy.program.arguments import check_seconds, check_text, given_path, program_path
 from lightning_prune.deploy.program.constants import Constant
-from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe, dtype_name
+from lightning_prune.deploy.program.signature import (
+    DTYPES,
+    MethodSpec,
+    TensorSpec,
+    describe,
+    describe_shape,
+    dtype_name,
+)
 from lightning_prune.deploy.program.structure import flat_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.turns import Turn
 from lightning_prune.errors import ExportError
 from lightning_prune.values import check_whole
+
+Sides = Sequence[Any]
+"""Largest shape, and name of the element type, of an input or an output."""
+_LARGEST_RANDOM = 2**27
 
 
 class RuntimeModel:
@@ -173,7 +185,15 @@ class RuntimeModel:
         """Return inputs that the program takes, the same at each call.
 
         Normal numbers, bytes of 0 to 255, zeros for other whole ones.
+
+        Raises:
+            ExportError: they are larger than what a file may have made here unasked.
         """
+        size = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in self.inputs)
+        if size > _LARGEST_RANDOM:
+            raise ExportError(
+                f"{self.path} takes {size:,} bytes of inputs, which are not made unasked: pass inputs of your own"
+            )
         generator = torch.Generator().manual_seed(0)
 
         def drawn(spec: TensorSpec) -> Tensor:
@@ -210,13 +230,9 @@ class RuntimeModel:
         self.inputs, self.outputs = signature.inputs, signature.outputs
         self._count()
         loaded = self._ask("load")
-        told = [[[spec.range_of(i)[1] for i in range(len(spec.shape))], dtype_name(spec.dtype)] for spec in self.inputs]
-        if told != loaded["inputs"] or loaded["outputs"] != len(self.outputs):
-            takes = ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in loaded["inputs"])
-            raise ExportError(
-                f"{self.path} takes {takes or 'no input'} and gives {loaded['outputs']} outputs, which is not what is"
-                f" said of it ({', '.join(map(str, self.inputs))}): export the model again"
-            )
+        if self.manifest is not None:
+            check_methods_told(self.path, self.manifest["methods"], loaded["methods"])
+        check_told(self.path, signature, loaded["inputs"], loaded["outputs"])
 
     def _count(self) -> None:
         self._number = CHILD.number()
@@ -261,6 +277,39 @@ def _undescribed(path: Path, method: str, timeout: float, data_path: Path | None
             sides_of.append(TensorSpec(name, shape, DTYPES[value["dtype"]], dynamic))
         sides.append(tuple(sides_of))
     return MethodSpec(*sides)
+
+
+def check_methods_told(path: Path, told: Iterable[str], methods: Iterable[str]) -> None:
+    """Refuse a .pte whose methods that take something are others than those that are said of it."""
+    if set(told) != set(methods):
+        raise ExportError(
+            f"{path} has the methods {', '.join(methods) or 'none'}, which is not what is said of it"
+            f" ({', '.join(told)}): export the model again"
+        )
+
+
+def check_told(path: Path, spec: MethodSpec, inputs: Sequence[Sides], outputs: Sequence[Sides]) -> None:
+    """Refuse a .pte whose method takes or gives something else than is said of it.
+
+    Args:
+        path: of the file, for the error.
+        spec: what is said.
+        inputs: largest shape and dtype of each, as the file has them.
+        outputs: the same; where sizes vary they are bounds, and none of what is said may be above.
+    """
+    varies = any(one.dynamic for one in (*spec.inputs, *spec.outputs))
+    is_so = [len(side) for side in (inputs, outputs)] == [len(spec.inputs), len(spec.outputs)]
+    for told, found, is_bound in ((spec.inputs, inputs, False), (spec.outputs, outputs, varies)):
+        for one, (shape, dtype) in zip(told, found, strict=False):
+            largest = [one.range_of(dim)[1] for dim in range(len(one.shape))]
+            is_so &= (dtype_name(one.dtype), len(largest)) == (dtype, len(shape))
+            is_so &= all(n <= bound if is_bound else n == bound for n, bound in zip(largest, shape, strict=False))
+    if not is_so:
+        takes, gives = (", ".join(f"{describe_shape(s)} {dtype}" for s, dtype in each) for each in (inputs, outputs))
+        raise ExportError(
+            f"{path} takes {takes or 'no input'} and gives {gives or 'no output'}, which is not what is said of it"
+            f" ({', '.join(map(str, spec.inputs))}; {', '.join(map(str, spec.outputs))}): export the model again"
+        )
 
 
 def checked_manifest(path: Path) -> dict[str, Any] | None:

@@ -140,6 +140,7 @@ MALFORMED = [
         put(value, *FORWARD, "inputs", 0, "dynamic")
         for value in ([], 3, None, {"a": [1, 2]}, {"4": [1, 2]}, {"0": [2, 1]}, {"0": [1]}, {"0": 1}, {"-1": [1, 2]})
     ),
+    put([2**33, 3, 8, 8], *FORWARD, "inputs", 0, "shape"),
     *(put(value, "data", 0, "file") for value in ("../m.ptd", "/etc/passwd", "", ".", "..", None, 3, "a\0b")),
     *(put(value, "data", 0) for value in (None, 3, "m.ptd", [], {})),
     *(put(value, "methods") for value in ({}, {"forward": None}, {"forward": []})),

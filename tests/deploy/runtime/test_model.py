@@ -1,4 +1,5 @@
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,17 @@ import pytest
 import torch
 from deploy_models import EXAMPLE, exported, images, small
 
-from lightning_prune.deploy import Artifact, RuntimeModel, export, thread_count
+from lightning_prune.deploy import (
+    Artifact,
+    RuntimeModel,
+    benchmark,
+    export,
+    inspect,
+    load_manifest,
+    thread_count,
+    verify,
+)
+from lightning_prune.deploy.artifact.manifest import to_text
 from lightning_prune.deploy.executorch.quiet import imported
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.runtime.child import CHILD
@@ -89,7 +100,7 @@ class TestRuntimeModel:
         narrow = TensorSpec("image", (4, 1, 8, 9), torch.float32)
         for inputs, outputs in (((narrow,), spec.outputs), (spec.inputs, (*spec.outputs, narrow))):
             with pytest.raises(
-                ExportError, match=r"takes \(4, 1, 8, 8\) float32 and gives 1 outputs, which is not what"
+                ExportError, match=r"takes \(4, 1, 8, 8\) float32 and gives \(4, 3\) float32, which is not what"
             ):
                 RuntimeModel(artifact.path, signature=MethodSpec(inputs, outputs))
         known = RuntimeModel(artifact.path, signature=MethodSpec(spec.inputs, spec.outputs))
@@ -109,6 +120,65 @@ class TestRuntimeModel:
             export(small(seed), path, example_inputs=EXAMPLE)
             outputs.append(RuntimeModel(path)(images(4))[0])
         assert not torch.equal(*outputs)
+
+
+def described(artifact: Artifact, folder: Path, **changes: Any) -> Path:
+    """Return a copy of a program, of whose method its manifest says something else, with a right digest."""
+    manifest = load_manifest(artifact.path)
+    (folder / "small.pte").write_bytes(artifact.path.read_bytes())
+    forward = manifest["methods"]["forward"]
+    for key, value in changes.items():
+        side, _, what = key.partition("_")
+        if what:
+            forward[side][0][what] = value
+        elif side == "method":
+            manifest["methods"] = {value: forward}
+        else:
+            forward[side] = value
+    (folder / "small.json").write_text(to_text(manifest), encoding="utf-8")
+    return folder / "small.pte"
+
+
+TOLD = [
+    {"inputs_shape": [2**33, 1, 8, 8]},
+    {"inputs_shape": [2**33, 1, 8, 8], "inputs_dynamic": {"0": [1, 4]}},
+    {"inputs_shape": [4, 1, 64]},
+    {"inputs_dtype": "float64"},
+    {"inputs": []},
+    {"outputs_shape": [4, 30]},
+    {"outputs_shape": [4]},
+    {"outputs_dtype": "int64"},
+    {"outputs": []},
+    {"method": "embed"},
+]
+
+
+@pytest.mark.parametrize("changes", TOLD, ids=lambda changes: " ".join(f"{k} {v}" for k, v in changes.items()))
+@pytest.mark.parametrize(
+    "read",
+    [RuntimeModel, inspect, benchmark, lambda path: verify(path, small(), EXAMPLE)],
+    ids=["RuntimeModel", "inspect", "benchmark", "verify"],
+)
+def test_a_manifest_that_says_something_else_of_a_method(
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Path], object],
+    changes: dict[str, Any],
+):
+    path = described(artifact, tmp_path, **changes)
+    drawn = torch.randn
+    # to fail, and not to take 34 GB
+    monkeypatch.setattr(torch, "randn", lambda shape, **more: drawn([min(n, 9) for n in shape], **more))
+    with pytest.raises(ExportError, match=r"small\.(pte|json)"):
+        read(path)
+
+
+def test_large_inputs_are_not_made_unasked(artifact: Artifact):
+    program = RuntimeModel(artifact.path)
+    program.inputs = (TensorSpec("image", (2**20, 1, 8, 8), torch.float32),)
+    with pytest.raises(ExportError, match=r"small.pte takes 268,435,456 bytes of inputs, .* pass inputs of your own"):
+        program.random_inputs()
 
 
 class Counting(torch.nn.Module):

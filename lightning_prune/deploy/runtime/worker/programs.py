@@ -23,9 +23,9 @@ class Programs:
         self._threads = self._usual = 0
 
     def load(self, place: Place) -> dict[str, object]:
-        """Load a method, where it is not, and return what it takes, and the number of its outputs."""
+        """Load a method, where it is not, and return what it takes and gives, and the file's methods."""
         loaded = self._program(**place)
-        return {"inputs": loaded.inputs, "outputs": loaded.outputs}
+        return {"inputs": loaded.inputs, "outputs": loaded.outputs, "methods": loaded.methods}
 
     def run(self, place: Place, inputs: Sequence[Tensor] = ()) -> list[object]:
         """Return what a method gives for contiguous tensors that it takes."""
