@@ -25,6 +25,7 @@ from lightning_prune.model.caches import refilled
 from lightning_prune.model.example import Example, Inputs, tensors_in, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
+from lightning_prune.model.state import assigned_in_place
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,8 @@ class _Forward(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         following = iter(tensors)
         inputs = walked(self.example, lambda _: next(following))
-        with nullcontext() if self.recorder is None else self.recorder.watch(self.inner):
+        watching = nullcontext() if self.recorder is None else self.recorder.watch(self.inner)
+        with assigned_in_place(self.inner), watching:
             return list(tensors_in(inputs(self.inner)))
 
 

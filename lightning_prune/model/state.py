@@ -49,6 +49,31 @@ def kept_state(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
                 own[name] = buffer
 
 
+@contextmanager
+def assigned_in_place(model: nn.Module) -> Iterator[None]:
+    """Let a buffer that the block puts another tensor in the place of (``self.buf = new``) hold its values instead.
+
+    torch.export loses the assignment and records the writing. What has another shape or dtype stays assigned.
+    """
+    held = [
+        (module._buffers, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    yield
+    assigned = [
+        (own, name, buffer, now.clone())  # all before any is written: a value may be another buffer
+        for own, name, buffer in held
+        if (now := own.get(name)) is not None
+        and now is not buffer
+        and (now.shape, now.dtype) == (buffer.shape, buffer.dtype)
+    ]
+    for own, name, buffer, value in assigned:
+        buffer.copy_(value)
+        own[name] = buffer
+
+
 def _mark(buffer: Tensor) -> tuple[int, int]:
     """Return what changes where a buffer is written, or is given other memory."""
     return 0 if buffer.is_inference() else buffer._version, 0 if buffer.is_meta else buffer.data_ptr()

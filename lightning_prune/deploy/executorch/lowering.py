@@ -23,7 +23,7 @@ from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.signature import describe
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
-from lightning_prune.deploy.rewriting import apart, rewritten
+from lightning_prune.deploy.rewriting import apart, rewritten, with_own_values
 from lightning_prune.errors import ExportError, PruningError
 from lightning_prune.graph.recordable import recordable
 from lightning_prune.model.state import kept_state
@@ -102,6 +102,7 @@ def graph_of(
             f"{eager} cannot be traced by torch.export on {describe(inputs)}{origin(error)}: {first_line(error)}"
         ) from error
     if eager.state:
+        with_own_values(program)
         with quiet_lowering():
             signature = program.run_decompositions({}).graph_signature
         if lost := [name for name in eager.state if name not in signature.buffers_to_mutate.values()]:

@@ -16,7 +16,7 @@ from lightning_prune.errors import ExportError
 from lightning_prune.model.example import Example, Inputs, example_of, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
-from lightning_prune.model.state import kept_state
+from lightning_prune.model.state import assigned_in_place, kept_state
 from lightning_prune.model.summary import single
 
 
@@ -76,7 +76,9 @@ class EagerModel(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors in what the method returns."""
         call = self.call(inputs)
-        return tuple(leaf for _, leaf in named_leaves(self.function(*call.args, **call.kwargs)))
+        with assigned_in_place(self.model):
+            outputs = self.function(*call.args, **call.kwargs)
+        return tuple(leaf for _, leaf in named_leaves(outputs))
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the same for inputs that the model may change in place, from its first state, which stays.

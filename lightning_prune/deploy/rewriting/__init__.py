@@ -2,6 +2,7 @@
 
 from lightning_prune.deploy.rewriting.constants import apart
 from lightning_prune.deploy.rewriting.editing import Editor, Rewrite, Rule, by_operator
+from lightning_prune.deploy.rewriting.functional import with_own_values
 from lightning_prune.deploy.rewriting.sets import DEFAULT, FOR_COREML, FOR_VULKAN, FOR_XNNPACK, rewritten
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "apart",
     "by_operator",
     "rewritten",
+    "with_own_values",
 ]

@@ -77,9 +77,9 @@ class Editor:
         self.graph.eliminate_dead_code()
         signature = self.program.graph_signature
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
-        kept = []
+        kept, written = [], set(signature.buffers_to_mutate.values())
         for node, spec in zip(placeholders, list(signature.input_specs), strict=True):
-            if node.users or spec.kind not in _CONSTANT_KINDS:
+            if node.users or spec.kind not in _CONSTANT_KINDS or spec.target in written:
                 kept.append(spec)
             else:
                 self.graph.erase_node(node)

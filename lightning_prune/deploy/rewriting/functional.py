@@ -6,7 +6,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lightning_prune.deploy.rewriting.editing import calls, is_static
+from lightning_prune.deploy.rewriting.editing import Editor, calls, is_static
 
 _MAYBE_VIEWS = ("reshape", "contiguous", "flatten", "unflatten", "to", "dropout", "feature_dropout", "expand_as")
 
@@ -24,6 +24,31 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     for node in changing:
         node.target = _without_effect(node)  # type: ignore[assignment]
     return program
+
+
+def with_own_values(program: ExportedProgram) -> None:
+    """Let each ``copy_`` of a buffer, a view of one, or what was copied already, write a tensor of its own.
+
+    A program without effects has the new value of each buffer among its outputs: torch 2.13 stops at two of one name
+    ("User output … is not in the correct order"), and ExecuTorch 1.4.1 takes a buffer for one that is written in place,
+    and copies the new value of another one where it is a view of that:
+    https://github.com/pytorch/executorch/blob/v1.4.1/exir/passes/insert_write_back_for_buffers_pass.py#L78
+    The larger of a tensor and itself is such a tensor, exactly and of every dtype: XNNPACK drops a clone, and a
+    quantizer would round a sum or a product.
+    """
+    editor, copied = Editor(program), set[Node]()
+    for node in calls(program):
+        value = node.args[1] if node.target is torch.ops.aten.copy_.default else None
+        if not isinstance(value, Node):
+            continue
+        source = value
+        while source.op == "call_function" and _is_view(source):
+            source = source.args[0]  # type: ignore[assignment]
+        if source.op == "placeholder" or value in copied:
+            own = editor.at(node).put(torch.ops.aten.maximum.default, value, value)
+            node.args = (node.args[0], own, *node.args[2:])
+        copied.add(value)
+    program.graph_module.recompile()
 
 
 def any_strides(program: ExportedProgram) -> None:
@@ -47,11 +72,16 @@ def _is_alone(node: Node) -> bool:
     changed = node.args[0]
     user = node
     while isinstance(changed, Node) and changed.op == "call_function" and set(changed.users) == {user}:
-        target = changed.target
-        # what is no operator of its own takes a part of several results, and counts as a view of them
-        returned = target._schema.returns if isinstance(target, torch._ops.OpOverload) else None
-        is_new = returned is not None and all(result.alias_info is None for result in returned)
-        if is_new and target._opname not in _MAYBE_VIEWS:  # type: ignore[union-attr]
+        if not _is_view(changed):
             return True
         user, changed = changed, changed.args[0]
     return False
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a call may give what its first argument holds, changed or not."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return True  # what is no operator of its own takes a part of several results, and counts as a view of them
+    aliases = any(result.alias_info is not None for result in target._schema.returns)
+    return aliases or target._opname in _MAYBE_VIEWS

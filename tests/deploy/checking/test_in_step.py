@@ -55,6 +55,34 @@ class Late(Average):
         return self.o(new)
 
 
+class Delays(Average):
+    """Buffers that take one another's values in every way that there is."""
+
+    a: Tensor
+    b: Tensor
+    unread: Tensor
+    viewed: Tensor
+    assigned: Tensor
+    earlier: Tensor
+
+    def __init__(self):
+        super().__init__()
+        for name in ("a", "b", "unread", "viewed", "assigned", "earlier"):
+            self.register_buffer(name, torch.full((1, 12), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.mean * 0.9 + self.i(x).relu() * 0.1
+        y = self.o(new + self.a + 2 * self.b + 3 * self.viewed + 4 * self.assigned + 5 * self.earlier)
+        self.unread.copy_(self.b)
+        self.viewed.copy_(self.b.view(12)[None])
+        self.b.copy_(self.a)
+        self.mean.copy_(new)
+        self.a.copy_(self.mean)
+        self.earlier = self.assigned
+        self.assigned = new * 2
+        return y
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("state") / "average.pte"
@@ -68,6 +96,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_lists_the_state(program: Path):
     state = {"name": "mean", "shape": [1, 12], "dtype": "float32", "first": "stored", "methods": ["forward"]}
     assert load_manifest(program)["state"] == [state]
+
+
+def test_buffers_that_take_one_anothers_values(tmp_path: Path):
+    artifact = export(model := Delays().eval(), tmp_path / "a.pte", example_inputs=X)
+    assert artifact.max_abs_error <= 1e-5  # of outputs up to 20
+    assert {each["name"] for each in artifact.state} == {name for name, _ in model.named_buffers()}
 
 
 def test_two_sequences_of_256_steps_with_a_reset(program: Path):
