@@ -142,6 +142,12 @@ class Recipe:
         return self.is_structured or self.count == "macs"
 
     @property
+    def counted(self) -> str:
+        """What its sparsity counts, in a word: ``MACs``, ``params``, ``channels``, ``weights``."""
+        units = "channels" if self.is_structured else "weights"
+        return " and ".join(type(need).__name__ for need in as_needs(self.need)) or self.count or units
+
+    @property
     def repairing(self) -> LeastSquares | None:
         """What repairs at the events of a fit: what is named or, where that is left open and channels go, the usual."""
         if self.repair is None and self.is_structured:

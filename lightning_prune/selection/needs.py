@@ -142,6 +142,31 @@ class Size(Need):
 
 
 @dataclass(frozen=True)
+class Partway(Need):
+    """Some of the way from the dense network to a need.
+
+    Args:
+        need: where the way ends.
+        share: of the way, in (0, 1].
+    """
+
+    need: Need
+    share: float
+
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return how the need counts."""
+        return self.need.cost(costs)
+
+    def limit(self, dense: float) -> float:
+        """Return how much may be left there."""
+        return dense - self.share * max(0.0, dense - self.need.limit(dense))
+
+    def amount(self, cost: float) -> str:
+        """Return a cost in words."""
+        return self.need.amount(cost)
+
+
+@dataclass(frozen=True)
 class Bound:
     """A need and the network that it is of.
 

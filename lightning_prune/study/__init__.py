@@ -8,9 +8,11 @@ from lightning_prune.study.deletion import Deletion
 from lightning_prune.study.runners import InTurn, Processes, RayTune
 from lightning_prune.study.sensitivity import sensitivity
 from lightning_prune.study.significance import Significance, significance
+from lightning_prune.study.tried import Attempt, Tried
 
 __all__ = [
     "Advice",
+    "Attempt",
     "Comparison",
     "Deletion",
     "Finding",
@@ -20,6 +22,7 @@ __all__ = [
     "Row",
     "Sensitivity",
     "Significance",
+    "Tried",
     "advise",
     "compare",
     "sensitivity",

@@ -1,6 +1,7 @@
 """A trained model, without a Trainer: pruned in one call, and rotated before."""
 
-from lightning_prune.trained.prune import Pruned, prune
+from lightning_prune.trained.prune import prune
+from lightning_prune.trained.pruned import Pruned
 from lightning_prune.trained.rotate import RotatedStream, Rotation, rotate
 
 __all__ = ["Pruned", "RotatedStream", "Rotation", "prune", "rotate"]

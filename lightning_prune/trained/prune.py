@@ -1,9 +1,9 @@
 """A trained model pruned in one call: no Trainer, no optimizer, the same recipe and the same corridor."""
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,78 +12,37 @@ from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from lightning_prune.compaction.finalization import finalize
-from lightning_prune.compaction.resize import set_tensor
-from lightning_prune.compensation import Call, LeastSquares, Reconstruction, Repair, joined
+from lightning_prune.compensation import Call, LeastSquares, Reconstruction, joined
 from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import Criterion, GradientCriterion, ObservingCriterion, scorable
 from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
-from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, named
+from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.data.passes import Passes, own_random_state
-from lightning_prune.errors import PruningError, ScoringError
+from lightning_prune.errors import NonFiniteError, PruningError, ScoringError
+from lightning_prune.guard import Guard
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of, learnt, remember, sample_count
-from lightning_prune.model.summary import Summary, as_evaluated, summarize
+from lightning_prune.model.summary import Summary, summarize
 from lightning_prune.optimizer.policies import Mask
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind
 from lightning_prune.run.event import Event
-from lightning_prune.run.lines import stay_line, staying
+from lightning_prune.run.lines import staying
 from lightning_prune.run.pruner import Pruner, prune_step
 from lightning_prune.schedules import Schedule, resolve, timed
 from lightning_prune.selection import ChannelUnits
-from lightning_prune.values import check_whole
+from lightning_prune.study.tried import Tried
+from lightning_prune.trained._search import furthest, smallest
+from lightning_prune.trained._whole import as_it_was
+from lightning_prune.trained.pruned import Pruned
+from lightning_prune.values import check_bool, check_number, check_whole
 
 _STEPS = 100
 """Optimizer steps that a share of the run stands for, where there is no run: a schedule's events become rounds."""
 
 REPAIR = LeastSquares(samples=512, megabytes=256)
 """Where the recipe leaves it open. Beside no training there is more memory than at the events of one."""
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What :func:`prune` did; ``str()`` of it tells it in a few lines.
-
-    Args:
-        before: the model before, by layers.
-        after: the model after.
-        events: one record a round.
-        stayed: channel group -> why its channels stay; empty for single weights.
-        chosen_by: the criterion of the last round and, where the one that was meant cannot score this model, why.
-        metric: name of the metric; empty without one.
-        metric_before: its value before; None without a metric.
-        metric_after: its value after.
-    """
-
-    before: Summary
-    after: Summary
-    events: tuple[Event, ...]
-    stayed: Mapping[str, str] = field(default_factory=dict)
-    chosen_by: str = ""
-    metric: str = ""
-    metric_before: float | None = None
-    metric_after: float | None = None
-
-    @property
-    def repairs(self) -> tuple[Repair, ...]:
-        """What repair did to each layer in the last round, in the order in which they run; empty without."""
-        return self.events[-1].repairs
-
-    def __str__(self) -> str:
-        left = self.after.parameters - self.after.zeros + self.after.blank
-        lines = [f"parameters  {self.before.parameters:,} -> {left:,}"]
-        if self.before.macs is not None and self.after.effective_macs is not None:
-            lines.append(f"MACs        {self.before.macs:,} -> {self.after.effective_macs:,}")
-        if self.metric_before is not None and self.metric_after is not None:
-            lines.append(f"{self.metric:<11} {self.metric_before:.4f} -> {self.metric_after:.4f}")
-        every = [repair for event in self.events for repair in event.repairs]
-        if every:
-            mended, layers = {repair.name for repair in every if repair.is_done}, {repair.name for repair in every}
-            lines.append(f"repaired    {len(mended)} of {len(layers)} layers")
-        lines.append(f"chosen by   {self.chosen_by}")
-        lines.append(stay_line(self.stayed))
-        return "\n".join(filter(None, lines))
 
 
 def prune(
@@ -93,6 +52,9 @@ def prune(
     *,
     loss: Loss | None = None,
     metric: MetricLike | None = None,
+    max_drop: float | None = None,
+    higher_is_better: bool | None = None,
+    trials: int = 8,
     example_inputs: Inputs | None = None,
     samples: int = 512,
     progress: bool = True,
@@ -113,6 +75,11 @@ def prune(
         loss: ``loss(model, batch) -> scalar`` for criteria that watch gradients; None: the LightningModule's own
             ``training_step``.
         metric: a torchmetrics metric, or ``metric(model, batch) -> scalar``, over all of the data; None: not measured.
+        max_drop: how much worse the metric may become, in its own unit: 0.01 of an accuracy in [0, 1] is one point. The
+            recipe then says how far it goes at most, and the smallest network within the drop is searched by halves:
+            each is pruned from the dense model, repaired and measured. None: all the way.
+        higher_is_better: of the metric; None: what a torchmetrics metric says, True for a function.
+        trials: how many networks are tried at most.
         example_inputs: arguments of forward; None: the model's ``example_input_array``, else the first
             samples of the data.
         samples: how many samples are looked at, at most: for scores up to the end of a batch, for repair and
@@ -126,8 +93,10 @@ def prune(
     Raises:
         TypeError: an argument or a batch is of another kind.
         ValueError: there are no data, too few for repair, or the recipe does not fit the model; nothing has changed.
-        PruningError: the model carries masks, or cannot run on the samples to look at; nothing has changed.
-        NonFiniteError: weights, scores or what enters a layer are NaN or infinite; nothing has changed.
+        PruningError: the model carries masks, cannot run on the samples to look at, or no network is within the drop;
+            nothing has changed.
+        NonFiniteError: weights, scores, what enters a layer or the dense model's metric are NaN or infinite; nothing
+            has changed.
         CompactionError: the compact model would compute something else; nothing has changed.
 
     Changes:
@@ -147,10 +116,11 @@ def prune(
     check_whole("samples", samples, 1)
     if metric is not None:
         check_metric(metric)
+    guard = None if max_drop is None else _guard(max_drop, metric, higher_is_better, trials)
     recipe = replace(recipe, repair=recipe.repair or REPAIR, optimizer_policy=Mask())
-    tried = _completed(recipe)
     # refused before the data are touched; where a need ends the schedule, the steps are all that is known here
-    _rounds(tried.schedule if tried.need is None else timed(tried.schedule).ending(0.5))
+    schedule = _completed(recipe).schedule
+    _rounds(schedule if recipe.need is None else timed(schedule).ending(0.5))
     with own_random_state():
         passes = Passes(loader_of(data), model)
         batches = first_batches(passes, samples)
@@ -167,40 +137,122 @@ def prune(
                 " of a list of single samples DataLoader(samples, batch_size=32) makes them"
             ) from error
         measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
-        with _as_it_was(model):
-            pruner = bind(tried, model, example, _STEPS)
-            rounds = _rounds(pruner.schedule)
-            stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
-            pruner.attach(model)
-            events: list[Event] = []
-            refused = chosen_by = ""
-            for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not progress, leave=False):
-                try:
-                    event, criterion = _event(pruner, model, step, sparsity, batches, inputs, loss)
-                except ScoringError as error:
-                    if recipe.criterion is not None or events:
-                        raise
-                    pruner, refused = replace(pruner, recipe=recipe), f", for {error}"
-                    event, criterion = _event(pruner, model, step, sparsity, batches, inputs, loss)
-                events.append(event)
-                chosen_by = f"{criterion}{refused}"
-                for text in event.thin:
-                    warnings.warn(text, stacklevel=2)
-            finalize(model, example)
-            reached = None if metric is None else evaluate(trainless_copy(model), passes, metric)
+        known = _Known(model, passes, batches, inputs, example, before, loss, metric, measured, progress)
+        if guard is not None and (measured is None or not math.isfinite(measured)):
+            raise NonFiniteError(
+                f"{spoken(guard.monitor)} of the dense model is {measured}, and no drop can be measured from that: look"
+                " at the metric, the weights and the data; nothing was pruned"
+            )
+        with as_it_was(model) as whole:
+            if guard is None or measured is None:
+                pruned = known.cut(recipe)
+            else:
+                is_more = guard.mode == "max"
+                dense = Tried(
+                    recipe.counted, guard.monitor, measured, guard.max_drop, is_more, before.parameters, before.macs
+                )
+                far = furthest(recipe, model, example, _STEPS)
+                pruned = smallest(recipe, known.cut, model, whole, far, guard, dense, trials, progress=progress)
+            for text in (text for event in pruned.events for text in event.thin):
+                warnings.warn(text, stacklevel=2)
             if example_of(model) is None:
                 remember(model, example)  # so that it can be exported as it is
-            after = summarize(model, example)
-    return Pruned(
-        before=before,
-        after=after,
-        events=tuple(events),
-        stayed=stayed,
-        chosen_by=chosen_by,
-        metric="" if metric is None else named(metric),
-        metric_before=measured,
-        metric_after=reached,
-    )
+    return pruned
+
+
+def _guard(max_drop: float, metric: MetricLike | None, higher_is_better: bool | None, trials: int) -> Guard:
+    """Return what judges the networks that are tried."""
+    check_number("max_drop", max_drop, 0, why=": it is a drop of the metric, in its own unit")
+    check_whole("trials", trials, 1, "networks")
+    if metric is None:
+        raise ValueError(
+            f"max_drop={max_drop:g} is a drop of a metric, and none is named: pass metric=MulticlassAccuracy(10) of"
+            " torchmetrics, or metric=lambda model, batch: …"
+        )
+    if higher_is_better is not None:
+        check_bool("higher_is_better", higher_is_better)
+    return Guard(named(metric), "max" if is_higher_better(metric, higher_is_better) else "min", max_drop)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A trained model, what it is pruned by, and what is known of it before.
+
+    Args:
+        model: dense.
+        passes: over all of the data.
+        batches: the first of them.
+        inputs: the samples that repair and criteria look at, as one batch.
+        example: of what forward takes.
+        before: the model, by layers.
+        loss: for criteria that watch gradients.
+        metric: of the model.
+        measured: its value.
+        progress: whether a bar shows the rounds.
+    """
+
+    model: nn.Module
+    passes: Passes
+    batches: list[Any]
+    inputs: Example
+    example: Example
+    before: Summary
+    loss: Loss | None
+    metric: MetricLike | None
+    measured: float | None
+    progress: bool
+
+    def cut(self, recipe: Recipe) -> Pruned:
+        """Prune the model by a recipe, in eval mode; where it is left open, by the criterion that can score."""
+        model, metric = self.model, self.metric
+        pruner = bind(_completed(recipe), model, self.example, _STEPS)
+        rounds = _rounds(pruner.schedule)
+        stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
+        pruner.attach(model)
+        events: list[Event] = []
+        refused = chosen_by = ""
+        for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not self.progress, leave=False):
+            try:
+                event, criterion = self._event(pruner, step, sparsity)
+            except ScoringError as error:
+                if recipe.criterion is not None or events:
+                    raise
+                pruner, refused = replace(pruner, recipe=recipe), f", for {error}"
+                event, criterion = self._event(pruner, step, sparsity)
+            events.append(event)
+            chosen_by = f"{criterion}{refused}"
+        finalize(model, self.example)
+        return Pruned(
+            before=self.before,
+            after=summarize(model, self.example),
+            events=tuple(events),
+            stayed=stayed,
+            chosen_by=chosen_by,
+            metric="" if metric is None else named(metric),
+            metric_before=self.measured,
+            metric_after=None if metric is None else evaluate(trainless_copy(model), self.passes, metric),
+        )
+
+    def _event(self, pruner: Pruner, step: int, sparsity: float) -> tuple[Event, Criterion | ObservingCriterion]:
+        """Let a criterion that watches see all batches on a copy, then prune; return the record and what scored."""
+        criterion, model = pruner.criterion, self.model
+        if isinstance(criterion, ObservingCriterion) and not (pruner.recipe.criterion is None and self.loss is None):
+            copied = trainless_copy(model)
+            handles = pruner.watch(copied)
+            try:
+                for index, batch in enumerate(self.batches):
+                    if isinstance(criterion, GradientCriterion):
+                        copied.zero_grad()
+                        differentiable(loss_of(copied, batch, index, self.loss), index).backward()
+                        pruner.observe(masks.dense_parameters(copied))
+                    else:
+                        with torch.enable_grad():
+                            arguments_of(copied, batch)(copied)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        criterion = pruner.criterion_for(scorable(model, pruner.units.shapes, criterion))
+        return prune_step(pruner, model, sparsity, step=step, inputs=Call("", self.inputs)), criterion
 
 
 def _check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
@@ -274,70 +326,3 @@ def _rounds(chosen: Schedule) -> list[tuple[int, float]]:
         raise ValueError(f"{chosen} does not tell when it ends: take OneShot, Linear or another built-in one")
     due = [(step, schedule.due(step - 1, step)) for step in range(last + 1)]
     return [(step, sparsity) for step, sparsity in due if sparsity is not None and sparsity > 0]
-
-
-def _event(
-    pruner: Pruner,
-    model: nn.Module,
-    step: int,
-    sparsity: float,
-    batches: list[Any],
-    inputs: Example,
-    loss: Loss | None,
-) -> tuple[Event, Criterion | ObservingCriterion]:
-    """Let a criterion that watches see all batches on a copy, then prune; return the record and what scored."""
-    criterion = pruner.criterion
-    if isinstance(criterion, ObservingCriterion) and not (pruner.recipe.criterion is None and loss is None):
-        copied = trainless_copy(model)
-        handles = pruner.watch(copied)
-        try:
-            for index, batch in enumerate(batches):
-                if isinstance(criterion, GradientCriterion):
-                    copied.zero_grad()
-                    differentiable(loss_of(copied, batch, index, loss), index).backward()
-                    pruner.observe(masks.dense_parameters(copied))
-                else:
-                    with torch.enable_grad():
-                        arguments_of(copied, batch)(copied)
-        finally:
-            for handle in handles:
-                handle.remove()
-    criterion = pruner.criterion_for(scorable(model, pruner.units.shapes, criterion))
-    return prune_step(pruner, model, sparsity, step=step, inputs=Call("", inputs)), criterion
-
-
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put the model back as it was when anything goes wrong; let weights that are all frozen change meanwhile."""
-    parameters = list(model.parameters())
-    tensors = [
-        (tensor, tensor.data, tensor.detach().clone(), None if tensor.grad is None else tensor.grad.clone())
-        for tensor in (*parameters, *model.buffers())
-    ]
-    # parameters, hooks, sizes, caches, the plan: whatever a module holds, the tables that others refer to in place
-    held = [
-        (module, dict(vars(module)), {name: dict(own) for name, own in vars(module).items() if isinstance(own, dict)})
-        for module in model.modules()
-    ]
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad and parameter.is_floating_point()]
-    thawed = frozen if len(frozen) == len(parameters) else []
-    try:
-        with as_evaluated(model):
-            for parameter in thawed:
-                parameter.requires_grad_(True)
-            yield
-    except BaseException:
-        for module, own, tables in held:
-            vars(module).clear()
-            vars(module).update(own)
-            for name, entries in tables.items():
-                own[name].clear()
-                own[name].update(entries)
-        with torch.no_grad():
-            for tensor, data, values, gradient in tensors:
-                set_tensor(tensor, data, gradient)
-                tensor.copy_(values)
-        raise
-    finally:
-        for parameter in thawed:
-            parameter.requires_grad_(False)

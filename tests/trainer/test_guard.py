@@ -16,7 +16,7 @@ from processes import alone, on_ranks
 from support import Net, Resumable, loader, trainer
 from torch import Tensor
 
-from lightning_prune import Channel, Guard, LeastSquares, Linear, OneShot, PruningCallback, Recipe, Taylor
+from lightning_prune import Channel, Guard, LeastSquares, Linear, OneShot, Params, PruningCallback, Recipe, Taylor
 from lightning_prune.errors import PruningError
 from lightning_prune.model import masks
 from lightning_prune.trainer.internals import averages_of
@@ -25,6 +25,12 @@ RISE = Linear(final_sparsity=0.9, begin_step=2, end_step=20, frequency=3)
 RECIPES = {
     "element": Recipe(schedule=RISE),
     "channel": Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor()),
+    "needed": Recipe(
+        schedule=Linear(begin_step=2, end_step=20, frequency=3),
+        granularity=Channel(),
+        criterion=Taylor(),
+        need=Params(0.1),
+    ),
     "repaired": Recipe(schedule=RISE, granularity=Channel(), criterion=Taylor(), repair=LeastSquares(samples=24)),
 }
 

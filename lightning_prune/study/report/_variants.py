@@ -9,6 +9,7 @@ from lightning_prune.model.summary import Summary
 from lightning_prune.study.report._figures import Axis, Dot, Dots, Line, Mark, Plot, Section, Tone
 from lightning_prune.study.report._numbers import brief, share, whole
 from lightning_prune.study.report.history import History
+from lightning_prune.study.tried import Tried
 from lightning_prune.tables import Table
 
 if TYPE_CHECKING:
@@ -177,6 +178,21 @@ def pareto(found: Iterable[Variant], metric: str, is_higher_better: bool) -> Ite
         better = "up" if is_higher_better else "down"
         text = f"Better is to the left and {better}. No other model is both cheaper and better than one on the line."
         yield Section("Quality against cost", text, figures)
+
+
+def of_tried(tried: Tried) -> Iterator[Section]:
+    """Yield the metric of all networks that were tried, and of the dense one, against what each costs."""
+    found = [Variant("dense", tried.base, tried.parameters, macs=tried.macs, milliseconds=tried.milliseconds)]
+    for one in tried.attempts:
+        name = f"{1 - one.asked:.1%}, chosen" if one is tried.best else f"{1 - one.asked:.1%}"
+        found.append(Variant(name, one.metric, one.parameters, macs=one.macs, milliseconds=one.milliseconds))
+    figures = [figure for section in pareto(found, tried.metric, tried.higher_is_better) for figure in section.figures]
+    text = (
+        f"How far the recipe could go: networks are named by what was to be left of their {tried.counted}, and"
+        f" {tried.metric} may be {tried.max_drop:g} {'lower' if tried.higher_is_better else 'higher'} than that of the"
+        " dense one."
+    )
+    yield Section("What was tried", text, figures, tried.table())
 
 
 def _trade(points: Sequence[tuple[Variant, float]], cost: Cost, metric: str, is_higher_better: bool) -> Plot:

@@ -27,11 +27,12 @@ from lightning_prune.study.report._sections import (
     over_steps,
     scores,
 )
-from lightning_prune.study.report._variants import Variant, of_history, pareto, table, variants
+from lightning_prune.study.report._variants import Variant, of_history, of_tried, pareto, table, variants
 from lightning_prune.study.report.chart import Chart, charts, written
 from lightning_prune.study.report.history import History
 from lightning_prune.study.report.recorder import Recorder
 from lightning_prune.study.significance import Significance
+from lightning_prune.study.tried import Tried
 from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.packages import Logger, Trainer
 
@@ -53,6 +54,7 @@ class Report:
         quality_spread: name -> how far its quality may lie off, such as the standard error; drawn up and down from it.
         advice: what :func:`lightning_prune.study.advise` said.
         comparison: what :func:`lightning_prune.study.compare` came to.
+        tried: the networks that :func:`~lightning_prune.prune` tried for ``max_drop``, ``pruned.tried``.
         sensitivity: what :func:`lightning_prune.study.sensitivity` measured.
         significance: what :func:`lightning_prune.study.significance` measured; its proof by deletion is drawn.
         metric: what the quality is called.
@@ -73,6 +75,7 @@ class Report:
     quality_spread: Mapping[str, float] = field(default_factory=dict)
     advice: Advice | None = None
     comparison: Comparison | None = None
+    tried: Tried | None = None
     sensitivity: Sensitivity | None = None
     significance: Significance | None = None
     metric: str = "quality"
@@ -91,6 +94,9 @@ class Report:
             if not isinstance(getattr(self, key), Mapping):
                 got = f"{getattr(self, key)!r:.80}"
                 raise TypeError(f"Report.{key} takes a mapping of names, as in {{'dense': …}}, got {got}")
+        if not isinstance(self.tried, Tried | None):
+            got = type(self.tried).__name__
+            raise TypeError(f"Report.tried takes what prune(…, max_drop=0.01) tried, pruned.tried, got {got}")
         if self.artifacts or self.latencies:
             from lightning_prune.deploy import Artifact, Timing
 
@@ -149,6 +155,7 @@ class Report:
             *table(known, self.metric),
             *pareto(known, self.metric, self.mode == "max"),
             *(of_comparison(self.comparison) if self.comparison is not None else ()),
+            *(of_tried(self.tried) if self.tried is not None else ()),
             *(of_sensitivity(self.sensitivity) if self.sensitivity is not None else ()),
             *scores(self.history),
             *(of_significance(self.significance) if self.significance is not None else ()),

@@ -2,6 +2,7 @@
 
 import html
 import html.parser
+import math
 import os
 import re
 import stat
@@ -23,7 +24,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune import Guard, PruningCallback, PruningError, summarize
 from lightning_prune.deploy import benchmark
-from lightning_prune.study import Advice, Comparison, Finding, Row, sensitivity, significance
+from lightning_prune.study import Advice, Attempt, Comparison, Finding, Row, Tried, sensitivity, significance
 from lightning_prune.study.report import History, Recorder, Report
 from lightning_prune.study.report._figures import Dots, HeatMap, Section
 from lightning_prune.study.report._page import page
@@ -194,6 +195,22 @@ class TestStudies:
         assert [row[:2] for row in table.rows] == [("taylor", "1"), ("small dense 10%", "2"), ("dense", "1")]
         read(report.to_html())
 
+    def test_what_was_tried(self) -> None:
+        attempts = (
+            Attempt(1.0, 0.9, 100, 1_000, 0.5, False, "fell"),
+            Attempt(0.5, 0.45, 550, 5_500, 0.9, True, "no worse", 2.0),
+            Attempt(0.75, 0.675, 325, 3_250, math.nan, False, "was nan"),
+        )
+        tried = Tried(f"MACs{HOSTILE}", "acc", 0.91, 0.02, True, 1_000, 10_000, 4.0, attempts)
+        (section,) = Report(tried=tried).sections()
+        assert section.title == "What was tried"
+        assert section.table == tried.table()
+        assert [figure.title for figure in section.figures] == ["acc against latency (ms)", "acc against MACs"]
+        times, costs = (figure.table.rows for figure in section.figures)
+        assert times == (("55.0%, chosen", "0.9000", "2"), ("dense", "0.9100", "4"))
+        assert [row[0] for row in costs] == ["10.0%", "55.0%, chosen", "dense"]
+        read(Report(tried=tried).to_html())
+
     def test_figures_stay_on_their_line_and_words_wrap(self) -> None:
         figures = ("0.0152 ± 0.00083", "± 0.036", "19.55 % of 828.7 k", "−3", "0", "+1.2")
         words = ("90 % of the weights at zero: latency 0.98×, file 1.00×", "half of 828,736 MACs", "–", "")
@@ -253,6 +270,8 @@ class TestSave:
             Report(quality=0.9)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"Report\.models takes a mapping"):
             Report(models=nn.Linear(1, 1))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"Report\.tried takes .* pruned\.tried, got list"):
+            Report(tried=[])  # type: ignore[arg-type]
         with pytest.raises(ValueError, match='"max" or "min"'):
             Report(mode="up")  # type: ignore[arg-type]
 
