@@ -1,6 +1,6 @@
 """Pruned checkpoints in classes that one does not own, by whichever call their project loads them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.checkpoints.files import check_no_code, check_no_folder, no_checkpoint, reading
-from lightning_prune.checkpoints.state import KEY, adapt, entry_beside, plan_in, take_example
+from lightning_prune.checkpoints.files import check_claims, check_no_code, check_no_folder, no_checkpoint, reading
+from lightning_prune.checkpoints.state import KEY, adapt, check_entry, entry_beside, plan_in, take_example
 from lightning_prune.compaction import Compaction
 from lightning_prune.compaction.resize import all_or_nothing
 from lightning_prune.errors import CheckpointError
@@ -48,8 +48,8 @@ def load(kind: Loadable[_Made], path: str | Path, **kwargs: Any) -> _Made:
             f"load takes a class with load_from_checkpoint, as a LightningModule's, got {kind!r}: let a plain module"
             " take a state inside lightning_prune.adopting(), with load_state_dict"
         )
-    check = None if kwargs.get("weights_only") is False else partial(check_no_code, path)
-    with _adopting(partial(reading, path), check) as files:
+    checks = () if kwargs.get("weights_only") is False else (partial(check_no_code, path), partial(check_claims, path))
+    with _adopting(partial(reading, path), checks) as files:
         try:
             return kind.load_from_checkpoint(path, **kwargs)
         except IsADirectoryError:
@@ -82,7 +82,7 @@ def adopting() -> Iterator[None]:
 
 @contextmanager
 def _adopting(
-    attended: Callable[[], AbstractContextManager[None]], check: Callable[[object], None] | None = None
+    attended: Callable[[], AbstractContextManager[None]], checks: Sequence[Callable[[object], None]] = ()
 ) -> Iterator[list[object]]:
     """See :func:`adopting`; files are read in a context of their own, and checked. Yields what they hold."""
     read, take = torch.load, nn.Module.load_state_dict
@@ -92,7 +92,7 @@ def _adopting(
     def remembering(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         with attended():
             content = read(*args, **kwargs)
-            if check is not None:
+            for check in checks:
                 check(content)
         files.append(content)
         if isinstance(content, Mapping):
@@ -103,7 +103,8 @@ def _adopting(
     def adapting(model: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         origins = {name: known[id(tensor)] for name, tensor in state_dict.items() if id(tensor) in known}
         entry = next(iter(origins.values()))[1] if origins else entry_beside(state_dict)
-        if isinstance(entry, Mapping) and origins:  # what is none is told when the model is adapted
+        if entry is not None and origins:
+            check_entry(entry)
             entry = _renamed(entry, {name: now for now, (name, of) in origins.items() if of is entry})
         if entry is None and not _differs(model, state_dict):
             return take(model, state_dict, *args, **kwargs)

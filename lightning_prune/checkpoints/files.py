@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prune.distributed.memory import limited
 from lightning_prune.errors import CheckpointError
+
+_ROOM = 2**28
+"""Bytes that reading a small file may take."""
+_SLACK = 2**24
 
 
 def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, Any]:
@@ -25,24 +30,65 @@ def read_checkpoint(path: str | Path, *, is_trusted: bool = False) -> dict[str, 
     check_no_folder(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    # what is plain in a pickle can be many times as large as the file; its tensors are as large as they are there
+    room = None if is_trusted else max(_ROOM, 4 * Path(path).stat().st_size)
     with reading(path):
-        check_size(path)
-        found = torch.load(path, map_location="cpu", weights_only=not is_trusted)
+        try:
+            with limited(room):
+                found = torch.load(path, map_location="cpu", weights_only=not is_trusted)
+        except MemoryError as error:
+            raise CheckpointError(f"{path} takes more than {room or 0:,} bytes to read: it was not") from error
+        if not is_trusted:
+            check_claims(path, found)
     if not isinstance(found, dict):
         raise CheckpointError(no_checkpoint(path, found))
     return found
 
 
-def check_size(path: str | Path) -> None:
+def check_claims(path: object, content: object) -> None:
+    """Refuse a checkpoint with a tensor that claims much more than it holds, or that is not from the file.
+
+    A stride of 0 lets four bytes be terabytes, which whatever is done with them would take.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    left, seen, storages = [("", content)], set[int](), dict[int, int]()
+    while left:
+        name, value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            left.extend((f"{name}.{key}" if name else str(key), each) for key, each in value.items())
+        elif isinstance(value, list | tuple | set):
+            left.extend((name, each) for each in value)
+        elif isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_meta or value.is_nested):
+            size, storage = value.numel() * value.element_size(), value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            if size > max(storage.nbytes(), _ROOM):
+                raise CheckpointError(
+                    f"{path}: {name} claims {size:,} bytes and holds {storage.nbytes():,}: store it with contiguous()"
+                )
+    held = sum(storages.values())
+    if (
+        isinstance(path, str | Path)
+        and Path(path).is_file()
+        and held > 2 * (size := Path(path).stat().st_size) + _SLACK
+    ):
+        raise CheckpointError(f"{path} has {size:,} bytes, and its tensors {held:,}: it is damaged")
+
+
+def check_size(path: object) -> None:
     """Refuse a zip that unpacks to much more than it is: torch stores its tensors as they are.
 
     Raises:
         CheckpointError: it does.
     """
-    if zipfile.is_zipfile(path):
+    if isinstance(path, str | Path) and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > 2 * (size := Path(path).stat().st_size) + 2**24:
+        if unpacked > 2 * (size := Path(path).stat().st_size) + _SLACK:
             raise CheckpointError(f"{path} has {size:,} bytes and unpacks to {unpacked:,}: it was not read")
 
 
@@ -85,12 +131,13 @@ def reading(path: object) -> Iterator[None]:
     """Let an error that comes up while a checkpoint is read name it.
 
     Raises:
-        CheckpointError: it holds pickled objects that are not to be read, or is cut off, empty or something else: in
-            place of whatever torch raises then.
+        CheckpointError: it holds pickled objects that are not to be read, unpacks to much more than it is, or is cut
+            off, empty or something else: in place of whatever torch raises then.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            check_size(path)
             yield
     except (FileNotFoundError, PermissionError, CheckpointError):
         raise

@@ -135,6 +135,25 @@ def masked_in(state_dict: Mapping[str, Any], model: nn.Module) -> tuple[str, ...
     return tuple(name for name in own if f"{name}_orig" in state_dict and f"{name}_mask" in state_dict)
 
 
+def check_entry(entry: object) -> None:
+    """Refuse what stands under :data:`KEY` in a checkpoint where it is damaged.
+
+    Raises:
+        CheckpointError: it is, or of a newer version.
+    """
+    version = entry.get("version", VERSION) if isinstance(entry, Mapping) else None
+    held = entry.get("masks", {}) if isinstance(entry, Mapping) else None
+    example = entry.get("example") if isinstance(entry, Mapping) else None
+    is_sound = isinstance(held, Mapping) and all(isinstance(mask, Tensor) for mask in held.values())
+    is_sound &= isinstance(example, Mapping | None) and {"args", "kwargs"} <= set(example or ("args", "kwargs"))
+    if not isinstance(version, int) or not is_sound:
+        raise CheckpointError(f"what the checkpoint says under {KEY!r} is damaged, got {entry!r:.80}; take another one")
+    if version > VERSION:
+        raise CheckpointError(
+            f"the checkpoint says {KEY} version {version}, this package reads up to {VERSION}; upgrade it"
+        )
+
+
 def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
     """Refuse what the model cannot take; see :func:`adapt`.
 
@@ -142,13 +161,7 @@ def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str
         CheckpointError: the entry is damaged or of a newer version; the checkpoint is of a model built with other
             shapes.
     """
-    version = entry.get("version", VERSION) if isinstance(entry, Mapping) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"what the checkpoint says under {KEY!r} is damaged, got {entry!r:.80}; take another one")
-    if version > VERSION:
-        raise CheckpointError(
-            f"the checkpoint says {KEY} version {version}, this package reads up to {VERSION}; upgrade it"
-        )
+    check_entry(entry)
     if "compaction" in entry:
         _check_built_alike(model, state_dict, plan_in(entry))
 
@@ -261,7 +274,7 @@ def plan_in(entry: Mapping[str, Any]) -> Compaction | None:
     text = entry.get("compaction")
     try:
         return None if text is None else Compaction.from_json(text)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's plan of removals is damaged: {error}; take an earlier one") from error
 
 

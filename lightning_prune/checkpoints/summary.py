@@ -16,9 +16,6 @@ from lightning_prune.errors import CheckpointError
 from lightning_prune.model.summary import is_blank
 from lightning_prune.tables import aligned, escaped
 
-_EXPANDED = 2**28
-"""Bytes up to which an expanded tensor is read as if it held them."""
-
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -170,7 +167,7 @@ def _values(name: str, tensor: object) -> Tensor:
     """Return the values that a tensor holds: of a sparse one those that are there, of a quantized one what they mean.
 
     Raises:
-        CheckpointError: it has none, or claims more than it holds.
+        CheckpointError: it has none.
     """
     if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_nested:
         kind = type(tensor).__name__ if not isinstance(tensor, Tensor) else "nested" if tensor.is_nested else "meta"
@@ -179,9 +176,6 @@ def _values(name: str, tensor: object) -> Tensor:
         return tensor.coalesce().values()
     if tensor.layout is not torch.strided:
         return tensor.values()
-    size, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if size > max(held, _EXPANDED):  # by strides of 0, whatever was done with it would take that much
-        raise CheckpointError(f"{name} claims {size:,} bytes and holds {held:,}: store it with contiguous()")
     tensor = tensor.dequantize() if tensor.is_quantized else tensor
     is_small_float = tensor.is_floating_point() and tensor.element_size() == 1  # counts for no float8 (torch 2.13)
     return tensor.float() if is_small_float else tensor

@@ -78,6 +78,17 @@ def ints(values: Any) -> tuple[int, ...]:  # noqa: ANN401
     return tuple(np.ravel(np.asarray(values, dtype=np.int64)).tolist())
 
 
+def whole_number(value: object) -> int:
+    """Return a number that stood in a document.
+
+    Raises:
+        ValueError: it is no whole number that a tensor could have as a size.
+    """
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r:.60} is no size")
+    return value
+
+
 def named(groups: ChannelGroups, name: str) -> ChannelGroup:
     """Return the prunable channel group of this name.
 

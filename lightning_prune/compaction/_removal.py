@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_prune.compaction._entries import Entries, ints
+from lightning_prune.compaction._entries import Entries, ints, whole_number
 from lightning_prune.graph import Scale
+from lightning_prune.values import check_number
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,17 @@ class Removal:
         Raises:
             KeyError, TypeError, AttributeError, ValueError: it is something else.
         """
-        size, removed = int(document["size"]), int(document["removed"])
+        size, removed = whole_number(document["size"]), whole_number(document["removed"])
+        if removed >= size:
+            raise ValueError(f"{removed} of {size} channels are removed")
         entries = {
-            name: {int(axis): ints(indices) for axis, indices in axes.items()}
+            name: {int(axis): tuple(map(whole_number, indices)) for axis, indices in axes.items()}
             for name, axes in document["entries"].items()
         }
         unmasked = {str(name): ints(axes) for name, axes in document.get("unmasked", {}).items()}
-        scales = {
-            str(name): Scale(float(power), float(offset))
-            for name, (power, offset) in document.get("scales", {}).items()
-        }
+        scales = {}
+        for name, (power, offset) in document.get("scales", {}).items():
+            check_number("power", power)
+            check_number("offset", offset)
+            scales[str(name)] = Scale(float(power), float(offset))
         return cls(size, removed, entries, bool(document.get("inexact", False)), unmasked, scales)

@@ -22,6 +22,7 @@ from lightning_prune.compaction._entries import (
     named,
     positions,
     translate,
+    whole_number,
 )
 from lightning_prune.compaction._removal import Removal
 from lightning_prune.documents import Form
@@ -57,9 +58,9 @@ class Compaction:
         for group, removal in self.removals.items():
             if wrong := fit(removal.entries, self.shapes):
                 raise ValueError(f"channel group {group!r} removes entries from {wrong}")
-        for name, axes in self.keep.items():
-            for axis, kept in axes.items():
-                if not kept:
+        for name, axes in self.removed.items():  # what is kept is as long as a shape says, which may be anything yet
+            for axis, gone in axes.items():
+                if len(gone) == self.shapes[name][axis]:
                     raise ValueError(f"the plan keeps nothing of {name} along axis {axis}; keep at least one index")
 
     @cached_property
@@ -91,7 +92,7 @@ class Compaction:
     def shapes_after(self) -> dict[str, tuple[int, ...]]:
         """Dense name -> shape in the compact model."""
         return {
-            name: tuple(len(self.keep.get(name, {}).get(axis, range(size))) for axis, size in enumerate(shape))
+            name: tuple(size - len(self.removed.get(name, {}).get(axis, ())) for axis, size in enumerate(shape))
             for name, shape in self.shapes.items()
         }
 
@@ -201,7 +202,9 @@ class Compaction:
             CompactionError: names the first difference.
         """
         named, kind = dense_names(model), type(model).__name__
-        if self.keep and all(name in named and tuple(named[name].shape) == s for name, s in self.shapes_after.items()):
+        if self.removed and all(
+            name in named and tuple(named[name].shape) == s for name, s in self.shapes_after.items()
+        ):
             raise CompactionError(f"{kind} has the shape that this plan leads to: it was applied already")
         remake = (
             "make the plan from channel_groups(model, example_inputs) of this very model, or build the model with the"
@@ -286,9 +289,11 @@ class Compaction:
         """
         document = FORM.read(text)
         with FORM.parsing():
-            shapes = {name: ints(shape) for name, shape in document["shapes"].items()}
+            shapes = {name: tuple(map(whole_number, shape)) for name, shape in document["shapes"].items()}
             removals = {name: Removal.from_document(held) for name, held in document["removals"].items()}
-            attributes = {path: (str(name), int(axis)) for path, (name, axis) in document["attributes"].items()}
+            attributes = {
+                path: (str(name), whole_number(axis)) for path, (name, axis) in document["attributes"].items()
+            }
             return cls(shapes, removals, attributes)
 
 

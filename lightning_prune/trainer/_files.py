@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import Strategy
 
-from lightning_prune.checkpoints.files import no_checkpoint, reading
+from lightning_prune.checkpoints.files import check_claims, no_checkpoint, reading
 from lightning_prune.documents import whole
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.internals import exists, is_plain_writer, trust
@@ -80,10 +80,12 @@ class CheckpointFiles(CheckpointIO):
         """Read as the other one does.
 
         Raises:
-            CheckpointError: the file cannot be read, or is no checkpoint of Lightning's.
+            CheckpointError: the file cannot be read, claims more than it holds, or is no checkpoint of Lightning's.
         """
         with reading(path):
             checkpoint = self.inner.load_checkpoint(path, *args, **options)
+            if options.get("weights_only") is not False:
+                check_claims(path, checkpoint)
         if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
             raise CheckpointError(no_checkpoint(path, checkpoint))
         return checkpoint

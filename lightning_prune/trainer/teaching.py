@@ -1,5 +1,6 @@
 """Distillation in a Lightning run: the term joins the loss on its way to the backward pass, in either optimization."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from lightning_prune.model.summary import as_evaluated
 from lightning_prune.selection import Units
 from lightning_prune.trainer._files import CheckpointFiles
 from lightning_prune.trainer._preconditions import example_on_device
-from lightning_prune.trainer.internals import intercept
+from lightning_prune.trainer.internals import intercept, trust
 from lightning_prune.trainer.packages import LightningModule, Trainer
 
 Saved = Mapping[str, Any]
@@ -102,9 +103,15 @@ class Distilling:
                 "the run of the checkpoint was taught by a teacher that was given: give the same one,"
                 " Distillation(teacher=…)"
             )
+        if not re.fullmatch(r"teacher-[0-9a-f]{16}\.ckpt", str(saved["file"])):
+            raise CheckpointError(
+                f"the checkpoint names {saved['file']!r:.80} as the file of its teacher, which none is called: it is"
+                " damaged, or not of ours; take another one"
+            )
         path = files.beside(trainer.ckpt_path, saved["file"])
         try:
-            contents = files.load_checkpoint(path)
+            # it holds tensors and plain values, whatever the checkpoint itself is read with
+            contents = files.load_checkpoint(path, **trust(files.inner.load_checkpoint, is_trusted=False))
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"the run of the checkpoint was taught by its dense model, which was written beside it, and {path} is"

@@ -1,12 +1,14 @@
 """Compaction plans as values, against NumPy."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from compaction_cases import RESIDUAL_INPUT, Residual, half_plan, masked_residual
+from torch import nn
 
 from lightning_prune.compaction import Compaction, Removal, compact
 from lightning_prune.errors import CompactionError
@@ -112,11 +114,27 @@ BROKEN = {"size": 4, "removed": 1}
         (changed(removals={"a": {**BROKEN, "entries": {"a.weight": {"0": [2, 1]}}}}), "sorted, distinct"),
         (changed(removals={"a": {**BROKEN, "entries": {"a.weight": {"0": []}}}}), "sorted, distinct"),
         (changed(removals={"a": {**BROKEN, "entries": {"c.weight": {"0": [0, 1]}}}}), "keeps nothing of c.weight"),
+        *(
+            (changed(shapes={"a.weight": [size, 2]}), f"{size!r} is no size")
+            for size in (math.inf, -1, 1.5, True, 2**63)
+        ),
+        (changed(removals={"a": {"size": 4, "removed": 4, "entries": {}}}), "4 of 4 channels are removed"),
+        (changed(removals={"a": {**BROKEN, "entries": {"a.weight": {"0": [1.5]}}}}), "1.5 is no size"),
+        (changed(removals={"a": {**BROKEN, "entries": {}, "scales": {"a": [math.nan, 0]}}}), "power must be .* finite"),
     ],
 )
 def test_bad_json_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Compaction.from_json(text)
+
+
+def test_a_plan_of_petabytes_is_read_and_fits_no_model() -> None:
+    entries = {"weight": {"0": [3]}}
+    text = changed(shapes={"weight": [2**50, 1]}, removals={"a": {"size": 9, "removed": 1, "entries": entries}})
+    plan = Compaction.from_json(text)
+    assert plan.shapes_after["weight"] == (2**50 - 1, 1)
+    with pytest.raises(CompactionError, match=r"weight has shape \(2, 3\) in Linear and \(1125899906842624, 1\) in"):
+        plan.rebuild(nn.Linear(3, 2))
 
 
 def random_plan(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> Compaction:

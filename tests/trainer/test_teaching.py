@@ -19,13 +19,18 @@ from distillation_cases import (
     seeded,
     weights,
 )
-from packages import DDPStrategy, ModelCheckpoint
+from packages import SAFELY, DDPStrategy, ModelCheckpoint
 from processes import on_ranks
 from support import Net, Resumable, loader, trainer
 
 from lightning_prune import Distillation, PruningCallback
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.errors import CheckpointError
+
+
+class Explosive:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code of the file runs",))
 
 
 class TestResuming:
@@ -113,6 +118,24 @@ class TestResuming:
         file.write_bytes(file.read_bytes()[:1000])
         with pytest.raises(CheckpointError, match=f"{file.name} cannot be read"):
             self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=TAUGHT), 4)
+
+    @pytest.mark.parametrize("name", ["../teacher.ckpt", "/etc/passwd", "other.ckpt", 3])
+    def test_a_file_of_another_name_is_not_read(self, tmp_path: Path, name: object) -> None:
+        self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT))
+        held = torch.load(tmp_path / "step=4.ckpt", weights_only=True)
+        held[checkpoints.KEY]["distillation"]["file"] = name
+        torch.save(held, tmp_path / "step=4.ckpt")
+        with pytest.raises(CheckpointError, match="as the file of its teacher, which none is called"):
+            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=TAUGHT), 4)
+
+    @pytest.mark.skipif(not SAFELY, reason="Lightning before 2.6 reads all that is pickled")
+    def test_no_code_of_the_file_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT))
+        (file,) = tmp_path.glob("teacher-*.ckpt")
+        torch.save(torch.load(file, weights_only=True) | {"x": Explosive()}, file)
+        with pytest.raises(CheckpointError, match=f"{file.name} holds a pickled .*print"):
+            self.run(tmp_path, Net(), PruningCallback(SPARSE, distillation=TAUGHT), 4)
+        assert "code of the file runs" not in capsys.readouterr().out
 
     def test_with_another_distillation_is_refused(self, tmp_path: Path) -> None:
         self.run(tmp_path, seeded(Net), PruningCallback(SPARSE, distillation=TAUGHT))
