@@ -25,6 +25,7 @@ def chosen_backend(arguments: argparse.Namespace) -> "Backend":
     Raises:
         ValueError: there is no such backend, or an option is not its own.
     """
+    from lightning_prune.data.batches import DataModule, loader_of
     from lightning_prune.deploy import XNNPACK, Backend, CoreML, Int4Groupwise, Int8, Int8Dynamic, Portable, Vulkan
 
     name = arguments.backend
@@ -46,7 +47,7 @@ def chosen_backend(arguments: argparse.Namespace) -> "Backend":
     if name == "portable":
         return Portable()
     if arguments.int8:
-        return XNNPACK(quantization=Int8(calibration=made(arguments.int8, Iterable)))
+        return XNNPACK(quantization=Int8(calibration=loader_of(made(arguments.int8, (Iterable, DataModule)))))
     if arguments.int8_dynamic:
         return XNNPACK(quantization=Int8Dynamic())
     return XNNPACK(quantization=Int4Groupwise() if arguments.int4_groupwise else None)

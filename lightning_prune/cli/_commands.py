@@ -1,7 +1,6 @@
 """What each command does with its arguments; it imports what it needs when it runs, so that help is there at once."""
 
 import argparse
-import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -25,20 +24,13 @@ ALLOCATIONS = {name.lower(): name for name in ("Global", "Uniform", "ERK")}
 
 def prune_model(arguments: argparse.Namespace) -> None:
     """Prune a trained model, write it as a checkpoint and print what was done."""
-    import torch
-    from torchmetrics import Metric
-
-    import lightning_prune
-    from lightning_prune.checkpoints import state as checkpoints
     from lightning_prune.cli._models import example, loaded_model
-    from lightning_prune.compensation import NoRepair
+    from lightning_prune.cli._options import measured_by, save
     from lightning_prune.data.batches import DataModule
-    from lightning_prune.documents import whole
     from lightning_prune.recipe import Recipe
     from lightning_prune.schedules import OneShot
     from lightning_prune.selection.granularity import Channel, Element
-    from lightning_prune.trained.prune import REPAIR, prune
-    from lightning_prune.trainer.internals import loadable
+    from lightning_prune.trained.prune import prune
 
     what, kept = next((name, share) for name in KEPT if (share := getattr(arguments, f"keep_{name}")) is not None)
     output: Path = arguments.output
@@ -46,41 +38,41 @@ def prune_model(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--keep-{what}: got {kept:g}, must be a share between 0 and 1")
     if not output.resolve().parent.is_dir():
         raise ValueError(f"--output: there is no folder {output.resolve().parent}")
-    parts: dict[str, Any] = {"granularity": Element() if what == "weights" else Channel()}
+    parts: dict[str, Any] = recipe_parts(arguments) | {"granularity": Element() if what == "weights" else Channel()}
     if what in ("macs", "params"):
         parts["count"] = what
-    parts["repair"] = NoRepair() if arguments.no_repair else replace(REPAIR, samples=arguments.samples)
-    if arguments.criterion is not None:
-        parts["criterion"] = getattr(lightning_prune, CRITERIA[arguments.criterion])()
-    if arguments.allocation is not None:
-        parts["allocation"] = getattr(lightning_prune, ALLOCATIONS[arguments.allocation])()
-    metric = None
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-    if arguments.metric is not None:
-        metric = load(arguments.metric)
-        is_of_a_batch = inspect.isfunction(metric) and len(inspect.signature(metric).parameters) == 2
-        metric = metric if is_of_a_batch else made(arguments.metric, Metric)
     pruned = prune(
         model,
         Recipe(schedule=OneShot(1 - kept), **parts),
         made(arguments.data, (Iterable, DataModule)),
         loss=None if arguments.loss is None else load(arguments.loss),
-        metric=metric,
+        metric=measured_by(arguments.metric),
+        max_drop=arguments.max_drop,
+        higher_is_better=False if arguments.lower_is_better else None,
         example_inputs=example(arguments.example),
         samples=arguments.samples,
         progress=sys.stderr.isatty(),
     )
-    try:
-        with whole(output) as written:
-            held = {"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}
-            torch.save(held | loadable(model), written)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
-        raise OSError(f"{output} cannot be written: {error}") from error
+    save(model, output)
     more = "" if arguments.example is None else f" --example {arguments.example}"
+    if pruned.tried is not None:
+        _say(f"{pruned.tried}\n")
     _say(
         f"{pruned}\nwritten     {output}\nfor a phone lightning-prune export --model {arguments.model} --checkpoint"
         f" {output}{more} -o {output.with_suffix('.pte')}"
     )
+
+
+def recipe_parts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the parts of a recipe that were chosen: repair, criterion and allocation."""
+    import lightning_prune
+    from lightning_prune.compensation import NoRepair
+    from lightning_prune.trained.prune import REPAIR
+
+    repair = NoRepair() if arguments.no_repair else replace(REPAIR, samples=arguments.samples)
+    named = {"criterion": CRITERIA.get(arguments.criterion), "allocation": ALLOCATIONS.get(arguments.allocation)}
+    return {"repair": repair} | {part: getattr(lightning_prune, name)() for part, name in named.items() if name}
 
 
 def inspect_files(arguments: argparse.Namespace) -> None:
@@ -121,12 +113,13 @@ def summarize_file(arguments: argparse.Namespace) -> None:
 def verify_file(arguments: argparse.Namespace) -> None:
     """Compare a .pte with a model and print the differences."""
     from lightning_prune.cli._models import example, loaded_model
+    from lightning_prune.cli._options import comparison
     from lightning_prune.deploy import verify
     from lightning_prune.deploy.runtime.model import checked_manifest
 
     checked_manifest(arguments.program)
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-    found = verify(arguments.program, model, example(arguments.example), **_comparison(arguments))
+    found = verify(arguments.program, model, example(arguments.example), **comparison(arguments))
     limits = {"tolerance {:g}": found.bounds.tolerance, "at least {:g} dB": found.bounds.min_sqnr}
     accepted = ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
     _say(f"{arguments.program} computes what {type(model).__name__} computes ({accepted})")
@@ -150,6 +143,7 @@ def export_file(arguments: argparse.Namespace) -> None:
     """Export a model and print the artifact."""
     from lightning_prune.cli._backends import chosen_backend
     from lightning_prune.cli._models import example, loaded_model
+    from lightning_prune.cli._options import comparison, labels
     from lightning_prune.compaction.finalization import finalize
     from lightning_prune.deploy import export
     from lightning_prune.model import masks
@@ -161,29 +155,15 @@ def export_file(arguments: argparse.Namespace) -> None:
         finalize(model, example(arguments.example))
         after = sum(parameter.numel() for parameter in model.parameters())
         _say(f"masks folded and channels removed: {before:,} -> {after:,} parameters (--keep-masks leaves the shapes)")
-    labels = arguments.labels
-    if labels is not None and Path(labels).is_file():
-        labels = [line.strip() for line in Path(labels).read_text(encoding="utf-8").splitlines() if line.strip()]
-    elif labels is not None:
-        labels = [label.strip() for label in labels.split(",")]
     artifact = export(
         model,
         arguments.output,
         example_inputs=example(arguments.example),
         backend=backend,
-        labels=labels,
-        **_comparison(arguments),
+        labels=labels(arguments.labels),
+        **comparison(arguments),
     )
     _say(artifact)
-
-
-def _comparison(arguments: argparse.Namespace) -> dict[str, Any]:
-    from torchmetrics import Metric
-
-    kinds = {"verify_on": Iterable, "metric": Metric}
-    named = {name: getattr(arguments, name) for name in kinds}
-    given = {name: made(reference, kinds[name]) for name, reference in named.items() if reference is not None}
-    return given if arguments.tolerance is None else given | {"tolerance": arguments.tolerance}
 
 
 def _say(value: object) -> None:

@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_prune._version import __version__
-from lightning_prune.cli import _backends, _commands
+from lightning_prune.cli import _backends, _commands, _fitting
 from lightning_prune.errors import PruningError
 from lightning_prune.tables import lines
 
@@ -14,6 +15,7 @@ _DESCRIPTION = """\
 Prune trained models, export them to verified ExecuTorch files, and look at such files.
 
 examples:
+  lightning-prune fit-to --model net.py:make --data net.py:loader --need macs=0.3 -o app/model
   lightning-prune prune --model net.py:make --data net.py:loader --keep-macs 0.5 -o small.pt
   lightning-prune summarize last.ckpt
   lightning-prune export --checkpoint last.ckpt --model my.module:Digits -o model.pte
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"lightning-prune {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_prune, _export, _inspect, _benchmark, _verify, _summarize):
+    for add in (_fit_to, _prune, _export, _inspect, _benchmark, _verify, _summarize):
         add(commands)
     chosen = parser.parse_args(arguments)
     try:
@@ -77,12 +79,36 @@ def _prune(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     budgets = parser.add_mutually_exclusive_group(required=True)
     for what, about in _commands.KEPT.items():
         budgets.add_argument(f"--keep-{what}", type=float, metavar="SHARE", help=about)
-    parser.add_argument("--criterion", choices=_commands.CRITERIA, help="which units matter; else the recipe's default")
-    parser.add_argument("--allocation", choices=_commands.ALLOCATIONS, help="how the cut is spread over the layers")
-    parser.add_argument("--loss", metavar="REF", help="function loss(model, batch), for taylor and fisher")
-    parser.add_argument("--metric", metavar="REF", help="torchmetrics metric or metric(model, batch), before and after")
-    parser.add_argument("--samples", type=int, default=512, help="looked at for scores and repair, at most (512)")
-    parser.add_argument("--no-repair", action="store_true", help="leave the kept weights as they are")
+    _add_pruning(parser)
+
+
+def _fit_to(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "fit-to",
+        "from a trained model to the program of an app: prune it to what is needed or as far as a metric lets it go,"
+        " repair, export, run the file, and write a checkpoint of the small model beside it",
+        "lightning-prune fit-to --model net.py:make --data net.py:loader --metric net.py:accuracy --max-drop 0.01"
+        " --int8 -o app/model",
+        _fitting.fit_model,
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of the app's module; or a .pte for the program alone"
+    )
+    parser.add_argument("--data", required=True, metavar="REF", help="loader, other batches, or a LightningDataModule")
+    parser.add_argument(
+        "--need",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="macs=0.3, params=100000 or size=500000; more at once",
+    )
+    _add_pruning(parser)
+    _add_backend(parser, nargs="?", const="")
+    parser.add_argument("--app", choices=("android", "ios"), help="for which the module is (coreml: ios, else android)")
+    parser.add_argument("--tolerance", type=float, help="largest difference of any output that is accepted")
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write a page on what was tried")
 
 
 def _export(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -95,18 +121,10 @@ def _export(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     )
     _add_model(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="path of the .pte, in a folder that exists")
-    parser.add_argument("--backend", default="xnnpack", metavar="NAME", help=_backends.HELP)
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--int8", metavar="LOADER", help="8-bit weights and activations; reference of calibration data")
-    kinds.add_argument("--int8-dynamic", action="store_true", help="8-bit weights, activations scaled at run time")
-    kinds.add_argument("--int4-groupwise", action="store_true", help="4-bit weights of Linear layers, in groups of 32")
-    parser.add_argument("--half", action="store_true", help="16-bit floats (vulkan)")
-    parser.add_argument("--deployment-target", metavar="IOS", help="such as iOS18 (coreml)")
-    parser.add_argument("--sparse-weights", action="store_true", help="store zeros as sparse weights (coreml)")
+    _add_backend(parser)
     parser.add_argument(
         "--keep-masks", action="store_true", help="export a checkpoint of a fit under way in its dense shapes"
     )
-    parser.add_argument("--labels", metavar="A,B,…", help="names of the classes, or a file with one a line")
     _add_comparison(parser)
 
 
@@ -171,6 +189,36 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--example", metavar="SHAPE", help="such as 1,3,96,96, or file.py:attribute; else the model's own"
     )
     _add_trust(parser)
+
+
+def _add_pruning(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--criterion", choices=_commands.CRITERIA, help="which units matter; else the recipe's default")
+    parser.add_argument("--allocation", choices=_commands.ALLOCATIONS, help="how the cut is spread over the layers")
+    parser.add_argument("--loss", metavar="REF", help="function loss(model, batch), for taylor and fisher")
+    parser.add_argument("--metric", metavar="REF", help="torchmetrics metric or metric(model, batch), before and after")
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="DROP",
+        help="how much worse the metric may become; the cut goes as far as that",
+    )
+    parser.add_argument("--lower-is-better", action="store_true", help="of a metric that is a function")
+    parser.add_argument("--samples", type=int, default=512, help="looked at for scores and repair, at most (512)")
+    parser.add_argument("--no-repair", action="store_true", help="leave the kept weights as they are")
+
+
+def _add_backend(parser: argparse.ArgumentParser, **int8: Any) -> None:
+    """Add what a program is made of; ``int8`` says how --int8 is read where it may stand alone."""
+    parser.add_argument("--backend", default="xnnpack", metavar="NAME", help=_backends.HELP)
+    kinds = parser.add_mutually_exclusive_group()
+    about = "8-bit weights and activations; reference of calibration data" + (", else that of --data" if int8 else "")
+    kinds.add_argument("--int8", metavar="LOADER", help=about, **int8)
+    kinds.add_argument("--int8-dynamic", action="store_true", help="8-bit weights, activations scaled at run time")
+    kinds.add_argument("--int4-groupwise", action="store_true", help="4-bit weights of Linear layers, in groups of 32")
+    parser.add_argument("--half", action="store_true", help="16-bit floats (vulkan)")
+    parser.add_argument("--deployment-target", metavar="IOS", help="such as iOS18 (coreml)")
+    parser.add_argument("--sparse-weights", action="store_true", help="store zeros as sparse weights (coreml)")
+    parser.add_argument("--labels", metavar="A,B,…", help="names of the classes, or a file with one a line")
 
 
 def _add_comparison(parser: argparse.ArgumentParser) -> None:

@@ -71,13 +71,13 @@ class Tried(Tabular):
     @property
     def pareto(self) -> tuple[Attempt, ...]:
         """Those that no other beats in cost and metric both, the cheapest first."""
-        sign, highest, front = 1 if self.higher_is_better else -1, -math.inf, list[Attempt]()
-        measured = (one for one in self.attempts if math.isfinite(one.metric))
-        for one in sorted(measured, key=lambda one: (one.cost, -sign * one.metric)):
-            if sign * one.metric > highest:
-                highest = sign * one.metric
-                front.append(one)
-        return tuple(front)
+        sign = 1 if self.higher_is_better else -1
+        places = {(one.cost, -sign * one.metric): one for one in self.attempts if math.isfinite(one.metric)}
+
+        def is_beaten(place: tuple[float, float]) -> bool:
+            return any(cost <= place[0] and lost <= place[1] and (cost, lost) != place for cost, lost in places)
+
+        return tuple(places[place] for place in sorted(places) if not is_beaten(place))
 
     def table(self) -> Table:
         """Return a row for the dense network and for each that was tried, the largest first."""
@@ -85,7 +85,7 @@ class Tried(Tabular):
         rows = [("100%", *_cells(self.parameters, self.macs, self.milliseconds), f"{self.base:.4f}", "dense")]
         for one in sorted(self.attempts, key=lambda one: one.share):
             verdict = "chosen" if one is best else "within the drop" if one.is_kept else "too much"
-            if one not in front and math.isfinite(one.metric):
+            if math.isfinite(one.metric) and not any(one.cost == other.cost for other in front):
                 verdict += ", beaten by a smaller one"
             cells = _cells(one.parameters, one.macs, one.milliseconds)
             rows.append((f"{1 - one.asked:.1%}", *cells, f"{one.metric:.4f}", verdict))

@@ -116,7 +116,18 @@ def prune(
     check_whole("samples", samples, 1)
     if metric is not None:
         check_metric(metric)
-    guard = None if max_drop is None else _guard(max_drop, metric, higher_is_better, trials)
+    guard = None
+    if max_drop is not None:
+        check_number("max_drop", max_drop, 0, why=": it is a drop of the metric, in its own unit")
+        check_whole("trials", trials, 1, "networks")
+        if higher_is_better is not None:
+            check_bool("higher_is_better", higher_is_better)
+        if metric is None:
+            raise ValueError(
+                f"max_drop={max_drop:g} is a drop of a metric, and none is named: pass metric=MulticlassAccuracy(10)"
+                " of torchmetrics, or metric=lambda model, batch: …"
+            )
+        guard = Guard(named(metric), "max" if is_higher_better(metric, higher_is_better) else "min", max_drop)
     recipe = replace(recipe, repair=recipe.repair or REPAIR, optimizer_policy=Mask())
     # refused before the data are touched; where a need ends the schedule, the steps are all that is known here
     schedule = _completed(recipe).schedule
@@ -158,20 +169,6 @@ def prune(
             if example_of(model) is None:
                 remember(model, example)  # so that it can be exported as it is
     return pruned
-
-
-def _guard(max_drop: float, metric: MetricLike | None, higher_is_better: bool | None, trials: int) -> Guard:
-    """Return what judges the networks that are tried."""
-    check_number("max_drop", max_drop, 0, why=": it is a drop of the metric, in its own unit")
-    check_whole("trials", trials, 1, "networks")
-    if metric is None:
-        raise ValueError(
-            f"max_drop={max_drop:g} is a drop of a metric, and none is named: pass metric=MulticlassAccuracy(10) of"
-            " torchmetrics, or metric=lambda model, batch: …"
-        )
-    if higher_is_better is not None:
-        check_bool("higher_is_better", higher_is_better)
-    return Guard(named(metric), "max" if is_higher_better(metric, higher_is_better) else "min", max_drop)
 
 
 @dataclass(frozen=True, eq=False)

@@ -183,7 +183,7 @@ def test_the_shell_looks_at_as_many_samples_as_the_function(capsys: pytest.Captu
     assert f"at most ({most})" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("command", ["prune", "export", "inspect", "benchmark", "verify", "summarize"])
+@pytest.mark.parametrize("command", ["fit-to", "prune", "export", "inspect", "benchmark", "verify", "summarize"])
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str], command: str):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -24,6 +24,10 @@ def test_the_furthest_within_the_drop_is_the_best():
 
 def test_the_pareto_set_has_none_that_is_beaten():
     assert TRIED.pareto == (ATTEMPTS[0], ATTEMPTS[3], ATTEMPTS[1])
+    again = replace(ATTEMPTS[3], share=0.63)  # the same network once more
+    doubled = replace(TRIED, attempts=(*ATTEMPTS, again))
+    assert len(doubled.pareto) == 3
+    assert str(doubled).count("beaten") == 1
     lower = replace(TRIED, higher_is_better=False)
     assert lower.pareto == (ATTEMPTS[0], ATTEMPTS[2])
 

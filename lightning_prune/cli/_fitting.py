@@ -1,0 +1,182 @@
+"""``fit-to``: from a trained model to the program of an app, as small as it has to be or as its metric lets it be."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from lightning_prune.cli._commands import recipe_parts
+from lightning_prune.cli.references import load, made
+from lightning_prune.errors import PruningError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lightning_prune.deploy import Backend
+    from lightning_prune.recipe import Recipe
+    from lightning_prune.selection.needs import Need
+    from lightning_prune.trained import Pruned
+
+_SEARCHES = 3
+"""At most, where integers cost some of the drop: each leaves to pruning what they did not take in the one before."""
+
+
+def fit_model(arguments: argparse.Namespace) -> None:
+    """Prune a trained model to what is needed, export it for an app, and print what was tried and written."""
+    from torchmetrics import Metric
+
+    from lightning_prune.cli._backends import chosen_backend
+    from lightning_prune.cli._models import example
+    from lightning_prune.cli._options import labels, measured_by, save
+    from lightning_prune.data.batches import DataModule, loader_of
+    from lightning_prune.deploy import export, export_android, export_ios
+    from lightning_prune.deploy.executorch.quiet import require_executorch
+    from lightning_prune.recipe import Recipe
+    from lightning_prune.schedules import OneShot
+    from lightning_prune.selection.granularity import Channel
+    from lightning_prune.selection.needs import MACs
+    from lightning_prune.study.report import Report
+
+    if arguments.int8 == "":  # without a loader of its own
+        arguments.int8 = arguments.data
+    backend, metric, output = chosen_backend(arguments), measured_by(arguments.metric), arguments.output
+    needs = tuple(_need(text, backend) for text in arguments.need)
+    if not needs and arguments.max_drop is None:
+        raise ValueError(
+            "say what it has to come down to, as in --need macs=0.3, or what it may cost, as in --max-drop 0.01"
+            " --metric net.py:accuracy"
+        )
+    app = _app(arguments, backend)
+    require_executorch()
+    data = made(arguments.data, (Iterable, DataModule))
+    options = {
+        "backend": backend,
+        "example_inputs": example(arguments.example),
+        "labels": labels(arguments.labels),
+        "tolerance": arguments.tolerance,
+    }
+    if isinstance(metric, Metric):
+        options |= {"metric": metric, "verify_on": loader_of(data)}
+    recipe = Recipe(granularity=Channel(), schedule=OneShot(), need=needs or MACs(1), **recipe_parts(arguments))
+    model, pruned = _pruned(arguments, recipe, data, metric, options)
+    save(model, output.with_suffix(".pt"))
+    _tell(f"exporting to {backend.name} and running the file{f', for {app}' if app else ''}")
+    write = {"": export, "android": export_android, "ios": export_ios}[app]
+    written = write(model, output, **options)
+    if arguments.report is not None:
+        artifact = written if app == "" else written.artifact
+        models = {"before": pruned.before, "after": pruned.after}
+        Report(tried=pruned.tried, models=models, artifacts={"after": artifact}, metric=pruned.metric).save(
+            arguments.report
+        )
+    parts = [] if pruned.tried is None else [pruned.tried, ""]
+    sys.stdout.write("\n".join(map(str, [*parts, pruned, f"checkpoint  {output.with_suffix('.pt')}", written])) + "\n")
+
+
+def _need(text: str, backend: "Backend") -> "Need":
+    """Return what ``--need`` says: ``macs=0.3``, ``params=100000``, ``size=500000``.
+
+    Raises:
+        ValueError: it says nothing of the kind.
+    """
+    from lightning_prune.selection.needs import MACs, Params, Size
+
+    name, _, amount = text.partition("=")
+    try:
+        number: Any = float(amount) if "." in amount else int(amount)
+        makes = {"macs": MACs, "params": Params, "size": lambda size: Size(size, backend.quantization)}[name]
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"--need: got {text!r}, must be macs=0.3, params=100000 or size=500000: a share or a number"
+        ) from None
+    try:
+        return makes(number)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--need {text}: {error}") from error
+
+
+def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
+    """Return what the program is written for: "android", "ios", or "" for the file alone.
+
+    Raises:
+        ValueError: it cannot be written there, or the system has no such backend.
+    """
+    output, name = arguments.output, backend.name
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"--output: there is no folder {output.resolve().parent}")
+    if output.suffix == ".pte":
+        if arguments.app is not None:
+            raise ValueError(
+                f"--output: got {output}, but --app {arguments.app} is written as a folder: leave .pte out"
+            )
+        return ""
+    app = arguments.app or ("ios" if name == "coreml" else "android")
+    if (app, name) in (("android", "coreml"), ("ios", "vulkan")):
+        raise ValueError(f"--app {app}: a program of {name} does not run there")
+    return app
+
+
+def _pruned(
+    arguments: argparse.Namespace,
+    recipe: "Recipe",
+    data: Any,  # noqa: ANN401
+    metric: Any,  # noqa: ANN401
+    options: Mapping[str, Any],
+) -> "tuple[nn.Module, Pruned]":
+    """Return the pruned model and what was done; where integers cost some of the drop, pruning gets what is left.
+
+    Raises:
+        PruningError: what is needed costs more than may be lost, or the integers alone do.
+    """
+    from lightning_prune.cli._models import loaded_model
+    from lightning_prune.deploy import export
+    from lightning_prune.guard import Guard
+    from lightning_prune.trained.prune import prune
+
+    asked = drop = arguments.max_drop
+    is_judged = options["backend"].quantization is not None and "metric" in options
+    searches = 0
+    while True:
+        searches += 1
+        model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+        bound = "" if drop is None else f", {arguments.metric} at most {drop:.4g} worse"
+        _tell(f"pruning {type(model).__name__} towards {', '.join(arguments.need) or 'fewest MACs'}{bound}")
+        pruned = prune(
+            model,
+            recipe,
+            data,
+            loss=None if arguments.loss is None else load(arguments.loss),
+            metric=metric,
+            max_drop=drop,
+            higher_is_better=False if arguments.lower_is_better else None,
+            example_inputs=options["example_inputs"],
+            samples=arguments.samples,
+            progress=sys.stderr.isatty(),
+        )
+        tried = pruned.tried
+        if arguments.need and tried is not None and tried.best is not None and tried.best.share < 1:
+            raise PruningError(
+                f"{' and '.join(arguments.need)} is not met within {drop:.4g} of {pruned.metric}: leave --need out for"
+                f" the smallest network within that, or allow more. Tried:\n{tried}"
+            )
+        if tried is None or tried.best is None or not is_judged:
+            return model, pruned
+        _tell("exporting, to see what integers cost")
+        with TemporaryDirectory() as folder:
+            metrics = export(model, Path(folder) / "model.pte", **options).metrics
+        guard = Guard(tried.metric, "max" if tried.higher_is_better else "min", asked)
+        cost = metrics["eager"] - metrics["executorch"]
+        if guard.allows(tried.best.metric - cost, tried.base):
+            return model, pruned
+        drop = asked - (cost if tried.higher_is_better else -cost)
+        if drop < 0 or searches == _SEARCHES:
+            raise PruningError(
+                f"integers cost {asked - drop:.4g} of {tried.metric} beside what pruning costs, and {asked:.4g} may be"
+                f" lost in all: export in float, or allow more. Tried:\n{tried}"
+            )
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"fit-to: {text}\n")

@@ -1,0 +1,58 @@
+"""From options that several commands share to values, and the checkpoint that they write."""
+
+import argparse
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.cli.references import load, made
+from lightning_prune.documents import whole
+from lightning_prune.trainer.internals import loadable
+
+
+def measured_by(reference: str | None) -> Any:  # noqa: ANN401 - what data.metrics calls MetricLike
+    """Return the metric that a reference names: a function of model and batch as it is, otherwise one of torchmetrics.
+
+    Raises:
+        ValueError: it names neither.
+    """
+    if reference is None:
+        return None
+    metric = load(reference)
+    is_of_a_batch = inspect.isfunction(metric) and len(inspect.signature(metric).parameters) == 2
+    return metric if is_of_a_batch else made(reference, Metric)
+
+
+def comparison(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what ``export`` and ``verify`` compare on and by, of what was asked for."""
+    kinds = {"verify_on": Iterable, "metric": Metric}
+    named = {name: getattr(arguments, name) for name in kinds}
+    chosen = {name: made(reference, kinds[name]) for name, reference in named.items() if reference is not None}
+    return chosen if arguments.tolerance is None else chosen | {"tolerance": arguments.tolerance}
+
+
+def labels(text: str | None) -> list[str] | None:
+    """Return the names of the classes: separated by commas, or the lines of a file."""
+    if text is not None and Path(text).is_file():
+        return [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return None if text is None else [label.strip() for label in text.split(",")]
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """Write a pruned model as a checkpoint, which appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        with whole(path) as written:
+            held = {"state_dict": model.state_dict(), checkpoints.KEY: checkpoints.describe(model)}
+            torch.save(held | loadable(model), written)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error

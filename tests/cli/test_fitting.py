@@ -1,0 +1,191 @@
+"""From a trained model to the program of an app in one command."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_prune.cli import main
+from lightning_prune.cli._models import loaded_model
+
+NET = """
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+from lightning_prune import deploy
+
+def make():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():  # a quarter of the units, four times
+        for layer, axis in ((net[0].weight, 0), (net[0].bias, 0), (net[2].weight, 1)):
+            layer.copy_(torch.cat([layer.narrow(axis, 0, 8)] * 4, axis))
+    return net.eval()
+
+def data():
+    torch.manual_seed(1)
+    inputs = torch.randn(128, 8)
+    with torch.no_grad():
+        labels = make()(inputs).argmax(1)
+    return [(inputs[:64], labels[:64]), (inputs[64:], labels[64:])]
+
+def accuracy():
+    return MulticlassAccuracy(4, average="micro")
+
+def share_wrong(model, batch):
+    return float((model(batch[0]).argmax(1) != batch[1]).float().mean())
+
+def nothing(model, batch):
+    return float("nan")
+
+portable = deploy.Portable()
+"""
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("fitting") / "net.py"
+    file.write_text(NET)
+    return file
+
+
+def run(capsys: pytest.CaptureFixture[str], net: Path, *options: object) -> tuple[int, str, str]:
+    named = ("--model", f"{net}:make", "--data", f"{net}:data")
+    code = main(["fit-to", *map(str, named), *(str(option).replace("net.py", str(net)) for option in options)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.slow
+class TestFitTo:
+    def test_a_need(self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path) -> None:
+        pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+        code, out, err = run(capsys, net, "--need", "macs=0.3", "-o", tmp_path / "model")
+        assert code == 0
+        assert err.splitlines() == [
+            "fit-to: pruning Sequential towards macs=0.3",
+            "fit-to: exporting to xnnpack and running the file, for android",
+        ]
+        manifest = json.loads((tmp_path / "model" / "assets" / "model.json").read_text())
+        assert manifest["model"]["macs"] <= 0.3 * 32 * (8 + 4)
+        assert (tmp_path / "model" / "build.gradle.kts").is_file()
+        assert f"checkpoint  {tmp_path / 'model.pt'}" in out
+        small = loaded_model(f"{net}:make", tmp_path / "model.pt")
+        assert sum(p.numel() for p in small.parameters()) == manifest["model"]["parameters"]
+
+    def test_a_drop_of_the_file_itself(self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path) -> None:
+        pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+        code, out, err = run(
+            capsys, net, "--max-drop", 0.05, "--metric", "net.py:accuracy", "--int8", "-o", tmp_path / "small.pte",
+            "--report", tmp_path / "page.html", "--app", "ios",
+        )  # fmt: skip
+        assert code == 2
+        assert "leave .pte out" in err
+        code, out, err = run(
+            capsys, net, "--max-drop", 0.05, "--metric", "net.py:accuracy", "--int8", "-o", tmp_path / "small.pte",
+            "--report", tmp_path / "page.html",
+        )  # fmt: skip
+        assert code == 0, err
+        assert "exporting, to see what integers cost" in err
+        manifest = json.loads((tmp_path / "small.json").read_text())
+        assert manifest["quantization"]["kind"] == "Int8"
+        assert manifest["verification"]["metrics"]["executorch"] >= 1 - 0.05
+        # three quarters of the units repeat the others
+        assert manifest["model"]["parameters"] < 0.5 * (32 * 8 + 32 + 32 * 4 + 4)
+        assert out.splitlines()[0].split() == ["MACs", "left", "parameters", "MACs", "MulticlassAccuracy"]
+        assert out.count("chosen\n") == 1
+        assert "What was tried" in (tmp_path / "page.html").read_text()
+
+    def test_a_package_for_ios_and_a_backend_of_ones_own(
+        self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+        options = ("--max-drop", 0.1, "--metric", "net.py:share_wrong", "--lower-is-better", "--app", "ios")
+        code, out, err = run(capsys, net, *options, "--backend", "net.py:portable", "-o", tmp_path / "package")
+        assert code == 0, err
+        assert (tmp_path / "package" / "Package.swift").is_file()
+        assert "share_wrong" in out
+
+
+@pytest.mark.slow
+def test_what_integers_cost_is_left_out_of_the_drop(
+    capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file loses 0.1 more than its model, so that the next model may lose 0.1 of the 0.2."""
+    import lightning_prune.deploy as deploy
+
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    written: list[tuple[Path, int]] = []
+
+    def export(model: Any, path: Path, **_: Any) -> Any:
+        written.append((Path(path), model[0].out_features))
+        return SimpleNamespace(metrics={"eager": 1.0, "executorch": 0.9}, path=path)
+
+    monkeypatch.setattr(deploy, "export", export)
+    options = ("--max-drop", 0.2, "--metric", "net.py:accuracy", "--int8", "-o", tmp_path / "small.pte")
+    code, _, err = run(capsys, net, *options)
+    assert code == 0, err
+    assert [path.name for path, _ in written] == ["model.pte", "model.pte", "small.pte"]
+    assert not written[0][0].exists()
+    assert [line for line in err.splitlines() if "worse" in line] == [
+        f"fit-to: pruning Sequential towards fewest MACs, {net}:accuracy at most {drop} worse"
+        for drop in ("0.2", "0.1")
+    ]
+    assert written[0][1] < written[1][1] == written[2][1]
+    options = ("--max-drop", 0.05, *options[2:-1], tmp_path / "other.pte")
+    code, _, err = run(capsys, net, *options)
+    assert code == 2
+    assert "integers cost 0.1 of MulticlassAccuracy beside what pruning costs, and 0.05 may be lost in all" in err
+    assert not list(tmp_path.glob("other*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((), "say what it has to come down to, as in --need macs=0.3"),
+        (("--need", "macs"), "--need: got 'macs', must be macs=0.3"),
+        (("--need", "watts=3"), "--need: got 'watts=3', must be macs=0.3"),
+        (("--need", "macs=a.b"), "--need: got 'macs=a.b'"),
+        (("--need", "macs=1.5"), "--need macs=1.5: MACs.left must be a number above 0 and below 1"),
+        (("--need", "size=0.5"), "--need size=0.5: Size.bytes must be an int"),
+        (("--need", "params=10"), "cannot be met: 17 parameters is the least that can be reached"),
+        (("--need", "params=10000"), "as it is: nothing has to be pruned"),
+        (("--max-drop", 0.1), "max_drop=0.1 is a drop of a metric, and none is named"),
+        (("--max-drop", -1, "--metric", "net.py:accuracy"), "max_drop must be a number at least 0"),
+        (("--max-drop", 0.1, "--metric", "net.py:nothing"), "metric nothing of the dense model is nan"),
+        (("--need", "macs=0.1", "--backend", "coreml", "--app", "android"), "a program of coreml does not run there"),
+        (("--need", "macs=0.1", "--backend", "vulkan", "--app", "ios"), "a program of vulkan does not run there"),
+        (("--need", "macs=0.1", "--backend", "tpu"), "got 'tpu', must be xnnpack"),
+        (("--need", "macs=0.1", "-o", "no/where/model"), "--output: there is no folder"),
+        (("--need", "macs=0.1", "--int8", "net.py:other"), "has no 'other'"),
+        (
+            ("--need", "macs=0.04", "--max-drop", 0.001, "--metric", "net.py:accuracy"),
+            "macs=0.04 is not met within 0.001 of MulticlassAccuracy",
+        ),
+    ],
+)
+def test_what_is_refused(
+    capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, options: tuple[object, ...], text: str
+) -> None:
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    code, out, err = run(capsys, net, "-o", tmp_path / "model", *options)
+    assert (code, out) == (2, "")
+    assert text in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_without_a_drop_is_what_prune_writes(
+    capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
+) -> None:
+    """The command prune takes the drop too, with what it keeps as the furthest."""
+    options = ("--model", f"{net}:make", "--data", f"{net}:data", "--metric", f"{net}:accuracy")
+    code = main(["prune", *options, "--keep-macs", "0.1", "--max-drop", "0.05", "-o", str(tmp_path / "small.pt")])
+    out = capsys.readouterr().out
+    assert code == 0
+    assert out.splitlines()[0].split() == ["macs", "left", "parameters", "MACs", "MulticlassAccuracy"]
+    assert "tried       8 networks" in out
+    assert 0 < torch.load(tmp_path / "small.pt", weights_only=True)["state_dict"]["0.weight"].shape[0] < 16
