@@ -27,6 +27,7 @@ from lightning_prune.deploy.onnx_file import OnnxArtifact, export_onnx
 from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.program.picture import Crop, Pad, Picture, Stretch
 from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
 from lightning_prune.deploy.runtime.model import RuntimeModel, thread_count
@@ -62,6 +63,7 @@ __all__ = [
     "Quantization",
     "Quantized",
     "RuntimeModel",
+    "Sequences",
     "Stretch",
     "TensorSpec",
     "Timing",

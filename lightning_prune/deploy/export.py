@@ -98,7 +98,8 @@ def export(
         external_weights: write the weights to ``model.ptd`` beside the .pte, which then holds the graph alone.
         verify_on: batches ``(inputs, targets)``, or bare inputs when there is no metric; of any batch size. Inputs are
             a tensor, a tuple of them in order, or a dict by their names; a dict may hold the targets too. Without them
-            the artifact says that it was compared on random inputs only.
+            the artifact says that it was compared on random inputs only. :class:`Sequences` of calls for a model with
+            memory, each from its first state.
         metric: computed on ``verify_on`` for both sides from the first output and the targets; a copy of it is used.
             A LightningModule's own is passed as ``metric=model.val_acc``.
         labels: names of the classes, kept in the manifest and in the constant method ``labels`` for the app.

@@ -16,6 +16,7 @@ from lightning_prune.deploy.program.eager import example_arguments, folded_copy,
 from lightning_prune.deploy.program.loaders import checked_batches, first_of, split_batch
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.deploy.program.structure import shaped
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
@@ -52,7 +53,7 @@ def verify(
             where the manifest says that it was in the model, or else by its name, and gets the example inputs where
             it takes these, or else random ones.
         verify_on: batches ``(inputs, targets)`` for ``forward``, or bare inputs when there is no metric; of any batch
-            size, as to :func:`export`.
+            size, as to :func:`export`; or :class:`Sequences` of calls.
         metric: computed on ``verify_on`` for both sides; a copy of it is used.
         tolerance: largest absolute difference of any output that is accepted.
         min_sqnr: lowest signal-to-quantization-noise ratio of any output that is accepted, in dB. With neither of the
@@ -133,6 +134,8 @@ def _examples(
     is_meant = example_inputs is not None and not is_silent(examples)
     if batches is None or (has_some and (is_meant or not _is_quantized(program))):
         return taken(examples), batches
+    if isinstance(batches, Sequences):
+        return taken(batches.calls[0][0]), batches
     first, batches = first_of(batches)
     count = program.inputs[0].shape[0]
     inputs, _ = split_batch(first, program.inputs, needs_targets=False)

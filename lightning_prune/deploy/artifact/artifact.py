@@ -127,7 +127,7 @@ class Artifact(Tabular):
 
     @property
     def verified_samples(self) -> int:
-        """Number of samples of ``verify_on`` that were run, the example inputs left out."""
+        """Number of samples or calls of ``verify_on`` that were run, the example inputs left out."""
         return self.verification.samples
 
     @property
@@ -172,6 +172,8 @@ class Artifact(Tabular):
             rows["verified on"] = f"{self.verified_samples:,} samples" + (
                 "" if changed is None else f", {changed:,} changed predictions"
             )
+            if count := self.verification.sequences:
+                rows["verified on"] = f"{self.verified_samples:,} calls in {count:,} sequences"
         if self.metrics:
             rows["metric"] = ", ".join(f"{where} {value:.4f}" for where, value in self.metrics.items())
         note = "\n".join(f"note: {note}" for note in self.notes)

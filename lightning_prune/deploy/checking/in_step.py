@@ -1,51 +1,68 @@
 """A program with a memory beside its model: both from the first state, call by call, compared after each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_prune.deploy.checking.comparison import Bounds, Differences, OutputError, Remedies, max_abs_difference
+from lightning_prune.deploy.program.dynamic import resized
 from lightning_prune.deploy.program.eager import EagerModel, random_like
 from lightning_prune.deploy.program.loaders import Function
 from lightning_prune.errors import VerificationError
 
 STEPS = 8
 """Calls in a sequence that is made from an example."""
+_NEAR, _NEAR_IN_INTEGERS = 1e-3, 0.25
+"""Share of the error that a suspicion may leave and still be the reason: rounding, or the noise of 8 bits."""
 
 Steps = Sequence[Sequence[Tensor]]
 Outputs = Sequence[Sequence[Tensor]]
 
 
-def sequences(eager: EagerModel, inputs: Sequence[Tensor], samples: Steps = ()) -> tuple[Steps, Steps]:
-    """Return two sequences of calls: the example and random inputs like it, or samples in a row; and the same reversed.
+def sequences(
+    eager: EagerModel,
+    inputs: Sequence[Tensor],
+    samples: Steps = (),
+    sizes: Mapping[str, Sequence[Sequence[int]]] | None = None,
+) -> list[Steps]:
+    """Return sequences of calls: the example and random inputs like it, or samples in a row; and the same reversed.
+
+    Where sizes may vary there are two more, whose calls have all of these sizes in turns.
 
     Args:
         eager: the model; where it gives nothing finite on random inputs the example is repeated.
         inputs: the example.
         samples: those of a quantized program.
+        sizes: what it is -> shapes of all inputs; none where all is fixed.
     """
-    if samples:
-        steps = [samples[number % len(samples)] for number in range(STEPS)]
-        return steps, steps[::-1]
-    steps = [inputs, *(random_like(inputs, seed) for seed in range(1, STEPS))]
-    try:
-        outputs = [y for both in (steps, steps[::-1]) for step in eager.in_step(both) for y in step]
-    except Exception:  # whatever a model raises on inputs that nobody asked it to take
-        outputs = [torch.tensor(torch.nan)]
-    if not all(bool(torch.isfinite(y).all()) for y in outputs):
-        steps = [inputs] * STEPS
-    return steps, steps[::-1]
+    given, made = samples or [inputs], list[Steps]()
+    shapes = list((sizes or {}).values())
+    for of_size in ([], shapes) if shapes else ([],):
+        steps = [given[number % len(given)] for number in range(STEPS)]
+        for number in range(STEPS if of_size else 0):
+            pairs = zip(steps[number], of_size[number % len(of_size)], strict=True)
+            steps[number] = [resized(x, shape) for x, shape in pairs]
+        if not samples:
+            drawn = [steps[0], *(random_like(step, seed) for seed, step in enumerate(steps[1:], 1))]
+            try:
+                outputs = [y for both in (drawn, drawn[::-1]) for step in eager.in_step(both) for y in step]
+            except Exception:  # whatever a model raises on inputs that nobody asked it to take
+                outputs = [torch.tensor(torch.nan)]
+            steps = drawn if all(bool(torch.isfinite(y).all()) for y in outputs) else steps
+        made += [steps, steps[::-1]]
+    return made
 
 
 def compare_in_step(
     program: Function,
     reset: Callable[[], None],
     eager: EagerModel,
-    both: Sequence[Steps],
+    rows: Sequence[Steps],
     names: Sequence[str],
     bounds: Bounds,
     remedies: Remedies,
+    of: str = "",
 ) -> dict[str, OutputError]:
     """Run sequences on both sides and compare every output of every step; the program is reset before each sequence.
 
@@ -53,33 +70,41 @@ def compare_in_step(
         program: the file in its runtime.
         reset: lets it begin from its first state.
         eager: the model, in its first state.
-        both: the sequences.
+        rows: the sequences.
         names: of the outputs.
         bounds: what is accepted.
         remedies: what to do where they differ.
+        of: what holds the sequences, as the end of a sentence.
 
     Raises:
         VerificationError: an output is out of bounds; the message says at which step, and what of the state is wrong.
     """
     differences = Differences(names, bounds, remedies)
-    for number, steps in enumerate(both):
+    for number, steps in enumerate(rows):
         reset()
         outputs, expected = [program(*step) for step in steps], eager.in_step(steps)
+        alone = Differences(names, bounds, remedies)
         try:
             for at, (got, wanted) in enumerate(zip(outputs, expected, strict=True)):
-                differences.add(got, wanted, f"step {at} of sequence {number} from the first state")
+                for each in (differences, alone):
+                    each.add(got, wanted, f"step {at} of sequence {number}{of} from the first state")
+            alone.check(f" over sequence {number}{of}")
         except VerificationError as error:
-            reason = _reason(eager, steps, outputs, expected, both[number - 1] if number else None)
+            if not eager.state:
+                raise
+            near = _NEAR if bounds.min_sqnr is None else _NEAR_IN_INTEGERS
+            reason = _reason(eager, steps, outputs, expected, rows[number - 1] if number else None, near)
             raise type(error)(f"{reason}: {error}") from error
-    differences.check(f" over sequences of {STEPS} calls")
     return differences.errors
 
 
-def _reason(eager: EagerModel, steps: Steps, outputs: Outputs, expected: Outputs, earlier: Steps | None) -> str:
+def _reason(
+    eager: EagerModel, steps: Steps, outputs: Outputs, expected: Outputs, earlier: Steps | None, near: float
+) -> str:
     """Return what is wrong with the state in words: the suspicion under which the model gives these outputs."""
     errors = [_distance([got], [wanted]) for got, wanted in zip(outputs, expected, strict=True)]
     for words, under in _suspicions(eager, steps, earlier):
-        if _distance(outputs, under) < 1e-3 * max(errors):
+        if _distance(outputs, under) < near * max(errors):
             return words
     start = next((at for at, error in enumerate(errors) if error > 1e-3 * max(errors)), 0)
     grows = errors[-1] > 2 * errors[len(errors) // 2] > 0

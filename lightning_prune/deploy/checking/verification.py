@@ -14,6 +14,7 @@ from lightning_prune.deploy.checking.in_step import compare_in_step, sequences
 from lightning_prune.deploy.program.arguments import check_loader
 from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.loaders import NO_SAMPLES, Function, OwnSamples, run_in_chunks, split_batch
+from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import MethodSpec, describe
 from lightning_prune.errors import VerificationError
 
@@ -36,6 +37,10 @@ def check_metric(metric: Metric | None, verify_on: Iterable[Any] | None) -> None
             f"metric: got a {type(metric).__name__}, must be a torchmetrics.Metric, as in metric=model.val_acc; a"
             " function (model, batch), as prune takes, has no model to call where a file runs"
         )
+    if metric is not None and isinstance(verify_on, Sequences):
+        raise ValueError(
+            "metric: sequences hold no targets; pass batches (inputs, targets) as verify_on=, or no metric"
+        )
     if metric is not None and verify_on is None:
         raise ValueError("metric: there is nothing to compute it on; pass a loader as verify_on= too")
 
@@ -54,6 +59,7 @@ class Verification:
             output is not of shape (N, classes).
         metrics: ``{"eager": …, "executorch": …}``; empty without a metric.
         inputs: on what ``forward`` was compared besides a loader, in words.
+        sequences: in how many sequences these samples were calls.
     """
 
     executed: str
@@ -63,6 +69,7 @@ class Verification:
     changed_predictions: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     inputs: str = ""
+    sequences: int = 0
 
     @property
     def max_abs_error(self) -> float:
@@ -87,6 +94,7 @@ class Verification:
             "sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None,
             "inputs": self.inputs,
             "samples": self.samples,
+            "sequences": self.sequences,
             "changed_predictions": self.changed_predictions,
             "metrics": {side: value if math.isfinite(value) else None for side, value in self.metrics.items()},
         }
@@ -150,7 +158,7 @@ def judged(
         methods: of the file.
         bounds: what is accepted.
         executed: name of the backend that runs.
-        batches: of a loader, for ``forward``; of any size.
+        batches: of a loader, for ``forward``; of any size; or sequences of calls.
         metric: for the loader.
         remedies: what to do where they differ.
 
@@ -166,23 +174,31 @@ def judged(
         is_forward = method.name == "forward"
         compared, unfit = cases(method.eager, method.inputs, method.sizes, method.samples, method.of_graph, method.own)
         inputs = described(compared, method.own) if is_forward else inputs
-        data = (batches, metric) if is_forward else (None, None)
+        data = (batches, metric) if is_forward and not isinstance(batches, Sequences) else (None, None)
         try:
-            in_step: dict[str, OutputError] = {}
+            in_step = list[dict[str, OutputError]]()
+            names = [output.name for output in method.spec.outputs]
+            both = (method.program, method.reset, method.eager)
             if method.eager.state:
-                both = sequences(method.eager, method.inputs, method.samples)
-                names = [output.name for output in method.spec.outputs]
-                in_step = compare_in_step(method.program, method.reset, method.eager, both, names, bounds, remedies)
+                made = sequences(method.eager, method.inputs, method.samples, method.sizes)
+                in_step.append(compare_in_step(*both, made, names, bounds, remedies))
+            if is_forward and isinstance(batches, Sequences):
+                in_step.append(compare_in_step(*both, batches.calls, names, bounds, remedies, " of verify_on"))
             errors[method.name], result = compare_with(
                 method.afresh, method.eager.run, compared, method.spec, bounds, *data, method.sizes, remedies
             )
         except VerificationError as error:
             raise type(error)(str(error) if is_forward else f"method {method.name!r}: {error}") from error
-        errors[method.name] |= {name: error.worse(errors[method.name][name]) for name, error in in_step.items()}
+        for found in in_step:
+            errors[method.name] = {name: error.worse(found[name]) for name, error in errors[method.name].items()}
         shown = result if is_forward else shown
         notes += unfit
-    found = Verification(executed, bounds, errors, shown.samples, shown.changed_predictions, shown.metrics, inputs)
-    return found, tuple(dict.fromkeys(notes))
+    rows = batches.calls if isinstance(batches, Sequences) else []
+    samples = shown.samples + sum(map(len, rows))
+    verification = Verification(
+        executed, bounds, errors, samples, shown.changed_predictions, shown.metrics, inputs, len(rows)
+    )
+    return verification, tuple(dict.fromkeys(notes))
 
 
 def compare_with(

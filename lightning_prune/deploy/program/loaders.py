@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec, describe, describe_shape, dtype_name
 from lightning_prune.deploy.program.structure import Records, named_leaves
 
@@ -96,7 +97,7 @@ def own_or_asked(
 def checked_batches(
     loader: Iterable[Any], spec: MethodSpec, preprocess: Normalize | None, needs_targets: bool
 ) -> Iterable[Any]:
-    """Return the batches of a loader as the program takes them, after the first one was checked.
+    """Return the batches of a loader as the program takes them, after the first one was checked; of sequences all.
 
     Args:
         loader: of batches.
@@ -107,6 +108,8 @@ def checked_batches(
     Raises:
         ValueError: there is none, or it does not fit.
     """
+    if isinstance(loader, Sequences):
+        return loader.taken(spec.inputs, preprocess, "verify_on")
     check_batched(spec.inputs, spec.outputs)
     loader = Records([each.name for each in spec.inputs], loader, "verify_on")
     loader = loader if preprocess is None else preprocess.images(loader, "verify_on")

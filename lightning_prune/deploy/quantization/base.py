@@ -25,7 +25,7 @@ class Quantized:
         kept_float: layers that stay in float, in the order of the graph.
         output_sqnr: ratio of each output; infinite for outputs that are not floating.
         samples: inputs of the program's shapes on which it was measured, a few of them; the file must agree on them.
-        outputs: of the quantized graph on these samples, in order.
+        outputs: of the quantized graph on these samples, in order, each from the first state.
     """
 
     program: torch.export.ExportedProgram

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from lightning_prune.deploy.quantization.base import Quantization, Quantized
-from lightning_prune.deploy.quantization.calibration import Sample, calibration_samples, check_batched, drawn_samples
+from lightning_prune.deploy.quantization.calibration import Samples, drawn_samples, samples_of
 from lightning_prune.deploy.quantization.choosing import NoiseBounds, quantized_within
 from lightning_prune.values import check_number, check_whole
 
@@ -44,17 +44,16 @@ class Calibrated(Quantization):
 
     @abstractmethod
     def convert(
-        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
+        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Samples
     ) -> tuple[GraphModule, frozenset[str]]:
         """Return the graph of a program with the given nodes on integers, and which of them could be."""
 
     def quantize(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Quantized:
         """Return the quantized program; see :meth:`Quantization.quantize`."""
         if self.calibration is None:
-            samples = drawn_samples(inputs)
+            samples = Samples((drawn_samples(inputs),))
         else:
-            check_batched(inputs)
-            samples = calibration_samples(self.calibration, inputs, self.samples)
+            samples = samples_of(self.calibration, inputs, self.samples)
         bounds = NoiseBounds(self._name, tuple(self.skip), self.min_sqnr, self.min_output_sqnr)
         return quantized_within(program, samples, self.convert, bounds)
 

@@ -1,18 +1,74 @@
-"""Batches of a loader, cut to the size that a program was traced with."""
+"""What a program is calibrated on: batches of a loader, cut to the size that it was traced with, or sequences."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from lightning_prune.deploy.program.eager import random_like
 from lightning_prune.deploy.program.loaders import split_batch
+from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import specs
 
 Sample = tuple[Tensor, ...]
 """The inputs of one run of a program."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Runs in rows: each row begins from the first state of a program, each run goes on from the one before.
+
+    Args:
+        rows: of runs; a program without a memory computes the same in whatever row a run stands.
+        first: buffer that a run changes -> its first value.
+    """
+
+    rows: Sequence[Sequence[Sample]]
+    first: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def example(self) -> Sample:
+        """The first run."""
+        return self.rows[0][0]
+
+    def few(self, count: int) -> "Samples":
+        """Return some runs of the first row."""
+        return replace(self, rows=(self.rows[0][:count],))
+
+    def run(self, graph: GraphModule) -> Iterator[Sample]:
+        """Yield the inputs of each run, and let the graph be in the first state before each row."""
+        for row in self.rows:
+            for name, value in self.first.items():
+                graph.get_buffer(name).copy_(value)
+            yield from row
+
+
+def samples_of(loader: Iterable[Any], inputs: Sequence[Tensor], count: int) -> Samples:
+    """Return the first samples of a loader in one row, or the first calls of sequences.
+
+    Args:
+        loader: of batches, as to :func:`calibration_samples`; or sequences as the program takes them.
+        inputs: of the program.
+        count: how many at most.
+
+    Raises:
+        ValueError: there is none, or one does not fit.
+    """
+    if not isinstance(loader, Sequences):
+        check_batched(inputs)
+        return Samples((calibration_samples(loader, inputs, count),))
+    rows, left = list[list[Sample]](), count
+    for number, row in enumerate(loader.calls):
+        for at, call in enumerate(row[:left]):
+            if not all(bool(torch.isfinite(x).all()) for x in call if x.is_floating_point()):
+                raise ValueError(f"calibration: call {at} of sequence {number} holds NaN or infinities; leave it out")
+        rows += [row[:left]] if left else []
+        left -= len(row[:left])
+    return Samples(rows)
 
 
 def calibration_samples(batches: Iterable[Any], inputs: Sequence[Tensor], count: int) -> tuple[Sample, ...]:

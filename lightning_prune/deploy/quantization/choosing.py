@@ -2,26 +2,27 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule
 
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError, Quantized, decibels
-from lightning_prune.deploy.quantization.calibration import Sample
+from lightning_prune.deploy.quantization.calibration import Samples
 from lightning_prune.deploy.quantization.graphs import fused, holders, retraced
-from lightning_prune.deploy.quantization.layers import chosen, layers_of
+from lightning_prune.deploy.quantization.layers import chosen, in_loops, layers_of
 from lightning_prune.deploy.quantization.noise import GraphPair, Measured, blame, measure, recorded, unbounded
 from lightning_prune.errors import VerificationError
+from lightning_prune.model.state import kept_state
 
-Way = Callable[[torch.export.ExportedProgram, frozenset[str], Sequence[Sample]], tuple[GraphModule, frozenset[str]]]
+Way = Callable[[torch.export.ExportedProgram, frozenset[str], Samples], tuple[GraphModule, frozenset[str]]]
 """Quantizes nodes of a program: (program, nodes, samples) -> (graph in which nodes keep their names, nodes taken)."""
 
 
 _LOOKED_AT = 2
 """Runs on which it is found out which layer is to blame for the noise of another one."""
-_SHOWN = 2
-"""Runs that are handed on for the file to be compared on."""
+_SHOWN, _SHOWN_IN_STEP = 2, 8
+"""Runs that are handed on for the file to be compared on; of a program with a memory, of the first row."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,12 @@ class NoiseBounds:
 
 
 def quantized_within(
-    program: torch.export.ExportedProgram, samples: Sequence[Sample], way: Way, bounds: NoiseBounds
+    program: torch.export.ExportedProgram, samples: Samples, way: Way, bounds: NoiseBounds
 ) -> Quantized:
     """Return the quantized program, as many layers in float as the bounds ask for.
+
+    What only adds, multiplies or joins between a state and its next value stays in float: the state would be rounded
+    anew at each call.
 
     Each pass quantizes anew and measures. Layers that are too noisy by themselves go back to float, and where there is
     none the one whose noise alone harms the first layer that is too noisy, or else the outputs, the most. That is at
@@ -57,7 +61,11 @@ def quantized_within(
     """
     graph = fused(program)
     layers = layers_of(graph)
-    kept = chosen(layers.values(), bounds.skip) | unbounded(graph, list(layers), samples[0])
+    with kept_state(graph) as changed:
+        kept = chosen(layers.values(), bounds.skip) | unbounded(graph, list(layers), samples.example)
+        state = changed()
+    samples = replace(samples, first={name: graph.get_buffer(name).clone() for name in state})
+    kept |= in_loops(graph, state)
     while True:
         quantized, taken = way(program, frozenset(layers.keys() - kept), samples)
         if not taken:
@@ -77,13 +85,13 @@ def quantized_within(
     sqnr = {layers[node].name: ratio for node, ratio in measured.layers.items()}
     _check(sqnr, measured.outputs, bounds)
     in_float = tuple(v.name for node, v in layers.items() if node not in taken and (v.has_weight or node in kept))
-    shown = tuple(samples[:_SHOWN])
-    outputs = tuple(recorded(quantized, {}, inputs)[1] for inputs in shown)
-    again = retraced(quantized, program, samples[0])
+    shown = tuple(samples.few(_SHOWN_IN_STEP if state else _SHOWN).rows[0])
+    outputs = tuple(recorded(quantized, {}, inputs, state=dict(samples.first))[1] for inputs in shown)
+    again = retraced(quantized, program, samples.example)
     return Quantized(again, sqnr, in_float, measured.outputs, shown, outputs)
 
 
-def _too_noisy(pair: GraphPair, measured: Measured, samples: Sequence[Sample], min_sqnr: float | None) -> set[str]:
+def _too_noisy(pair: GraphPair, measured: Measured, samples: Samples, min_sqnr: float | None) -> set[str]:
     if min_sqnr is None:
         return set()
     failing = [node for node, ratio in measured.layers.items() if not ratio >= min_sqnr]
@@ -92,7 +100,7 @@ def _too_noisy(pair: GraphPair, measured: Measured, samples: Sequence[Sample], m
     by_themselves = {node for node, ratio in measured.own.items() if not ratio >= min_sqnr}
     if by_themselves:
         return by_themselves
-    blamed = blame(pair, samples[:_LOOKED_AT], failing[0] if failing else None)
+    blamed = blame(pair, samples.few(_LOOKED_AT), failing[0] if failing else None)
     return {min(blamed, key=lambda node: blamed[node])}
 
 

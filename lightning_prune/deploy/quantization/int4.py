@@ -1,6 +1,6 @@
 """4-bit weights of Linear layers, a scale for each group of inputs, through torchao."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning_prune.deploy.executorch.torchao import in_4_bits
 from lightning_prune.deploy.quantization.annotation import attribute
 from lightning_prune.deploy.quantization.base import NothingToQuantizeError
 from lightning_prune.deploy.quantization.calibrated import Calibrated
-from lightning_prune.deploy.quantization.calibration import Sample
+from lightning_prune.deploy.quantization.calibration import Samples
 from lightning_prune.deploy.quantization.graphs import fused
 
 
@@ -49,7 +49,7 @@ class Int4Groupwise(Calibrated):
         return 4 + 16 / self.group_size
 
     def convert(
-        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
+        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Samples
     ) -> tuple[GraphModule, frozenset[str]]:
         """Return the graph with 4-bit weights at the given nodes that fit, and which these are."""
         graph = fused(program)

@@ -1,6 +1,6 @@
 """8-bit integers through torchao's PT2E and the quantizer that ExecuTorch keeps for XNNPACK."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 from tqdm.auto import tqdm
 
 from lightning_prune.deploy.quantization.calibrated import Calibrated
-from lightning_prune.deploy.quantization.calibration import Sample
+from lightning_prune.deploy.quantization.calibration import Samples
 from lightning_prune.deploy.quantization.graphs import converted, prepared
 
 
@@ -22,7 +22,8 @@ class Int8(Calibrated):
 
     Args:
         calibration: a DataLoader or list of batches as ``export(verify_on=)`` takes them, samples like those that the
-            app will see; targets are not looked at. Batches of any size.
+            app will see; targets are not looked at. Batches of any size. A model with memory sees them in a row; better
+            :class:`~lightning_prune.deploy.Sequences`, each from the first state.
         skip: name patterns (fnmatch) of module paths that stay in float, as in ``("head", "stem.*")``; what lies under
             a path that matches stays too.
         min_sqnr: signal-to-quantization-noise ratio in dB that every layer and output must reach; the worst layers
@@ -40,12 +41,12 @@ class Int8(Calibrated):
             raise TypeError("Int8.calibration: got None; pass a loader, or use Int8Dynamic(), which needs none")
 
     def convert(
-        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
+        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Samples
     ) -> tuple[GraphModule, frozenset[str]]:
         """Return the graph with integers at the given nodes, and which of them these are."""
         graph, taken = prepared(program, nodes, is_dynamic=False)
         with torch.no_grad():
-            for inputs in tqdm(samples, desc="calibrating", disable=None, delay=5):
+            for inputs in tqdm(samples.run(graph), desc="calibrating", disable=None, delay=5):
                 graph(*(x.clone() for x in inputs))
         return converted(graph), taken
 
@@ -66,10 +67,10 @@ class Int8Dynamic(Calibrated):
     calibration: Iterable[Any] | None = None
 
     def convert(
-        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Sequence[Sample]
+        self, program: torch.export.ExportedProgram, nodes: frozenset[str], samples: Samples
     ) -> tuple[GraphModule, frozenset[str]]:
         """Return the graph with integers at the given nodes, and which of them these are."""
         graph, taken = prepared(program, nodes, is_dynamic=True)
         with torch.no_grad():
-            graph(*(x.clone() for x in samples[0]))
+            graph(*(x.clone() for x in samples.example))
         return converted(graph), taken

@@ -1,7 +1,7 @@
 """The layers of a traced graph by name, and which of them a pattern means."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -81,6 +81,19 @@ def layers_of(graph: GraphModule) -> dict[str, Layer]:
         output = users[0] if len(users) == 1 and is_relu(users[0]) else node
         layers[node.name] = Layer(name, path, node.name, output.name, has_weight)
     return layers
+
+
+def in_loops(graph: GraphModule, state: Collection[str]) -> set[str]:
+    """Return the nodes without a weight between what a call reads of a state and what it writes into it."""
+    nodes = list(graph.graph.nodes)
+    after = {node for node in nodes if node.op == "get_attr" and node.target in state}
+    for node in nodes:
+        after |= {node} if after.intersection(node.all_input_nodes) else set()
+    written = [n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable]
+    before = set(written)
+    for node in reversed(nodes):
+        before |= set(node.all_input_nodes) if node in before else set()
+    return {node.name for node in nodes if node.target in PLAIN and node in after & before}
 
 
 def is_relu(node: Node) -> bool:

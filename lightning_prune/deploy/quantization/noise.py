@@ -1,7 +1,7 @@
 """Signal-to-quantization-noise ratios of layers and outputs: the float graph beside the quantized one."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
+
+from lightning_prune.deploy.quantization.calibration import Samples
 
 
 @dataclass
@@ -76,11 +78,25 @@ def recorded(
     watched: Mapping[str, str],
     inputs: Sequence[Tensor],
     replaced: Mapping[str, Tensor] | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Return the values of the watched nodes, and the outputs."""
+    """Return the values of the watched nodes, and the outputs.
+
+    Args:
+        graph: what to run.
+        watched: node -> name.
+        inputs: of the run.
+        replaced: name -> value that goes on in the place of the one computed.
+        state: buffer -> value that it has before the run, and afterwards the one that it has then; other graphs may
+            hold the same tensor.
+    """
     recorder = RecordingInterpreter(graph, watched, replaced or {})
+    state = {} if state is None else state
     with torch.no_grad():
-        outputs = recorder.run(*(x.clone() for x in inputs))
+        for name, value in state.items():
+            graph.get_buffer(name).copy_(value)
+        outputs = pytree.tree_map_only(Tensor, torch.clone, recorder.run(*(x.clone() for x in inputs)))
+        state |= {name: graph.get_buffer(name).clone() for name in state}
     return recorder.values, tuple(pytree.tree_leaves(outputs))
 
 
@@ -124,8 +140,8 @@ class GraphPair:
         return {node: name for name, (_, nodes) in self.watched.items() for node in nodes}
 
 
-def measure(pair: GraphPair, samples: Iterable[Sequence[Tensor]], with_own: bool) -> Measured:
-    """Run both graphs on the same samples.
+def measure(pair: GraphPair, samples: Samples, with_own: bool) -> Measured:
+    """Run both graphs on the same samples, each of them from its own state.
 
     Args:
         pair: the graphs.
@@ -133,15 +149,18 @@ def measure(pair: GraphPair, samples: Iterable[Sequence[Tensor]], with_own: bool
         with_own: whether each layer is measured by itself as well.
     """
     layers, own, outputs = Noise(), Noise(), Noise()
-    for inputs in samples:
-        expected, wanted = recorded(pair.graph, pair.in_float, inputs)
-        values, got = recorded(pair.quantized, pair.in_integers, inputs)
-        alone = recorded(pair.quantized, pair.in_integers, inputs, expected)[0] if with_own else {}
-        for name in pair.watched:
-            layers.add(name, expected[name], values[name])
-        for name in alone:
-            own.add(name, expected[name], alone[name])
-        _add_outputs(outputs, "{}", wanted, got)
+    for row in samples.rows:
+        state, quantized_state = dict(samples.first), dict(samples.first)
+        for inputs in row:
+            before = dict(state)
+            expected, wanted = recorded(pair.graph, pair.in_float, inputs, state=state)
+            values, got = recorded(pair.quantized, pair.in_integers, inputs, state=quantized_state)
+            alone = recorded(pair.quantized, pair.in_integers, inputs, expected, before)[0] if with_own else {}
+            for name in pair.watched:
+                layers.add(name, expected[name], values[name])
+            for name in alone:
+                own.add(name, expected[name], alone[name])
+            _add_outputs(outputs, "{}", wanted, got)
     return Measured(layers.ratios(), own.ratios(), tuple(outputs.ratios().values()))
 
 
@@ -151,7 +170,7 @@ def _add_outputs(noise: Noise, name: str, expected: Sequence[Tensor], got: Seque
         noise.add(name.format(index), *((y, z) if y.is_floating_point() else (torch.zeros(()), torch.zeros(()))))
 
 
-def blame(pair: GraphPair, samples: Iterable[Sequence[Tensor]], harmed: str | None) -> dict[str, float]:
+def blame(pair: GraphPair, samples: Samples, harmed: str | None) -> dict[str, float]:
     """Return for each watched layer the ratio that is left where its noise is the only one.
 
     Args:
@@ -160,11 +179,13 @@ def blame(pair: GraphPair, samples: Iterable[Sequence[Tensor]], harmed: str | No
         harmed: the layer at whose output it is measured; None: at all outputs together.
     """
     noise = Noise()
-    for inputs in samples:
-        expected, wanted = recorded(pair.graph, pair.in_float, inputs)
-        alone = recorded(pair.quantized, pair.in_integers, inputs, expected)[0]
+    runs = [(dict(samples.first), row) for row in samples.rows]
+    for state, inputs in ((state, inputs) for state, row in runs for inputs in row):
+        before = dict(state)
+        expected, wanted = recorded(pair.graph, pair.in_float, inputs, state=state)
+        alone = recorded(pair.quantized, pair.in_integers, inputs, expected, dict(before))[0]
         for name in pair.watched:
-            values, got = recorded(pair.graph, pair.in_float, inputs, {name: alone[name]})
+            values, got = recorded(pair.graph, pair.in_float, inputs, {name: alone[name]}, dict(before))
             if harmed is None:
                 _add_outputs(noise, name, wanted, got)
             else:

@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lightning_prune.deploy.program.dynamic import claimed
 from lightning_prune.deploy.program.methods import EntryPoint
+from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.deploy.program.structure import Records
 from lightning_prune.deploy.quantization import Quantization, Quantized
@@ -93,6 +95,8 @@ def _samples(entry: EntryPoint, forward: EntryPoint, quantization: Quantization 
         )
     if given is None:
         return None
+    if isinstance(given, Sequences):
+        return given.taken(claimed(entry.spec, entry.shapes).inputs, entry.preprocess, "calibration")
     given = Records(entry.names, given, "calibration")
     return given if entry.preprocess is None else entry.preprocess.images(given, "calibration")
 

@@ -41,10 +41,10 @@ def with_own_values(program: ExportedProgram) -> None:
         value = node.args[1] if node.target is torch.ops.aten.copy_.default else None
         if not isinstance(value, Node):
             continue
-        source = value
-        while source.op == "call_function" and _is_view(source):
-            source = source.args[0]  # type: ignore[assignment]
-        if source.op == "placeholder" or value in copied:
+        source: Any = value
+        while isinstance(source, Node) and source.op == "call_function" and _is_view(source):
+            source = source.args[0]
+        if (isinstance(source, Node) and source.op == "placeholder") or value in copied:
             own = editor.at(node).put(torch.ops.aten.maximum.default, value, value)
             node.args = (node.args[0], own, *node.args[2:])
         copied.add(value)

@@ -1,17 +1,23 @@
 """A program with a memory agrees with its model call by call, and what is wrong with its state is named."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.deploy import export, load_manifest, verify
+from lightning_prune.deploy import XNNPACK, Int8, Sequences, export, load_manifest, verify
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 
 pytest.importorskip("executorch")
-X = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+DRAW = torch.Generator().manual_seed(0)
+X = torch.randn(1, 6, generator=DRAW)
+
+
+def drawn(count: int, length: int) -> Sequences:
+    return Sequences([[torch.randn(1, 6, generator=DRAW) for _ in range(length)] for _ in range(count)])
 
 
 class Average(nn.Module):
@@ -113,6 +119,51 @@ def test_two_sequences_of_256_steps_with_a_reset(program: Path):
             for _ in range(256):
                 x = torch.randn(1, 6, generator=draw)
                 assert (runtime(x)[0] - model(x)).abs().max() <= 1e-6
+
+
+def test_sequences_of_ones_own(program: Path):
+    verification = verify(program, Average().eval(), verify_on=drawn(2, 256))
+    assert (verification.samples, verification.sequences) == (512, 2)
+    assert verification.max_abs_error <= 1e-6
+    model = Average().eval()
+    model.mean[0, 3] = 1.0
+    with pytest.raises(VerificationError, match="step 0 of sequence 0"):
+        verify(program, model, verify_on=drawn(1, 4))
+
+
+class Twin(Average):
+    """The same without a memory: what the average was is an input."""
+
+    def forward(self, x: Tensor, mean: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.o(mean * 0.9 + self.i(x).relu() * 0.1)
+
+
+@pytest.mark.slow
+def test_8_bits_are_as_near_over_a_sequence_as_without_a_memory(tmp_path: Path):
+    model, calibration, judged = Average().eval(), drawn(4, 64), drawn(2, 128)
+    artifact = export(
+        model, tmp_path / "a.pte", example_inputs=X, backend=XNNPACK(quantization=Int8(calibration)), verify_on=judged
+    )
+    pairs, signal, noise = (
+        {"calibration": list[tuple[Tensor, Tensor]](), "judged": list[tuple[Tensor, Tensor]]()},
+        0.0,
+        0.0,
+    )
+    with torch.no_grad():
+        for name, rows in (("calibration", calibration), ("judged", judged)):
+            for row in rows:
+                model.mean.fill_(2)
+                for x in row:
+                    pairs[name].append((x, model.mean.clone()))
+                    model(x)
+    twin = tmp_path / "twin.pte"
+    quantized = XNNPACK(quantization=Int8(pairs["calibration"]))
+    export(Twin().eval(), twin, example_inputs=pairs["judged"][0], backend=quantized)
+    runtime, eager = RuntimeModel(twin), Twin().eval()
+    for x, mean in pairs["judged"]:
+        y = eager(x, mean).detach()
+        signal, noise = signal + float(y.square().sum()), noise + float((y - runtime(x, mean)[0]).square().sum())
+    assert artifact.sqnr_db > 10 * math.log10(signal / noise) - 3
 
 
 def test_verify_passes_the_same_model_and_leaves_its_state(program: Path):

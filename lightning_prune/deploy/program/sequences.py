@@ -1,0 +1,92 @@
+"""Calls in a row, for models with memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_prune.deploy.program.preprocessing import Normalize
+from lightning_prune.deploy.program.signature import TensorSpec, describe
+from lightning_prune.deploy.program.structure import flat_inputs
+
+Call = tuple[Tensor, ...]
+"""The inputs of one call of a program."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Calls in a row: each sequence begins from the first state of a model, each call goes on from the one before.
+
+    Args:
+        sequences: each an iterable of calls that can be read more than once. A call is a tensor, a tuple of tensors in
+            order or a dict by the names of the inputs, of sizes that the program takes.
+
+    Raises:
+        ValueError: there is none.
+        TypeError: one is no list of calls.
+
+    Example:
+        >>> len(Sequences([[torch.zeros(1, 4)] * 3, [torch.ones(1, 4)] * 2]))
+        2
+    """
+
+    sequences: Sequence[Iterable[Any]]
+
+    def __post_init__(self) -> None:
+        sequences = self.sequences
+        wrong = (Tensor, str, dict, Iterator)
+        if isinstance(sequences, wrong) or not isinstance(sequences, Iterable):
+            raise TypeError(f"Sequences: got a {type(sequences).__name__}, must be a list of lists of calls")
+        if not (sequences := tuple(sequences)):
+            raise ValueError("Sequences: there is none; give at least one, a list of calls")
+        for index, sequence in enumerate(sequences):
+            if isinstance(sequence, wrong) or not isinstance(sequence, Iterable):
+                raise TypeError(
+                    f"Sequences: number {index} is a {type(sequence).__name__}, must be a list of calls, as in"
+                    " Sequences([[x0, x1, x2]])"
+                )
+        object.__setattr__(self, "sequences", sequences)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def calls(self) -> list[list[Call]]:
+        """The calls of each sequence, of what :meth:`taken` returned."""
+        return [list(sequence) for sequence in self.sequences]
+
+    def __iter__(self) -> Iterator[Iterable[Any]]:
+        return iter(self.sequences)
+
+    def taken(self, inputs: Sequence[TensorSpec], preprocess: Normalize | None, where: str) -> "Sequences":
+        """Return the same with every call as a tuple of tensors that the program takes.
+
+        Args:
+            inputs: of the program, with their ranges.
+            preprocess: that is folded in, if any.
+            where: what holds them, in errors.
+
+        Raises:
+            ValueError: a sequence has no call, or a call is not what the program takes.
+        """
+        names = [spec.name for spec in inputs]
+
+        def call(given: Any, at: str) -> Call:  # noqa: ANN401
+            parts = given if isinstance(given, tuple | list) and not hasattr(given, "_fields") else (given,)
+            tensors = flat_inputs(names, parts, {})
+            if preprocess is not None and tensors and isinstance(tensors[0], Tensor):
+                tensors = (preprocess.image_of(tensors[0].detach().cpu(), where), *tensors[1:])
+            right = len(tensors) == len(inputs) and all(isinstance(x, Tensor) for x in tensors)
+            if not right or not all(spec.takes(x) for spec, x in zip(inputs, tensors, strict=True)):
+                takes = ", ".join(map(str, inputs))
+                raise ValueError(f"{where}: {at} holds {describe(tensors) or 'nothing'}, the program takes {takes}")
+            return tuple(x.detach().cpu().contiguous() for x in tensors)
+
+        made = [
+            [call(given, f"call {at} of sequence {number}") for at, given in enumerate(sequence)]
+            for number, sequence in enumerate(self)
+        ]
+        if not all(made):
+            raise ValueError(f"{where}: sequence {made.index([])} has no call; give each at least one")
+        return Sequences(made)
