@@ -48,6 +48,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
         made(arguments.data, (Iterable, DataModule)),
         loss=None if arguments.loss is None else load(arguments.loss),
         metric=measured_by(arguments.metric),
+        measure_on=None if arguments.measure_on is None else made(arguments.measure_on, (Iterable, DataModule)),
         max_drop=arguments.max_drop,
         higher_is_better=False if arguments.lower_is_better else None,
         example_inputs=example(arguments.example),

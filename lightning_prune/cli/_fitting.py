@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lightning_prune.deploy import Backend
-    from lightning_prune.recipe import Recipe
     from lightning_prune.selection.needs import Need
     from lightning_prune.trained import Pruned
 
@@ -38,19 +38,16 @@ def fit_model(arguments: argparse.Namespace) -> None:
     from lightning_prune.selection.granularity import Channel
     from lightning_prune.selection.needs import MACs
     from lightning_prune.study.report import Report
+    from lightning_prune.trained.prune import prune
 
     if arguments.int8 == "":  # without a loader of its own
         arguments.int8 = arguments.data
     backend, metric, output = chosen_backend(arguments), measured_by(arguments.metric), arguments.output
-    needs = tuple(_need(text, backend) for text in arguments.need)
-    if not needs and arguments.max_drop is None:
-        raise ValueError(
-            "say what it has to come down to, as in --need macs=0.3, or what it may cost, as in --max-drop 0.01"
-            " --metric net.py:accuracy"
-        )
+    needs = _needs(arguments, backend)
     app = _app(arguments, backend)
     require_executorch()
     data = made(arguments.data, (Iterable, DataModule))
+    judging = None if arguments.measure_on is None else made(arguments.measure_on, (Iterable, DataModule))
     options = {
         "backend": backend,
         "example_inputs": example(arguments.example),
@@ -58,9 +55,21 @@ def fit_model(arguments: argparse.Namespace) -> None:
         "tolerance": arguments.tolerance,
     }
     if isinstance(metric, Metric):
-        options |= {"metric": metric, "verify_on": loader_of(data)}
+        options |= {"metric": metric, "verify_on": loader_of(data if judging is None else judging)}
     recipe = Recipe(granularity=Channel(), schedule=OneShot(), need=needs or MACs(1), **recipe_parts(arguments))
-    model, pruned = _pruned(arguments, recipe, data, metric, options)
+    pruning = partial(
+        prune,
+        recipe=recipe,
+        data=data,
+        loss=None if arguments.loss is None else load(arguments.loss),
+        metric=metric,
+        measure_on=judging,
+        higher_is_better=False if arguments.lower_is_better else None,
+        example_inputs=options["example_inputs"],
+        samples=arguments.samples,
+        progress=sys.stderr.isatty(),
+    )
+    model, pruned = _pruned(arguments, pruning, options)
     save(model, output.with_suffix(".pt"))
     _tell(f"exporting to {backend.name} and running the file{f', for {app}' if app else ''}")
     write = {"": export, "android": export_android, "ios": export_ios}[app]
@@ -75,26 +84,35 @@ def fit_model(arguments: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(map(str, [*parts, pruned, f"checkpoint  {output.with_suffix('.pt')}", written])) + "\n")
 
 
-def _need(text: str, backend: "Backend") -> "Need":
-    """Return what ``--need`` says: ``macs=0.3``, ``params=100000``, ``size=500000``.
+def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
+    """Return what each ``--need`` says: ``macs=0.3``, ``params=100000``, ``size=500000``.
 
     Raises:
-        ValueError: it says nothing of the kind.
+        ValueError: it says nothing of the kind; or there is none, and no drop either.
     """
     from lightning_prune.selection.needs import MACs, Params, Size
 
-    name, _, amount = text.partition("=")
-    try:
-        number: Any = float(amount) if "." in amount else int(amount)
-        makes = {"macs": MACs, "params": Params, "size": lambda size: Size(size, backend.quantization)}[name]
-    except (KeyError, ValueError):
+    makes = {"macs": MACs, "params": Params, "size": lambda size: Size(size, backend.quantization)}
+    if not arguments.need and arguments.max_drop is None:
         raise ValueError(
-            f"--need: got {text!r}, must be macs=0.3, params=100000 or size=500000: a share or a number"
-        ) from None
-    try:
-        return makes(number)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"--need {text}: {error}") from error
+            "say what it has to come down to, as in --need macs=0.3, or what it may cost, as in --max-drop 0.01"
+            " --metric net.py:accuracy"
+        )
+    needs = []
+    for text in arguments.need:
+        name, _, amount = text.partition("=")
+        try:
+            number = float(amount) if "." in amount else int(amount)
+            make = makes[name]
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"--need: got {text!r}, must be macs=0.3, params=100000 or size=500000: a share or a number"
+            ) from None
+        try:
+            needs.append(make(number))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--need {text}: {error}") from error
+    return needs
 
 
 def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
@@ -119,11 +137,7 @@ def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
 
 
 def _pruned(
-    arguments: argparse.Namespace,
-    recipe: "Recipe",
-    data: Any,  # noqa: ANN401
-    metric: Any,  # noqa: ANN401
-    options: Mapping[str, Any],
+    arguments: argparse.Namespace, pruning: "Callable[..., Pruned]", options: Mapping[str, Any]
 ) -> "tuple[nn.Module, Pruned]":
     """Return the pruned model and what was done; where integers cost some of the drop, pruning gets what is left.
 
@@ -133,7 +147,6 @@ def _pruned(
     from lightning_prune.cli._models import loaded_model
     from lightning_prune.deploy import export
     from lightning_prune.guard import Guard
-    from lightning_prune.trained.prune import prune
 
     asked = drop = arguments.max_drop
     is_judged = options["backend"].quantization is not None and "metric" in options
@@ -143,18 +156,7 @@ def _pruned(
         model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
         bound = "" if drop is None else f", {arguments.metric} at most {drop:.4g} worse"
         _tell(f"pruning {type(model).__name__} towards {', '.join(arguments.need) or 'fewest MACs'}{bound}")
-        pruned = prune(
-            model,
-            recipe,
-            data,
-            loss=None if arguments.loss is None else load(arguments.loss),
-            metric=metric,
-            max_drop=drop,
-            higher_is_better=False if arguments.lower_is_better else None,
-            example_inputs=options["example_inputs"],
-            samples=arguments.samples,
-            progress=sys.stderr.isatty(),
-        )
+        pruned = pruning(model, max_drop=drop)
         tried = pruned.tried
         if arguments.need and tried is not None and tried.best is not None and tried.best.share < 1:
             raise PruningError(

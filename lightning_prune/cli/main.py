@@ -197,6 +197,9 @@ def _add_pruning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", metavar="REF", help="function loss(model, batch), for taylor and fisher")
     parser.add_argument("--metric", metavar="REF", help="torchmetrics metric or metric(model, batch), before and after")
     parser.add_argument(
+        "--measure-on", metavar="REF", help="data for the metric, which repair has not seen; else --data"
+    )
+    parser.add_argument(
         "--max-drop",
         type=float,
         metavar="DROP",

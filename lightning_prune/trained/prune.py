@@ -52,6 +52,7 @@ def prune(
     *,
     loss: Loss | None = None,
     metric: MetricLike | None = None,
+    measure_on: Iterable[Any] | Any | None = None,  # noqa: ANN401 - as data
     max_drop: float | None = None,
     higher_is_better: bool | None = None,
     trials: int = 8,
@@ -74,7 +75,9 @@ def prune(
             is taken. Labels are needed for criteria that watch gradients and for metrics alone.
         loss: ``loss(model, batch) -> scalar`` for criteria that watch gradients; None: the LightningModule's own
             ``training_step``.
-        metric: a torchmetrics metric, or ``metric(model, batch) -> scalar``, over all of the data; None: not measured.
+        metric: a torchmetrics metric, or ``metric(model, batch) -> scalar``, over all of ``measure_on``; None: not
+            measured.
+        measure_on: data for the metric, such as a validation set that repair has not seen; None: those of ``data``.
         max_drop: how much worse the metric may become, in its own unit: 0.01 of an accuracy in [0, 1] is one point. The
             recipe then says how far it goes at most, and the smallest network within the drop is searched by halves:
             each is pruned from the dense model, repaired and measured. None: all the way.
@@ -117,6 +120,8 @@ def prune(
     if metric is not None:
         check_metric(metric)
     guard = None
+    if measure_on is not None and metric is None:
+        raise ValueError("measure_on is data for a metric, and none is named: pass metric=, or leave measure_on out")
     if max_drop is not None:
         check_number("max_drop", max_drop, 0, why=": it is a drop of the metric, in its own unit")
         check_whole("trials", trials, 1, "networks")
@@ -134,6 +139,7 @@ def prune(
     _rounds(schedule if recipe.need is None else timed(schedule).ending(0.5))
     with own_random_state():
         passes = Passes(loader_of(data), model)
+        measuring = passes if measure_on is None else Passes(loader_of(measure_on), model)
         batches = first_batches(passes, samples)
         inputs = _looked_at(model, batches, samples, recipe)
         own = example_of(model) if example_inputs is None else Example.of(example_inputs)
@@ -147,8 +153,8 @@ def prune(
                 f"{error}. These are the first samples that data gave: it must give batches of what forward takes, and"
                 " of a list of single samples DataLoader(samples, batch_size=32) makes them"
             ) from error
-        measured = None if metric is None else evaluate(trainless_copy(model), passes, metric)
-        known = _Known(model, passes, batches, inputs, example, before, loss, metric, measured, progress)
+        measured = None if metric is None else evaluate(trainless_copy(model), measuring, metric)
+        known = _Known(model, measuring, batches, inputs, example, before, loss, metric, measured, progress)
         if guard is not None and (measured is None or not math.isfinite(measured)):
             raise NonFiniteError(
                 f"{spoken(guard.monitor)} of the dense model is {measured}, and no drop can be measured from that: look"
@@ -177,8 +183,8 @@ class _Known:
 
     Args:
         model: dense.
-        passes: over all of the data.
-        batches: the first of them.
+        measuring: passes over the data for the metric.
+        batches: the first of the data.
         inputs: the samples that repair and criteria look at, as one batch.
         example: of what forward takes.
         before: the model, by layers.
@@ -189,7 +195,7 @@ class _Known:
     """
 
     model: nn.Module
-    passes: Passes
+    measuring: Passes
     batches: list[Any]
     inputs: Example
     example: Example
@@ -227,7 +233,7 @@ class _Known:
             chosen_by=chosen_by,
             metric="" if metric is None else named(metric),
             metric_before=self.measured,
-            metric_after=None if metric is None else evaluate(trainless_copy(model), self.passes, metric),
+            metric_after=None if metric is None else evaluate(trainless_copy(model), self.measuring, metric),
         )
 
     def _event(self, pruner: Pruner, step: int, sparsity: float) -> tuple[Event, Criterion | ObservingCriterion]:

@@ -32,6 +32,10 @@ def data():
         labels = make()(inputs).argmax(1)
     return [(inputs[:64], labels[:64]), (inputs[64:], labels[64:])]
 
+def others():  # half of whose labels are wrong
+    (inputs, labels), _ = data()
+    return [(inputs, (labels + torch.arange(64) % 2) % 4)]
+
 def accuracy():
     return MulticlassAccuracy(4, average="micro")
 
@@ -103,11 +107,12 @@ class TestFitTo:
         self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
     ) -> None:
         pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
-        options = ("--max-drop", 0.1, "--metric", "net.py:share_wrong", "--lower-is-better", "--app", "ios")
+        options = ("--max-drop", 0.1, "--metric", "net.py:share_wrong", "--lower-is-better", "--app", "ios",
+                   "--measure-on", "net.py:others")  # fmt: skip
         code, out, err = run(capsys, net, *options, "--backend", "net.py:portable", "-o", tmp_path / "package")
         assert code == 0, err
         assert (tmp_path / "package" / "Package.swift").is_file()
-        assert "share_wrong" in out
+        assert "share_wrong 0.5000 -> 0." in out
 
 
 @pytest.mark.slow
@@ -154,6 +159,7 @@ def test_what_integers_cost_is_left_out_of_the_drop(
         (("--need", "params=10"), "cannot be met: 17 parameters is the least that can be reached"),
         (("--need", "params=10000"), "as it is: nothing has to be pruned"),
         (("--max-drop", 0.1), "max_drop=0.1 is a drop of a metric, and none is named"),
+        (("--need", "macs=0.5", "--measure-on", "net.py:data"), "measure_on is data for a metric, and none is named"),
         (("--max-drop", -1, "--metric", "net.py:accuracy"), "max_drop must be a number at least 0"),
         (("--max-drop", 0.1, "--metric", "net.py:nothing"), "metric nothing of the dense model is nan"),
         (("--need", "macs=0.1", "--backend", "coreml", "--app", "android"), "a program of coreml does not run there"),

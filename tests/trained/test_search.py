@@ -141,6 +141,20 @@ def test_with_whatever_the_recipe_counts(recipe: Recipe) -> None:
     assert asked == sorted(set(asked))
 
 
+def test_the_metric_is_of_the_data_that_are_measured_on() -> None:
+    net, data, others = redundant(), batches(), batches(2, 16)
+    seen: list[Tensor] = []
+
+    def metric(model: nn.Module, batch: Any) -> float:
+        seen.append(batch[0])
+        return 1.0 if width(model) >= 8 else 0.0
+
+    pruned = prune(net, FAR, data, metric=metric, measure_on=others, max_drop=0.1, trials=4, progress=False)
+    assert width(net) >= 8
+    assert len(seen) == len(others) * (1 + len(tried_of(pruned)[0].attempts))
+    assert all(any(torch.equal(inputs, other) for other, _ in others) for inputs in seen)
+
+
 def test_a_metric_that_is_better_when_lower() -> None:
     net, data = redundant(), batches()
     better = likeness(net)
@@ -219,6 +233,10 @@ def test_between_the_networks_the_model_is_dense() -> None:
         ({"trials": 0}, ValueError, "trials must be at least 1"),
         ({"higher_is_better": 1}, TypeError, "higher_is_better must be True or False"),
         ({"metric": lambda model, batch: math.nan}, NonFiniteError, "of the dense model is nan, and no drop can be"),
+        ({"measure_on": torch.zeros(3, 8)}, TypeError, "got one tensor: pass"),
+        ({"measure_on": [], "metric": None, "max_drop": None}, ValueError, "measure_on is data for a metric, and none"),
+        ({"measure_on": []}, ValueError, "the loader is empty"),
+        ({"measure_on": 3}, TypeError, "data must give batches"),
         ({"metric": "accuracy"}, TypeError, "metric must be a torchmetrics metric"),
         ({"metric": MulticlassAccuracy(4), "recipe": replace(FAR, need=Params(10_000))}, ValueError, "as it is"),
         (
