@@ -13,6 +13,7 @@ from lightning_prune.deploy.program.signature import describe_shape
 from lightning_prune.deploy.runtime.child import TIMEOUT
 from lightning_prune.deploy.runtime.model import check_methods_told, check_told, checked_manifest, read_contents
 from lightning_prune.errors import ExportError
+from lightning_prune.model.state import State
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Inspection:
         unread_bytes: of weights that only a backend can read.
         data: files with weights outside of the .pte, as its manifest says, or else the one beside it -> bytes.
         is_external: whether some of its weights stand outside of it.
+        state: buffers that it keeps from call to call, as its manifest says.
     """
 
     path: Path
@@ -133,6 +135,7 @@ class Inspection:
     unread_bytes: int
     data: Mapping[str, int] = field(default_factory=dict)
     is_external: bool = False
+    state: tuple[State, ...] = ()
 
     @property
     def sparsity(self) -> float | None:
@@ -160,6 +163,7 @@ class Inspection:
         if self.is_external and not self.data:
             weights += f"; others in a .ptd file, which is missing: there is no {self.path.with_suffix('.ptd').name}"
         rows = {"size": f"{self.size_bytes:,} bytes", "sha256": self.sha256, "manifest": manifest, "weights": weights}
+        rows |= {"state": "; ".join(map(str, self.state))} if self.state else {}
         lines = [str(self.path), *(f"  {name:<14}{text}" for name, text in rows.items())]
         return "\n".join([*lines, *map(str, self.methods)])
 
@@ -226,6 +230,10 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
             unread_bytes=weights["unread_bytes"],
             data=apart,
             is_external=contents["is_external"],
+            state=tuple(
+                State(each["name"], tuple(each["shape"]), each["dtype"], each["first"])
+                for each in (manifest or {}).get("state", ())
+            ),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path} holds what no .pte holds ({error}): it is damaged; export it again") from error

@@ -18,6 +18,7 @@ from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import trace
 from lightning_prune.model.computed import shown_as
 from lightning_prune.model.example import Inputs
+from lightning_prune.model.state import State, state_in
 from lightning_prune.tables import Table, Tabular
 
 
@@ -79,6 +80,7 @@ class ChannelGroups(Tabular, Sequence[ChannelGroup]):
         unknown: operators without a rule; the axes that touch them are not prunable.
         attributes: path of a module's attribute that holds a size, e.g. ``attention.num_heads`` -> (dense name, axis)
             to whose length it is proportional.
+        state: buffers that a forward writes, with what they hold now.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ChannelGroups(Tabular, Sequence[ChannelGroup]):
         conv_groups: frozenset[str] = frozenset(),
         unknown: tuple[str, ...] = (),
         attributes: Mapping[str, tuple[str, int]] | None = None,
+        state: Sequence[State] = (),
     ) -> None:
         self._groups = tuple(groups)
         self._by_name = {group.name: group for group in groups}
@@ -95,6 +98,7 @@ class ChannelGroups(Tabular, Sequence[ChannelGroup]):
         self.conv_groups = conv_groups
         self.unknown = unknown
         self.attributes = dict(attributes or {})
+        self.state = tuple(state)
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -130,7 +134,7 @@ class ChannelGroups(Tabular, Sequence[ChannelGroup]):
             )
             for group in self
         ]
-        return Table(head, rows, words=len(head))
+        return Table(head, rows, words=len(head), note="\n".join(f"state: {each}" for each in self.state))
 
 
 def channel_groups(
@@ -184,7 +188,9 @@ def channel_groups(
             stacklevel=2,
         )
     whole, unknown = frozenset(flow.whole), tuple(flow.unknown)
-    return ChannelGroups(_groups(flow, found, scales), flow.trace.shapes, whole, unknown, dict(sizes_held(flow)))
+    state = state_in(model, flow.trace.written)
+    shapes, attributes = flow.trace.shapes, dict(sizes_held(flow))
+    return ChannelGroups(_groups(flow, found, scales), shapes, whole, unknown, attributes, state)
 
 
 def _groups(flow: Flow, found: Sequence[Signature], scales: Sequence[Mapping[str, Scale]]) -> list[ChannelGroup]:

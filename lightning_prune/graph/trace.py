@@ -77,6 +77,7 @@ class Trace:
         floats: path of each attribute of a module that holds a float, or of an RMS norm's eps that is None -> it.
         first_paths: path of each module -> the first of its paths; a shared module has several.
         as_floats: sizes of which the code makes floats -> attributes that they come from; None is a shape.
+        written: names of the buffers that the calls write, in order.
     """
 
     nodes: list[fx.Node]
@@ -89,6 +90,7 @@ class Trace:
     floats: Mapping[str, float | None] = field(default_factory=dict)
     first_paths: Mapping[str, str] = field(default_factory=dict)
     as_floats: Mapping[int, Collection[str | None]] = field(default_factory=dict)
+    written: tuple[str, ...] = ()
 
 
 class _Forward(nn.Module):
@@ -166,6 +168,13 @@ def _record(
     names = {node: targets[node.name] for node in nodes if node.op == "placeholder" and node.name in targets}
     users = [names[argument] for node in nodes for argument in node.all_input_nodes if argument in names]
     tensors = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    written, owners = dict[str, None](), dict(names)
+    for node in nodes:
+        schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+        owner = owners.get(node.args[0]) if schema and node.args and isinstance(node.args[0], fx.Node) else None
+        if schema and owner and any(result.alias_info for result in schema.returns):
+            owners[node] = owner  # a view, or what was written in place
+            written |= {owner: None} if schema.is_mutable else {}
     paths = {module: path for path, module in inner.named_modules()}
     return Trace(
         nodes=nodes,
@@ -181,6 +190,7 @@ def _record(
         },
         sizes=recorder.sizes,
         as_floats=recorder.as_floats,
+        written=tuple(written),
         floats={
             f"{path}.{name}" if path else name: value
             for path, module in inner.named_modules()

@@ -1,11 +1,44 @@
 """What a model remembers from one call to the next: the buffers that its forward changes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+
+@dataclass(frozen=True)
+class State:
+    """A buffer that a forward changes.
+
+    Args:
+        name: dense name.
+        shape: its shape.
+        dtype: its element type, without torch.
+        first: what a sequence of calls begins with, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    first: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}, first {self.first}"
+
+
+def state_in(model: nn.Module, names: Iterable[str]) -> tuple[State, ...]:
+    """Return what these buffers of a model hold now as that with which its state begins."""
+    found = []
+    for name in names:
+        buffer = model.get_buffer(name).detach()
+        value = buffer.flatten()[:1].tolist()
+        first = "values of its own" if not value or bool((buffer != value[0]).any()) else f"{value[0]:g} throughout"
+        dtype = str(buffer.dtype).removeprefix("torch.")
+        found.append(State(name, tuple(buffer.shape), dtype, "zeros" if not bool(buffer.any()) else first))
+    return tuple(found)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from lightning_prune.model.computed import sources
 from lightning_prune.model.example import Example, Inputs, example_of, first_samples
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 from lightning_prune.model.plain_copy import plain_copy
-from lightning_prune.model.state import kept_state
+from lightning_prune.model.state import State, kept_state, state_in
 from lightning_prune.tables import Table, Tabular
 
 PLAN = "_compaction"
@@ -75,10 +75,12 @@ class Summary(Tabular):
     Args:
         layers: one entry per module with parameters or buffers of its own, in module order.
         macs: multiply-accumulates of the whole network for one example input; None when there was none.
+        state: buffers that its forward changes, as seen on that input.
     """
 
     layers: tuple[LayerSummary, ...]
     macs: int | None
+    state: tuple[State, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -129,7 +131,8 @@ class Summary(Tabular):
             (layer.name or "(root)", layer.kind, "x".join(map(str, layer.shape)), *_figures(layer))
             for layer in self.layers
         ]
-        note = "left: not zero, of the parameters before pruning" if self.left < 1 else ""
+        notes = ["left: not zero, of the parameters before pruning"] if self.left < 1 else []
+        note = "\n".join(notes + [f"state: {each}" for each in self.state])
         return Table(head, (*rows, ("in all", "", "", *_figures(self))), words=3, has_total=True, note=note)
 
 
@@ -180,7 +183,9 @@ def summarize(model: nn.Module, example_inputs: Inputs | None = None) -> Summary
         _layer(path, type(model.get_submodule(path)).__name__, own, parameters.keys() & own.keys(), macs, before)
         for path, own in owned.items()
     ]
-    return Summary(tuple(layers), None if macs is None else macs.total)
+    if macs is None:
+        return Summary(tuple(layers), None)
+    return Summary(tuple(layers), macs.total, state_in(model, macs.state))
 
 
 def _layer(
@@ -224,11 +229,13 @@ class Macs:
         per_weight: dense name of a convolution's or Linear's weight -> those of all layers that use it.
         of_attention: dense name of a weight of ``nn.MultiheadAttention``, or the path of the module and a dot for the
             products of activations, which read no weight -> those.
+        state: names of the buffers that the pass changed.
     """
 
     total: int
     per_weight: Mapping[str, int]
     of_attention: Mapping[str, int] = field(default_factory=dict)
+    state: tuple[str, ...] = ()
 
     def of_parameters(self, shrinking: Collection[str]) -> dict[str, int]:
         """Return dense name of a parameter -> those that go with it, in proportion to its size.
@@ -263,7 +270,7 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     counting = _counted(model)
     with (
         as_evaluated(model),
-        kept_state(model),
+        kept_state(model) as changed,
         torch.no_grad(),
         counting as counts,
         counter,
@@ -278,7 +285,8 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
                 example(model)
         except Exception as error:
             raise ValueError(f"{type(model).__name__} rejects the example input {example}: {error}") from error
-    return Macs(counter.get_total_flops() // 2, *counts)
+        state = changed()
+    return Macs(counter.get_total_flops() // 2, *counts, state)
 
 
 def single(model: nn.Module, example: Example) -> Example:

@@ -164,6 +164,23 @@ def test_half_of_every_channel_group_leaves_the_state_with_its_channels(kind: ty
         assert buffer.shape[1] == before[name][1] // 2, name
 
 
+@pytest.mark.parametrize("kind", [Stream, Assigned])
+def test_the_state_is_listed(kind: type[nn.Module]):
+    state = ["past (1, 8, 2) float32, first zeros", "mean (1, 8) float32, first 2 throughout"]
+    assert list(map(str, summarize(kind(), X).state)) == state
+    assert list(map(str, channel_groups(kind(), X).state)) == state
+    for told in (summarize(kind(), X), channel_groups(kind(), X)):
+        assert str(told).endswith("\nstate: ".join(["", *state]))
+
+
+def test_what_is_only_read_is_no_state():
+    model = Writes(WAYS["slice"])
+    assert [each.name for each in channel_groups(model, X).state] == ["past"]
+    model = Writes(lambda m, y: (m.past * 2).add_(y))
+    assert channel_groups(model, X).state == summarize(model, X).state == ()
+    assert channel_groups(nn.Sequential(nn.Conv1d(4, 8, 1), nn.BatchNorm1d(8)).eval(), torch.zeros(2, 4, 3)).state == ()
+
+
 @pytest.mark.parametrize("kind", [Stream, Assigned, Cache, Ring])
 def test_looking_at_a_model_leaves_its_state(kind: type[nn.Module]):
     model = kind().eval()

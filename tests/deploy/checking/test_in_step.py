@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.deploy import XNNPACK, Int8, Sequences, export, load_manifest, verify
+from lightning_prune.deploy import XNNPACK, Int8, Sequences, export, inspect, load_manifest, verify
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 
@@ -102,6 +102,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_lists_the_state(program: Path):
     state = {"name": "mean", "shape": [1, 12], "dtype": "float32", "first": "stored", "methods": ["forward"]}
     assert load_manifest(program)["state"] == [state]
+    assert "  state         mean (1, 12) float32, first stored\n" in str(inspect(program))
 
 
 def test_buffers_that_take_one_anothers_values(tmp_path: Path):
