@@ -11,15 +11,18 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?P<process>(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8})\.(?P<ending>tmp|new|old)"
 )
 """Names of :func:`beside`; the process in them says whose they are, so that those of dead ones can be swept."""
 
+_MOST_PARTS = 2**21
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
 
 
@@ -127,6 +130,69 @@ def _start(pid: int) -> int:
         return 0
 
 
+def parsed(text: str, *, is_strict: bool = False) -> Any:  # noqa: ANN401
+    """Return what a JSON text holds: the way in which all are read that someone else may have made.
+
+    Args:
+        text: of a file.
+        is_strict: refuse NaN and infinities too, of which JSON knows nothing.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or has more parts than any of ours.
+    """
+    # each takes 60 bytes and more, a text of ours has thousands
+    if (parts := text.count("[") + text.count("{") + text.count('"') // 2) > _MOST_PARTS:
+        raise ValueError(f"it has {parts:,} parts, more than {_MOST_PARTS:,}")
+
+    def refused(number: str) -> NoReturn:
+        raise ValueError(f"{number} is no number of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refused if is_strict else None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def typed(kind: Any, value: Any) -> Any:  # noqa: ANN401
+    """Return a value of a document as what a field of this type holds: tuples for lists, dataclasses for their fields.
+
+    Args:
+        kind: a dataclass, an enumeration, ``int``, ``float``, ``str``, ``bool``, or a tuple, a mapping or an optional
+            one of them.
+        value: plain, of JSON or of ``dataclasses.asdict``. Fields that are left out have their defaults.
+
+    Raises:
+        TypeError, ValueError: it is something else.
+
+    Example:
+        >>> typed(Mapping[int, tuple[float, ...]], {"3": [1, 2.5]})
+        {3: (1.0, 2.5)}
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else typed(parts[0], value)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return tuple(typed(each, one) for each, one in zip(kinds, value, strict=True))
+    if origin is Mapping and isinstance(value, Mapping):
+        return {parts[0](key): typed(parts[1], one) for key, one in value.items()}
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        hints = get_type_hints(kind)
+        return kind(**{name: typed(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if (
+        origin is not None
+        or is_dataclass(kind)
+        or not isinstance(value, kind)
+        or (type(value) is bool) != (kind is bool)
+    ):
+        raise TypeError(f"{value!r:.60} is no {getattr(kind, '__name__', kind)}")
+    return value
+
+
 @dataclass(frozen=True)
 class Form:
     """A kind of document.
@@ -162,8 +228,8 @@ class Form:
         if not isinstance(text, str):
             raise TypeError(f"the {self.kind} must be JSON text, as to_json() returns, got {type(text).__name__}")
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
+            document = parsed(text)
+        except ValueError as error:
             raise ValueError(f"the {self.kind} is no JSON text: {error}; pass what to_json() returned") from error
         if not isinstance(document, dict) or document.get("format") != self.name:
             raise ValueError(

@@ -1,12 +1,15 @@
 """JSON texts that say what they are and of which version."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_prune.documents import Form, whole
+from lightning_prune.documents import Form, parsed, typed, whole
 
 FORM = Form("lightning_prune.example", 3, "example", oldest=2)
 
@@ -48,6 +51,75 @@ def test_what_is_no_text(text: Any) -> None:
 def test_what_is_malformed() -> None:
     with pytest.raises(ValueError, match="the example is malformed: KeyError: 'b'"), FORM.parsing():
         FORM.read(FORM.write({"a": 1}))["b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("[" + "[]," * 2**21 + "0]", "2,097,153 parts, more than 2,097,152"),
+        ('["' + "a" * 9 + '","' * 2**21 + '"]', "parts, more than"),
+        ("1" * 9999, "digits"),
+        ("{", "Expecting"),
+    ],
+    ids=["deep", "lists", "texts", "number", "half"],
+)
+def test_what_no_text_of_ours_is(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parsed(text)
+
+
+def test_strict_json_has_no_infinity() -> None:
+    assert parsed("[Infinity]") == [float("inf")]
+    with pytest.raises(ValueError, match="Infinity is no number of JSON"):
+        parsed("[Infinity]", is_strict=True)
+
+
+class Kind(Enum):
+    GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Part:
+    size: int
+    share: float | None
+    kind: Kind = Kind.GOOD
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: Mapping[str, tuple[Part, ...]]
+    places: Mapping[int, tuple[int, float]]
+    is_done: bool = False
+
+
+def test_a_dataclass_comes_back() -> None:
+    whole_one = Whole({"a": (Part(1, 0.5), Part(2, None))}, {3: (4, 5.0)}, True)
+    plain = {
+        "parts": {"a": [{"size": 1, "share": 0.5, "kind": "good"}, {"size": 2, "share": None}]},
+        "places": {"3": [4, 5]},
+        "is_done": True,
+    }
+    assert typed(Whole, plain) == whole_one
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *((int, value) for value in (True, 1.0, "1", None, [])),
+        *((float, value) for value in (True, "1", None, [])),
+        *((bool, value) for value in (1, "True", None)),
+        *((str, value) for value in (1, None, ["a"])),
+        *((tuple[int, ...], value) for value in ("ab", 3, {"a": 1}, [1, "a"], None)),
+        *((tuple[int, float], value) for value in ([1], [1, 2, 3])),
+        *((Mapping[int, float], value) for value in ({"a": 1}, [1], {"1": "x"})),
+        *((Part, value) for value in ([], {"size": 1, "share": 1, "more": 1}, {"share": 1}, {"size": 1, "share": "a"})),
+        (Part, {"size": 1, "share": 1, "kind": "bad"}),
+    ],
+)
+def test_another_type_is_refused(kind: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match="the example is malformed"), FORM.parsing():
+        typed(kind, value)
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def benchmark_files(arguments: argparse.Namespace) -> None:
             threads=arguments.threads,
             profile=arguments.profile,
             method=arguments.method,
+            memory=arguments.memory,
         )
     )
 
@@ -120,7 +121,8 @@ def verify_file(arguments: argparse.Namespace) -> None:
 
     checked_manifest(arguments.program)
     model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-    found = verify(arguments.program, model, example(arguments.example), **comparison(arguments))
+    inputs = example(arguments.example)
+    found = verify(arguments.program, model, inputs, memory=arguments.memory, **comparison(arguments))
     limits = {"tolerance {:g}": found.bounds.tolerance, "at least {:g} dB": found.bounds.min_sqnr}
     accepted = ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
     _say(f"{arguments.program} computes what {type(model).__name__} computes ({accepted})")

@@ -155,6 +155,7 @@ def _benchmark(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument(
         "--example", metavar="SHAPE", help="such as 1,3,96,96, or file.py:attribute; else random inputs"
     )
+    _add_memory(parser)
 
 
 def _verify(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -168,6 +169,7 @@ def _verify(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     parser.add_argument("program", type=Path, metavar="model.pte")
     _add_model(parser)
     _add_comparison(parser)
+    _add_memory(parser)
 
 
 def _summarize(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -228,6 +230,11 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify-on", metavar="REF", help="loader whose batches file and model run")
     parser.add_argument("--metric", metavar="REF", help="torchmetrics metric, or a function that gives one")
     parser.add_argument("--tolerance", type=float, help="largest difference of any output that is accepted")
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    about = "that a file may take beyond the runtime (256 MiB, or eight times the file)"
+    parser.add_argument("--memory", type=int, metavar="BYTES", help=about)
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:

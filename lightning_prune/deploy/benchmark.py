@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lightning_prune.deploy.program.arguments import program_path
 from lightning_prune.deploy.program.eager import given_inputs
@@ -97,6 +98,7 @@ def benchmark(
     profile: bool = False,
     method: str = "forward",
     timeout: float = TIMEOUT,
+    memory: int | None = None,
 ) -> Timings:
     """Measure programs in the ExecuTorch runtime, in turns so that the machine's moods hit all of them alike.
 
@@ -114,6 +116,7 @@ def benchmark(
         profile: whether to measure each operator too; takes about as long again for each operator and delegate.
         method: which method is called.
         timeout: seconds after which a program that does not answer is given up.
+        memory: bytes that each may take beyond the runtime; see :class:`RuntimeModel`.
 
     Returns:
         median, spread and ratio by name, in the order given.
@@ -139,7 +142,8 @@ def benchmark(
         raise ValueError("programs: got none, must be the path of a file, or several of them")
     given = Example() if example_inputs is None else given_inputs(example_inputs)
     with CHILD.releasing():
-        models = {name: RuntimeModel(path, method, threads=threads, timeout=timeout) for name, path in paths.items()}
+        options: Mapping[str, Any] = {"threads": threads, "timeout": timeout, "memory": memory}
+        models = {name: RuntimeModel(path, method, **options) for name, path in paths.items()}
         inputs = {
             name: model.random_inputs() if example_inputs is None else model.prepared(*given.args, **given.kwargs)
             for name, model in models.items()

@@ -43,7 +43,7 @@ from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, check_labels
 from lightning_prune.deploy.quantization.quantizers import Quantizers
 from lightning_prune.deploy.runtime.child import CHILD, EndedError
-from lightning_prune.deploy.runtime.model import RuntimeModel
+from lightning_prune.deploy.runtime.model import AS_MUCH_AS_THERE_IS, RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
@@ -312,7 +312,14 @@ def _candidate(method: _Traced, path: Path, data: Path | None, executed: Backend
             raise BackendError(told) from error
 
     with explained():
-        program = RuntimeModel(path, method.entry.name, signature=method.spec, data_path=data, timeout=_PATIENCE)
+        program = RuntimeModel(
+            path,
+            method.entry.name,
+            signature=method.spec,
+            data_path=data,
+            timeout=_PATIENCE,
+            memory=AS_MUCH_AS_THERE_IS,
+        )
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
         with explained():

@@ -1,13 +1,12 @@
 """What a .pte holds, read without running it."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_prune.deploy.artifact.manifest import methods_of
+from lightning_prune.deploy.artifact.manifest import methods_of, sha256_of
 from lightning_prune.deploy.program.arguments import check_seconds, program_path
 from lightning_prune.deploy.program.signature import describe_shape
 from lightning_prune.deploy.runtime.child import TIMEOUT
@@ -189,7 +188,7 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
     check_seconds("timeout", timeout)
     manifest = checked_manifest(path)
     contents = read_contents(path, timeout)
-    data, beside = path.read_bytes(), path.with_suffix(".ptd")
+    beside = path.with_suffix(".ptd")
     apart = {entry["file"]: entry["size_bytes"] for entry in (manifest or {}).get("data", ())}
     if manifest is None and contents["is_external"] and beside.is_file():
         apart = {beside.name: beside.stat().st_size}
@@ -220,8 +219,8 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
             )
         return Inspection(
             path=path,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=path.stat().st_size,
+            sha256=sha256_of(path),
             is_verified=manifest is not None,
             methods=tuple(methods),
             constant_bytes=weights["bytes"],

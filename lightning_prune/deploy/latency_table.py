@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,9 +19,9 @@ from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
 from lightning_prune.deploy.program.network_part import part_reading
 from lightning_prune.deploy.runtime.child import CHILD
-from lightning_prune.deploy.runtime.model import RuntimeModel
+from lightning_prune.deploy.runtime.model import AS_MUCH_AS_THERE_IS, RuntimeModel
 from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error
-from lightning_prune.documents import Form
+from lightning_prune.documents import Form, typed
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model.masks import dense_names
 from lightning_prune.model.plain_copy import plain_copy
@@ -135,15 +135,7 @@ class LatencyTable(Mapping[str, float]):
         """
         document = FORM.read(text)
         with FORM.parsing():
-            curves = {
-                name: WidthCurve(
-                    tuple(map(int, curve["widths"])),
-                    tuple(map(float, curve["milliseconds"])),
-                    float(curve["resolution_ms"]),
-                )
-                for name, curve in document["curves"].items()
-            }
-            return cls(curves, int(document["threads"]), str(document["backend"]))
+            return typed(cls, {one.name: document[one.name] for one in fields(cls)})
 
 
 def half(size: int) -> tuple[int, ...]:
@@ -255,7 +247,7 @@ class _Bench:
         part, inputs = part_reading(model, members, self.inputs)
         graph = graph_of(EagerModel(part), inputs, self.backend)
         save(lower({"forward": graph.program}, self.backend), path)
-        loaded = RuntimeModel(path, threads=self.threads)
+        loaded = RuntimeModel(path, threads=self.threads, memory=AS_MUCH_AS_THERE_IS)
         return loaded.timed(loaded.prepared(*inputs), statistics.fmean)
 
 

@@ -36,6 +36,7 @@ def verify(
     tolerance: float | None = None,
     min_sqnr: float | None = None,
     timeout: float = TIMEOUT,
+    memory: int | None = None,
 ) -> Verification:
     """Run every method of a .pte beside a model and compare every output.
 
@@ -59,6 +60,7 @@ def verify(
         min_sqnr: lowest signal-to-quantization-noise ratio of any output that is accepted, in dB. With neither of the
             two, what was accepted when the file was exported, as its manifest says; without one a tolerance of 1e-4.
         timeout: seconds after which a file that does not answer is given up.
+        memory: bytes that it may take beyond the runtime; see :class:`RuntimeModel`.
 
     Returns:
         the differences by method and output, and the metric of both sides.
@@ -83,7 +85,7 @@ def verify(
     bounds = Bounds(tolerance, min_sqnr)
     try:
         with isolated(), CHILD.releasing():
-            program = RuntimeModel(path, threads=1, timeout=timeout)
+            program = RuntimeModel(path, threads=1, timeout=timeout, memory=memory)
             executed = "unknown" if program.manifest is None else str(program.manifest["backend"].get("name"))
             if tolerance is None and min_sqnr is None:
                 accepted = {"tolerance": TOLERANCE} if program.manifest is None else program.manifest["verification"]

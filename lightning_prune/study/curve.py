@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
-from lightning_prune.documents import Form
+from lightning_prune.documents import Form, typed
 from lightning_prune.tables import Table, Tabular
 from lightning_prune.values import check_number
 
@@ -85,13 +85,16 @@ class Sensitivity(Tabular):
             ValueError: the text is no curve, of a newer version, or of a run that was stopped.
         """
         document = FORM.read(text)
+        names = [one.name for one in fields(cls)]
+        with FORM.parsing():
+            curve = typed(cls, {name: document[name] for name in names})
+            if not curve.levels or set(curve.sizes) != set(curve.metrics):
+                raise ValueError("it has no levels, or sizes of other names than its metrics")
         # a file of a stopped run has every name, with fewer points than levels
-        missing = sum(len(document["levels"]) - len(values) for values in document["metrics"].values())
+        missing = sum(len(curve.levels) - len(values) for values in curve.metrics.values())
         if missing:
             raise ValueError(f"the curve lacks {missing} points; run sensitivity(…, path=…) again to complete it")
-        metrics = {name: tuple(values) for name, values in document["metrics"].items()}
-        names = ("base", "sizes", "higher_is_better", "granularity", "criterion", "metric")
-        return cls(levels=tuple(document["levels"]), metrics=metrics, **{name: document[name] for name in names})
+        return curve
 
     def plot(self) -> "Figure":
         """Return a figure: the drop of the metric by layer or channel group and level, white where there is none.

@@ -15,7 +15,7 @@ from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.distributed import ranks
-from lightning_prune.documents import whole
+from lightning_prune.documents import typed, whole
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
@@ -184,12 +184,15 @@ class _File:
         digests |= {f"{name} (mask)": ranks.digest(mask) for name, mask in masks.read(self.model).items()}
         self.weights = ranks.digest(torch.tensor([digests[name] for name in sorted(digests)]))
 
-    def load(self, about: Sensitivity) -> tuple[float, Mapping[str, list[float]]] | None:
+    def load(self, about: Sensitivity) -> tuple[float, Mapping[str, Sequence[float]]] | None:
         """Return base and points of the file; None when there is none."""
         if not self.path.exists():
             return None
         try:
             document = FORM.read(self.path.read_text(encoding="utf-8"))
+            with FORM.parsing():
+                base = typed(float, document["base"])
+                metrics = typed(Mapping[str, tuple[float, ...]], document["metrics"])
         except ValueError as error:
             raise ValueError(f"{self.path} cannot be gone on with: {error}; pass another path or delete it") from error
         expected = self._document(about, {})
@@ -199,7 +202,7 @@ class _File:
                 f"{self.path} holds another measurement: its {', '.join(odd)} differ"
                 f" ({document.get(odd[0])!r:.60}, here {expected[odd[0]]!r:.60}); pass another path or delete the file"
             )
-        return document["base"], document["metrics"]
+        return base, metrics
 
     def save(self, curve: Sensitivity, measured: Mapping[str, Sequence[float]]) -> None:
         """Replace the file by one with these points."""

@@ -97,8 +97,12 @@ class TestTable:
             ("[]", "the JSON text is no table"),
             (json.dumps({"format": "lightning_prune.compaction"}), "the JSON text is no table"),
             (json.dumps(json.loads(TABLE.to_json()) | {"version": 2}), "of version 2, this package reads 1"),
-            (json.dumps(json.loads(TABLE.to_json()) | {"curves": 3}), "the table is malformed: AttributeError"),
-            (json.dumps(json.loads(TABLE.to_json()) | {"curves": {"a": {}}}), "the table is malformed: KeyError"),
+            (json.dumps(json.loads(TABLE.to_json()) | {"curves": 3}), "the table is malformed: TypeError: 3 is no"),
+            (
+                json.dumps(json.loads(TABLE.to_json()) | {"curves": {"a": {}}}),
+                "the table is malformed: TypeError.*widths",
+            ),
+            (json.dumps({**json.loads(TABLE.to_json()), "curves": {"a": [3]}}), "the table is malformed: TypeError"),
             (json.dumps(json.loads(TABLE.to_json()) | {"threads": None}), "the table is malformed: TypeError"),
         ],
     )

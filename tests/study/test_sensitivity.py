@@ -151,7 +151,11 @@ def test_a_file_of_another_measurement(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             sensitivity(model, batches(), metric=accuracy, levels=LEVELS, path=file)
-    document = json.loads(curve(a=(1, 1, 1)).to_json()) | {"version": 9}
+    plain = json.loads(curve(a=(1, 1, 1)).to_json())
+    for change in ({"metrics": 3}, {"metrics": {"a": 3}}, {"metrics": {}}, {"levels": [None]}, {"sizes": {"a": "b"}}):
+        with pytest.raises(ValueError, match="the sensitivity curve is malformed"):
+            Sensitivity.from_json(json.dumps(plain | change))
+    document = plain | {"version": 9}
     with pytest.raises(ValueError, match="the sensitivity curve is of version 9"):
         Sensitivity.from_json(json.dumps(document))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_prune.deploy.artifact._recovery import complete, finish, locked
 from lightning_prune.deploy.artifact.manifest import is_manifest, sha256_of
 from lightning_prune.deploy.program.arguments import given_path
-from lightning_prune.documents import TEMPORARY, beside, check_place, is_dead, sweep, synced
+from lightning_prune.documents import TEMPORARY, beside, check_place, is_dead, parsed, sweep, synced
 from lightning_prune.errors import ExportError
 
 RECORD = ".lightning_prune.json"
@@ -288,7 +288,7 @@ def _check_own(folder: Path, shown: Path | None = None) -> None:
     if not record.is_file():
         raise ExportError(f"{shown} has files that no export wrote: choose an empty or a new folder")
     try:
-        written = json.loads(record.read_text(encoding="utf-8"))
+        written = parsed(record.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{record} cannot be read ({error}): move {shown} away, then export again") from error
     written = written if isinstance(written, dict) else {}

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -14,13 +14,16 @@ from lightning_prune._version import __version__
 from lightning_prune.deploy.artifact._recovery import complete
 from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.deploy.program.picture import Picture
+from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe_shape
+from lightning_prune.documents import parsed
 from lightning_prune.errors import ExportError
+from lightning_prune.values import check_number
 
 FORMAT = 1
 """Version of the manifest's layout; a reader refuses a larger one."""
 
-_MAX_BYTES = 16 * 2**20
+_MAX_BYTES = 8 * 2**20
 _ZEROS = "0" * 64
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "program": str,
@@ -102,8 +105,8 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
         )
     data = _bytes(manifest_path)
     try:
-        manifest = json.loads(data.decode("utf-8"), parse_constant=_no_such_number)
-    except (ValueError, RecursionError) as error:
+        manifest = parsed(data.decode("utf-8"), is_strict=True)
+    except ValueError as error:
         raise ExportError(
             f"{manifest_path} is not a manifest of lightning_prune (not JSON): export the model again"
         ) from error
@@ -126,7 +129,7 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
         )
     try:
         _check_keys(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ExportError(
             f"{manifest_path} is not a complete manifest of lightning_prune ({error}): export the model again"
         ) from error
@@ -140,8 +143,8 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
 def is_manifest(path: Path) -> bool:
     """Whether a file is a manifest that was written here, of whatever version and whatever became of it since."""
     try:
-        found = json.loads(_bytes(path).decode("utf-8"))
-    except (ExportError, ValueError, RecursionError):
+        found = parsed(_bytes(path).decode("utf-8"))
+    except (ExportError, ValueError):
         return False
     return isinstance(found, dict) and type(found.get("format")) is int and {"digest", "program"} <= found.keys()
 
@@ -189,10 +192,6 @@ def _bytes(path: Path) -> bytes:
         raise ExportError(f"{path} cannot be read ({error.strerror}): allow reading it") from error
 
 
-def _no_such_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
-
-
 def _check_keys(manifest: Mapping[str, Any]) -> None:
     for key, kind in _TYPES.items():
         if not isinstance(manifest[key], kind) or isinstance(manifest[key], bool):
@@ -210,8 +209,22 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
     if not manifest["methods"]:
         raise ValueError("no methods")
     methods_of(manifest)
+    _check_options(manifest)
     if "picture" in manifest:
         Picture.from_json(manifest["picture"])
+
+
+def _check_options(manifest: Mapping[str, Any]) -> None:
+    """Check what readers make numbers and modules of."""
+    verification, quantized = manifest["verification"], manifest["quantization"] or {}
+    for name in ("tolerance", "min_sqnr_db"):
+        if verification.get(name) is not None:
+            check_number(name, verification[name])
+    if not isinstance(quantized.get("methods", []), list | dict):
+        raise TypeError(f"quantized methods {quantized['methods']!r:.60}")
+    for described in (manifest, *manifest["methods"].values()):
+        if (values := described.get("preprocessing")) is not None:
+            Normalize(mean=values["mean"], std=values["std"])
 
 
 def _list(value: object) -> list[Any]:

@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,19 +42,25 @@ class PteFile:
     base: int
 
     @property
-    def segments(self) -> list[bytes]:
-        """The segments in order.
+    def segments(self) -> list[memoryview]:
+        """The segments in order: views, of which many take no more than the file.
 
         Raises:
-            RefusedError: one lies outside of the file.
+            RefusedError: one lies outside of the file, or two overlap.
         """
-        cut = []
+        cut, places = [], []
         for number, segment in enumerate(self.program.segments or ()):
             start = self.base + segment.offset
-            if start + segment.size > len(self.data):
-                short = start + segment.size - len(self.data)
+            end = start + segment.size
+            if end > len(self.data):
+                short = end - len(self.data)
                 raise RefusedError(f"it is cut off (segment {number} ends {short:,} bytes after it): copy it again")
-            cut.append(self.data[start : start + segment.size])
+            cut.append(memoryview(self.data)[start:end])
+            places += [(start, end, number)] if segment.size else []
+        places.sort()
+        for (_, end, number), (start, _, other) in pairwise(places):
+            if start < end:
+                raise RefusedError(f"its segments {number} and {other} overlap: it is damaged; export the model again")
         return cut
 
     def with_program(self, program: Any) -> bytes:  # noqa: ANN401

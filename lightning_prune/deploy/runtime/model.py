@@ -31,6 +31,9 @@ from lightning_prune.values import check_whole
 
 Sides = Sequence[Any]
 """Largest shape, and name of the element type, of an input or an output."""
+AS_MUCH_AS_THERE_IS = 2**62
+"""Memory for files that this very process has made."""
+_ROOM = 2**28
 _LARGEST_RANDOM = 2**27
 
 
@@ -52,10 +55,12 @@ class RuntimeModel:
         data_path: of the .ptd file with its weights, for a file without a manifest.
         threads: of the ExecuTorch runtime; None: as many as it takes by itself, or as :func:`thread_count` says.
         timeout: seconds that one call may take.
+        memory: bytes that the other process may take for it beyond what the runtime takes (on Linux); None: 256 MiB, or
+            eight times the file where that is more.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another suffix, fewer than one thread, or no time.
+        ValueError: another suffix, fewer than one thread, no time or no memory.
         TypeError: an argument is of another type.
         ExportError: the file is not the one that its manifest describes, or not a program that this runtime can load,
             or it has no such method of tensors alone.
@@ -71,15 +76,18 @@ class RuntimeModel:
         data_path: str | Path | None = None,
         threads: int | None = None,
         timeout: float = TIMEOUT,
+        memory: int | None = None,
     ) -> None:
         check_text("method", method, "forward")
         if threads is not None:
             check_whole("threads", threads, 1)
         check_seconds("timeout", timeout)
+        if memory is not None:
+            check_whole("memory", memory, 1)
         # a file that an export is writing has its signature, and gets its suffix at the end
         self.path = program_path(path) if signature is None else given_path(path)
         self.data_path = None if data_path is None else given_path(data_path, "data_path", "model.ptd")
-        self.threads, self.timeout = threads, timeout
+        self.threads, self.timeout, self.memory = threads, timeout, memory
         if not self.path.is_file():
             raise FileNotFoundError(f"no .pte file at {self.path}")
         self.manifest = checked_manifest(self.path) if signature is None else None
@@ -245,8 +253,16 @@ class RuntimeModel:
             "method": method or self.method,
             "data": None if self.data_path is None else str(self.data_path.absolute()),
             "threads": CHILD.threads if self.threads is None else self.threads,
+            "room": _room(self.path, self.data_path) if self.memory is None else self.memory,
         }
-        return CHILD.ask(task, final(self.path), self.timeout, place=place, **arguments)
+        try:
+            return CHILD.ask(task, final(self.path), self.timeout, place=place, **arguments)
+        except ExportError as error:
+            if "out_of_memory" not in str(error):  # XNNPACK's word, in what the process said
+                raise
+            raise ExportError(
+                f"{error}: it may take {place['room']:,} bytes beyond the runtime; pass memory="
+            ) from error
 
 
 def _undescribed(path: Path, method: str, timeout: float, data_path: Path | None) -> MethodSpec:
@@ -335,7 +351,12 @@ def read_contents(path: Path, timeout: float = TIMEOUT, constants: bool = True) 
     Raises:
         ExportError: it is none, or damaged.
     """
-    return CHILD.ask("contents", path, timeout, path=str(path.absolute()), constants=constants)
+    return CHILD.ask("contents", path, timeout, path=str(path.absolute()), constants=constants, room=_room(path))
+
+
+def _room(*files: Path | None) -> int:
+    """Return how many bytes the other process may take for files that someone else may have made."""
+    return max(_ROOM, 8 * sum(file.stat().st_size for file in files if file is not None and file.is_file()))
 
 
 @contextmanager

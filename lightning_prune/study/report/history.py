@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from lightning_prune.documents import Form
-from lightning_prune.guard import Trial, Verdict
-from lightning_prune.model.summary import LayerSummary, Summary
+from lightning_prune.documents import Form, typed
+from lightning_prune.guard import Trial
+from lightning_prune.model.summary import Summary
 from lightning_prune.run.event import Event
 
 _FORM = Form("lightning_prune.history", 1, "history of a fit")
@@ -139,28 +139,14 @@ class History:
         Raises:
             ValueError: it describes something else.
         """
+        # those of 0.1 have no origin
+        names = [one.name for one in fields(cls) if one.name != "origin" or "origin" in document]
         with _FORM.parsing():
-            trials = [
-                {**trial, **{key: {int(index): share for index, share in trial[key].items()} for key in _SHARES}}
-                for trial in document["trials"]
-            ]
-            return cls(
-                metrics={name: tuple(map(_point, points)) for name, points in document["metrics"].items()},
-                sparsity=tuple(map(_point, document["sparsity"])),
-                events=tuple(map(Event.of, document["events"])),
-                trials=tuple(Trial(**{**trial, "outcome": Verdict(trial["outcome"])}) for trial in trials),
-                scores=tuple(Scores(**{**one, **{k: tuple(one[k]) for k in _BINS}}) for one in document["scores"]),
-                before=_summary(document["before"]),
-                after=_summary(document["after"]),
-                model=document["model"],
-                # those of 0.1 have none
-                origin=dict(document.get("origin", {})),
-            )
-
-
-def _point(values: Any) -> tuple[int, float]:  # noqa: ANN401
-    step, value = values
-    return int(step), float(value)
+            history = typed(cls, {name: document[name] for name in names})
+        for one in history.scores:
+            if not one.edges or not len(one.edges) - 1 == len(one.kept) == len(one.lost):
+                raise ValueError(f"the {_FORM.kind} is malformed: scores of {one.name} have bins without borders")
+        return history
 
 
 def _plain_summary(summary: Summary | None) -> dict[str, Any] | None:
@@ -168,10 +154,3 @@ def _plain_summary(summary: Summary | None) -> dict[str, Any] | None:
         return None
     layers = [asdict(layer) | {"shape": [*layer.shape]} for layer in summary.layers]
     return {"layers": layers, "macs": summary.macs}
-
-
-def _summary(values: Mapping[str, Any] | None) -> Summary | None:
-    if values is None:
-        return None
-    layers = (LayerSummary(**{**layer, "shape": tuple(layer["shape"])}) for layer in values["layers"])
-    return Summary(tuple(layers), values["macs"])

@@ -219,6 +219,16 @@ class TestHistory:
         newer = json.dumps({"format": "lightning_prune.history", "version": 2})
         with pytest.raises(ValueError, match="of version 2, this package reads 1; upgrade"):
             History.from_json(newer)
+        document = json.loads(history().to_json())
+        for change in (
+            *({"metrics": value} for value in (3, {"a": 3}, {"a": [[1, "x"]]}, {"a": [[1]]})),
+            *({"events": value} for value in (3, [3], [{"step": "x"}], [{"more": 1}])),
+            *({"before": value} for value in (3, {"layers": 3, "macs": None}, {"layers": [{"name": 3}], "macs": 1})),
+            *({"scores": [{**document["scores"][0], "edges": value}]} for value in (3, [], ["a"])),
+            *({"model": 3}, {"origin": {"date": 3}}, {"sparsity": "ab"}),
+        ):
+            with pytest.raises(ValueError, match="the history of a fit is malformed"):
+                History.from_json(json.dumps({**document, **change}))
         with pytest.raises(ValueError, match="the history of a fit is malformed: KeyError"):
             History.from_document({"metrics": {}})
 

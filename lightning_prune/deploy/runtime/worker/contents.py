@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.deploy.executorch.pte_file import SCALAR_TYPES, PteFile, read
+from lightning_prune.deploy.executorch.pte_file import SCALAR_TYPES, PteFile, RefusedError, read
 from lightning_prune.deploy.runtime.worker import xnnpack_graph
 
 _XNNPACK = "XnnpackBackend"
@@ -35,9 +35,12 @@ def contents(path: str, constants: bool = True) -> dict[str, object]:
         packed = {one.identity: one for one in each if not _is_readable(one)}
         delegates = [delegate for plan in file.program.execution_plan for delegate in plan.delegates]
         payloads = [(delegate.id, _payload(delegate, file, segments)) for delegate in delegates]
+        size = sum(len(one.data) for one in (readable | packed).values())
+        if size > len(file.data):
+            raise RefusedError(f"its weights are {size:,} bytes and it has {len(file.data):,}: it is damaged")
         opaque = [data for backend, data in payloads if backend != _XNNPACK or xnnpack_graph.operators(data) is None]
         found["constants"] = {
-            "bytes": sum(len(one.data) for one in (readable | packed).values()),
+            "bytes": size,
             "elements": sum(one.elements for one in readable.values()),
             "zeros": sum(_zeros(one) for one in readable.values()),
             "unread_bytes": sum(len(one.data) for one in packed.values()) + sum(map(len, opaque)),
@@ -45,7 +48,7 @@ def contents(path: str, constants: bool = True) -> dict[str, object]:
     return found
 
 
-def _method(plan: Any, file: PteFile, segments: Sequence[bytes]) -> dict[str, object]:  # noqa: ANN401
+def _method(plan: Any, file: PteFile, segments: Sequence[memoryview]) -> dict[str, object]:  # noqa: ANN401
     calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
     kinds: dict[str, list[Any]] = {}
     for call in calls:
@@ -79,14 +82,14 @@ def _value(value: Any) -> dict[str, object]:  # noqa: ANN401
     return {"kind": kind, "value": fields[0] if fields and isinstance(fields[0], str | int | float | bool) else None}
 
 
-def _payload(delegate: Any, file: PteFile, segments: Sequence[bytes]) -> bytes:  # noqa: ANN401
+def _payload(delegate: Any, file: PteFile, segments: Sequence[memoryview]) -> memoryview:  # noqa: ANN401
     index = delegate.processed.index
     if int(delegate.processed.location) == _INLINE:
-        return file.program.backend_delegate_data[index].data or b""
+        return memoryview(file.program.backend_delegate_data[index].data or b"")
     return segments[index]
 
 
-def _is_external(file: PteFile, segments: Sequence[bytes]) -> bool:
+def _is_external(file: PteFile, segments: Sequence[memoryview]) -> bool:
     """Return whether a tensor or a constant of XNNPACK is named that the file does not hold."""
     named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
     for plan in file.program.execution_plan:
@@ -100,11 +103,11 @@ def _is_external(file: PteFile, segments: Sequence[bytes]) -> bool:
     return False
 
 
-def _constants(file: PteFile, segments: Sequence[bytes]) -> Iterator[xnnpack_graph.StoredConstant]:
+def _constants(file: PteFile, segments: Sequence[memoryview]) -> Iterator[xnnpack_graph.StoredConstant]:
     named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
     place = file.program.constant_segment
     if place is None or not place.offsets:
-        buffers = [buffer.storage or b"" for buffer in file.program.constant_buffer or ()]
+        buffers = [memoryview(buffer.storage or b"") for buffer in file.program.constant_buffer or ()]
     else:
         segment = segments[place.segment_index]
         ends = [*place.offsets[1:], len(segment)]
@@ -116,7 +119,7 @@ def _constants(file: PteFile, segments: Sequence[bytes]) -> Iterator[xnnpack_gra
                 continue
             index, elements = tensor.data_buffer_idx, math.prod(tensor.sizes)
             dtype = SCALAR_TYPES.get(int(tensor.scalar_type))
-            data = buffers[index] if index < len(buffers) else b""
+            data = buffers[index] if index < len(buffers) else memoryview(b"")
             data = data if dtype is None else data[: elements * _width(dtype)]  # what follows is padding
             yield xnnpack_graph.StoredConstant(("buffer", index), dtype, elements, data)
         for delegate in plan.delegates:

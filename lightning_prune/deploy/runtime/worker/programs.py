@@ -9,10 +9,14 @@ from torch import Tensor
 
 from lightning_prune.deploy.executorch import native
 from lightning_prune.deploy.executorch.pte_file import RefusedError, read
+from lightning_prune.distributed.memory import limited
 
 Place = Mapping[str, Any]
 """What the caller wants run: its ``number`` for it, ``path``, ``method``, ``data`` (path of external weights, or None),
-``threads`` (None: as many as the runtime takes by itself)."""
+``threads`` (None: as many as the runtime takes by itself), ``room`` (bytes that it may take beyond the runtime)."""
+
+
+_TOO_LARGE = "it may take {:,}, or eight times its size: where that is too little, pass memory= with more bytes"
 
 
 class Programs:
@@ -31,7 +35,10 @@ class Programs:
         """Return what a method gives for contiguous tensors that it takes."""
         loaded = self._program(**place)
         try:
-            return list(loaded.run(inputs))
+            with limited(place["room"]):
+                return list(loaded.run(inputs))
+        except MemoryError as error:
+            raise RefusedError(_TOO_LARGE.format(place["room"])) from error
         except RuntimeError as error:
             raise RefusedError(f"it fails in the ExecuTorch runtime: {error}") from error
 
@@ -40,10 +47,11 @@ class Programs:
         self.run(place, inputs)
         run = self._program(**place).run
         seconds = []
-        for _ in range(runs):
-            start = time.perf_counter()
-            run(inputs)
-            seconds.append(time.perf_counter() - start)
+        with limited(place["room"]):
+            for _ in range(runs):
+                start = time.perf_counter()
+                run(inputs)
+                seconds.append(time.perf_counter() - start)
         return seconds
 
     def release(self, numbers: Collection[int]) -> None:
@@ -52,16 +60,21 @@ class Programs:
             self._loaded.pop(number, None)
 
     def _program(
-        self, number: int, path: str, method: str, data: str | None, threads: int | None
+        self, number: int, path: str, method: str, data: str | None, threads: int | None, room: int
     ) -> native.RuntimeMethod:
         self._use(threads)
         about = os.stat(path)
         version = (path, method, data, about.st_size, about.st_mtime_ns)
         if number not in self._loaded or self._loaded[number][0] != version:
             try:
-                self._loaded[number] = version, native.load(path, method, data)
-            except RuntimeError as error:
-                needed = {delegate.id for plan in read(path).program.execution_plan for delegate in plan.delegates}
+                with limited(room):
+                    self._loaded[number] = version, native.load(path, method, data)
+            except (RuntimeError, MemoryError) as error:
+                plans = read(path).program.execution_plan
+                planned = max((sum(plan.non_const_buffer_sizes) for plan in plans if plan.name == method), default=0)
+                if planned > room or isinstance(error, MemoryError):
+                    raise RefusedError(f"it plans {planned:,} bytes, and {_TOO_LARGE.format(room)}") from error
+                needed = {delegate.id for plan in plans for delegate in plan.delegates}
                 missing = sorted(needed.difference(native.backends()))
                 raise RefusedError(
                     f"it is made for {', '.join(missing)}, which the runtime on this machine has not: run it on its"

@@ -53,10 +53,10 @@ class StoredConstant:
     identity: object
     dtype: str | None
     elements: int
-    data: bytes
+    data: memoryview
 
 
-def operators(payload: bytes) -> dict[str, int] | None:
+def operators(payload: memoryview) -> dict[str, int] | None:
     """Return operators by name and count; None for a payload of another layout."""
     graph = _graph(payload)
     if graph is None:
@@ -65,7 +65,7 @@ def operators(payload: bytes) -> dict[str, int] | None:
     return dict(Counter(_NODES[kind] if kind < len(_NODES) else f"operator {kind}" for kind in kinds).most_common())
 
 
-def constants(payload: bytes, named: Mapping[str, bytes]) -> list[StoredConstant]:
+def constants(payload: memoryview, named: Mapping[str, memoryview]) -> list[StoredConstant]:
     """Return the constants of a payload, those included that stand outside of it by name; empty for another layout."""
     graph = _graph(payload)
     if graph is None:
@@ -86,14 +86,14 @@ def constants(payload: bytes, named: Mapping[str, bytes]) -> list[StoredConstant
         elements = math.prod(tensor.Get(number_types.Uint32Flags, length) for length in _places(tensor, 2))
         if at := place.Offset(_slot(2)):
             key = place.String(place.Pos + at).decode("utf-8", errors="replace")
-            read.append(StoredConstant(key, dtype, elements, named.get(key, b"")[:size]))
+            read.append(StoredConstant(key, dtype, elements, named.get(key, memoryview(b""))[:size]))
         else:
             start = base + (0 if offset == _NO_OFFSET else offset)
             read.append(StoredConstant((hash(payload), start), dtype, elements, payload[start : start + size]))
     return read
 
 
-def _graph(payload: bytes) -> Table | None:
+def _graph(payload: memoryview) -> Table | None:
     if payload[_MAGIC] != b"XH00":
         return None
     start, size, _, _ = _HEADER.unpack_from(payload, _HEADER_AT)
