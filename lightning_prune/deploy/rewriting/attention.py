@@ -1,6 +1,7 @@
 """Attention and batched products written out."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,11 @@ LOWEST = torch.finfo(torch.float32).min
 """Stands for −∞ in a mask: a softmax gives exactly 0 for either, as long as one entry of the row is left."""
 
 
-def attention(editor: Editor, node: Node) -> Node | None:
-    """softmax(query·scale @ keyᵀ + mask) @ value, heads merged into the batch."""
+def attention(editor: Editor, node: Node, *, any_mask: bool = False) -> Node | None:
+    """softmax(query·scale @ keyᵀ + mask) @ value, heads merged into the batch.
+
+    A mask whose values come with the call is left alone, unless any is asked for.
+    """
     arguments = arguments_of(node)
     query, key, value, mask = (arguments[name] for name in ("query", "key", "value", "attn_mask"))
     (*heads, length, width), (*kept, source, _) = shape_of(query), shape_of(key)
@@ -31,7 +35,9 @@ def attention(editor: Editor, node: Node) -> Node | None:
         return None
     if shape_of(value)[:-2] != kept or not kept:
         return None
-    added = _mask(editor, mask, arguments["is_causal"], length, source)
+    added, kept_places = _mask(editor, mask, arguments["is_causal"], length, source), None
+    if added is _UNKNOWN and any_mask and mask is not None:
+        added, kept_places = _mask_of_the_call(editor, mask)
     if added is _UNKNOWN or (heads != kept and not arguments["enable_gqa"]):
         return None
     merged = [_merged(editor, x, kept) for x in (query, key, value)]
@@ -46,8 +52,10 @@ def attention(editor: Editor, node: Node) -> Node | None:
         unmerged = reshaped(editor, scores, [*heads, length, source])
         if unmerged is None:
             return None
-        masked = editor.put(aten.add.Tensor, unmerged, added)
-        weights = reshaped(editor, editor.put(aten.softmax.int, masked, -1), shape_of(scores))
+        weights = editor.put(aten.softmax.int, editor.put(aten.add.Tensor, unmerged, added), -1)
+        if kept_places is not None:
+            weights = editor.put(aten.mul.Tensor, weights, kept_places)
+        weights = reshaped(editor, weights, shape_of(scores))
     return None if weights is None else _product(editor, weights, merged[2], shape_of(node))  # type: ignore[arg-type]
 
 
@@ -113,6 +121,16 @@ def _mask(editor: Editor, mask: Node | None, is_causal: bool, length: Any, sourc
     return editor.constant(added) if (added > LOWEST).any(-1).all() else _UNKNOWN
 
 
+def _mask_of_the_call(editor: Editor, mask: Node) -> tuple[Node, Node]:
+    """Return what is added to the scores, and 1 at the places that are kept: torch's weights of an empty row are 0."""
+    if is_float(mask):
+        added = editor.put(aten.clamp.default, mask, LOWEST)
+        return added, editor.put(aten.to.dtype, editor.put(aten.gt.Scalar, added, LOWEST), torch.float32)
+    nothing, lowest = (editor.constant(torch.tensor([value])) for value in (0.0, LOWEST))
+    added = editor.put(aten.where.self, mask, nothing, lowest)
+    return added, editor.put(aten.to.dtype, mask, torch.float32)
+
+
 def _merged(editor: Editor, x: Node, batch: list[Any]) -> Node | None:
     *_, last = shape_of(x)
     flat = math.prod(batch) if batch else 1
@@ -128,6 +146,8 @@ def _product(editor: Editor, left: Node, right: Node, shape: list[Any]) -> Node 
 
 ATTENTION: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: attention}
 """Attention, which ExecuTorch would write out with infinities."""
+WITH_ANY_MASK: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: partial(attention, any_mask=True)}
+"""The same, also with a mask that is an input or computed from one."""
 WHOLE: dict[Any, Rule] = {aten.scaled_dot_product_attention.default: laid_out}
 """Attention, where the backend has it."""
 PRODUCTS: dict[Any, Rule] = {aten.matmul.default: matmul, aten.softmax.int: softmax}

@@ -16,6 +16,7 @@ _PASSING = (
     *(aten.clone.default, aten.to.dtype, aten.triu.default, aten.tril.default),
 )
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
+_ATTENTION = aten.scaled_dot_product_attention.default
 
 
 def finite_fill(editor: Editor, node: Node) -> Node | None:
@@ -40,7 +41,10 @@ def filled(editor: Editor, node: Node) -> Node | None:
 
 def _ends_in_softmax(node: Node) -> bool:
     return bool(node.users) and all(
-        user.target in _SOFTMAX or (user.target in _PASSING and _ends_in_softmax(user)) for user in node.users
+        user.target in _SOFTMAX
+        or (user.target in _PASSING and _ends_in_softmax(user))
+        or (user.target is _ATTENTION and arguments_of(user)["attn_mask"] is node)
+        for user in node.users
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch.export import ExportedProgram
 
-from lightning_prune.deploy.rewriting.attention import ATTENTION, PRODUCTS, WHOLE
+from lightning_prune.deploy.rewriting.attention import ATTENTION, PRODUCTS, WHOLE, WITH_ANY_MASK
 from lightning_prune.deploy.rewriting.constants import fold_constants, fold_weights
 from lightning_prune.deploy.rewriting.editing import Rewrite, by_operator
 from lightning_prune.deploy.rewriting.functional import any_strides, functional
@@ -25,7 +25,7 @@ FOR_XNNPACK: Sequence[Rewrite] = (
 """What XNNPACK would leave outside, in the operators that it has."""
 FOR_COREML: Sequence[Rewrite] = (by_operator(WHOLE),)
 """What Core ML keeps whole."""
-FOR_VULKAN: Sequence[Rewrite] = (fold_constants, by_operator(ATTENTION | SEQUENCES | INFINITIES))
+FOR_VULKAN: Sequence[Rewrite] = (fold_constants, by_operator(WITH_ANY_MASK | SEQUENCES | INFINITIES))
 """What has infinities in it, which Vulkan's file format cannot hold."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rewriting_cases import FOR_XNNPACK, IMAGE, TOKENS, Call, changed, traced
+from rewriting_cases import FOR_VULKAN, FOR_XNNPACK, IMAGE, TOKENS, Call, changed, operators, traced
 from torch import Tensor, nn
 
 from lightning_prune.deploy.backends import CoreML
@@ -55,6 +55,26 @@ class TestAttention:
         mask = torch.zeros(5, 7)
         mask[0] = -torch.inf
         assert "scaled_dot_product_attention.default" in changed(model, (*QKV, mask))
+
+    @pytest.mark.parametrize("mask", [MASK, PENALTY, PENALTY[:1]], ids=["bool", "float", "of one row"])
+    def test_vulkan_gets_it_without_infinities_whatever_the_mask_holds(self, mask: Tensor):
+        """An empty row gives 0, as torch's own attention does."""
+        model = Call(lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask))
+        empty = mask.clone()
+        empty[0] = False if mask.dtype is torch.bool else -torch.inf
+        program = rewritten(traced(model, (*QKV, mask)), FOR_VULKAN)
+        assert "scaled_dot_product_attention.default" not in operators(program)
+        for given in (mask, empty):
+            torch.testing.assert_close(program.module()(*QKV, given), model(*QKV, given), rtol=1e-5, atol=1e-6)
+        assert not any(-torch.inf in node.args for node in program.graph.nodes)
+
+    def test_vulkan_gets_a_padding_mask_without_infinities(self):
+        layer = nn.MultiheadAttention(8, 2, batch_first=True)
+        model = Call(lambda layer, x, padding: layer(x, x, x, padding, need_weights=False)[0], layer)
+        x, padding = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[3], [5]])
+        program = rewritten(traced(model, (x, padding)), FOR_VULKAN)
+        assert not any(-torch.inf in node.args for node in program.graph.nodes)
+        torch.testing.assert_close(program.module()(x, padding), model(x, padding), rtol=1e-5, atol=1e-6)
 
     def test_core_ml_has_it_whole_and_laid_out_as_its_shape_says(self):
         """Its own result is laid out otherwise than the CPU's, and views of that cannot be taken of its own."""
