@@ -21,6 +21,7 @@ from lightning_prune.trainer.internals import (
     is_validation_next,
     unwrapped,
     validate_now,
+    validation_samples,
 )
 from lightning_prune.trainer.packages import LightningModule, Trainer, kinds
 from lightning_prune.trainer.strategy import is_sharding
@@ -71,6 +72,7 @@ class Guarding:
         self._is_overdue = False
         self._is_waiting = False
         self._logged_before: Tensor | None = None
+        self._has_counted = False
 
     def check(self, trainer: Trainer) -> None:
         """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
@@ -159,7 +161,17 @@ class Guarding:
             )
         self._logged_before = None
         on_trial = self.watch.trial
-        verdict = self.watch.judge(float(trainer.strategy.reduce(value, reduce_op="mean")))
+        reduced = float(trainer.strategy.reduce(value, reduce_op="mean"))
+        verdict = self.watch.judge(reduced)
+        samples = None if self._has_counted else validation_samples(trainer)
+        # a share that counts samples moves by whole ones
+        if samples and self.guard.mode == "max" and 0 <= reduced <= 1 and 0 < self.guard.max_drop < 1 / samples:
+            _warn(
+                "Guard(max_drop=%g) is less than one of the %d validation samples is worth, %.2g of %s: validate on"
+                " more, or allow more",
+                *(self.guard.max_drop, samples, 1 / samples, self.guard.monitor),
+            )
+        self._has_counted = True
         return self._carry_out(verdict, run, trainer, model) if on_trial else None
 
     def end(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:

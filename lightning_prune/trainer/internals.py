@@ -280,6 +280,19 @@ def validation_batches(module: LightningModule) -> Iterator[Any]:
             yield module._apply_batch_transfer_handler(module._on_before_batch_transfer(batch))
 
 
+def validation_samples(trainer: Trainer) -> int | None:
+    """Return how many samples a validation sees, None where its loaders do not tell."""
+    loaders = tree_leaves(trainer.val_dataloaders)
+    if not all(isinstance(loader, DataLoader) and loader.batch_size for loader in loaders):
+        return None
+    try:
+        sizes = [len(loader.dataset) for loader in loaders]
+    except TypeError:  # an iterable data set
+        return None
+    seen = (batches * loader.batch_size for batches, loader in zip(trainer.num_val_batches, loaders, strict=True))
+    return sum(int(min(size, count * trainer.world_size)) for size, count in zip(sizes, seen, strict=True))
+
+
 class SelectingCheckpoint(AnyModelCheckpoint):
     """A ModelCheckpoint that leaves to its subclass which states are kept.
 

@@ -244,6 +244,15 @@ def test_without_any_baseline_the_fit_ends_unpruned(tmp_path: Path, caplog: pyte
     assert "asked 0.50, kept 0.00: no validation of the dense model gave a finite val_acc" in caplog.text
 
 
+@pytest.mark.parametrize(("drop", "is_told"), [(0.02, True), (0.05, False), (0.0, False)])
+def test_a_drop_of_less_than_a_sample_is_told_once(
+    drop: float, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=4)), guard=Guard("val_acc", "max", drop))
+    trainer(tmp_path, callback, max_epochs=4).fit(Late(until=0), Resumable(), loader(batches=5, batch_size=4))
+    assert caplog.text.count("one of the 20 validation samples is worth, 0.05 of val_acc") == is_told
+
+
 class Both(Brittle):
     """Logs one metric in training, and one in either."""
 
