@@ -21,6 +21,7 @@ from lightning_prune import Compaction, channel_groups, compact
 from lightning_prune.model.summary import measure_macs
 
 PAGE = Path(__file__).parent.parent / "docs" / "transformers.md"
+WIDTHS = "then the widths of the heads"
 
 
 class Encoder(nn.Module):
@@ -60,7 +61,9 @@ def cases() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[Any, ...]]]:
     yield "`nn.TransformerEncoder`, norm first", lambda: Encoder(True), (x,)
     yield "`nn.TransformerEncoder`, norm last", lambda: Encoder(False), (x,)
     yield "`nn.TransformerEncoder`, padded", lambda: Encoder(False), (x, padded)
+    yield f"`nn.TransformerEncoder`, norm first, {WIDTHS}", lambda: Encoder(True), (x,)
     yield "`nn.TransformerDecoder`, causal mask", Decoder, (x, x[:, :12])
+    yield f"`nn.TransformerDecoder`, causal mask, {WIDTHS}", Decoder, (x, x[:, :12])
     if find_spec("torchvision") is not None:
         from torchvision import models  # pyright: ignore[reportMissingImports]
 
@@ -83,24 +86,29 @@ def row(name: str, make: Callable[[], nn.Module], inputs: tuple[Any, ...]) -> st
         # nothing at a special value: torchvision's heads begin with zeros, which would hide any error
         parameter.data.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() < 2 else 0.02))
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    macs, start = measure_macs(model, inputs).total, time.perf_counter()
-    groups = channel_groups(model, inputs)
-    traced = time.perf_counter()
-    plan = Compaction.from_keep(
-        groups, {group.name: range((group.size + 1) // 2) for group in groups if group.prunable and group.size > 1}
-    )
-    plan.mask(masked := deepcopy(model))
-    started = time.perf_counter()
-    report = compact(model, plan, inputs)
-    end = time.perf_counter()
-    with torch.no_grad():
-        wanted, outputs = masked(*inputs), model(*inputs)
-    error = float((wanted - outputs).abs().max() / wanted.abs().max())
-    left = report.parameters_after / report.parameters_before
+    macs, dense = measure_macs(model, inputs).total, sum(x.numel() for x in model.parameters())
+    errors, traced, compacted, removals, put_back = [], 0.0, 0.0, 0, 0
+    for attention in ("heads", "width") if name.endswith(WIDTHS) else ("heads",):
+        start = time.process_time()
+        groups = channel_groups(model, inputs, attention=attention)
+        traced += time.process_time() - start
+        halved = [group for group in groups if group.prunable and group.size > 1]
+        if attention == "width":  # the hidden units have gone
+            halved = [group for group in halved if any("attn" in member.parameter for member in group.members)]
+        plan = Compaction.from_keep(groups, {group.name: range((group.size + 1) // 2) for group in halved})
+        plan.mask(masked := deepcopy(model))
+        start = time.process_time()
+        report = compact(model, plan, inputs)
+        compacted += time.process_time() - start
+        removals, put_back = removals + len(plan.removals), put_back + len(report.put_back)
+        with torch.no_grad():
+            wanted, outputs = masked(*inputs), model(*inputs)
+        errors.append(float((wanted - outputs).abs().max() / wanted.abs().max()))
+    left = sum(x.numel() for x in model.parameters()) / dense
     share = measure_macs(model, inputs).total / macs
     cells = (
-        *(name, f"{report.parameters_before / 1e6:.1f} M", f"{left:.1%}", f"{share:.1%}", f"{error:.0e}"),
-        *(len(plan.removals), len(report.put_back), f"{traced - start:.1f}", f"{end - started:.1f}"),
+        *(name, f"{dense / 1e6:.1f} M", f"{left:.1%}", f"{share:.1%}", f"{max(errors):.0e}"),
+        *(removals, put_back, f"{traced:.1f}", f"{compacted:.1f}"),
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -153,6 +154,7 @@ def latency_table(
     rounds: int = 30,
     backend: Backend = _DEFAULT_BACKEND,
     allow_inexact: bool = False,
+    attention: Literal["heads", "width"] = "heads",
 ) -> LatencyTable:
     """Measure what each channel group of a model costs in the ExecuTorch runtime on this machine.
 
@@ -172,6 +174,7 @@ def latency_table(
         rounds: rounds of turns of all programs, at least 3; see :func:`~lightning_prune.deploy.benchmark`.
         backend: where the program will run; it has to run on this machine too.
         allow_inexact: as in the recipe's ``Channel``: measure the channel groups over which a normalisation runs too.
+        attention: as in the recipe's ``Channel``: measure whole heads, or the width of query, key and value.
 
     Returns:
         the table, in the order of the channel groups.
@@ -201,7 +204,7 @@ def latency_table(
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
         eager_outputs(EagerModel(whole), inputs)
-        found = channel_groups(whole, inputs, allow_inexact=allow_inexact)
+        found = channel_groups(whole, inputs, allow_inexact=allow_inexact, attention=attention)
         measured = {}
         for name in _chosen(whole, found, groups, inputs):
             size, wanted = found[name].size, list(widths(found[name].size))

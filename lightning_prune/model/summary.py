@@ -6,18 +6,14 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.model.attention import ResizableAttention
-from lightning_prune.model.computed import sources
+from lightning_prune.model._counting import Products, counted
 from lightning_prune.model.example import Example, Inputs, example_of, first_samples
 from lightning_prune.model.masks import dense_names, dense_parameters, first_names
 from lightning_prune.model.plain_copy import plain_copy
@@ -202,6 +198,8 @@ def _layer(
         if macs is None
         else {name: macs.per_weight.get(name, 0) + macs.of_attention.get(name, 0) for name in (*own, f"{path}.")}
     )
+    if measured is not None and macs is not None:
+        measured[f"{path}."] += sum(macs.of_products.get(name, 0) for name in own)
     density = {name: 1 - zeros[name] / max(own[name].numel(), 1) for name in trained}
     main = max(own, key=lambda name: (name in trained, own[name].dim()))
     parameters = sum(own[name].numel() for name in trained)
@@ -229,12 +227,15 @@ class Macs:
         per_weight: dense name of a convolution's or Linear's weight -> those of all layers that use it.
         of_attention: dense name of a weight of ``nn.MultiheadAttention``, or the path of the module and a dot for the
             products of activations, which read no weight -> those.
+        of_products: dense name of a weight -> those of the products of activations that ran after its layer and before
+            the next one, as in an attention written by hand, whose heads that layer makes.
         state: names of the buffers that the pass changed.
     """
 
     total: int
     per_weight: Mapping[str, int]
     of_attention: Mapping[str, int] = field(default_factory=dict)
+    of_products: Mapping[str, int] = field(default_factory=dict)
     state: tuple[str, ...] = ()
 
     def of_parameters(self, shrinking: Collection[str]) -> dict[str, int]:
@@ -242,7 +243,8 @@ class Macs:
 
         Args:
             shrinking: dense names of the parameters that may lose channels. Among them, the bias of an attention's
-                projections, which has an entry for each channel of the heads, stands for the products of activations.
+                projections, which has an entry for each channel of the heads, stands for products of activations; so
+                does the bias of the layer that ran before products written by hand.
         """
         counts = dict[str, int]()
         for name, count in (*self.per_weight.items(), *self.of_attention.items()):
@@ -250,6 +252,10 @@ class Macs:
             place = name if not name.endswith(".") else next(iter(known), "")
             if place:
                 counts[place] = counts.get(place, 0) + count
+        for name, count in self.of_products.items():
+            bias = f"{name.rpartition('.')[0]}.bias".removeprefix(".")
+            place = bias if bias in shrinking else name
+            counts[place] = counts.get(place, 0) + count
         return counts
 
 
@@ -266,8 +272,11 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
     """
     model = plain_copy(model) if any(map(is_lazy, model.parameters())) else model
     example = single(model, Example.of(example_inputs)).on_device_of(model)
-    counter = FlopCounterMode(display=False)
-    counting = _counted(model)
+    plain = (x for x in dense_parameters(model).values() if type(x) in (Tensor, nn.Parameter))
+    products = Products({x.untyped_storage().data_ptr() for x in plain})
+    mapping = {torch.ops.aten.bmm: products, torch.ops.aten.baddbmm: products}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    counting = counted(model, products)
     with (
         as_evaluated(model),
         kept_state(model) as changed,
@@ -286,7 +295,7 @@ def measure_macs(model: nn.Module, example_inputs: Inputs) -> Macs:
         except Exception as error:
             raise ValueError(f"{type(model).__name__} rejects the example input {example}: {error}") from error
         state = changed()
-    return Macs(counter.get_total_flops() // 2, *counts, state)
+    return Macs(counter.get_total_flops() // 2, *counts, products.counts, state)
 
 
 def single(model: nn.Module, example: Example) -> Example:
@@ -309,65 +318,6 @@ def single(model: nn.Module, example: Example) -> Example:
         except Exception:  # whatever a forward of pairs raises
             return replace(example, is_learnt=False)
     return one
-
-
-@contextmanager
-def _counted(model: nn.Module) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Count for a while the multiply-accumulates of each convolution and Linear, and of each attention, by name."""
-    counts, of_attention = dict[str, int](), dict[str, int]()
-    first = first_names(model)
-    handles = []
-    for path, module in model.named_modules():
-        if isinstance(module, _ConvNd | nn.Linear):
-            # A computed weight is counted under the parameter that has its shape; a property's under its own name.
-            own = next(reversed(sources(module)), "weight")
-            name = f"{path}.{own}" if path else own
-            name = first.get(name, name)
-            counts[name] = 0
-            handles.append(module.register_forward_hook(partial(_count, counts, name), with_kwargs=True))
-        elif isinstance(module, nn.MultiheadAttention):
-            count = partial(_count_attention, of_attention, path, first)
-            handles.append(module.register_forward_hook(count, with_kwargs=True))
-    try:
-        yield counts, of_attention
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _count(
-    counts: dict[str, int], name: str, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], out: Tensor
-) -> None:
-    # each output of a layer reads one row of its weight; each input of a transposed convolution meets one
-    source = (*args, *kwargs.values())[0] if isinstance(module, _ConvTransposeNd) else out
-    if isinstance(source, Tensor):
-        counts[name] += source.numel() * cast(Tensor, module.weight).shape[1:].numel()
-
-
-def _count_attention(
-    counts: dict[str, int],
-    path: str,
-    first: Mapping[str, str],
-    module: nn.MultiheadAttention,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    out: object,
-) -> None:
-    names = ("query", "key", "value")
-    inputs: list[Tensor] = [args[i] if i < len(args) else kwargs[name] for i, name in enumerate(names)]
-    prefix = f"{path}." if path else ""
-    in_proj, width = module.in_proj_weight, module.out_proj.weight.shape[1]
-    of_query = module.q_proj_weight.shape[0] if in_proj is None else (in_proj.shape[0] - width) // 2
-    rows = [x.numel() // x.shape[-1] for x in inputs]
-    for name, x, count, made in zip(names, inputs, rows, (of_query, of_query, width), strict=True):
-        weight = f"{name[0]}_proj_weight" if in_proj is None else "in_proj_weight"
-        key = first.get(prefix + weight, prefix + weight)
-        counts[key] = counts.get(key, 0) + count * x.shape[-1] * made
-    if not isinstance(module, ResizableAttention):  # which calls its projection, and so counts it as a layer
-        key = first.get(f"{prefix}out_proj.weight", f"{prefix}out_proj.weight")
-        counts[key] = counts.get(key, 0) + rows[0] * width * module.embed_dim
-    source = inputs[1].shape[1 if module.batch_first and inputs[1].dim() == 3 else 0]
-    counts[f"{path}."] = counts.get(f"{path}.", 0) + rows[0] * source * (of_query + width)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune import Channel, Global, OneShot, Recipe, channel_groups
+from lightning_prune import Channel, Global, NoRepair, OneShot, Recipe, channel_groups, prune
 from lightning_prune.deploy import LatencyTable, WidthCurve, latency_table
 from lightning_prune.deploy.program.network_part import part_reading
 from lightning_prune.model import masks
@@ -212,6 +212,33 @@ class TestMeasured:
     def test_a_width_rule_that_leaves_nothing_measures_half(self):
         table = latency_table(small(), EXAMPLE, rounds=3, widths=Channel(round_to=16).widths)
         assert table.curves["conv"].widths == (8, 4)
+
+
+class Attending(nn.Module):
+    """Two heads of a width that an attribute holds, before a mean over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.query, self.both, self.value = 2, *(nn.Linear(6, 16) for _ in range(3))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.both, self.value))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+
+@pytest.mark.slow
+@needs_executorch
+def test_the_width_of_query_key_and_value_is_measured_in_place_of_heads():
+    model, x = Attending(), torch.randn(1, 5, 6)
+    heads, widths = (latency_table(model, x, rounds=3, attention=way) for way in ("heads", "width"))
+    assert {name: curve.widths for name, curve in heads.curves.items()} == {"query": (2, 1)}
+    assert {name: curve.widths for name, curve in widths.curves.items()} == {"query": (8, 4), "value": (8, 4)}
+    recipe = Recipe(
+        granularity=Channel(attention="width"), allocation=Global(cost=widths), schedule=OneShot(0.5), repair=NoRepair()
+    )
+    prune(model, recipe, [torch.randn(32, 5, 6)], progress=False)
+    assert model.query.out_features < 16 or model.value.out_features < 16
 
 
 @needs_executorch

@@ -1,4 +1,4 @@
-"""A fit removes heads of torch's own transformer layers: as with masks, resumed, and on several ranks."""
+"""A fit removes heads of torch's own layers and width under RMS norms: as with masks, resumed, on several ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,46 @@ def test_a_run_stopped_half_way_ends_as_one_never_stopped(tmp_path: Path) -> Non
         assert heads(again) == heads(whole)
         for (path, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
             assert torch.equal(a, b), (step, path)
+
+
+class Stream(Net):
+    """A stream under RMS norms, which takes its width from the first layer."""
+
+    def __init__(self, are_norms_trained: bool) -> None:
+        L.LightningModule.__init__(self)
+        self.example_input_array = torch.zeros(2, 1, 6, 6)
+        self.into, self.norm, self.last = nn.Linear(36, 12), nn.RMSNorm(12, eps=1e-2), nn.RMSNorm(12, eps=1e-2)
+        self.up, self.down, self.head = nn.Linear(12, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+        for norm in (self.norm, self.last):
+            norm.requires_grad_(are_norms_trained)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.into(images.flatten(1))
+        return self.head(self.last(x + self.down(torch.relu(self.up(self.norm(x))))))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW((x for x in self.parameters() if x.requires_grad), lr=0.01)
+
+
+@pytest.mark.parametrize("are_norms_trained", [False, True])
+def test_the_width_under_rms_norms_goes_at_every_event(are_norms_trained: bool, tmp_path: Path) -> None:
+    recipe = Recipe(granularity=Channel(), schedule=Linear(0.6, begin_step=2, end_step=8, frequency=2))
+    models = []
+    for shrinks in (False, True):
+        torch.manual_seed(0)
+        model, callback = Stream(are_norms_trained), PruningCallback(recipe, compact_every_event=shrinks)
+        trainer(tmp_path, callback, precision="64-true").fit(model, Resumable())
+        assert len(callback.events) >= 3
+        models.append(model.eval())
+    masked, shrunk = models
+    width = shrunk.into.out_features
+    assert width < 12
+    for norm in (shrunk.norm, shrunk.last):
+        assert norm.normalized_shape == (width,)
+        assert norm.eps == pytest.approx(1e-2 * 12 / width, rel=1e-12)
+    if not are_norms_trained:  # a larger weight of a norm takes relatively smaller steps
+        for (path, a), (_, b) in zip(masked.named_parameters(), shrunk.named_parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=path)
 
 
 def on_a_rank(folder: str) -> Any:
