@@ -115,7 +115,7 @@ def ways(table: LatencyTable) -> Iterator[Way]:
         rounding = f"round_to={granularity.round_to}"
         yield Way(f"Global(), {rounding}", Global(), granularity)
         yield Way(f'Global("macs"), {rounding}', Global(cost="macs"), granularity)
-        yield Way(f"Global(table), {rounding}", Global(cost=table), granularity)
+        yield Way(f"Global(table), {rounding}", Global(cost=table.channels), granularity)
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:

@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
             print(times)
         table = timed(
             "latency_table of six channel groups", "lightning_prune.deploy.latency_table",
-            lambda: latency_table(network(), image, rounds=options.rounds),
+            lambda: latency_table(network(), image),
         )  # fmt: skip
         print(table)
         calls(folder, options.rounds)

@@ -22,7 +22,7 @@ from lightning_prune.deploy.checking.comparison import Bounds, OutputError
 from lightning_prune.deploy.checking.verification import Verification
 from lightning_prune.deploy.export import export
 from lightning_prune.deploy.inspect import Inspection, inspect
-from lightning_prune.deploy.latency_table import LatencyTable, WidthCurve, latency_table
+from lightning_prune.deploy.latency_table import latency_table
 from lightning_prune.deploy.onnx_file import OnnxArtifact, export_onnx
 from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.program.picture import Crop, Pad, Picture, Stretch
@@ -33,6 +33,7 @@ from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic
 from lightning_prune.deploy.runtime.model import RuntimeModel, thread_count
 from lightning_prune.deploy.runtime.profiling import Profile
 from lightning_prune.deploy.verify import verify
+from lightning_prune.selection.latency import LatencyTable
 
 __all__ = [
     "XNNPACK",
@@ -70,7 +71,6 @@ __all__ = [
     "Timings",
     "Verification",
     "Vulkan",
-    "WidthCurve",
     "benchmark",
     "decompressed",
     "export",

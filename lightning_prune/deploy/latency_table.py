@@ -1,272 +1,360 @@
-"""Milliseconds per channel group and width in the ExecuTorch runtime: a cost to rank channels by."""
+"""Latency tables, measured: the cells of a network at several widths in the ExecuTorch runtime of this machine."""
 
+import hashlib
+import importlib.metadata
 import math
-import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import platform
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, cast
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_prune.compaction import Compaction, compact, inexact
-from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.compaction import Compaction, compact
+from lightning_prune.deploy.backends import XNNPACK, Backend, Portable
 from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.executorch.lowering import graph_of, lower, save
+from lightning_prune.deploy.executorch.quick import quick
 from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.program.arguments import check_model
+from lightning_prune.deploy.program.cells import Piece, cells_of
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy, isolated
-from lightning_prune.deploy.program.network_part import part_reading
+from lightning_prune.deploy.program.signature import dtype_name
 from lightning_prune.deploy.runtime.child import CHILD
-from lightning_prune.deploy.runtime.model import AS_MUCH_AS_THERE_IS, RuntimeModel
-from lightning_prune.deploy.runtime.turns import Turn, in_turns, standard_error
-from lightning_prune.documents import Form, typed
-from lightning_prune.graph import ChannelGroups, channel_groups
-from lightning_prune.model.masks import dense_names
+from lightning_prune.deploy.runtime.turns import interquartile_range
+from lightning_prune.errors import ExportError
 from lightning_prune.model.plain_copy import plain_copy
-from lightning_prune.tables import aligned
+from lightning_prune.run.binding import units_of
+from lightning_prune.selection.cells import Cell, Kernel, Point
+from lightning_prune.selection.channels import ChannelUnits
+from lightning_prune.selection.granularity import Channel
+from lightning_prune.selection.latency import Anchor, CellCost, LatencyTable, Network
+from lightning_prune.selection.targets import Targets
 from lightning_prune.values import check_bool, check_whole
 
-FORM = Form("lightning_prune.latency_table", 1, "table")
-
-Widths = Callable[[int], Iterable[int]]
-"""Number of channels of a group -> widths to measure it at, such as ``Channel(round_to=16).widths``."""
-
 _DEFAULT_BACKEND = XNNPACK()
-_SMALLEST_SHARE = 1e-3
-
-
-@dataclass(frozen=True)
-class WidthCurve:
-    """What one channel group costs at several widths.
-
-    Args:
-        widths: numbers of channels, widest first; the first is the whole group.
-        milliseconds: of the part of the network that has the group, at each width: the median at the whole width,
-            less the median over the rounds of what the narrower one saves.
-        resolution_ms: the smallest saving that counts as measured: the standard error of the savings, at least a
-            thousandth of the part's time.
-    """
-
-    widths: tuple[int, ...]
-    milliseconds: tuple[float, ...]
-    resolution_ms: float
-
-    def __post_init__(self) -> None:
-        if len(self.widths) < 2 or list(self.widths) != sorted(set(self.widths), reverse=True) or self.widths[-1] < 1:
-            raise ValueError(f"WidthCurve.widths must be two or more falling numbers of channels, got {self.widths}")
-        if len(self.milliseconds) != len(self.widths) or not all(map(math.isfinite, self.milliseconds)):
-            raise ValueError(
-                f"WidthCurve.milliseconds must be one finite number for each of {self.widths}, got {self.milliseconds}"
-            )
-        if not 0 < self.resolution_ms < math.inf:
-            raise ValueError(f"WidthCurve.resolution_ms must be a positive number, got {self.resolution_ms}")
-
-    @property
-    def cost(self) -> float:
-        """Milliseconds that one channel saves, as the mean over those between the whole and the smallest width.
-
-        A saving below the resolution, or none at all, counts as the resolution.
-        """
-        saved = max(self.milliseconds[0] - self.milliseconds[-1], self.resolution_ms)
-        return saved / (self.widths[0] - self.widths[-1])
-
-    @property
-    def best_widths(self) -> tuple[int, ...]:
-        """The widths that are faster than every wider one, by more than the resolution; the whole one is the first.
-
-        Example:
-            >>> WidthCurve((32, 24, 16, 8), (2.0, 2.1, 1.2, 1.1), resolution_ms=0.02).best_widths
-            (32, 16, 8)
-        """
-        fastest, best = math.inf, []
-        for width, taken in zip(self.widths, self.milliseconds, strict=True):
-            if taken < fastest - self.resolution_ms:
-                best.append(width)
-            fastest = min(fastest, taken)
-        return tuple(best)
-
-
-@dataclass(frozen=True)
-class LatencyTable(Mapping[str, float]):
-    """Channel group -> milliseconds that one of its channels saves: a cost for ``Global(cost=table)``.
-
-    ``str()`` of it shows what was measured.
-
-    Args:
-        curves: channel group -> its curve.
-        threads: of the ExecuTorch runtime.
-        backend: name of the backend.
-    """
-
-    curves: Mapping[str, WidthCurve]
-    threads: int
-    backend: str
-
-    def __getitem__(self, name: str) -> float:
-        return self.curves[name].cost
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.curves)
-
-    def __len__(self) -> int:
-        return len(self.curves)
-
-    def __str__(self) -> str:
-        threads = f"{self.threads} thread" + ("s" if self.threads > 1 else "")
-        rows = [("channel group", "µs per channel", f"width: ms   ({self.backend}, {threads})")]
-        for name, curve in self.curves.items():
-            points = (f"{w}: {ms:.4f}" for w, ms in zip(curve.widths, curve.milliseconds, strict=True))
-            rows.append((name, f"{1000 * curve.cost:.3f}", "  ".join(points)))
-        return aligned(rows, remarks=1)
-
-    def to_json(self) -> str:
-        """Return the table as JSON text."""
-        return FORM.write(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "LatencyTable":
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            TypeError: it is no text.
-            ValueError: the text is no such JSON, or of a version that is not read here.
-        """
-        document = FORM.read(text)
-        with FORM.parsing():
-            return typed(cls, {one.name: document[one.name] for one in fields(cls)})
-
-
-def half(size: int) -> tuple[int, ...]:
-    """Return half the channels of a group, as the only width to measure."""
-    return (size // 2,)
+_BORDER = "border"
+"""Key of the cell that does nothing: what a call takes, and the copy of its inputs."""
+_TOGETHER = 16
+"""Programs in a file: as many as are lost when the process is killed."""
+_NARROWEST = 8
+"""Divides all widths in the narrow network."""
+_COARSEST = 1_000_000
+"""Nanoseconds between two ticks of a clock."""
+_SECONDS = 20.0
+"""For the rounds of one file."""
+_SMALLEST_SHARE = 0.05
+"""Of what was measured, that is left at least when the border is taken off."""
 
 
 def latency_table(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
-    groups: Collection[str] | None = None,
-    widths: Widths = half,
-    threads: int = 1,
-    rounds: int = 30,
     backend: Backend = _DEFAULT_BACKEND,
-    allow_inexact: bool = False,
-    attention: Literal["heads", "width"] = "heads",
+    path: str | Path | None = None,
+    threads: int = 1,
+    rounds: int = 100,
+    points: int = 7,
+    granularity: Channel = Channel(),  # noqa: B008 - frozen
+    progress: bool = True,
 ) -> LatencyTable:
-    """Measure what each channel group of a model costs in the ExecuTorch runtime on this machine.
+    """Measure what the cells of a model take in the ExecuTorch runtime on this machine, at several widths.
 
-    For each width a copy of the model is compacted to it in that one group. The part of the network from the first to
-    the last operator that reads a parameter of the group is lowered by itself, and timed in turns with the same part
-    of the whole network, and with the parts of all other groups; what else stands in the part is the same in both and
-    cancels out. The cost of a channel is that of the network as it is given, with every other group whole. Lowering
-    takes most of the time; a progress bar shows on a terminal.
+    Copies of the model at widths drawn at random are traced and cut into cells, a kernel with what is fused to it;
+    cells of one kind that differ in widths alone share their points. Many are lowered into one file and timed in turns.
+    What a call takes by itself is taken off. Two whole programs, dense and narrow, tie the sum of the cells to the
+    clock.
 
     Args:
         model: what will be pruned; left as it is. Weights do not matter, widths do.
         example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
-        groups: names of the channel groups to measure; None: all that can be pruned exactly.
-        widths: which widths to measure a group at; those outside [1, its size) are left out, and where none is left
-            half is measured.
-        threads: of the ExecuTorch runtime.
-        rounds: rounds of turns of all programs, at least 3; see :func:`~lightning_prune.deploy.benchmark`.
         backend: where the program will run; it has to run on this machine too.
-        allow_inexact: as in the recipe's ``Channel``: measure the channel groups over which a normalisation runs too.
-        attention: as in the recipe's ``Channel``: measure whole heads, or the width of query, key and value.
+        path: of a file that the table is written to while it grows; what it holds already is not measured again, so
+            that a call that was killed goes on, and the table of one model helps the next.
+        threads: of the ExecuTorch runtime. On one the clock is the processor time of the thread, otherwise the wall's.
+        rounds: how many measurements each number is the lower tenth of, at least 10.
+        points: widths at which a cell is measured, at most.
+        granularity: the recipe's: which channel groups go.
+        progress: whether a bar shows on a terminal.
 
     Returns:
-        the table, in the order of the channel groups.
+        the table.
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: fewer than 3 rounds, no or unknown channel groups, or one that cannot be pruned.
-        ExportError: the model or a part of it cannot be run, traced or lowered, or the backend does not run here.
+        ValueError: fewer than 10 rounds or 3 points, nothing to prune, or the file at ``path`` was measured otherwise.
+        ExportError: the model or a cell cannot be run, traced or lowered, the backend does not run here, or the clock
+            is too coarse.
         ImportError: ExecuTorch is not installed.
 
     Example:
-        >>> table = latency_table(model, torch.zeros(1, 3, 96, 96))  # doctest: +SKIP
-        >>> units, allocation = Channel(round_to=16), Global(cost=table)  # doctest: +SKIP
-        >>> Recipe(..., granularity=units, allocation=allocation)  # doctest: +SKIP
+        >>> image = torch.zeros(1, 3, 96, 96)  # doctest: +SKIP
+        >>> table = latency_table(model, image, path="pixel.json")  # doctest: +SKIP
+        >>> Recipe(..., need=Latency(ms=8.0, table=table))  # doctest: +SKIP
     """
     require_executorch()
     check_model(model)
     check_whole("threads", threads, 1)
     check_backend(backend)
-    check_bool("allow_inexact", allow_inexact)
-    if groups is not None and (isinstance(groups, str) or not isinstance(groups, Collection)):
-        raise TypeError(f"groups: got {groups!r:.60}, must be a list of names of channel groups, as in groups=['conv']")
-    if not callable(widths):
-        raise TypeError(f"widths: got {widths!r:.60}, must be a function such as Channel(round_to=16).widths")
-    check_whole("rounds", rounds, 3, why=": fewer have no spread to tell noise by")
+    if not isinstance(granularity, Channel):
+        raise TypeError(f"granularity: got {granularity!r:.60}, must be a value such as Channel()")
+    check_bool("progress", progress)
+    check_whole("rounds", rounds, 10, why=": of fewer there is no lower tenth")
+    check_whole("points", points, 3, why=": a cell has a constant, and changes with two widths")
+    if not backend.runs_here:
+        raise ExportError(f"{backend} does not run on this machine, so nothing can be measured for it here")
     with isolated(), TemporaryDirectory() as folder, CHILD.releasing():
+        bench = _Bench(backend, threads, rounds, Path(folder))
+        table = bench.table(None if path is None else Path(path))
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
         eager_outputs(EagerModel(whole), inputs)
-        found = channel_groups(whole, inputs, allow_inexact=allow_inexact, attention=attention)
-        measured = {}
-        for name in _chosen(whole, found, groups, inputs):
-            size, wanted = found[name].size, list(widths(found[name].size))
-            for width in wanted:
-                if isinstance(width, bool) or not isinstance(width, int):
-                    raise ValueError(f"widths: gives {width!r} for {name} of {size} channels; return whole numbers")
-            narrower = sorted({width for width in wanted if 0 < width < size}, reverse=True)
-            measured[name] = (size, *(narrower or half(size)))
-        bench = _Bench(whole, found, inputs, backend, threads)
-        parts = [(name, width) for name, all_of_it in measured.items() for width in all_of_it]
-        numbered = enumerate(tqdm(parts, desc="lowering", disable=None))
-        programs = {part: bench.program(*part, Path(folder, f"{number}.pte")) for number, part in numbered}
-        times = in_turns(programs, rounds)[0]
-    curves = {}
-    for name, all_of_it in measured.items():
-        first, *narrower = ([1000 * second for second in times[name, width]] for width in all_of_it)
-        # What is saved is paired by the round, in which the machine's mood is the same for both.
-        saved = [[a - b for a, b in zip(first, taken, strict=True)] for taken in narrower]
-        median = statistics.median(first)
-        milliseconds = (median, *(median - statistics.median(one) for one in saved))
-        resolution = max(*map(standard_error, saved), _SMALLEST_SHARE * median)
-        curves[name] = WidthCurve(all_of_it, milliseconds, resolution)
-    return LatencyTable(curves, threads, backend.name)
+        units = cast(ChannelUnits, units_of(granularity, Targets(), whole, inputs))
+        least = {name: -(-size // _NARROWEST) for name, size in units.sizes.items()}
+        drawn = random.Random(0)  # the same at each call
+        designs = [{}, least]  # dense, narrow
+        for _ in range(points - 2):
+            designs.append({name: drawn.randint(least[name], size) for name, size in units.sizes.items()})
+        copies = [plain_copy(whole) for _ in designs]
+        for copied, widths in zip(copies, designs, strict=True):
+            keep = {name: range(width) for name, width in widths.items()}
+            compact(copied, Compaction.from_keep(units.found, keep))
+        cut = [cells_of(copied, inputs, fold=not isinstance(backend, Portable)) for copied in copies]
+        kinds = _kinds(type(model).__name__, cut)
+        wanted = _wanted(kinds, table, points)
+        with tqdm(total=len(wanted) + 2, desc="cells", disable=None if progress else True) as bar:
+            for start in range(0, len(wanted), _TOGETHER):
+                some = wanted[start : start + _TOGETHER]
+                table = bench.grown(table, some)
+                if path is not None:
+                    table.save(path)
+                bar.update(len(some))
+            shapes = [(tuple(x.shape), x.dtype) for x in inputs]
+            times = bench.times([_Program(copied, shapes, False) for copied in copies[:2]])
+            bar.update(2)
+        anchors = [
+            Anchor(tuple(piece.widths for piece in cut[i]), _least(own), interquartile_range(own))
+            for i, own in enumerate(times)
+        ]
+        tensors = whole.state_dict()
+        network = Network(
+            type(model).__name__,
+            {name: tuple(tensors[name].shape) for piece in cut[0] for name, *_ in piece.weights},
+            tuple((key, piece.weights) for (key, _), piece in zip(kinds, cut[0], strict=True)),
+            (anchors[0], anchors[1]),
+        )
+        cost = CellCost(table, network, units)
+        saved = {
+            name: max(cost.total - cost.left({name: size // 2}), 1e-9 * cost.total) / (size // 2)
+            for name, size in units.sizes.items()
+        }
+    table = table.merged(replace(table, networks=(network,), channels=saved))
+    if path is not None:
+        table.save(path)
+    return table
+
+
+def device() -> str:
+    """Return what this machine calls its processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _kinds(name: str, cut: Sequence[Sequence[Piece]]) -> list[tuple[str, list[Piece]]]:
+    """Return for each cell of the network the key of its kind, and the cell in each of the copies.
+
+    A kind is what is said of a cell with all numbers blank that differ between the copies.
+    """
+    kinds = []
+    if len({len(pieces) for pieces in cut}) > 1:
+        raise ExportError(f"the operators of {name} change with the widths, so its cells cannot be compared")
+    for pieces in map(list, zip(*cut, strict=True)):
+        if len({len(piece.tokens) for piece in pieces}) > 1:
+            raise ExportError(f"the operators of {name} change with the widths, so its cells cannot be compared")
+        same = [own[0] if len(set(own)) == 1 else "*" for own in zip(*(p.tokens for p in pieces), strict=True)]
+        made = same[max(i for i, token in enumerate(same) if token.startswith("torch.")) + 1 : -1]
+        label = f"{pieces[0].label} to {'×'.join(made)}"
+        text = " ".join((*same, str(pieces[0].kernels)))
+        kinds.append((f"{label} #{hashlib.sha256(text.encode()).hexdigest()[:10]}", pieces))
+    return kinds
+
+
+def _wanted(kinds: Sequence[tuple[str, list[Piece]]], table: LatencyTable, points: int) -> list[tuple[str, Piece]]:
+    """Return the cells to be measured, without those that are known.
+
+    Of each kind they are the widest, the narrowest, and those that lie furthest from all others.
+    """
+    by_kind: dict[str, dict[tuple[tuple[int, int], ...], Piece]] = {}
+    for key, pieces in kinds:
+        for piece in pieces:
+            by_kind.setdefault(key, {}).setdefault(piece.widths, piece)
+    wanted = []
+    for key, own in by_kind.items():
+        places = {widths: np.log2(np.array(widths, float).flatten() + 1e-9) for widths in own}
+        known = table.cells[key].points if key in table.cells else ()
+        places |= {point.widths: np.log2(np.array(point.widths, float).flatten() + 1e-9) for point in known}
+        chosen = [point.widths for point in known]
+        for extreme in (max, min):
+            widths = extreme(own, key=lambda widths: places[widths].sum())
+            chosen += [widths] if widths not in chosen else []
+        while len(chosen) < points and (left := [widths for widths in own if widths not in chosen]):
+            distance = {w: min(np.linalg.norm(places[w] - places[other]) for other in chosen) for w in left}
+            chosen.append(max(left, key=distance.__getitem__))
+        wanted += [(key, own[widths]) for widths in chosen[len(known) :]]
+    return wanted
+
+
+def _least(milliseconds: Sequence[float]) -> float:
+    """Return the lower tenth over the rounds: what else runs on a machine only ever adds."""
+    return float(np.quantile(milliseconds, 0.1))
+
+
+class _Border(nn.Module):
+    """Does next to nothing with what it takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What is lowered as a method.
+
+    Args:
+        module: runs it.
+        inputs: shapes and dtypes.
+        is_last: whether channels come last in those of four axes.
+    """
+
+    module: nn.Module
+    inputs: Sequence[tuple[tuple[int, ...], torch.dtype]]
+    is_last: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Inputs, drawn."""
+        drawn = [
+            torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+            for shape, dtype in self.inputs
+        ]
+        return tuple(x.to(memory_format=torch.channels_last) if self.is_last and x.dim() == 4 else x for x in drawn)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """A folded model and how parts of it become programs."""
+    """Lowers programs and times them in turns.
 
-    model: nn.Module
-    groups: ChannelGroups
-    inputs: tuple[Tensor, ...]
+    Args:
+        backend: where they run.
+        threads: of the runtime.
+        rounds: of turns.
+        folder: for the files.
+    """
+
     backend: Backend
     threads: int
+    rounds: int
+    folder: Path
 
-    def program(self, name: str, width: int, path: Path) -> Turn:
-        """Return the part that has a channel group, with the group at this width, loaded and ready to be timed."""
-        model = plain_copy(self.model)
-        if width < self.groups[name].size:
-            compact(model, Compaction.from_keep(self.groups, {name: range(width)}))
-        tensors = dense_names(model)
-        members = [tensors[member.parameter] for member in self.groups[name].members]
-        part, inputs = part_reading(model, members, self.inputs)
-        graph = graph_of(EagerModel(part), inputs, self.backend)
-        save(lower({"forward": graph.program}, self.backend), path)
-        loaded = RuntimeModel(path, threads=self.threads, memory=AS_MUCH_AS_THERE_IS)
-        return loaded.timed(loaded.prepared(*inputs), statistics.fmean)
+    def table(self, path: Path | None) -> LatencyTable:
+        """Return an empty table, or what a file holds of one."""
+        backend = self.backend
+        quantization = "" if backend.quantization is None else f" {type(backend.quantization).__name__}"
+        new = LatencyTable(
+            device=device(),
+            runtime=f"executorch {importlib.metadata.version('executorch')}",
+            backend=f"{backend.name}{quantization}",
+            threads=self.threads,
+            clock="thread" if self.threads == 1 else "wall",
+            rounds=self.rounds,
+        )
+        if path is None or not path.exists():
+            return new
+        try:
+            return replace(LatencyTable.load(path).merged(new), rounds=self.rounds)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; name another file") from error
 
+    def grown(self, table: LatencyTable, pieces: Sequence[tuple[str, Piece]]) -> LatencyTable:
+        """Return the table with what cells take, less what a call of each takes by itself."""
+        cells = dict(table.cells)
+        if _BORDER not in cells:
+            cells[_BORDER] = self.border([piece for _, piece in pieces])
+        border = cells[_BORDER].fitted({"point": (1, 1)})[0]
+        for (key, piece), own in zip(pieces, self.cells([piece for _, piece in pieces]), strict=True):
+            # the border moves what it takes in and out, a cell what it takes in
+            call = border[0] + border[2] / 2 * sum(math.prod(shape) for shape, _ in piece.inputs)
+            taken = max(_least(own) - call, _SMALLEST_SHARE * _least(own))
+            cell = cells.get(key) or Cell(key.partition(" #")[0], piece.kernels, ())
+            point = Point(piece.widths, taken, interquartile_range(own))
+            cells[key] = replace(cell, points=(*cell.points, point))
+        return replace(table, cells=cells)
 
-def _chosen(
-    model: nn.Module, found: ChannelGroups, names: Collection[str] | None, inputs: tuple[Tensor, ...]
-) -> list[str]:
-    prunable = [group.name for group in found if group.prunable and group.size > 1]
-    wanted = prunable if names is None else list(dict.fromkeys(names))
-    for name in wanted:
-        if name not in prunable:
-            raise ValueError(
-                f"groups: {name!r} is none that can be pruned; those of {type(model).__name__}: {prunable}"
+    def times(self, programs: Sequence[_Program]) -> list[list[float]]:
+        """Return the milliseconds of each round for each program.
+
+        Raises:
+            ExportError: one cannot be traced, lowered or run, or the clock is too coarse.
+        """
+        path = self.folder / "cells.pte"
+        graphs = {
+            f"m{number}": graph_of(EagerModel(each.module), each.tensors, self.backend).program
+            for number, each in enumerate(programs)
+        }
+        with quick(graphs.values()):
+            save(lower(graphs, self.backend), path)
+        asked = [
+            {
+                "path": str(path),
+                "method": name,
+                "inputs": [
+                    [list(shape), dtype_name(dtype), each.is_last and len(shape) == 4] for shape, dtype in each.inputs
+                ],
+            }
+            for name, each in zip(graphs, programs, strict=True)
+        ]
+        told: dict[str, Any] = CHILD.ask(
+            "rounds", path, programs=asked, threads=self.threads, rounds=self.rounds, seconds=_SECONDS
+        )
+        if told["tick"] > _COARSEST:
+            raise ExportError(
+                f"the clock of a thread ticks every {told['tick'] / 1e6:.1f} ms on this system, too coarse for layers:"
+                " measure with threads=2, whose clock is that of the wall"
             )
-    stay = inexact(model, found, wanted, (inputs, {}))
-    left = [name for name in wanted if name not in stay]
-    if not left or (stay and names is not None):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in stay.items()) or "it has no prunable channel group"
-        raise ValueError(f"nothing to measure, or not all of it, on {type(model).__name__}: {reasons}")
-    return left
+        times = [[own / 1e6 for own in each] for each in told["nanoseconds"]]
+        if failed := {int(number): why for number, why in told["failed"].items()}:
+            again = [replace(programs[number], is_last=False) for number in failed]
+            # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
+            if not any(programs[number].is_last for number in failed):
+                raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
+            for number, own in zip(failed, self.times(again), strict=True):
+                times[number] = own
+        return times
+
+    def cells(self, pieces: Sequence[Piece]) -> list[list[float]]:
+        """Return the milliseconds of each round for each cell; inside of a delegate channels come last."""
+        is_last = self.backend.name == "xnnpack"
+        return self.times([_Program(each.module, each.inputs, is_last and each.is_inner) for each in pieces])
+
+    def border(self, pieces: Sequence[Piece]) -> Cell:
+        """Return a cell that does nothing, at the numbers of elements that cells take."""
+        sizes = sorted(
+            {math.prod(shape) for piece in pieces for shape, dtype in piece.inputs if dtype.is_floating_point} or {64}
+        )
+        sizes = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
+        times = self.times([_Program(_Border(), [((1, size), torch.float32)], False) for size in sizes])
+        points = [
+            Point(((0, size),), _least(own), interquartile_range(own)) for size, own in zip(sizes, times, strict=True)
+        ]
+        return Cell("a call", (Kernel("point", 0.0, 1.0, 0.0),), tuple(points))

@@ -181,9 +181,8 @@ class Global(Choice):
 
     Args:
         cost: rank by score per cost, so that an expensive channel goes before a cheap one of the same score: "params",
-            "macs", or a table target or channel group -> cost of one of its units, such as the milliseconds in a
-            :class:`~lightning_prune.deploy.LatencyTable`. A table is kept as a plain dict of numbers. None: by score
-            alone.
+            "macs", or a table target or channel group -> cost of one of its units. A table is kept as a plain dict of
+            numbers. None: by score alone.
 
     Raises:
         ValueError: another word, an empty table, or a cost that is not a positive, finite number.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,14 @@ class NetworkCost(Protocol):
         ...
 
 
+class Clock(Protocol):
+    """What knows how long networks take: a latency table."""
+
+    def cost(self, units: Any, sizes: Mapping[str, int]) -> NetworkCost:  # noqa: ANN401 - of the channels, beyond this file
+        """Return the milliseconds of a run of the network with these channels and sizes of parameters."""
+        ...
+
+
 class Costs(Protocol):
     """What a network can be counted by."""
 
@@ -72,6 +80,14 @@ class Costs(Protocol):
 
     def bytes(self, bits: float) -> NetworkCost:
         """Return the bytes of all parameters, where weights of convolutions and Linear layers take so many bits."""
+        ...
+
+    def time(self, table: Clock) -> NetworkCost:
+        """Return the milliseconds of a run, as a table predicts them.
+
+        Raises:
+            ValueError: it is of other networks.
+        """
         ...
 
 

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from lightning_prune.selection.allocation import Candidates
-from lightning_prune.selection.budget import Budget, NetworkCost, Terms
+from lightning_prune.selection.budget import Budget, Clock, NetworkCost, Terms
 from lightning_prune.selection.channels import ChannelUnits
 from lightning_prune.selection.knapsack import Problem
 from lightning_prune.selection.needs import Bound
@@ -105,6 +105,10 @@ class UnitCosts:
             for name, (size, axes) in self.sizes.items()
         }
         return ParameterCost(Budget(sum(each.values()), each), self.units)
+
+    def time(self, table: Clock) -> NetworkCost:
+        """Return the milliseconds of a run, as a table predicts them."""
+        return table.cost(self.units, {name: size for name, (size, _) in self.sizes.items()})
 
 
 def progress(bound: Sequence[Bound], removed: Mapping[str, float]) -> float:

@@ -8,9 +8,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_prune.selection.budget import Costs, NetworkCost
+from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.values import Choice, check_number, check_whole
 
 
@@ -167,6 +169,44 @@ class Partway(Need):
 
 
 @dataclass(frozen=True)
+class Latency(Need):
+    """At most so many milliseconds of one run in the ExecuTorch runtime of a device.
+
+    They are those of the table's clock, on its device and its number of threads, as it predicts them from the widths of
+    all channel groups.
+
+    Args:
+        ms: that may be left.
+        table: of the device, with this network in it, or the path of its file; see
+            :func:`lightning_prune.deploy.latency_table`.
+    """
+
+    ms: float
+    table: LatencyTable | str | Path
+
+    def __post_init__(self) -> None:
+        check_number("Latency.ms", self.ms, above=0)
+        if not isinstance(self.table, LatencyTable | str | Path):
+            raise TypeError(f"Latency.table must be what latency_table() returns, or its file, got {self.table!r:.60}")
+
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return the predicted milliseconds.
+
+        Raises:
+            FileNotFoundError: the file of the table is not there.
+        """
+        return costs.time(self.table if isinstance(self.table, LatencyTable) else LatencyTable.load(self.table))
+
+    def limit(self, dense: float) -> float:
+        """Return the milliseconds."""
+        return float(self.ms)
+
+    def amount(self, cost: float) -> str:
+        """Return a cost in words."""
+        return f"{cost:,.4g} ms"
+
+
+@dataclass(frozen=True)
 class Bound:
     """A need and the network that it is of.
 
@@ -216,5 +256,5 @@ def final_sparsity(bound: Sequence[Bound]) -> float:
     return min(max(one.share for one in bound), math.nextafter(1.0, 0.0))
 
 
-BUILT_IN: tuple[type[Need], ...] = (MACs, Params, Size)
+BUILT_IN: tuple[type[Need], ...] = (MACs, Params, Size, Latency)
 """What a recipe names."""

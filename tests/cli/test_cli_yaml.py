@@ -19,6 +19,7 @@ from lightning_prune import (
     FromSensitivity,
     Guard,
     Iterative,
+    Latency,
     LeastSquares,
     Linear,
     LRRewind,
@@ -171,7 +172,7 @@ def test_every_built_in_part(tmp_path: Path, part: str, value: Any) -> None:
     assert type(getattr(recipe, part)) is type(value)
 
 
-@pytest.mark.parametrize("need", [MACs(0.5), Params(300), Size(2_000)], ids=repr)
+@pytest.mark.parametrize("need", [MACs(0.5), Params(300), Size(2_000), Latency(8.0, "table.json")], ids=repr)
 def test_every_need(tmp_path: Path, need: Any) -> None:
     parts = {"need": as_yaml(need), "granularity": as_yaml(Channel())}
     schedule = "{class_path: lightning_prune.OneShot, init_args: {begin_step: 4}}"
@@ -184,7 +185,7 @@ def test_every_built_in_part_is_in_the_list() -> None:
     import lightning_prune
     from lightning_prune.checkpoints.state import VALUES as ALL
 
-    needs = {MACs, Params, Size}
+    needs = {MACs, Params, Size, Latency}
     assert {type(value) for _, value in VALUES} | needs | {Recipe, Targets, Guard} == set(ALL)
     names = (getattr(lightning_prune, name) for name in lightning_prune.__all__)
     exported = {v for v in names if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}

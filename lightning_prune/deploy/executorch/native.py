@@ -44,13 +44,14 @@ def bindings() -> ModuleType:
     return portable_lib
 
 
-def load(path: str, method: str, data: str | None) -> RuntimeMethod:
+def load(path: str, method: str, data: str | None, clone: bool = True) -> RuntimeMethod:
     """Load a method of a file.
 
     Args:
         path: of the .pte.
         method: name of the method in it.
         data: path of its external weights, if any.
+        clone: whether outputs are tensors of their own; if not, the next call overwrites them.
 
     Raises:
         RuntimeError: the runtime refuses it.
@@ -60,13 +61,14 @@ def load(path: str, method: str, data: str | None) -> RuntimeMethod:
     check = native.Verification.InternalConsistency
     if data is not None:
         file = native._load_for_executorch(path, data, program_verification=check)
-        names, run = file.method_names(), partial(file.run_method, method)
+        names = file.method_names()
+        run = partial(lambda inputs, _program: _program.run_method(method, inputs, clone), _program=file)
     else:
         file = native._load_program(path, program_verification=check)
         names = [file.get_method_name(index) for index in range(file.num_methods())]
         loaded = file.load_method(method)
         # the method points into its program, which would go at the end of this function
-        run = partial(lambda inputs, _program: loaded(inputs), _program=file)
+        run = partial(lambda inputs, _program: loaded(inputs, clone), _program=file)
     meta = file.method_meta(method)
     takes = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
     # what takes nothing holds a constant, which may be no tensor

@@ -3,6 +3,5 @@
 constants: tests/deploy/program/test_methods.py
 eager: tests/deploy/test_export.py
 loaders: tests/deploy/checking/test_verification.py
-network_part: tests/deploy/test_latency_table.py
 signature: tests/deploy/checking/test_verification.py
 """

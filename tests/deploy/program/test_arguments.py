@@ -155,13 +155,13 @@ class TestFiles:
         ("named", "text"),
         [
             ({"rounds": 2.5}, "rounds must be an int, got 2.5"),
-            ({"rounds": 2}, "rounds must be at least 3, got 2"),
+            ({"rounds": 2}, "rounds must be at least 10, got 2"),
             ({"threads": "x"}, "threads must be an int, got 'x'"),
-            ({"groups": "conv"}, "groups: got 'conv', must be a list"),
-            ({"widths": 5}, "widths: got 5, must be a function"),
+            ({"points": 2.0}, "points must be an int, got 2.0"),
             ({"backend": XNNPACK}, "backend: got <class"),
             ({"example_inputs": 5}, "example_inputs: got a int"),
-            ({"allow_inexact": 1}, "allow_inexact must be True or False, got 1"),
+            ({"granularity": "heads"}, "granularity: got 'heads', must be a value such as Channel()"),
+            ({"progress": 1}, "progress must be True or False, got 1"),
         ],
     )
     def test_latency_table(self, named: dict[str, Any], text: str):

@@ -1,10 +1,12 @@
 """Loaded programs: run, timed, kept until they are released."""
 
+import math
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_prune.deploy.executorch import native
@@ -53,6 +55,66 @@ class Programs:
                 run(inputs)
                 seconds.append(time.perf_counter() - start)
         return seconds
+
+    def rounds(
+        self, programs: Sequence[Mapping[str, Any]], threads: int, rounds: int, seconds: float
+    ) -> dict[str, object]:
+        """Measure methods in turns: in each round every one, beginning one further than the round before.
+
+        Of two runs in a row the second counts, whose weights and code lie in the caches where they fit. On one thread
+        the clock is the processor time of that thread, which what else runs on the machine does not lengthen.
+
+        Args:
+            programs: for each its ``path``, ``method`` and ``inputs``: shape, dtype, whether channels come last.
+            threads: of the runtime.
+            rounds: how many; fewer, five at least, where they would take longer than the seconds.
+            seconds: see there.
+
+        Returns:
+            ``nanoseconds``, a list over the rounds for each method, the ``tick`` of the clock, and the number of each
+            method that ``failed`` -> why; it has no times.
+        """
+        self._use(threads)
+        clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+        ticks = []
+        for _ in range(5):
+            first = last = clock()
+            while last == first:
+                last = clock()
+            ticks.append(last - first)
+        methods = []
+        generator = torch.Generator().manual_seed(0)
+        for program in programs:
+            inputs = []
+            for shape, dtype, is_last in program["inputs"]:
+                kind = getattr(torch, dtype)
+                x = torch.randn(shape, generator=generator) if kind.is_floating_point else torch.zeros(shape)
+                inputs.append(x.to(kind).to(memory_format=torch.channels_last if is_last else torch.contiguous_format))
+            methods.append((native.load(program["path"], program["method"], None, clone=False).run, inputs))
+        counts, failed = dict[int, int](), dict[str, str]()
+        for number, (run, inputs) in enumerate(methods):
+            try:
+                run(inputs)
+            except RuntimeError as error:
+                failed[str(number)] = str(error)
+                continue
+            begin = time.perf_counter_ns()
+            run(inputs)
+            counts[number] = max(1, math.ceil(20 * min(ticks) / max(1, time.perf_counter_ns() - begin)))
+        times: list[list[float]] = [[] for _ in methods]
+        begin, order = time.perf_counter(), list(counts)
+        for number in range(rounds if order else 0):
+            if number >= 5 and time.perf_counter() - begin > seconds:
+                break
+            first = number % len(order)
+            for place in (*order[first:], *order[:first]):
+                run, inputs = methods[place]
+                run(inputs)
+                start = clock()
+                for _ in range(counts[place]):
+                    run(inputs)
+                times[place].append((clock() - start) / counts[place])
+        return {"nanoseconds": times, "tick": min(ticks), "failed": failed}
 
     def release(self, numbers: Collection[int]) -> None:
         """Let go of programs."""

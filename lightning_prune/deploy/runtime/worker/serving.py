@@ -36,6 +36,7 @@ def serve(connection: Connection) -> None:
         "load": programs.load,
         "run": programs.run,
         "turn": programs.turn,
+        "rounds": programs.rounds,
         "release": programs.release,
     }
     while True:

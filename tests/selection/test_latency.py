@@ -1,0 +1,193 @@
+"""Latency tables as values, and what a network takes by them."""
+
+import copy
+import json
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune import Channel, Fisher, Global, Latency, OneShot, Params, Recipe, prune
+from lightning_prune.run.binding import bind
+from lightning_prune.selection.cells import Cell, Kernel, Point, stepped
+from lightning_prune.selection.latency import Anchor, LatencyTable, Network
+
+SIZES = ((24, 8), (40, 24), (4, 40))
+"""Output and input widths of the layers."""
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 4))
+
+
+def layer_ms(out: float, into: float) -> float:
+    """Return what a layer takes in these tests: a kernel of 8 channels at once."""
+    return 0.01 + 1e-4 * into * float(stepped(out, (8, 8)))
+
+
+def network_ms(first: int, second: int) -> float:
+    """Return what the whole takes: cells are a fifth slower than by themselves, and there is something besides."""
+    return 0.02 + 1.2 * (layer_ms(first, 8) + layer_ms(second, first) + layer_ms(4, second))
+
+
+def measured() -> LatencyTable:
+    """Return a table of exact times."""
+    kernel = Kernel("point", 1.0, 1.0, 1.0)
+    drawn = np.random.default_rng(0).integers(1, 41, (20, 2))
+    points = tuple(Point(((int(o), int(i)),), layer_ms(o, i), 0.001) for o, i in drawn)
+    anchors = [
+        Anchor((((first, 8),), ((second, first),), ((4, second),)), network_ms(first, second), 0.001)
+        for first, second in ((24, 40), (3, 5))
+    ]
+    names = ("0.weight", "2.weight", "4.weight")
+    whole = Network(
+        "Sequential",
+        dict(zip(names, SIZES, strict=True)),
+        tuple(("linear", ((name, 0, 1),)) for name in names),
+        (anchors[0], anchors[1]),
+    )
+    cells = {"linear": Cell("linear to 1×*", (kernel,), points)}
+    return LatencyTable("a phone", "executorch 1", "xnnpack", 1, "thread", 30, cells, (whole,), {"0": 0.1})
+
+
+TABLE = measured()
+
+
+def cost(need: Latency):
+    recipe = Recipe(granularity=Channel(), need=need, schedule=OneShot())
+    return bind(recipe, network(), (torch.zeros(2, 8),)).needs[0].cost
+
+
+class TestCost:
+    @pytest.mark.parametrize(("first", "second"), [(24, 40), (3, 5), (17, 40), (24, 9), (10, 31)])
+    def test_a_network_takes_what_its_layers_take_at_both_widths(self, first: int, second: int):
+        predicted = cost(Latency(0.1, TABLE)).left({"0": 24 - first, "2": 40 - second})
+        assert predicted == pytest.approx(network_ms(first, second), rel=1e-6)
+
+    def test_terms_add_up_to_it(self):
+        own = cost(Latency(0.1, TABLE))
+        widths = {"0": (5, 12, 24), "2": (1, 17, 40)}
+        constant, terms = own.terms(widths)
+        for i, first in enumerate(widths["0"]):
+            for j, second in enumerate(widths["2"]):
+                places = {"0": i, "2": j}
+                total = constant + sum(float(table[tuple(places[n] for n in names)]) for names, table in terms)
+                assert total == pytest.approx(own.left({"0": 24 - first, "2": 40 - second}))
+        assert own.total == pytest.approx(network_ms(24, 40))
+        assert next(iter(own.holders({}))) == "2.weight"
+
+    def test_a_network_comes_down_to_it_and_keeps_whole_steps(self):
+        model, data = network(), [torch.randn(64, 8) for _ in range(2)]
+        recipe = Recipe(granularity=Channel(), need=Latency(0.1, TABLE), schedule=OneShot(), criterion=Fisher())
+        loss = lambda model, batch: model(batch).square().mean()  # noqa: E731
+        prune(model, recipe, data, loss=loss)
+        first, second = (p.shape[0] for name, p in model.named_parameters() if name in ("0.weight", "2.weight"))
+        assert 0.085 < network_ms(first, second) <= 0.1
+        assert first % 8 == second % 8 == 0
+
+    def test_with_other_needs(self):
+        model, data = network(), [torch.randn(64, 8) for _ in range(2)]
+        needs = (Latency(0.12, TABLE), Params(500))
+        prune(model, Recipe(granularity=Channel(), need=needs, schedule=OneShot()), data)
+        first, second = (p.shape[0] for name, p in model.named_parameters() if name in ("0.weight", "2.weight"))
+        assert network_ms(first, second) <= 0.12
+        assert sum(p.numel() for p in model.parameters()) <= 500
+
+    def test_too_little_is_refused_with_the_least_and_what_holds_it(self):
+        with pytest.raises(ValueError, match=r"0\.0\d+ ms is the least that can be reached .*held by \d\.weight"):
+            cost(Latency(0.03, TABLE))
+
+    def test_a_table_of_another_model(self):
+        shapes = {**TABLE.networks[0].shapes, "0.weight": (25, 8)}
+        other = replace(TABLE, networks=(replace(TABLE.networks[0], shapes=shapes, name="Other"),))
+        with pytest.raises(ValueError, match=r"of another model \(Other\)"):
+            cost(Latency(0.1, other))
+        with pytest.raises(ValueError, match="no network in it"):
+            cost(Latency(0.1, replace(TABLE, networks=())))
+
+    def test_times_that_tell_nothing(self):
+        dense, narrow = TABLE.networks[0].anchors
+        flat = replace(TABLE.networks[0], anchors=(dense, replace(narrow, milliseconds=dense.milliseconds)))
+        with pytest.raises(ValueError, match="cannot tell Sequential from the narrow one"):
+            cost(Latency(0.1, replace(TABLE, networks=(flat,))))
+
+    @pytest.mark.parametrize("ms", [0, -1.0, math.nan, "8"])
+    def test_bad_milliseconds(self, ms: float):
+        with pytest.raises((TypeError, ValueError), match=r"Latency\.ms must be a number above 0"):
+            Latency(ms, TABLE)
+
+    def test_bad_table(self):
+        with pytest.raises(TypeError, match=r"Latency\.table must be what latency_table\(\) returns"):
+            Latency(8.0, {"0": 1.0})  # type: ignore[arg-type]
+
+
+class TestFile:
+    def test_copies(self, tmp_path: Path):
+        assert LatencyTable.from_json(TABLE.to_json()) == TABLE
+        assert pickle.loads(pickle.dumps(TABLE)) == copy.deepcopy(TABLE) == TABLE
+        TABLE.save(tmp_path / "phone.json")
+        assert LatencyTable.load(tmp_path / "phone.json") == TABLE
+        assert cost(Latency(0.1, tmp_path / "phone.json")).total == pytest.approx(network_ms(24, 40))
+
+    def test_version_1_holds_a_cost_for_each_group(self):
+        curve = {"widths": [8, 4], "milliseconds": [2.0, 1.0], "resolution_ms": 0.01}
+        old = {"format": "lightning_prune.latency_table", "version": 1, "threads": 2, "backend": "xnnpack"}
+        table = LatencyTable.from_json(json.dumps({**old, "curves": {"conv": curve}}))
+        assert dict(table.channels) == {"conv": 0.25}
+        assert (table.threads, table.backend) == (2, "xnnpack")
+        assert Global(cost=table.channels)
+
+    @pytest.mark.parametrize(
+        ("change", "text"),
+        [
+            ({"version": 3}, "of version 3"),
+            ({"cells": {}}, "Sequential has 3 cells without a point: measure it again"),
+            ({"cells": 3}, "the table is malformed: TypeError: 3 is no"),
+            ({"threads": None}, "the table is malformed: TypeError"),
+            ({"networks": [{"name": "x"}]}, "the table is malformed: TypeError.*shapes"),
+        ],
+    )
+    def test_bad_files(self, change: dict[str, object], text: str):
+        with pytest.raises(ValueError, match=text):
+            LatencyTable.from_json(json.dumps(json.loads(TABLE.to_json()) | change))
+
+    def test_a_time_that_is_none(self):
+        document = json.loads(TABLE.to_json())
+        document["cells"]["linear"]["points"][0]["milliseconds"] = 0.0
+        with pytest.raises(ValueError, match=r"malformed: ValueError: Point\.milliseconds must be a number above 0"):
+            LatencyTable.from_json(json.dumps(document))
+
+    def test_text(self):
+        head, *_, note = str(TABLE).splitlines()
+        assert head.startswith("cell")
+        assert "a phone, executorch 1, xnnpack, 1 thread, thread clock" in note
+        assert "point 8" in note
+        assert repr(TABLE).startswith("LatencyTable(xnnpack, 1 thread, 1 cells, ")
+        assert repr(TABLE) == repr(copy.deepcopy(TABLE)) != repr(replace(TABLE, rounds=3))
+
+
+class TestSeveral:
+    def test_points_and_networks_of_both(self):
+        half = replace(TABLE.cells["linear"], points=TABLE.cells["linear"].points[:10])
+        first = replace(TABLE, cells={"linear": half, "other": half}, networks=())
+        both = first.merged(TABLE)
+        assert set(both.cells["linear"].points) == set(TABLE.cells["linear"].points)
+        assert both.cells["other"] == half
+        assert both.networks == TABLE.networks == both.merged(TABLE).networks
+
+    @pytest.mark.parametrize("name", ["device", "runtime", "backend", "threads", "clock"])
+    def test_what_was_measured_otherwise(self, name: str):
+        with pytest.raises(ValueError, match=f"tables of another {name} do not go together"):
+            TABLE.merged(replace(TABLE, **{name: "3"}))
+
+    def test_compared(self):
+        cell = TABLE.cells["linear"]
+        slower = replace(cell, points=tuple(replace(p, milliseconds=2 * p.milliseconds) for p in cell.points))
+        (row,) = TABLE.compared(replace(TABLE, device="old", cells={"linear": slower})).rows
+        assert row[-1] == "2.00"
