@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prune.cli.references import first_on_path, load, made
+from lightning_prune.tables import escaped, lines
 
 KEPT = {
     "macs": "share of the multiply-accumulates that stays; channels go",
@@ -127,7 +128,7 @@ def verify_file(arguments: argparse.Namespace) -> None:
     accepted = ", ".join(text.format(limit) for text, limit in limits.items() if limit is not None)
     _say(f"{arguments.program} computes what {type(model).__name__} computes ({accepted})")
     rows = {
-        f"output {name}" + ("" if method == "forward" else f" of {method}"): (
+        escaped(f"output {name}" + ("" if method == "forward" else f" of {method}")): (
             f"largest difference {error.max_abs_error:.2g}, {error.sqnr_db:.1f} dB"
         )
         for method, outputs in found.methods.items()
@@ -170,4 +171,4 @@ def export_file(arguments: argparse.Namespace) -> None:
 
 
 def _say(value: object) -> None:
-    sys.stdout.write(f"{value}\n")
+    sys.stdout.write(f"{lines(value)}\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_prune.cli._commands import recipe_parts
 from lightning_prune.cli.references import load, made
 from lightning_prune.errors import PruningError
+from lightning_prune.tables import lines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,4 +182,4 @@ def _pruned(
 
 
 def _tell(text: str) -> None:
-    sys.stderr.write(f"fit-to: {text}\n")
+    sys.stderr.write(f"fit-to: {lines(text)}\n")

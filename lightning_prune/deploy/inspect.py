@@ -13,6 +13,7 @@ from lightning_prune.deploy.runtime.child import TIMEOUT
 from lightning_prune.deploy.runtime.model import check_methods_told, check_told, checked_manifest, read_contents
 from lightning_prune.errors import ExportError
 from lightning_prune.model.state import State
+from lightning_prune.tables import escaped
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Value:
 
     def __str__(self) -> str:
         if self.shape is None:
-            return repr(self.constant) if self.constant is not None else f"{self.name} {self.dtype}"
-        return f"{self.name} {'up to ' if self.is_dynamic else ''}{describe_shape(self.shape)} {self.dtype}"
+            return repr(self.constant) if self.constant is not None else escaped(f"{self.name} {self.dtype}")
+        return escaped(f"{self.name} {'up to ' if self.is_dynamic else ''}{describe_shape(self.shape)} {self.dtype}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class MethodContents:
         for delegate in self.delegates:
             within = f"{delegate.bytes:,} bytes that only it can read"
             within = within if delegate.operators is None else _counted(delegate.operators)
-            parts.append(f"{delegate.backend}, {_calls(delegate.calls)} ({within})")
+            parts.append(f"{escaped(delegate.backend)}, {_calls(delegate.calls)} ({within})")
         share = self.delegated_share if self.delegates else None
         delegated = "; ".join(parts or (["none"] if self.outside else []))
         rows = {
@@ -101,7 +102,7 @@ class MethodContents:
             "outside": f"{_calls(sum(self.outside.values()))}: {_counted(self.outside)}" if self.outside else "",
             "memory": f"{self.planned_bytes:,} bytes planned" if self.planned_bytes else "",
         }
-        return "\n".join([f"  {self.name}", *(f"    {name:<12}{text}" for name, text in rows.items() if text)])
+        return "\n".join([f"  {escaped(self.name)}", *(f"    {name:<12}{text}" for name, text in rows.items() if text)])
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ class Inspection:
         weights = f"{self.constant_bytes:,} bytes, {self.numbers:,} numbers"
         weights += f", {self.sparsity:.1%} zero" if self.sparsity is not None else ""
         weights += f"; {self.unread_bytes:,} bytes that only their backend can read" if self.unread_bytes else ""
-        weights += "".join(f"; {size:,} bytes in {name}" for name, size in self.data.items())
+        weights += "".join(f"; {size:,} bytes in {escaped(name)}" for name, size in self.data.items())
         if self.is_external and not self.data:
             weights += f"; others in a .ptd file, which is missing: there is no {self.path.with_suffix('.ptd').name}"
         rows = {"size": f"{self.size_bytes:,} bytes", "sha256": self.sha256, "manifest": manifest, "weights": weights}
-        rows |= {"state": "; ".join(map(str, self.state))} if self.state else {}
-        lines = [str(self.path), *(f"  {name:<14}{text}" for name, text in rows.items())]
+        rows |= {"state": "; ".join(escaped(str(each)) for each in self.state)} if self.state else {}
+        lines = [escaped(self.path), *(f"  {name:<14}{text}" for name, text in rows.items())]
         return "\n".join([*lines, *map(str, self.methods)])
 
 
@@ -259,4 +260,4 @@ def _calls(count: int) -> str:
 
 
 def _counted(names: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.items())
+    return ", ".join(escaped(name) + (f" ×{count}" if count > 1 else "") for name, count in names.items())

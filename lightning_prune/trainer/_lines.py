@@ -14,6 +14,7 @@ from lightning_prune.run.lines import Size, closing, guard_line, reached_line, r
 from lightning_prune.run.pruner import describe
 from lightning_prune.run.run import PruningRun
 from lightning_prune.selection import ChannelUnits
+from lightning_prune.tables import lines
 from lightning_prune.trainer._course import Course, Settings
 from lightning_prune.trainer.internals import say
 from lightning_prune.trainer.packages import Trainer, kinds, rank_zero_only
@@ -50,6 +51,7 @@ def metrics_of(trainer: Trainer, settings: Settings) -> dict[str, float]:
 @rank_zero_only
 def tell(trainer: Trainer, settings: Settings, text: str) -> None:
     """Print, or where that is off leave it to the log."""
+    text = lines(text)  # names of layers and metrics may hold what moves a cursor
     if settings.verbose:
         say(trainer, text)
     else:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_prune.deploy import Artifact, Inspection, export, inspect
 from lightning_prune.deploy.backends import Portable
+from lightning_prune.deploy.inspect import Delegate, MethodContents, Value
 from lightning_prune.errors import ExportError
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
@@ -129,6 +130,16 @@ def test_something_else(tmp_path: Path, data: bytes):
     (tmp_path / "a.pte").write_bytes(data)
     with pytest.raises(ExportError, match=r"a.pte cannot be used: "):
         inspect(tmp_path / "a.pte")
+
+
+def test_names_of_others_forge_no_row_and_move_no_cursor():
+    bad = "a\n  manifest      verified\x1b[2J"
+    values = (Value(bad, (1,), bad),)
+    method = MethodContents(bad, values, values, (Delegate(bad, 1, 1, {bad: 2}),), {bad: 1}, 0)
+    text = str(Inspection(Path("a.pte"), 1, "", False, (method,), 0, 0, 0, 0, {bad: 1}))
+    assert "\x1b" not in text
+    assert sum(line.startswith("  manifest") for line in text.splitlines()) == 1
+    assert text.count(r"a\n  manifest      verified\x1b[2J") == 9
 
 
 def test_method_that_is_not_there(artifact: Artifact):

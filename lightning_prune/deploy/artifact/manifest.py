@@ -108,7 +108,7 @@ def load_manifest(path: str | Path) -> dict[str, Any]:
         manifest = parsed(data.decode("utf-8"), is_strict=True)
     except ValueError as error:
         raise ExportError(
-            f"{manifest_path} is not a manifest of lightning_prune (not JSON): export the model again"
+            f"{manifest_path} is not a manifest of lightning_prune (not JSON: {error}): export the model again"
         ) from error
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] < 1:
         raise ExportError(f"{manifest_path} is not a manifest of lightning_prune: export the model again")

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.turns import in_turns
-from lightning_prune.tables import aligned
+from lightning_prune.tables import aligned, escaped
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Profile:
         remark = f"({self.outside_share:.0%} outside of delegates)"
         rows = [
             (
-                row.name,
+                escaped(row.name),
                 str(row.calls),
                 f"{row.milliseconds:.4f}",
                 f"{row.share:.1%}",
