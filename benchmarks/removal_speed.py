@@ -18,13 +18,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.latency_table import Inverted, conv
 from lightning_prune import Channel, Compaction, channel_groups, compact, summarize
 from lightning_prune.deploy import XNNPACK, Int8, benchmark, export
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 Width = Callable[[int], int]
 """Channels of a group -> channels that are left of it."""
+
+
+def conv(made_of: int, makes: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Return a convolution and its batch norm."""
+    return [nn.Conv2d(made_of, makes, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(makes)]
+
+
+class Inverted(nn.Module):
+    """An inverted residual block."""
+
+    def __init__(self, made_of: int, makes: int, stride: int, grow: int) -> None:
+        super().__init__()
+        wide, act = made_of * grow, nn.ReLU6
+        self.is_residual = stride == 1 and made_of == makes
+        expand = [*conv(made_of, wide, 1), act()] if grow > 1 else []
+        depthwise = [*conv(wide, wide, 3, stride, groups=wide), act()]
+        self.body = nn.Sequential(*expand, *depthwise, *conv(wide, makes, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same image size, or half of it."""
+        return x + self.body(x) if self.is_residual else self.body(x)
 
 
 class Basic(nn.Module):

@@ -3,6 +3,7 @@
 ExecuTorch is imported by the functions that need it: ``pip install 'lightning-prune[mobile]'``.
 """
 
+from lightning_prune.deploy.acceptance import Accepted, accepted
 from lightning_prune.deploy.artifact.artifact import Artifact, load_manifest
 from lightning_prune.deploy.backends import (
     XNNPACK,
@@ -37,6 +38,7 @@ from lightning_prune.selection.latency import LatencyTable
 
 __all__ = [
     "XNNPACK",
+    "Accepted",
     "Artifact",
     "Backend",
     "Bounds",
@@ -71,6 +73,7 @@ __all__ = [
     "Timings",
     "Verification",
     "Vulkan",
+    "accepted",
     "benchmark",
     "decompressed",
     "export",

@@ -112,7 +112,7 @@ def latency_table(
     if not backend.runs_here:
         raise ExportError(f"{backend} does not run on this machine, so nothing can be measured for it here")
     with isolated(), TemporaryDirectory() as folder, CHILD.releasing():
-        bench = _Bench(backend, threads, rounds, Path(folder))
+        bench = Bench(backend, threads, rounds, Path(folder))
         table = bench.table(None if path is None else Path(path))
         inputs = example_tensors(model, example_inputs)
         whole = folded_copy(model)
@@ -138,10 +138,10 @@ def latency_table(
                     table.save(path)
                 bar.update(len(some))
             shapes = [(tuple(x.shape), x.dtype) for x in inputs]
-            times = bench.times([_Program(copied, shapes, False) for copied in copies[:2]])
+            times = bench.times([Program(copied, shapes, False) for copied in copies[:2]])
             bar.update(2)
         anchors = [
-            Anchor(tuple(piece.widths for piece in cut[i]), _least(own), interquartile_range(own))
+            Anchor(tuple(piece.widths for piece in cut[i]), least_of(own), interquartile_range(own))
             for i, own in enumerate(times)
         ]
         tensors = whole.state_dict()
@@ -215,7 +215,7 @@ def _wanted(kinds: Sequence[tuple[str, list[Piece]]], table: LatencyTable, point
     return wanted
 
 
-def _least(milliseconds: Sequence[float]) -> float:
+def least_of(milliseconds: Sequence[float]) -> float:
     """Return the lower tenth over the rounds: what else runs on a machine only ever adds."""
     return float(np.quantile(milliseconds, 0.1))
 
@@ -228,7 +228,7 @@ class _Border(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Program:
+class Program:
     """What is lowered as a method.
 
     Args:
@@ -252,7 +252,7 @@ class _Program:
 
 
 @dataclass(frozen=True)
-class _Bench:
+class Bench:
     """Lowers programs and times them in turns.
 
     Args:
@@ -295,13 +295,13 @@ class _Bench:
         for (key, piece), own in zip(pieces, self.cells([piece for _, piece in pieces]), strict=True):
             # the border moves what it takes in and out, a cell what it takes in
             call = border[0] + border[2] / 2 * sum(math.prod(shape) for shape, _ in piece.inputs)
-            taken = max(_least(own) - call, _SMALLEST_SHARE * _least(own))
+            taken = max(least_of(own) - call, _SMALLEST_SHARE * least_of(own))
             cell = cells.get(key) or Cell(key.partition(" #")[0], piece.kernels, ())
             point = Point(piece.widths, taken, interquartile_range(own))
             cells[key] = replace(cell, points=(*cell.points, point))
         return replace(table, cells=cells)
 
-    def times(self, programs: Sequence[_Program]) -> list[list[float]]:
+    def times(self, programs: Sequence[Program]) -> list[list[float]]:
         """Return the milliseconds of each round for each program.
 
         Raises:
@@ -345,7 +345,7 @@ class _Bench:
     def cells(self, pieces: Sequence[Piece]) -> list[list[float]]:
         """Return the milliseconds of each round for each cell; inside of a delegate channels come last."""
         is_last = self.backend.name == "xnnpack"
-        return self.times([_Program(each.module, each.inputs, is_last and each.is_inner) for each in pieces])
+        return self.times([Program(each.module, each.inputs, is_last and each.is_inner) for each in pieces])
 
     def border(self, pieces: Sequence[Piece]) -> Cell:
         """Return a cell that does nothing, at the numbers of elements that cells take."""
@@ -353,8 +353,8 @@ class _Bench:
             {math.prod(shape) for piece in pieces for shape, dtype in piece.inputs if dtype.is_floating_point} or {64}
         )
         sizes = sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]})
-        times = self.times([_Program(_Border(), [((1, size), torch.float32)], False) for size in sizes])
+        times = self.times([Program(_Border(), [((1, size), torch.float32)], False) for size in sizes])
         points = [
-            Point(((0, size),), _least(own), interquartile_range(own)) for size, own in zip(sizes, times, strict=True)
+            Point(((0, size),), least_of(own), interquartile_range(own)) for size, own in zip(sizes, times, strict=True)
         ]
         return Cell("a call", (Kernel("point", 0.0, 1.0, 0.0),), tuple(points))

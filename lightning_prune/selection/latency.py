@@ -141,9 +141,17 @@ class LatencyTable(Tabular):
         Raises:
             ValueError: the table is of other models.
         """
+        return CellCost(self, self.network_of(sizes), units)
+
+    def network_of(self, sizes: Mapping[str, int]) -> Network:
+        """Return the network with weights of these names and numbers of elements.
+
+        Raises:
+            ValueError: the table is of other models.
+        """
         for network in reversed(self.networks):
             if all(sizes.get(name) == math.prod(shape) for name, shape in network.shapes.items()):
-                return CellCost(self, network, units)
+                return network
         if not self.networks:
             raise ValueError(
                 "the latency table has no network in it, as those of version 1: measure it again with latency_table"

@@ -1,0 +1,119 @@
+"""How far is the latency that a table of cells predicts from the one that is measured?
+
+For each network the table is measured, then copies at uniform and at random widths are lowered whole and timed in turns
+with the dense one, on one thread by its processor time. The weights are random: only the widths matter here. *Furthest*
+is the largest distance of predicted / measured from 1.
+
+    python -m benchmarks.latency_cells
+    python -m benchmarks.latency_cells --networks resnet --size 64 --points 5
+"""
+
+import argparse
+import random
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.removal_speed import NETWORKS
+from lightning_prune import Channel, Compaction, channel_groups, compact
+from lightning_prune.deploy import XNNPACK, latency_table
+from lightning_prune.deploy.latency_table import Bench, Program, least_of
+from lightning_prune.deploy.program.eager import folded_copy
+from lightning_prune.run.binding import units_of
+from lightning_prune.selection.targets import Targets
+
+SHARES = (0.84, 0.7, 0.55)
+"""Of the width: about 70, 50 and 30 % of the time."""
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each with its LayerNorm and past it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, places, width)."""
+        y = self.first(x)
+        layers = (self.query, self.key, self.value)
+        q, k, v = (layer(y).unflatten(2, (-1, 32)).transpose(1, 2) for layer in layers)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.second(x))))
+
+
+class ViT(nn.Module):
+    """A vision transformer of six blocks, 192 wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 192, 12, 12)
+        self.blocks = nn.Sequential(*(Block(192, 6) for _ in range(6)))
+        self.head = nn.Linear(192, 100)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (N, 100)."""
+        return self.head(self.blocks(self.embed(image).flatten(2).transpose(1, 2)).mean(1))
+
+
+def compared(name: str, network: nn.Module, image: Tensor, points: int) -> None:
+    """Print how far the prediction is from what is measured, and what the table took."""
+    begin = time.process_time()
+    table = latency_table(network, image, points=points)
+    taken = time.process_time() - begin
+    model = folded_copy(network)
+    units = units_of(Channel(), Targets(), model, image)
+    cost = table.cost(units, {key: x.numel() for key, x in model.state_dict().items()})  # type: ignore[arg-type]
+    sizes = dict(units.sizes)
+    drawn = random.Random(1)
+    designs = {"dense": sizes}
+    for share in SHARES:
+        designs[f"uniform {share}"] = {key: max(1, round(size * share)) for key, size in sizes.items()}
+    for share in SHARES:
+        designs[f"random {share}"] = {
+            key: max(1, round(size * min(1.0, max(0.1, drawn.uniform(share - 0.4, share + 0.35)))))
+            for key, size in sizes.items()
+        }
+    found, programs = channel_groups(model, image), []
+    for widths in designs.values():
+        copied = folded_copy(model)
+        compact(copied, Compaction.from_keep(found, {key: range(width) for key, width in widths.items()}))
+        programs.append(Program(copied, [(tuple(image.shape), image.dtype)], False))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        bench = Bench(XNNPACK(), 1, 60, Path(folder))
+        measured = [least_of(own) for own in bench.times(programs)]
+    points_of = sum(len(cell.points) for cell in table.cells.values())
+    print(f"{name}: {len(sizes)} groups, {points_of} points in {taken:.0f} s of processor time; steps {table.steps}")
+    print(f"{'':14}{'ms':>9}{'of dense':>10}{'predicted / measured':>22}")
+    ratios = []
+    for (design, widths), ms in zip(designs.items(), measured, strict=True):
+        predicted = cost.left({key: sizes[key] - width for key, width in widths.items()})
+        # the table's clock may stand elsewhere by now: both are of the dense network
+        ratios.append((predicted / cost.total) / (ms / measured[0]))
+        print(f"{design:14}{ms:9.3f}{ms / measured[0]:10.3f}{ratios[-1]:22.3f}")
+    print(f"{'furthest':14}{max(abs(ratio - 1) for ratio in ratios):41.1%}", flush=True)
+
+
+def main() -> None:
+    """Compare each network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet", "mobilenet", "vit"])
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--points", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for name in args.networks:
+        torch.manual_seed(0)
+        network = ViT() if name == "vit" else NETWORKS[name]()
+        compared(name, network.eval(), torch.zeros(1, 3, args.size, args.size), args.points)
+
+
+if __name__ == "__main__":
+    main()

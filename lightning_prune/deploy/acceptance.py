@@ -1,0 +1,140 @@
+"""A latency need met by measurement: choose, lower, time beside the dense network, and choose again."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor, nn
+
+from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.deploy.latency_table import Bench, Program, least_of
+from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
+from lightning_prune.deploy.runtime.child import CHILD
+from lightning_prune.errors import PruningError
+from lightning_prune.selection.latency import LatencyTable
+from lightning_prune.selection.needs import Latency
+from lightning_prune.tables import Table, Tabular
+from lightning_prune.values import check_whole
+
+_CLOSE = 0.97
+"""Of the need: a network that takes no less than this leaves nothing to be chosen again."""
+_AIM = 0.985
+"""Of the need: in the middle of what is close."""
+_DEFAULT_BACKEND = XNNPACK()
+
+
+@dataclass(frozen=True)
+class Round:
+    """A network that was measured.
+
+    Args:
+        asked: milliseconds that the prediction was to come down to.
+        milliseconds: that it takes, in those of the table: its share of the dense network's time beside it, times what
+            the dense one took when the table was measured.
+        share: of the dense network's time beside it.
+    """
+
+    asked: float
+    milliseconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Accepted(Tabular):
+    """The network that meets a need, and what was tried.
+
+    Args:
+        model: pruned.
+        need: that it meets.
+        rounds: in the order in which they were tried.
+        chosen: number of the one that the model is of.
+    """
+
+    model: nn.Module
+    need: Latency
+    rounds: tuple[Round, ...]
+    chosen: int
+
+    def table(self) -> Table:
+        """Return a row for each round."""
+        rows = []
+        for number, each in enumerate(self.rounds, 1):
+            of_need = f"{each.milliseconds / self.need.ms:.3f}"
+            rows.append((str(number), f"{each.asked:.4g}", f"{each.milliseconds:.4g}", of_need, f"{each.share:.3f}"))
+        head = ("round", "asked ms", "measured ms", "of the need", "of dense")
+        return Table(head, rows, note=f"round {self.chosen + 1} is kept")
+
+
+def accepted(
+    make: Callable[[Latency], nn.Module],
+    need: Latency,
+    dense: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    backend: Backend = _DEFAULT_BACKEND,
+    tries: int = 3,
+    rounds: int = 60,
+) -> Accepted:
+    """Prune to a latency that is measured, not only predicted.
+
+    The need is asked for as the table predicts it. What comes of it is lowered whole and timed in turns with the dense
+    network; the need is rescaled by what was measured, and asked for again, until the network takes between 0.97 and
+    1.00 of it. Kept is the one closest below.
+
+    Args:
+        make: need -> a network pruned to it, a new one at each call.
+        need: what is wished.
+        dense: the network before, of which the table has the cells.
+        example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
+        backend: that of the table.
+        tries: how many networks are made at most.
+        rounds: of turns, in which both are timed.
+
+    Returns:
+        the network, and all rounds.
+
+    Raises:
+        ValueError: the table does not know the dense network, or was measured for another backend.
+        PruningError: none of the networks takes as little.
+        ExportError: one cannot be lowered or run.
+
+    Example:
+        >>> def make(need):  # doctest: +SKIP
+        ...     model = copy.deepcopy(dense)
+        ...     prune(model, replace(recipe, need=need), data)
+        ...     return model
+        >>> print(accepted(make, Latency(8.0, table), dense, image))  # doctest: +SKIP
+    """
+    check_whole("tries", tries, 1)
+    check_whole("rounds", rounds, 10)
+    table = need.table if isinstance(need.table, LatencyTable) else LatencyTable.load(need.table)
+    inputs = example_tensors(dense, example_inputs)
+    shapes = [(tuple(x.shape), x.dtype) for x in inputs]
+    whole = folded_copy(dense)
+    sizes = {name: x.numel() for name, x in whole.state_dict().items()}
+    anchor = table.network_of(sizes).anchors[0].milliseconds
+    told, best = list[Round](), list[tuple[int, nn.Module]]()
+    asked = need.ms
+    with TemporaryDirectory() as folder, CHILD.releasing():
+        bench = Bench(backend, table.threads, rounds, Path(folder))
+        table.merged(bench.table(None))  # refused where it was measured otherwise
+        for number in range(tries):
+            model = make(replace(need, ms=asked))
+            with isolated():
+                times = bench.times([Program(each, shapes, False) for each in (whole, folded_copy(model))])
+            share = least_of(times[1]) / least_of(times[0])
+            told.append(Round(asked, share * anchor, share))
+            if told[-1].milliseconds <= need.ms and (not best or told[-1].milliseconds > told[best[0][0]].milliseconds):
+                best = [(number, model)]
+            if _CLOSE <= told[-1].milliseconds / need.ms <= 1:
+                break
+            asked *= _AIM * need.ms / told[-1].milliseconds
+    if not best:
+        least = min(each.milliseconds for each in told)
+        raise PruningError(
+            f"Latency(ms={need.ms:g}) is not met in {len(told)} rounds: {least:.4g} ms is the least that was measured;"
+            " allow more milliseconds or more tries"
+        )
+    number, model = best[0]
+    return Accepted(model, need, tuple(told), number)

@@ -1,0 +1,83 @@
+"""The loop that measures what came of a latency need, with a clock that the test holds."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_prune import Latency
+from lightning_prune.deploy import accepted
+from lightning_prune.deploy.latency_table import Bench, Program
+from lightning_prune.errors import PruningError
+from lightning_prune.selection.cells import Cell, Kernel, Point
+from lightning_prune.selection.latency import Anchor, LatencyTable, Network
+
+pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+
+INPUT = torch.zeros(1, 4)
+
+
+def layer(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, width))
+
+
+@pytest.fixture
+def need(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Latency:
+    """Return 5 ms of a network that takes 10 at width 1000: a millisecond for 100 outputs, and half of one besides."""
+
+    def times(self: Bench, programs: Sequence[Program]) -> list[list[float]]:
+        widths = [next(each.module.parameters()).shape[0] for each in programs]
+        # by now the machine is twice as fast
+        return [[0.5 * (0.5 + 0.0095 * width)] * 10 for width in widths]
+
+    monkeypatch.setattr(Bench, "times", times)
+    cell = Cell("linear", (Kernel("point", 1.0, 1.0, 1.0),), (Point(((1000, 4),), 10.0, 0.0),))
+    anchors = Anchor((((1000, 4),),), 10.0, 0.0), Anchor((((10, 4),),), 1.0, 0.0)
+    network = Network("Sequential", {"0.weight": (1000, 4)}, (("linear", (("0.weight", 0, 1),)),), anchors)
+    empty = Bench(backend=_backend(), threads=1, rounds=60, folder=tmp_path).table(None)
+    return Latency(5.0, replace(empty, cells={"linear": cell}, networks=(network,)))
+
+
+def _backend() -> Any:
+    from lightning_prune.deploy import XNNPACK
+
+    return XNNPACK()
+
+
+def test_it_asks_again_until_the_measured_time_is_close_below(need: Latency):
+    asked = []
+
+    def make(wished: Latency) -> nn.Module:
+        asked.append(wished.ms)
+        return layer(round(100 * wished.ms * 1.2))  # predicts a fifth too little
+
+    found = accepted(make, need, layer(1000), INPUT)
+    assert len(found.rounds) == len(asked) <= 3
+    assert found.rounds[0].milliseconds > 5.0
+    assert 0.97 <= found.rounds[found.chosen].milliseconds / 5.0 <= 1.0
+    assert next(found.model.parameters()).shape[0] == round(120 * asked[found.chosen])
+    assert str(found).endswith(f"round {found.chosen + 1} is kept")
+
+
+def test_of_several_that_are_not_close_the_closest_below_is_kept(need: Latency):
+    widths = iter((300, 420, 900))
+    found = accepted(lambda wished: layer(next(widths)), need, layer(1000), INPUT)
+    assert found.chosen == 1
+    assert next(found.model.parameters()).shape[0] == 420
+    assert [round(each.milliseconds, 3) for each in found.rounds] == [3.35, 4.49, 9.05]
+
+
+def test_none_takes_as_little(need: Latency):
+    with pytest.raises(PruningError, match=r"not met in 2 rounds: 8\.1 ms is the least that was measured"):
+        accepted(lambda wished: layer(800), need, layer(1000), INPUT, tries=2)
+
+
+def test_another_network_or_device(need: Latency):
+    with pytest.raises(ValueError, match="of another model"):
+        accepted(lambda wished: layer(3), need, layer(999), INPUT)
+    assert isinstance(need.table, LatencyTable)
+    with pytest.raises(ValueError, match="tables of another device do not go together"):
+        accepted(lambda wished: layer(3), Latency(5.0, replace(need.table, device="x")), layer(1000), INPUT)
