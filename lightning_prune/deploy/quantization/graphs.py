@@ -13,6 +13,10 @@ from lightning_prune.deploy.quantization.layers import Layer
 from lightning_prune.deploy.quantization.stems import halve_images
 from lightning_prune.errors import ExportError
 
+_ATEN = torch.ops.aten
+_OF_NUMBERS = {_ATEN.add.Tensor: _ATEN.add.Scalar, _ATEN.mul.Tensor: _ATEN.mul.Scalar}
+"""Operators on two tensors -> the same on a tensor and a number."""
+
 
 def fused(program: torch.export.ExportedProgram) -> GraphModule:
     """Return the graph of a program in float with its batch norms folded into the layers before them."""
@@ -40,6 +44,11 @@ def prepared(
         with quiet_lowering():
             graph = program.module(check_guards=False)
             give_each_its_own_weight(graph)
+            for node in graph.graph.nodes:
+                # XNNPACK's quantizer (ExecuTorch 1.4) makes floats of numbers in sums and products, of indices too
+                is_number = node.target in _OF_NUMBERS and not isinstance(node.args[1], Node)
+                if is_number and not node.meta["val"].is_floating_point():
+                    node.target = _OF_NUMBERS[node.target]
             if not is_dynamic:
                 halve_images(graph, nodes)
             return prepare_pt2e(graph, quantizer(nodes, is_dynamic, taken)), frozenset(taken)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_prune.deploy import XNNPACK, RuntimeModel, export
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization
 from lightning_prune.deploy.quantization.calibration import calibration_samples
 from lightning_prune.deploy.quantization.noise import sqnr_db
@@ -37,6 +39,25 @@ def test_the_reported_ratio_is_that_of_its_formula() -> None:
         y, z = (p.module()(inputs)[0].detach().double() for p in (program, found.program))
         signal, noise = signal + float(y.square().sum()), noise + float((y - z).square().sum())
     assert found.output_sqnr[0] == pytest.approx(10 * math.log10(signal / noise), abs=0.05)
+
+
+class Shifted(nn.Module):
+    """Reads by indices that are computed with numbers, as the masks of Hugging Face's encoders are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, torch.arange(3) * 2 + 1]
+
+
+def test_indices_that_are_computed_with_numbers_stay_integers(tmp_path: Path) -> None:
+    model, x = Shifted(), torch.randn(16, 4)
+    found, wanted = Int8Dynamic().quantize(traced(model, x), (x,)), model(x).detach()
+    assert sqnr_db(wanted, found.program.module()(x)[0].detach()) > 20
+    artifact = export(model, tmp_path / "shifted.pte", example_inputs=x, backend=XNNPACK(quantization=Int8Dynamic()))
+    assert sqnr_db(wanted, RuntimeModel(artifact.path)(x)[0]) > 20
 
 
 class Twice(nn.Module):
