@@ -185,3 +185,14 @@ def test_hash_of_a_file_of_several_pieces(tmp_path: Path):
     data = os.urandom(2**20 + 3)
     (tmp_path / "m").write_bytes(data)
     assert sha256_of(tmp_path / "m") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plans", "manifests"])
+def test_mutated_documents_raise_no_bare_error(kind: str, tmp_path: Path):
+    """3,429 of each with a value replaced, left out, or bytes changed; seeded."""
+    from benchmarks import hostile
+
+    read, refused = hostile.fuzz(kind, hostile.COUNTS[kind], tmp_path)
+    assert read + refused == hostile.COUNTS[kind]
+    assert min(read, refused) > 0
