@@ -26,6 +26,10 @@ def quantizer(nodes: frozenset[str], is_dynamic: bool, taken: set[str]) -> Any: 
     def around(graph: GraphModule, config: Any, annotate: Callable[[GraphModule], object]) -> None:  # noqa: ANN401
         if not nodes:
             return
+        for node in graph.graph.nodes:
+            if node.target is torch.ops.aten.cat.default and node.name not in nodes:
+                # ExecuTorch 1.4.1 does not ask ``takes`` of concatenations, but leaves marked ones alone
+                mark(node, {})
         if is_dynamic:
             annotate_convolutions_before_relu(graph, nodes, config)
         annotate(graph)

@@ -70,7 +70,11 @@ def layers_of(graph: GraphModule) -> dict[str, Layer]:
         value = node.meta.get("val")
         is_float = not isinstance(value, torch.Tensor) or value.dtype == torch.float32
         is_layer = node.op == "call_function" and node.target in WEIGHTED | PLAIN
-        if is_layer and is_float and (node.target in PLAIN or _has_stored_weight(node)):
+        # not by a number: rounding it saves nothing, and it is an operator of its own that may land in another
+        # partition than its user, where XNNPACK's fusion of tables (ExecuTorch 1.4.1) reads a number that is not there
+        stored = [n.meta.get("val") for n in node.all_input_nodes if n.op == "get_attr"]
+        is_by_number = any(isinstance(x, torch.Tensor) and x.numel() == 1 for x in stored)
+        if is_layer and is_float and (not is_by_number if node.target in PLAIN else _has_stored_weight(node)):
             nodes.append(node)
     weighted = Counter(module_path(node) for node in nodes if node.target in WEIGHTED)
     layers = {}

@@ -160,6 +160,46 @@ class Masked(nn.Module):
         return scores @ self.value(x)
 
 
+class Scaled(nn.Module):
+    """A convolution, and arithmetic with numbers, as attention and batch-free scaling have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y * 0.25 + 1.0 + y
+
+
+def test_arithmetic_with_a_number_stays_in_float_and_that_of_two_tensors_does_not() -> None:
+    torch.manual_seed(0)
+    found = Int8([images(4)]).quantize(traced(Scaled(), EXAMPLE), (EXAMPLE,))
+    assert [name.split("_")[0] for name in found.sqnr] == ["conv", "add"]
+
+
+class Head(nn.Module):
+    """Boxes in pixels beside scores below one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box, self.score = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([100 + 50 * self.box(x), self.score(x).sigmoid() / 100], 1)
+
+
+def test_a_concatenation_that_is_skipped_leaves_small_values_beside_large_ones() -> None:
+    torch.manual_seed(0)
+    program, x = traced(Head(), EXAMPLE), images(4)
+    ways = {"together": Int8([x]), "apart": Int8([x], skip=("cat*",))}
+    wanted = program.module()(x)[0][:, 4:].detach()
+    graphs = {k: way.quantize(program, (EXAMPLE,)).program.module() for k, way in ways.items()}
+    ratios = {k: sqnr_db(wanted, graph(x)[0][:, 4:].detach()) for k, graph in graphs.items()}
+    assert ratios["together"] < 5
+    assert ratios["apart"] > 30
+
+
 def test_a_mask_of_infinities_stays_in_float() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 8)
