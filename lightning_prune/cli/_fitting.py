@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_prune.cli._commands import recipe_parts
 from lightning_prune.cli.references import load, made
@@ -16,12 +16,13 @@ from lightning_prune.tables import lines
 if TYPE_CHECKING:
     from torch import nn
 
+    from lightning_prune.cli._judging import Judge
     from lightning_prune.deploy import Backend
     from lightning_prune.selection.needs import Need
     from lightning_prune.trained import Pruned
 
 _SEARCHES = 3
-"""At most, where integers cost some of the drop: each leaves to pruning what they did not take in the one before."""
+"""At most, where files are judged too: each goes by what the file of the one before cost and took."""
 
 
 def fit_model(arguments: argparse.Namespace) -> None:
@@ -29,23 +30,19 @@ def fit_model(arguments: argparse.Namespace) -> None:
     from torchmetrics import Metric
 
     from lightning_prune.cli._backends import chosen_backend
+    from lightning_prune.cli._judging import Judge
     from lightning_prune.cli._models import example
     from lightning_prune.cli._options import labels, measured_by, save
     from lightning_prune.data.batches import DataModule, loader_of
     from lightning_prune.deploy import export, export_android, export_ios
     from lightning_prune.deploy.executorch.quiet import require_executorch
-    from lightning_prune.recipe import Recipe
-    from lightning_prune.schedules import OneShot
-    from lightning_prune.selection.granularity import Channel
-    from lightning_prune.selection.needs import MACs
     from lightning_prune.study.report import Report
     from lightning_prune.trained.prune import prune
 
     if arguments.int8 == "":  # without a loader of its own
         arguments.int8 = arguments.data
     backend, metric, output = chosen_backend(arguments), measured_by(arguments.metric), arguments.output
-    needs = _needs(arguments, backend)
-    app = _app(arguments, backend)
+    needs, app = _needs(arguments, backend), _app(arguments, backend)
     require_executorch()
     data = made(arguments.data, (Iterable, DataModule))
     judging = None if arguments.measure_on is None else made(arguments.measure_on, (Iterable, DataModule))
@@ -57,10 +54,8 @@ def fit_model(arguments: argparse.Namespace) -> None:
     }
     if isinstance(metric, Metric):
         options |= {"metric": metric, "verify_on": loader_of(data if judging is None else judging)}
-    recipe = Recipe(granularity=Channel(), schedule=OneShot(), need=needs or MACs(1), **recipe_parts(arguments))
     pruning = partial(
         prune,
-        recipe=recipe,
         data=data,
         loss=None if arguments.loss is None else load(arguments.loss),
         metric=metric,
@@ -70,7 +65,11 @@ def fit_model(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         progress=sys.stderr.isatty(),
     )
-    model, pruned = _pruned(arguments, pruning, options)
+    with TemporaryDirectory() as folder:
+        if arguments.latency_ms is not None:
+            _tell("measuring layers, and the dense network, on this machine")
+        judge = Judge(arguments, options, Path(folder))
+        model, pruned = _pruned(arguments, needs, pruning, judge)
     save(model, output.with_suffix(".pt"))
     _tell(f"exporting to {backend.name} and running the file{f', for {app}' if app else ''}")
     write = {"": export, "android": export_android, "ios": export_ios}[app]
@@ -78,10 +77,11 @@ def fit_model(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         artifact = written if app == "" else written.artifact
         models = {"before": pruned.before, "after": pruned.after}
-        Report(tried=pruned.tried, models=models, artifacts={"after": artifact}, metric=pruned.metric).save(
-            arguments.report
-        )
-    parts = [] if pruned.tried is None else [pruned.tried, ""]
+        tried, watch = pruned.tried, judge.watch
+        tried = tried if tried is None or watch is None else watch.tried(tried)
+        Report(tried=tried, models=models, artifacts={"after": artifact}, metric=pruned.metric).save(arguments.report)
+    tables = [pruned.tried, None if judge.watch is None else judge.watch.table(pruned)]
+    parts = [f"{table}\n" for table in tables if table is not None]
     sys.stdout.write("\n".join(map(str, [*parts, pruned, f"checkpoint  {output.with_suffix('.pt')}", written])) + "\n")
 
 
@@ -94,10 +94,10 @@ def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
     from lightning_prune.selection.needs import MACs, Params, Size
 
     makes = {"macs": MACs, "params": Params, "size": lambda size: Size(size, backend.quantization)}
-    if not arguments.need and arguments.max_drop is None:
+    if not arguments.need and arguments.max_drop is None and arguments.latency_ms is None:
         raise ValueError(
-            "say what it has to come down to, as in --need macs=0.3, or what it may cost, as in --max-drop 0.01"
-            " --metric net.py:accuracy"
+            "say what it has to come down to, as in --need macs=0.3 or --latency-ms 8, or what it may cost, as in"
+            " --max-drop 0.01 --metric net.py:accuracy"
         )
     needs = []
     for text in arguments.need:
@@ -138,47 +138,52 @@ def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
 
 
 def _pruned(
-    arguments: argparse.Namespace, pruning: "Callable[..., Pruned]", options: Mapping[str, Any]
+    arguments: argparse.Namespace, needs: "list[Need]", pruning: "Callable[..., Pruned]", judge: "Judge"
 ) -> "tuple[nn.Module, Pruned]":
-    """Return the pruned model and what was done; where integers cost some of the drop, pruning gets what is left.
+    """Return the pruned model and what was done.
+
+    Where integers cost some of the drop, pruning gets what is left; where a file takes too long, or has time left, the
+    next network is smaller or larger by as much.
 
     Raises:
-        PruningError: what is needed costs more than may be lost, or the integers alone do.
+        PruningError: what is needed cannot be had together.
     """
     from lightning_prune.cli._models import loaded_model
-    from lightning_prune.deploy import export
-    from lightning_prune.guard import Guard
+    from lightning_prune.recipe import Recipe
+    from lightning_prune.schedules import OneShot
+    from lightning_prune.selection.granularity import Channel
+    from lightning_prune.selection.needs import MACs
 
-    asked = drop = arguments.max_drop
-    is_judged = options["backend"].quantization is not None and "metric" in options
-    searches = 0
-    while True:
-        searches += 1
+    watch, best, problem = judge.watch, [], ""
+    towards = ", ".join([*arguments.need, *([] if watch is None else [f"{watch.limit:g} ms"])])
+    for _ in range(_SEARCHES):
         model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-        bound = "" if drop is None else f", {arguments.metric} at most {drop:.4g} worse"
-        _tell(f"pruning {type(model).__name__} towards {', '.join(arguments.need) or 'fewest MACs'}{bound}")
-        pruned = pruning(model, max_drop=drop)
+        bound = "" if judge.drop is None else f", {arguments.metric} at most {judge.drop:.4g} worse"
+        _tell(f"pruning {type(model).__name__} towards {towards or 'fewest MACs'}{bound}")
+        need = (*needs, *([] if watch is None else [watch.need])) or MACs(1)
+        recipe = Recipe(granularity=Channel(), schedule=OneShot(), need=need, **recipe_parts(arguments))
+        pruned = pruning(model, recipe, max_drop=judge.drop)
         tried = pruned.tried
-        if arguments.need and tried is not None and tried.best is not None and tried.best.share < 1:
+        if towards and tried is not None and tried.best is not None and tried.best.share < 1:
             raise PruningError(
-                f"{' and '.join(arguments.need)} is not met within {drop:.4g} of {pruned.metric}: leave --need out for"
-                f" the smallest network within that, or allow more. Tried:\n{tried}"
+                f"{towards} is not met within {judge.drop:.4g} of {pruned.metric}: ask for less, or allow more."
+                f" Tried:\n{tried}"
             )
-        if tried is None or tried.best is None or not is_judged:
+        if not judge.is_needed:
             return model, pruned
-        _tell("exporting, to see what integers cost")
-        with TemporaryDirectory() as folder:
-            metrics = export(model, Path(folder) / "model.pte", **options).metrics
-        guard = Guard(tried.metric, "max" if tried.higher_is_better else "min", asked)
-        cost = metrics["eager"] - metrics["executorch"]
-        if guard.allows(tried.best.metric - cost, tried.base):
-            return model, pruned
-        drop = asked - (cost if tried.higher_is_better else -cost)
-        if drop < 0 or searches == _SEARCHES:
-            raise PruningError(
-                f"integers cost {asked - drop:.4g} of {tried.metric} beside what pruning costs, and {asked:.4g} may be"
-                f" lost in all: export in float, or allow more. Tried:\n{tried}"
-            )
+        _tell("exporting, to see what the file costs")
+        problem = judge.problem(model, pruned)
+        if watch is not None:
+            _tell(f"{watch.last.milliseconds:.3g} ms, {watch.last.reason}")
+        if not problem:
+            best = [(model, pruned)] if not best or watch is None or watch.is_best else best
+            if watch is None or watch.is_close:
+                break
+        elif judge.drop is not None and judge.drop < 0:
+            break
+    if not best:
+        raise PruningError(problem)
+    return best[0]
 
 
 def _tell(text: str) -> None:

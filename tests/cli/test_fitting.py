@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_prune import MACs
 from lightning_prune.cli import main
 from lightning_prune.cli._models import loaded_model
 
@@ -93,7 +94,7 @@ class TestFitTo:
             "--report", tmp_path / "page.html",
         )  # fmt: skip
         assert code == 0, err
-        assert "exporting, to see what integers cost" in err
+        assert "exporting, to see what the file costs" in err
         manifest = json.loads((tmp_path / "small.json").read_text())
         assert manifest["quantization"]["kind"] == "Int8"
         assert manifest["verification"]["metrics"]["executorch"] >= 1 - 0.05
@@ -120,6 +121,7 @@ def test_what_integers_cost_is_left_out_of_the_drop(
     capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first file loses 0.1 more than its model, so that the next model may lose 0.1 of the 0.2."""
+    import lightning_prune.cli._judging as judging
     import lightning_prune.deploy as deploy
 
     pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
@@ -130,6 +132,7 @@ def test_what_integers_cost_is_left_out_of_the_drop(
         return SimpleNamespace(metrics={"eager": 1.0, "executorch": 0.9}, path=path)
 
     monkeypatch.setattr(deploy, "export", export)
+    monkeypatch.setattr(judging, "export", export)
     options = ("--max-drop", 0.2, "--metric", "net.py:accuracy", "--int8", "-o", tmp_path / "small.pte")
     code, _, err = run(capsys, net, *options)
     assert code == 0, err
@@ -145,6 +148,112 @@ def test_what_integers_cost_is_left_out_of_the_drop(
     assert code == 2
     assert "integers cost 0.1 of MulticlassAccuracy beside what pruning costs, and 0.05 may be lost in all" in err
     assert not list(tmp_path.glob("other*"))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine on which files take 8 ms times the share of their units that is left, and a fifth more when pruned.
+
+    The table says 10 ms of the dense network, and the same share of that. What comes back are the widths that
+    were timed.
+    """
+    import lightning_prune.cli._judging as judging
+    import lightning_prune.deploy as deploy
+
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    widths: list[int] = []
+
+    def export(model: Any, path: Path, **_: Any) -> Any:
+        return SimpleNamespace(metrics={}, path=path, width=model[0].out_features)
+
+    def milliseconds(artifacts: dict[str, Any], *, threads: int) -> dict[str, float]:
+        assert threads == 1
+        if "pruned" not in artifacts:
+            return {"dense": 8.0}
+        widths.append(artifacts["pruned"].width)
+        return {"dense": 8.0, "pruned": 1.2 * 8.0 * widths[-1] / 32}
+
+    dense = SimpleNamespace(anchors=(SimpleNamespace(milliseconds=10.0),))
+    table = SimpleNamespace(networks=(dense,), device="a machine")
+    monkeypatch.setattr(deploy, "export", export)
+    monkeypatch.setattr(judging, "export", export)
+    monkeypatch.setattr(judging, "milliseconds", milliseconds)
+    monkeypatch.setattr(judging, "latency_table", lambda *_, **__: table)
+    monkeypatch.setattr(judging, "Latency", lambda ms, _: MACs(ms / 10.0))
+    return widths
+
+
+class TestMilliseconds:
+    def test_the_next_network_goes_by_what_the_last_took(
+        self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, clock: list[int]
+    ) -> None:
+        code, out, err = run(capsys, net, "--latency-ms", 4, "-o", tmp_path / "small.pte")
+        assert code == 0, err
+        assert clock == [15, 13]
+        assert [line.removeprefix("fit-to: ") for line in err.splitlines() if " ms" in line] == [
+            "pruning Sequential towards 4 ms", "4.5 ms, 12.5% too long",
+            "pruning Sequential towards 4 ms", "3.9 ms, within",
+        ]  # fmt: skip
+        rows = [line.split() for line in out.splitlines()[:6]]
+        assert rows[0] == ["round", "ms", "parameters", "MACs"]
+        assert rows[2][:2] == ["dense", "8"]
+        assert rows[3] == ["1", "4.5", "199", "180", "12.5%", "too", "long"]
+        assert rows[4][-1] == "within"
+        assert loaded_model(f"{net}:make", tmp_path / "small.pt").get_parameter("0.weight").shape[0] == 13
+
+    def test_the_largest_of_those_that_are_fast_enough_is_written(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        net: Path,
+        tmp_path: Path,
+        clock: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Between what was too short and what was too long the third is interpolated; it comes out shorter still."""
+        import lightning_prune.cli._judging as judging
+
+        taken = iter([3.0, 5.0, 2.0])
+        monkeypatch.setattr(
+            judging,
+            "milliseconds",
+            lambda files, threads: (
+                clock.append(files["pruned"].width) or {"dense": 8.0, "pruned": next(taken)}
+                if "pruned" in files
+                else {"dense": 8.0}
+            ),
+        )
+        code, out, err = run(capsys, net, "--latency-ms", 4, "-o", tmp_path / "small.pte")
+        assert code == 0, err
+        assert clock == [15, 20, 18]
+        assert [line.split()[1] for line in out.splitlines()[3:6]] == ["3", "5", "2"]
+        assert loaded_model(f"{net}:make", tmp_path / "small.pt").get_parameter("0.weight").shape[0] == 15
+
+    def test_with_a_drop_the_report_has_the_milliseconds(
+        self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, clock: list[int]
+    ) -> None:
+        options = ("--latency-ms", 4, "--max-drop", 0.2, "--metric", "net.py:share_wrong", "--lower-is-better")
+        code, _, err = run(capsys, net, *options, "-o", tmp_path / "small.pte")
+        assert code == 0, err
+        assert "towards 4 ms, " in err
+        options = ("--latency-ms", 0.35, *options[2:])
+        code, out, err = run(capsys, net, *options, "-o", tmp_path / "other.pte")
+        assert (code, out) == (2, "")
+        assert "0.35 ms is not met within 0.2 of share_wrong" in err
+        assert not list(tmp_path.glob("other*"))
+
+    def test_what_cannot_be_reached(
+        self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, clock: list[int]
+    ) -> None:
+        code, _, err = run(capsys, net, "--latency-ms", 9, "-o", tmp_path / "small.pte")
+        assert code == 2
+        assert "--latency-ms 9: the network takes 8 ms as it is" in err
+        code, _, err = run(capsys, net, "--latency-ms", 0.01, "-o", tmp_path / "small.pte")
+        assert code == 2
+        assert "is the least that can be reached" in err
+        code, _, err = run(capsys, net, "--latency-ms", -1, "-o", tmp_path / "small.pte")
+        assert code == 2
+        assert "--latency-ms must be a number above 0" in err
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
