@@ -13,6 +13,7 @@ from lightning_prune.cli._models import loaded_model
 from lightning_prune.cli.references import made
 from lightning_prune.data.batches import DataModule, arguments_of, loader_of
 from lightning_prune.deploy import Artifact, export, latency_table
+from lightning_prune.deploy.acceptance import Aim
 from lightning_prune.deploy.clock import milliseconds
 from lightning_prune.guard import Guard
 from lightning_prune.model.example import example_of, learnt, remember
@@ -21,11 +22,6 @@ from lightning_prune.study.tried import Attempt, Tried
 from lightning_prune.tables import Table
 from lightning_prune.trained import Pruned
 from lightning_prune.values import check_number, check_whole
-
-_CLOSE = 0.97
-"""Of the milliseconds that are needed: a file that takes less has room for a larger network."""
-_AIM = 0.985
-"""Of them, between those two: where the next network should come to lie."""
 
 
 class Stopwatch:
@@ -63,14 +59,13 @@ class Stopwatch:
                 " pruned"
             )
         self._predicted = self._table.networks[-1].anchors[0].milliseconds
-        self._aim = _AIM * self.limit * self._predicted / self.dense_ms
+        self._aim = Aim(self.limit, self._predicted, self._predicted / self.dense_ms)
         self._attempts: list[Attempt] = []
-        self._timed: list[tuple[float, float]] = []
 
     @property
     def need(self) -> Latency:
         """What pruning aims at, in milliseconds of the table."""
-        return Latency(self._aim, self._table)
+        return Latency(self._aim.asked, self._table)
 
     @property
     def last(self) -> Attempt:
@@ -80,7 +75,7 @@ class Stopwatch:
     @property
     def is_close(self) -> bool:
         """Whether the last file takes hardly less than it may."""
-        return self.last.is_kept and (self.last.milliseconds or 0.0) >= _CLOSE * self.limit
+        return self._aim.is_close(self.last.milliseconds or 0.0)
 
     @property
     def is_best(self) -> bool:
@@ -91,22 +86,12 @@ class Stopwatch:
         """Time a file, and aim anew."""
         both = milliseconds({"dense": self._dense, "pruned": artifact}, threads=self._threads)
         taken = both["pruned"]
-        share, asked = 1 - taken / both["dense"], 1 - self._aim / self._predicted
+        share, asked = 1 - taken / both["dense"], 1 - self._aim.asked / self._predicted
         value = math.nan if pruned.metric_after is None else pruned.metric_after
         told = "within" if taken <= self.limit else f"{taken / self.limit - 1:.1%} too long"
         found = Attempt(share, asked, pruned.left, pruned.after.effective_macs, value, told == "within", told, taken)
         self._attempts.append(found)
-        self._timed.append((taken, self._aim))
-        short = max((one for one in self._timed if one[0] <= self.limit), default=None)
-        long = min((one for one in self._timed if one[0] > self.limit), default=None)
-        target = _AIM * self.limit
-        if short is None or long is None or short[1] >= long[1]:
-            aim = self._aim * target / taken
-        else:
-            part = (target - short[0]) / (long[0] - short[0])
-            aim = short[1] + max(part, 0.0) * (long[1] - short[1])
-        # never beyond what the dense network takes: that would be no need
-        self._aim = min(aim, 0.99 * self._predicted)
+        self._aim.tell(taken)
 
     def table(self, pruned: Pruned) -> Table:
         """Return a row for the dense network and for each that was timed."""

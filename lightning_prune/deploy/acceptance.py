@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 from torch import Tensor, nn
 
 from lightning_prune.deploy.backends import XNNPACK, Backend
-from lightning_prune.deploy.latency_table import Bench, Program, least_of
+from lightning_prune.deploy.clock import least_of
+from lightning_prune.deploy.latency_table import Bench, Program
 from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.errors import PruningError
@@ -22,6 +23,39 @@ _CLOSE = 0.97
 _AIM = 0.985
 """Of the need: in the middle of what is close."""
 _DEFAULT_BACKEND = XNNPACK()
+
+
+class Aim:
+    """What to ask of a prediction next, by what came of what was asked.
+
+    Between a network that was fast enough and one that was too slow the milliseconds are interpolated; before there
+    are both, they are rescaled.
+
+    Args:
+        limit: milliseconds that may be taken.
+        dense: predicted milliseconds of the dense network, which a need has to stay below.
+        scale: predicted milliseconds for one of those that are taken, as far as is known.
+    """
+
+    def __init__(self, limit: float, dense: float, scale: float = 1.0) -> None:
+        self.limit, self.asked, self._most = limit, _AIM * limit * scale, 0.99 * dense
+        self._told: list[tuple[float, float]] = []
+
+    def tell(self, taken: float) -> None:
+        """Take up what the network takes that was asked for, in milliseconds, and aim anew."""
+        self._told.append((taken, self.asked))
+        short = max((each for each in self._told if each[0] <= self.limit), default=None)
+        long = min((each for each in self._told if each[0] > self.limit), default=None)
+        target = _AIM * self.limit
+        if short is None or long is None or short[1] >= long[1]:
+            asked = self.asked * target / taken
+        else:
+            asked = short[1] + max((target - short[0]) / (long[0] - short[0]), 0.0) * (long[1] - short[1])
+        self.asked = min(asked, self._most)
+
+    def is_close(self, taken: float) -> bool:
+        """Say whether a network takes hardly less than it may."""
+        return _CLOSE <= taken / self.limit <= 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +113,8 @@ def accepted(
     """Prune to a latency that is measured, not only predicted.
 
     The need is asked for as the table predicts it. What comes of it is lowered whole and timed in turns with the dense
-    network; the need is rescaled by what was measured, and asked for again, until the network takes between 0.97 and
+    network; the need is rescaled by what was measured, interpolated once there are
+    networks on both sides, and asked for again, until the network takes between 0.97 and
     1.00 of it. Kept is the one closest below.
 
     Args:
@@ -114,22 +149,21 @@ def accepted(
     whole = folded_copy(dense)
     sizes = {name: x.numel() for name, x in whole.state_dict().items()}
     anchor = table.network_of(sizes).anchors[0].milliseconds
-    told, best = list[Round](), list[tuple[int, nn.Module]]()
-    asked = need.ms
+    told, best, aim = list[Round](), list[tuple[int, nn.Module]](), Aim(need.ms, anchor)
     with TemporaryDirectory() as folder, CHILD.releasing():
         bench = Bench(backend, table.threads, rounds, Path(folder))
         table.merged(bench.table(None))  # refused where it was measured otherwise
         for number in range(tries):
-            model = make(replace(need, ms=asked))
+            model = make(replace(need, ms=aim.asked))
             with isolated():
                 times = bench.times([Program(each, shapes, False) for each in (whole, folded_copy(model))])
             share = least_of(times[1]) / least_of(times[0])
-            told.append(Round(asked, share * anchor, share))
+            told.append(Round(aim.asked, share * anchor, share))
             if told[-1].milliseconds <= need.ms and (not best or told[-1].milliseconds > told[best[0][0]].milliseconds):
                 best = [(number, model)]
-            if _CLOSE <= told[-1].milliseconds / need.ms <= 1:
+            if aim.is_close(told[-1].milliseconds):
                 break
-            asked *= _AIM * need.ms / told[-1].milliseconds
+            aim.tell(told[-1].milliseconds)
     if not best:
         least = min(each.milliseconds for each in told)
         raise PruningError(

@@ -1,7 +1,10 @@
-"""Whole programs by the clock of a latency table: processor time of the one thread, in turns."""
+"""Programs by the clock of a latency table: processor time of the one thread, in turns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lightning_prune.deploy.artifact.artifact import Artifact
 from lightning_prune.deploy.program.signature import dtype_name
@@ -10,13 +13,49 @@ from lightning_prune.errors import ExportError
 
 _SECONDS = 20.0
 """For all rounds together; there are five at least."""
+_COARSEST = 1_000_000
+"""Nanoseconds between two ticks of a clock that can tell layers apart."""
+
+
+def least_of(milliseconds: Sequence[float]) -> float:
+    """Return the lower tenth over the rounds: what else runs on a machine only ever adds."""
+    return float(np.quantile(milliseconds, 0.1))
+
+
+def in_turns(
+    path: Path, programs: Sequence[Mapping[str, Any]], *, threads: int, rounds: int
+) -> tuple[list[list[float]], dict[int, str]]:
+    """Run programs in turns.
+
+    On one thread the clock is the processor time of that thread; on several it is the wall's.
+
+    Args:
+        path: of the first, for errors.
+        programs: of each the ``path`` of its file, its ``method``, and of its ``inputs`` shape, type, and whether
+            channels come last.
+        threads: of the ExecuTorch runtime.
+        rounds: in each of which every program has its turn; as many as fit into twenty seconds, five at least.
+
+    Returns:
+        the milliseconds of each round for each program, and number -> why for those that cannot be run.
+
+    Raises:
+        ExportError: the clock is too coarse.
+    """
+    told: dict[str, Any] = CHILD.ask(
+        "rounds", path, programs=list(programs), threads=threads, rounds=rounds, seconds=_SECONDS
+    )
+    if told["tick"] > _COARSEST:
+        raise ExportError(
+            f"the clock of a thread ticks every {told['tick'] / 1e6:.1f} ms on this system, too coarse for layers:"
+            " measure with threads=2, whose clock is that of the wall"
+        )
+    times = [[own / 1e6 for own in each] for each in told["nanoseconds"]]
+    return times, {int(number): why for number, why in told["failed"].items()}
 
 
 def milliseconds(artifacts: Mapping[str, Artifact], *, threads: int = 1, rounds: int = 100) -> dict[str, float]:
-    """Return what a run of each program takes here, as latency tables measure: the lower tenth of the rounds.
-
-    On one thread the clock is the processor time of that thread, and what else runs on the machine only ever adds. On
-    several it is the wall's.
+    """Return what a run of each exported program takes here, as latency tables measure.
 
     Args:
         artifacts: name -> an exported program; the inputs are random ones of its shapes.
@@ -24,7 +63,7 @@ def milliseconds(artifacts: Mapping[str, Artifact], *, threads: int = 1, rounds:
         rounds: in each of which every program has its turn.
 
     Raises:
-        ExportError: a program cannot be loaded or run.
+        ExportError: a program cannot be loaded or run, or the clock is too coarse.
     """
     programs = [
         {
@@ -34,11 +73,9 @@ def milliseconds(artifacts: Mapping[str, Artifact], *, threads: int = 1, rounds:
         }
         for artifact in artifacts.values()
     ]
-    first = next(iter(artifacts.values())).path
     with CHILD.releasing():
-        told: dict[str, Any] = CHILD.ask(
-            "rounds", first, programs=programs, threads=threads, rounds=rounds, seconds=_SECONDS
-        )
-    if failed := {list(artifacts)[int(number)]: why for number, why in told["failed"].items()}:
-        raise ExportError(f"programs fail in the ExecuTorch runtime: {failed}")
-    return {name: sorted(own)[len(own) // 10] / 1e6 for name, own in zip(artifacts, told["nanoseconds"], strict=True)}
+        times, failed = in_turns(next(iter(artifacts.values())).path, programs, threads=threads, rounds=rounds)
+    if failed:
+        number, why = next(iter(failed.items()))
+        raise ExportError(f"{list(artifacts)[number]} fails in the ExecuTorch runtime: {why}")
+    return {name: least_of(own) for name, own in zip(artifacts, times, strict=True)}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.deploy.backends import XNNPACK, Backend, Portable
 from lightning_prune.deploy.backends.base import check_backend
+from lightning_prune.deploy.clock import in_turns, least_of
 from lightning_prune.deploy.executorch.lowering import graph_of, lower, save
 from lightning_prune.deploy.executorch.quick import quick
 from lightning_prune.deploy.executorch.quiet import require_executorch
@@ -46,10 +47,6 @@ _TOGETHER = 16
 """Programs in a file: as many as are lost when the process is killed."""
 _NARROWEST = 8
 """Divides all widths in the narrow network."""
-_COARSEST = 1_000_000
-"""Nanoseconds between two ticks of a clock."""
-_SECONDS = 20.0
-"""For the rounds of one file."""
 _SMALLEST_SHARE = 0.05
 """Of what was measured, that is left at least when the border is taken off."""
 
@@ -215,11 +212,6 @@ def _wanted(kinds: Sequence[tuple[str, list[Piece]]], table: LatencyTable, point
     return wanted
 
 
-def least_of(milliseconds: Sequence[float]) -> float:
-    """Return the lower tenth over the rounds: what else runs on a machine only ever adds."""
-    return float(np.quantile(milliseconds, 0.1))
-
-
 class _Border(nn.Module):
     """Does next to nothing with what it takes."""
 
@@ -324,16 +316,8 @@ class Bench:
             }
             for name, each in zip(graphs, programs, strict=True)
         ]
-        told: dict[str, Any] = CHILD.ask(
-            "rounds", path, programs=asked, threads=self.threads, rounds=self.rounds, seconds=_SECONDS
-        )
-        if told["tick"] > _COARSEST:
-            raise ExportError(
-                f"the clock of a thread ticks every {told['tick'] / 1e6:.1f} ms on this system, too coarse for layers:"
-                " measure with threads=2, whose clock is that of the wall"
-            )
-        times = [[own / 1e6 for own in each] for each in told["nanoseconds"]]
-        if failed := {int(number): why for number, why in told["failed"].items()}:
+        times, failed = in_turns(path, asked, threads=self.threads, rounds=self.rounds)
+        if failed:
             again = [replace(programs[number], is_last=False) for number in failed]
             # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
             if not any(programs[number].is_last for number in failed):
