@@ -4,7 +4,7 @@ It learns from random weights on shapes that numpy draws; a guard watches the me
 Dense, pruned, and pruned in 8 bits are exported and run in the ExecuTorch runtime, whose boxes are drawn on an image.
 
     pip install ultralytics pycocotools         # ultralytics is AGPL-3.0: see docs/detection.md before you ship it
-    python examples/detector.py                 # some six minutes on one core; writes detector.png
+    python examples/detector.py                 # some eight minutes on one core; writes detector.png
 """
 
 import copy

@@ -54,7 +54,10 @@ def drawn(image: Tensor, detected: dict[str, Tensor], confidence: float = 0.4, s
         if score >= confidence:
             corners = [scale * float(x) for x in box]
             pen.rectangle(corners, outline=COLOURS[label], width=2)
-            pen.text((corners[0] + 3, corners[1] + 1), f"{LABELS[label]} {score:.2f}", fill=COLOURS[label])
+            # above the box, or below where the image ends
+            place = (corners[0], corners[1] - 14 if corners[1] > 14 else corners[3] + 2)
+            pen.rectangle(pen.textbbox(place, text := f"{LABELS[label]} {score:.2f}"), fill=COLOURS[label])
+            pen.text(place, text, fill="white")
     return picture
 
 
