@@ -1,7 +1,8 @@
 """How much quality a pruning event may cost, as a value."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,6 +76,41 @@ class Guard(Choice):
             return f"{self.monitor} {value:.4g} is no worse than {against}"
         moved, side = ("fell", "below") if self.mode == "max" else ("rose", "above")
         return f"{self.monitor} {moved} to {value:.4g}, {drop:.4g} {side} {against}, allowed {self.max_drop:.4g}"
+
+    def doubts(self, baseline: float, seen: Sequence[float] = (), samples: int | None = None) -> tuple[str, ...]:
+        """Return in words what makes a drop from a baseline a poor measure.
+
+        Args:
+            baseline: value of the dense model, finite.
+            seen: its values at the validations before, the oldest first.
+            samples: that a validation sees, None where that is not known.
+        """
+        found = []
+        words = set(re.split(r"[^a-z0-9]+", self.monitor.lower()))
+        if words & (
+            {"loss", "error", "err"} if self.mode == "max" else {"acc", "accuracy", "f1", "auroc", "map", "iou"}
+        ):
+            found.append(
+                f'mode="{self.mode}" takes a {"lower" if self.mode == "min" else "higher"} {self.monitor} for better'
+            )
+        # a share that counts samples moves by whole ones
+        if samples and self.mode == "max" and 0 <= baseline <= 1 and 0 < self.max_drop < 1 / samples:
+            found.append(
+                f"max_drop={self.max_drop:g} is less than one of the {samples} validation samples is worth,"
+                f" {1 / samples:.2g} of {self.monitor}: validate on more, or allow more"
+            )
+        if self.mode == "max" and 0 < baseline <= self.max_drop:
+            found.append(
+                f"max_drop={self.max_drop:g} lets all of {self.monitor} go, which is {baseline:.4g}: a drop is in the"
+                " metric's own unit, 0.01 of an accuracy in [0, 1] is one point"
+            )
+        best = max(seen, key=lambda value: -self._drop(value, baseline), default=baseline)
+        if -self._drop(best, baseline) > self.max_drop:
+            found.append(
+                f"{self.monitor} was {best:.4g} before it came to {baseline:.4g}, which is the baseline: begin with the"
+                " learning rate at which training ended, or give Guard(baseline=…)"
+            )
+        return tuple(found)
 
     def _drop(self, value: float, baseline: float) -> float:
         return baseline - value if self.mode == "max" else value - baseline

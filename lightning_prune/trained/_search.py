@@ -1,6 +1,7 @@
 """The smallest network that keeps a metric: how far a recipe may go, by bisection."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -86,6 +87,8 @@ def smallest(
     Changes:
         the model.
     """
+    for doubt in guard.doubts(dense.base):
+        warnings.warn(doubt, stacklevel=3)
     low, high, share = 0.0, far, far
     attempts, best = list[Attempt](), list[tuple[Pruned, Whole]]()
     bar = tqdm(range(trials), "searching", unit="network", disable=not progress, leave=False)

@@ -299,7 +299,7 @@ class Fit:
     def judge(self) -> None:
         """Let the guard judge the event on trial after a validation; put back what failed."""
         run, guarding = self.course.active, self.course.guarding
-        if run is not None and guarding is not None and not self.trainer.sanity_checking:
+        if run is not None and guarding is not None:
             judged = guarding.judge(run, self.trainer, self.model)
             if judged is not None and judged.outcome is Verdict.COMMIT:
                 tell(

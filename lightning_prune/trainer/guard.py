@@ -1,6 +1,7 @@
 """The quality guard in a Lightning run: validates, takes snapshots, and puts back what a failed event changed."""
 
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,7 +73,8 @@ class Guarding:
         self._is_overdue = False
         self._is_waiting = False
         self._logged_before: Tensor | None = None
-        self._has_counted = False
+        self._seen: list[float] = []
+        self._has_doubted, self._has_told_rise = False, False
 
     def check(self, trainer: Trainer) -> None:
         """Raise PruningError when nothing would ever be validated, or a snapshot would not fit into a checkpoint."""
@@ -112,6 +114,11 @@ class Guarding:
 
     def begin(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> bool:
         """Take the snapshot left of an event; False: there is no room for it, so the event has to be left out."""
+        if self.watch.baseline is not None and not self._has_doubted:
+            self._has_doubted = True
+            before = self._seen[:-1] if self.guard.baseline is None else ()
+            for doubt in self.guard.doubts(self.watch.baseline, before, validation_samples(trainer)):
+                _warn("step %d: Guard: %s", run.step, doubt)
         try:
             self._snapshot = Snapshot.take(*_parts(run, trainer, model), where=self.guard.snapshot)
         except SnapshotError as error:
@@ -152,6 +159,13 @@ class Guarding:
 
     def judge(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:
         """Look at the metric after a validation; return the event that was kept or rolled back, or None."""
+        if trainer.sanity_checking:
+            if self.guard.monitor not in trainer.callback_metrics:
+                _warn(
+                    "Guard(monitor=%r): the sanity check logged no such metric, but %s",
+                    *(self.guard.monitor, ", ".join(sorted(trainer.callback_metrics)) or "none"),
+                )
+            return None
         self._judged_at = batches_done(trainer)
         value = torch.tensor(monitored("Guard", self.guard.monitor, trainer.callback_metrics), dtype=torch.float64)
         if trainer.callback_metrics[self.guard.monitor] is self._logged_before:
@@ -163,15 +177,17 @@ class Guarding:
         on_trial = self.watch.trial
         reduced = float(trainer.strategy.reduce(value, reduce_op="mean"))
         verdict = self.watch.judge(reduced)
-        samples = None if self._has_counted else validation_samples(trainer)
-        # a share that counts samples moves by whole ones
-        if samples and self.guard.mode == "max" and 0 <= reduced <= 1 and 0 < self.guard.max_drop < 1 / samples:
+        if not on_trial and not self.watch.history and math.isfinite(reduced):
+            self._seen.append(reduced)
+        baseline, limit = self.watch.baseline, self.guard.max_drop
+        can_rise = on_trial is not None and self.guard.baseline is None and limit > 0 and not self._has_told_rise
+        if can_rise and baseline is not None and not self.guard.allows(baseline, reduced):
+            self._has_told_rise = True
             _warn(
-                "Guard(max_drop=%g) is less than one of the %d validation samples is worth, %.2g of %s: validate on"
-                " more, or allow more",
-                *(self.guard.max_drop, samples, 1 / samples, self.guard.monitor),
+                "step %d: %s %.4g is better than the baseline %.4g by more than Guard(max_drop=%g) lets it be worse: it"
+                " is still being learnt. Begin pruning later, or give Guard(baseline=…)",
+                *(run.step, self.guard.monitor, reduced, baseline, limit),
             )
-        self._has_counted = True
         return self._carry_out(verdict, run, trainer, model) if on_trial else None
 
     def end(self, run: PruningRun, trainer: Trainer, model: LightningModule) -> Trial | None:

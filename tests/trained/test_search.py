@@ -105,6 +105,12 @@ def test_what_was_chosen_is_bit_for_bit_what_it_is_alone() -> None:
     assert_same(again, state(net))
 
 
+def test_a_drop_that_nothing_could_exceed_is_told() -> None:
+    net, data = redundant(16), batches()
+    with pytest.warns(UserWarning, match="max_drop=2 lets all of metric go, which is 1: a drop is in the metric's own"):
+        prune(net, NEAR, data, metric=lambda *_: 1.0, max_drop=2, trials=1, progress=False)
+
+
 def test_a_need_within_the_drop_is_met_at_once() -> None:
     net, data = redundant(), batches()
     pruned = prune(net, replace(FAR, need=Params(0.7)), data, metric=likeness(net), max_drop=0.5)

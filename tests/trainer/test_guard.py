@@ -253,6 +253,48 @@ def test_a_drop_of_less_than_a_sample_is_told_once(
     assert caplog.text.count("one of the 20 validation samples is worth, 0.05 of val_acc") == is_told
 
 
+class Told(Net):
+    """Its accuracies are told beforehand, one for each validation."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values = iter(values)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.log("val_acc", torch.tensor(next(self.values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "how", "told"),
+    [
+        ([0.9, 0.5, 0.5, 0.5], {}, "val_acc was 0.9 before it came to 0.5, which is the baseline"),
+        ([0.2, 0.3, 0.6, 0.7], {}, "val_acc 0.6 is better than the baseline 0.3 by more than Guard(max_drop=0.1)"),
+        ([0.9, 0.9, 0.9, 0.9], {"max_drop": 2.0}, "max_drop=2 lets all of val_acc go, which is 0.9"),
+        ([0.9, 0.9, 0.9, 0.9], {"mode": "min"}, 'mode="min" takes a lower val_acc for better'),
+        ([0.5, 0.9, 0.88, 0.95], {}, ""),
+    ],
+)
+def test_a_baseline_that_measures_nothing_is_told(
+    values: list[float], how: dict[str, Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = Guard(**{"monitor": "val_acc", "mode": "max", "max_drop": 0.1, "patience": 1, **how})
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=12)), guard=guard)
+    run = trainer(tmp_path, callback, max_epochs=4, num_sanity_val_steps=0)
+    run.fit(Told(values), loader(5), loader(batches=5, batch_size=40))
+    warned = [record.getMessage() for record in caplog.records if "lightning_prune" in record.name]
+    assert [told in text for text in warned if "roll back" not in text] == ([True] if told else [])
+
+
+def test_a_monitor_that_the_sanity_check_does_not_log_is_told_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = PruningCallback(Recipe(schedule=OneShot(0.5, begin_step=4)), guard=Guard("val_acuracy", "max", 0.1))
+    with pytest.raises(PruningError, match="finds no such metric after validation"):
+        trainer(tmp_path, callback, num_sanity_val_steps=1).fit(Told([0.5] * 9), loader(5), loader(5))
+    assert "Guard(monitor='val_acuracy'): the sanity check logged no such metric, but val_acc" in caplog.text
+
+
 class Both(Brittle):
     """Logs one metric in training, and one in either."""
 
