@@ -79,8 +79,11 @@ def _shown(output: dict[str, Any]) -> str:
 
 
 def _notebook(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put a notebook of ``examples/`` in the place of a page that names one alone: ``{notebook} first_model.ipynb``."""
-    named = re.fullmatch(r"\{notebook\} (\S+)\s*", source[0])
+    """Put a notebook of ``examples/`` in the place of a page that begins ``{notebook} first_model.ipynb``.
+
+    What follows on that page is for readers of the repository.
+    """
+    named = re.fullmatch(r"\{notebook\} (\S+)\s.*", source[0], re.DOTALL)
     if named is None:
         return
     path = Path(app.srcdir).parent / "examples" / named[1]

@@ -374,7 +374,11 @@ def resolve(schedule: Schedule, total_steps: int | None) -> TimedSchedule:
             f"{type(schedule).__name__}.{next(iter(shares))} is a share of the run, but the number of optimizer steps"
             " is unknown (iterable data without max_steps): give it as an int, or set Trainer(max_steps=…)"
         )
-    return resolved.with_steps({name: round(share * (total_steps or 0)) for name, share in shares.items()})
+    try:
+        return resolved.with_steps({name: round(share * (total_steps or 0)) for name, share in shares.items()})
+    except ValueError as error:
+        told = ", ".join(f"{name}: {share:g} of {total_steps} steps" for name, share in shares.items())
+        raise ValueError(f"{error} ({told})") from None
 
 
 BUILT_IN: tuple[type[TimedSchedule], ...] = (OneShot, Linear, Polynomial, Exponential, OneCycle, Iterative)

@@ -199,7 +199,11 @@ def test_bad_arguments(kind: Any, arguments: dict[str, Any], error: type[Excepti
         (lambda: Exponential(0.8, rate=-1), "Exponential.rate must be a number above 0, got -1"),
         (lambda: OneCycle(0.8, alpha=0), "OneCycle.alpha must be a number above 0, got 0; the paper has 14"),
         (lambda: OneCycle(0.8, beta=1e3), r"OneCycle.beta must be a number at least -100 and at most 100, got 1000.0"),
-        (lambda: resolve(Linear(0.8, begin_step=70), 50), "begin_step = 70 must lie before end_step = 50"),
+        (lambda: resolve(Linear(0.8, begin_step=70), 50), r"end_step = 50; .*OneShot \(end_step: 1 of 50 steps\)"),
+        (
+            lambda: resolve(Linear(0.8, begin_step=100, end_step=0.5), 32),
+            r"end_step = 16; .*: 0.5 of 32 steps",
+        ),
         (lambda: resolve(Linear(0.8, begin_step=0.01, end_step=0.02), 10), "begin_step = 0 must lie before end_step"),
         (lambda: resolve(OneShot(0.8, begin_step=0.5), None), "OneShot.begin_step is a share of the run, but the numb"),
         (

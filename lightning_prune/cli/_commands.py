@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from lightning_prune.cli.references import first_on_path, load, made
@@ -38,7 +39,8 @@ def prune_model(arguments: argparse.Namespace) -> None:
     if not 0 < kept < 1:
         raise ValueError(f"--keep-{what}: got {kept:g}, must be a share between 0 and 1")
     if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: there is no folder {output.resolve().parent}")
+        missing = output.resolve().parent
+        raise ValueError(f"--output: there is no folder {missing}; create it: mkdir -p {quote(str(output.parent))}")
     parts: dict[str, Any] = recipe_parts(arguments) | {"granularity": Element() if what == "weights" else Channel()}
     if what in ("macs", "params"):
         parts["count"] = what

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,9 @@ def fit_model(arguments: argparse.Namespace) -> None:
     }
     if isinstance(metric, Metric):
         options |= {"metric": metric, "verify_on": loader_of(data if judging is None else judging)}
+    elif arguments.max_drop is not None and backend.quantization is not None:
+        by = f"{arguments.metric} takes a model and a batch; a torchmetrics metric is measured on the file too"
+        _tell(f"the file itself is not measured: {by}")
     pruning = partial(
         prune,
         data=data,
@@ -124,7 +128,8 @@ def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
     """
     output, name = arguments.output, backend.name
     if not output.resolve().parent.is_dir():
-        raise ValueError(f"--output: there is no folder {output.resolve().parent}")
+        missing = output.resolve().parent
+        raise ValueError(f"--output: there is no folder {missing}; create it: mkdir -p {quote(str(output.parent))}")
     if output.suffix == ".pte":
         if arguments.app is not None:
             raise ValueError(

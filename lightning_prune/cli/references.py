@@ -7,6 +7,7 @@ import sysconfig
 import traceback
 import zlib
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +32,19 @@ def load(reference: str) -> Any:  # noqa: ANN401
         try:
             found = getattr(found, name)
         except AttributeError:
-            names = ", ".join(n for n in vars(found) if not n.startswith("_")) if isinstance(found, ModuleType) else ""
-            raise ValueError(f"{place} has no {attribute!r}; it has: {names or 'nothing'}") from None
+            names = [n for n in vars(found) if not n.startswith("_")] if isinstance(found, ModuleType) else []
+            close = get_close_matches(name, names, n=1)
+            # without the classes, functions and modules that it imports; an object has the __module__ of its class
+            of = getattr(found, "__name__", "")
+            things = {n: vars(found)[n] for n in names}
+            own = [
+                n
+                for n, x in things.items()
+                if not hasattr(x, "__name__") or str(getattr(x, "__module__", "")).startswith(of)
+            ]
+            has = f"t has: {', '.join(own) or 'nothing'}"
+            hint = f"did you mean {close[0]!r}? I{has}" if close else f"i{has}"
+            raise ValueError(f"{place} has no {attribute!r}; {hint}") from None
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from lightning_prune.model.example import Example, sample_count
+from lightning_prune.model.example import Example, renaming, sample_count
 
 
 @runtime_checkable
@@ -75,9 +75,11 @@ def arguments_of(model: nn.Module, batch: Any) -> Example:  # noqa: ANN401
         named = {name: value for name, value in inputs.items() if takes_all or name in parameters}
         if named:
             return Example((), named)
+        needed = [p.name for p in parameters.values() if p.default is inspect.Parameter.empty]
+        line = renaming([*map(str, inputs)], needed)
         raise TypeError(
             f"a batch has {', '.join(map(str, inputs))}, and forward of {type(model).__name__} takes"
-            f" {', '.join(parameters)}: let the loader give what forward takes"
+            f" {', '.join(parameters)}: let the loader give what forward takes{f', such as {line}' if line else ''}"
         )
     raise TypeError(
         "a batch is a tensor of inputs, a dict, or a tuple or list that begins with the inputs; got"

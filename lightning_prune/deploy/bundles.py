@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.deploy.artifact.artifact import Artifact
-from lightning_prune.deploy.artifact.files import Replacement, replaced
-from lightning_prune.deploy.artifact.manifest import versions
+from lightning_prune.deploy.artifact.files import Replacement, replaced, writing
+from lightning_prune.deploy.artifact.manifest import to_text, versions
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Vulkan
 from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.backends.coreml import RELEASES
 from lightning_prune.deploy.export import export
+from lightning_prune.deploy.program.picture import NO_PICTURE, takes_pictures
 from lightning_prune.errors import ExportError
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -161,6 +162,11 @@ def _exported(
     path = place.building / name
     path.parent.mkdir(exist_ok=True)
     artifact = export(model, path, backend=backend, **options)
+    image = artifact.methods["forward"].inputs[0]
+    if artifact.picture is None and artifact.preprocessing is None and takes_pictures(image):
+        artifact = dataclasses.replace(artifact, notes=(*artifact.notes, NO_PICTURE))
+        with writing(artifact.manifest_path):
+            artifact.manifest_path.write_text(to_text(artifact.manifest()), encoding="utf-8")
     final = place.folder / name
     data = tuple(dataclasses.replace(file, path=final.parent / file.path.name) for file in artifact.data)
     return dataclasses.replace(artifact, path=final, manifest_path=final.with_suffix(".json"), data=data)

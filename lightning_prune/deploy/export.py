@@ -286,9 +286,11 @@ class _Making:
         finally:
             reference.unlink(missing_ok=True)
         if executed.name != backend.name:
+            is_half = getattr(backend, "precision", "") == "float16" or getattr(backend, "half", False)
             notes += (
                 f"{backend.name} cannot run on this machine: the same graph was run on portable kernels, and what"
-                f" {backend.name} makes of it was not executed.",
+                f" {backend.name} makes of it was not executed"
+                + ("; its rounding to float16 is not in the error either." if is_half else "."),
             )
         return verification, notes
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_prune.deploy.checking.comparison import FOR_A_FILE, TOLERANCE, Bounds
+from lightning_prune.deploy.checking.comparison import TOLERANCE, Bounds, for_a_file
 from lightning_prune.deploy.checking.verification import Candidate, Verification, check_metric, judged
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.dynamic import LARGEST, ends, resized
@@ -104,7 +104,9 @@ def verify(
                 )
             candidates = [_candidate(program, entries[0])]
             candidates += [_candidate(program.other(entry.name), entry) for entry in entries[1:]]
-            return judged(candidates, bounds, executed, batches, metric, FOR_A_FILE)[0]
+            parameters = sum(x.numel() for x in model.parameters())
+            remedies = for_a_file(program.manifest, parameters)
+            return judged(candidates, bounds, executed, batches, metric, remedies)[0]
     except VerificationError as error:
         raise VerificationError(f"{path}: {error}") from error
 

@@ -24,6 +24,10 @@ What is told of the model and written for a phone is of one: see :func:`~lightni
 """
 
 
+TARGETS = ("target", "targets", "label", "labels", "y")
+"""Keys of a batch that holds its targets among other entries."""
+
+
 @dataclass(frozen=True)
 class Example:
     """Arguments of a forward pass.
@@ -151,6 +155,21 @@ def first_samples(example: Example, rows: int = ROWS) -> Example:
 def learnt(example: Example) -> Example:
     """Return what is kept of the arguments of a forward pass as the example of a model that has none."""
     return replace(first_samples(example), is_learnt=True)
+
+
+def renaming(held: Sequence[str], wanted: Sequence[str]) -> str:
+    """Return the line that gives dict batches the names that are wanted, or "" where they hold too little.
+
+    Which entry is meant is a guess: what is named alike stays, the others follow in order, and targets come last.
+    """
+    free = sorted((key for key in held if key not in wanted), key=lambda key: key in TARGETS)
+    missing = [name for name in wanted if name not in held]
+    if len(free) < len(missing):
+        return ""
+    named = dict(zip(missing, free, strict=False))
+    pairs = {name: named.get(name, name) for name in wanted} | {key: key for key in free[len(missing) :]}
+    entries = ", ".join(f'"{name}": batch["{key}"]' for name, key in pairs.items())
+    return f"[{{{entries}}} for batch in loader]"
 
 
 def sample_count(value: object) -> int:

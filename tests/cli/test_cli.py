@@ -112,6 +112,7 @@ class TestReferences:
             ("none.py:x", "there is no file none.py"),
             ("broken.py:x", r"broken.py cannot be imported: NameError: .*broken.py, line 2"),
             ("data.py:other", "data.py has no 'other'; it has: .*calibration"),
+            ("data.py:calibraton", "has no 'calibraton'; did you mean 'calibration'[?] It has: (?!.*torch).*number"),
         ],
     )
     def test_bad_ones(self, folder: Path, monkeypatch: pytest.MonkeyPatch, reference: str, text: str):
@@ -270,7 +271,7 @@ class TestPrune:
             (("--keep-macs", 0.5, "--data", "{}:number"), "a loader or another iterable of batches is needed"),
             (("--keep-macs", 0.5, "--samples", 4), "LeastSquares.samples"),
             (("--keep-macs", 0.5, "--metric", "{}:loss_"), "has no 'loss_'"),
-            (("--keep-macs", 0.5, "-o", "no/where/small.pt"), "there is no folder"),
+            (("--keep-macs", 0.5, "-o", "no/where/small.pt"), "/no/where; create it: mkdir -p no/where"),
         ],
     )
     def test_what_is_refused(

@@ -104,6 +104,15 @@ class TestFitTo:
         assert out.count("chosen\n") == 1
         assert "What was tried" in (tmp_path / "page.html").read_text()
 
+    def test_a_function_does_not_measure_the_file_and_that_is_said(
+        self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+        by = ("--max-drop", 0.01, "--metric", "net.py:share_wrong", "--lower-is-better")
+        code, _, err = run(capsys, net, *by, "--int8", "-o", tmp_path / "model.pte")
+        assert code == 0
+        assert f"fit-to: the file itself is not measured: {net}:share_wrong takes a model and a batch" in err
+
     def test_a_package_for_ios_and_a_backend_of_ones_own(
         self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
     ) -> None:
@@ -274,7 +283,7 @@ class TestMilliseconds:
         (("--need", "macs=0.1", "--backend", "coreml", "--app", "android"), "a program of coreml does not run there"),
         (("--need", "macs=0.1", "--backend", "vulkan", "--app", "ios"), "a program of vulkan does not run there"),
         (("--need", "macs=0.1", "--backend", "tpu"), "got 'tpu', must be xnnpack"),
-        (("--need", "macs=0.1", "-o", "no/where/model"), "--output: there is no folder"),
+        (("--need", "macs=0.1", "-o", "no/where/model"), "/no/where; create it: mkdir -p no/where"),
         (("--need", "macs=0.1", "--int8", "net.py:other"), "has no 'other'"),
         (
             ("--need", "macs=0.04", "--max-drop", 0.001, "--metric", "net.py:accuracy"),

@@ -27,8 +27,13 @@ def test_arguments_of_a_batch() -> None:
     assert arguments_of(Both(), ((x, y), torch.zeros(2))).args == (x, y)
     named = arguments_of(Both(), {"a": x, "b": y, "label": torch.zeros(2)})
     assert (named.args, list(named.kwargs)) == ((), ["a", "b"])
-    with pytest.raises(TypeError, match=r"a batch has c, and forward of Both takes a, b"):
+    with pytest.raises(
+        TypeError, match=r"a batch has c, and forward of Both takes a, b: let .* give what forward takes$"
+    ):
         arguments_of(Both(), {"c": x})
+    way_out = r'such as \[{"a": batch\["a1"\], "b": batch\["b1"\], "y": batch\["y"\]} for batch in loader\]'
+    with pytest.raises(TypeError, match=way_out):
+        arguments_of(Both(), {"y": x, "a1": x, "b1": y})
     with pytest.raises(TypeError, match="a batch is a tensor of inputs, a dict"):
         arguments_of(Both(), "text")
 

@@ -14,10 +14,11 @@ pytest.importorskip("executorch")
 
 from deploy_models import EXAMPLE, LABELS, images, small
 
-from lightning_prune.deploy import Bundle, RuntimeModel, export_android, export_ios, load_manifest
+from lightning_prune.deploy import Bundle, Picture, RuntimeModel, export_android, export_ios, load_manifest
 from lightning_prune.deploy.artifact.files import RECORD, Replacement, replaced
 from lightning_prune.deploy.backends import XNNPACK, Backend, CoreML, Portable, Vulkan
 from lightning_prune.deploy.bundles import SAMPLE
+from lightning_prune.deploy.program.picture import NO_PICTURE
 from lightning_prune.errors import ExportError
 
 RESOURCES = "Sources/LightningPrune/Resources"
@@ -66,6 +67,16 @@ class TestAndroid:
         assert load_manifest(path)["labels"] == list(LABELS)
         x = images(4)
         assert torch.allclose(RuntimeModel(path)(x)[0], small().eval()(x), atol=1e-5)
+
+    def test_without_a_picture_the_artifact_and_the_manifest_say_what_the_app_does(
+        self, android: Bundle, tmp_path: Path
+    ) -> None:
+        assert NO_PICTURE in android.artifact.notes
+        assert NO_PICTURE in load_manifest(android.artifact.path)["notes"]
+        told = export_android(small(), tmp_path / "app", example_inputs=EXAMPLE, picture=Picture())
+        assert NO_PICTURE not in told.artifact.notes
+        vector = export_android(nn.Linear(4, 2), tmp_path / "vector", example_inputs=torch.rand(1, 4))
+        assert NO_PICTURE not in vector.artifact.notes
 
     def test_the_sample_code_is_the_packaged_one(self, android: Bundle) -> None:
         found, sample = listing(android.folder), listing(SAMPLE / "kotlin")

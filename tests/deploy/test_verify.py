@@ -51,6 +51,11 @@ def test_another_model(artifact: Artifact):
     ) as error:
         verify(artifact.path, small(seed=1), images(4))
     assert "written" not in str(error.value)
+    assert str(error.value).endswith("is it the file of this model with these weights?")  # nothing of quantized files
+    larger = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    counts = f"of {artifact.parameters} parameters, and this one has 195: load .* --checkpoint"
+    with pytest.raises(VerificationError, match=counts):
+        verify(artifact.path, larger, images(4))
     assert verify(artifact.path, small(seed=1), images(4), tolerance=100.0).max_abs_error > 1e-3
 
 

@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -70,13 +71,35 @@ class DiffersError(VerificationError):
 
 
 FOR_EXPORT = Remedies()
-FOR_A_FILE = Remedies(
+_FOR_A_FILE = Remedies(
     "That is no rounding: is it the file of this model with these weights? A quantized file is judged by min_sqnr=",
     "Is it the file of this model with these weights? If so, judge a quantized file by min_sqnr= and another one by a"
     " larger tolerance: accept it with",
     "Is it the file of this model with these weights, and are these inputs like those that it was calibrated on? If so,"
     " accept it with a lower min_sqnr=",
 )
+_FOR_A_FLOAT_FILE = Remedies(
+    "That is no rounding: is it the file of this model with these weights?",
+    "Is it the file of this model with these weights? If so, accept it with",
+)
+
+
+def for_a_file(manifest: Mapping[str, Any] | None, parameters: int) -> Remedies:
+    """Return what to do where a file that is there already and a model differ.
+
+    Args:
+        manifest: of the file, if it has one.
+        parameters: of the model.
+    """
+    if manifest is None:
+        return _FOR_A_FILE
+    if (exported := manifest["model"]["parameters"]) != parameters:
+        other = (
+            f"The file was exported from a model of {exported:,} parameters, and this one has {parameters:,}: load the"
+            " checkpoint that was exported, in a shell with --checkpoint"
+        )
+        return Remedies(other, f"{other}, or accept it with", other)
+    return _FOR_A_FLOAT_FILE if manifest["quantization"] is None else _FOR_A_FILE
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ def checked_batches(
     if isinstance(loader, Sequences):
         return loader.taken(spec.inputs, preprocess, "verify_on")
     check_batched(spec.inputs, spec.outputs)
-    loader = Records([each.name for each in spec.inputs], loader, "verify_on")
+    # the batches may be those of the calibration too, or of the shell's --data: what they hold tells which are meant
+    loader = Records([each.name for each in spec.inputs], loader, "the loader")
     loader = loader if preprocess is None else preprocess.images(loader, "verify_on")
     first, batches = first_of(loader)
     split_batch(first, spec.inputs, needs_targets)

@@ -113,6 +113,19 @@ class Picture:
         return self.fit.to_json() | ({} if values is None else {"mean": list(values.mean), "std": list(values.std)})
 
 
+NO_PICTURE = (
+    "No picture was given: the app cuts the middle out of the camera's picture and passes values in [0, 1], without"
+    " mean and std. If the model was trained on anything else, say so with picture=Picture(…)."
+)
+"""What an app's folder without one is told."""
+
+
+def takes_pictures(image: TensorSpec) -> bool:
+    """Whether an input is a batch of images, grey or coloured, in a dtype that an app fills with a picture."""
+    shape = image.shape
+    return len(shape) == 4 and shape[1] in (1, 3) and image.dtype in (torch.float32, torch.uint8)
+
+
 def check_picture(picture: object, image: TensorSpec) -> None:
     """Check it against the first input of ``forward``, which it makes; None is none.
 
@@ -126,7 +139,7 @@ def check_picture(picture: object, image: TensorSpec) -> None:
     if not isinstance(picture, Picture):
         raise TypeError(f"picture: got a {type(picture).__name__}, must be Picture(Crop(resize=256)) or the like")
     shape, fit, values = image.shape, picture.fit, picture.normalize
-    if len(shape) != 4 or shape[1] not in (1, 3) or image.dtype not in (torch.float32, torch.uint8):
+    if not takes_pictures(image):
         raise ValueError(f"picture: the first input is {image}, must be (N, 1 or 3, H, W) of float32 or uint8")
     if isinstance(fit, Crop) and fit.resize is not None and fit.resize < max(shape[2:]):
         raise ValueError(f"picture: {fit} is smaller than the first input, {image}, which is cut from it")

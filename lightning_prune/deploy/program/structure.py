@@ -9,12 +9,10 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_prune.model.example import Example, walked
+from lightning_prune.model.example import TARGETS, Example, renaming, walked
 
 _PLAIN = (type(None), bool, int, float, str)
 """What stands beside the tensors and becomes part of the program."""
-_TARGETS = ("target", "targets", "label", "labels", "y")
-"""Keys of a batch that holds its targets among other entries."""
 
 
 def named_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401
@@ -204,12 +202,14 @@ class Records:
         if inputs is None and isinstance(record, tuple):
             return batch  # a named tuple of inputs and targets
         if inputs is None:
+            held = [name for name, _ in named_leaves(record)]
+            line = renaming(held, self.names) if isinstance(record, Mapping) and held == [*record] else ""
             raise ValueError(
-                f"{self.where}: a batch holds {', '.join(name for name, _ in named_leaves(record))}, the inputs are"
-                f" {', '.join(self.names)}: name them as the arguments of the method"
+                f"{self.where}: a batch holds {', '.join(held)}, the inputs are {', '.join(self.names)}: name them as"
+                f" the arguments of the method{f', such as {line}' if line else ''}"
             )
         if is_pair:
             return tuple(inputs.values()), *batch[1:]
         rest = {name: leaf for name, leaf in named_leaves(record) if name not in inputs}
-        targets = [rest[name] for name in _TARGETS if name in rest] if len(rest) > 1 else list(rest.values())
+        targets = [rest[name] for name in TARGETS if name in rest] if len(rest) > 1 else list(rest.values())
         return tuple(inputs.values()), *targets[:1]

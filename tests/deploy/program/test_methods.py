@@ -135,7 +135,9 @@ def test_backend_that_cannot_run_here(tmp_path: Path):
     model, path = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "m.pte"
     artifact = export(model, path, example_inputs=images(1), backend=Vulkan())
     assert artifact.executed == load_manifest(path)["verification"]["executed"] == "portable"
-    assert any("what vulkan makes of it was not executed" in note for note in artifact.notes)
+    assert any("what vulkan makes of it was not executed." in note for note in artifact.notes)
+    half = export(model, path, example_inputs=images(1), backend=Vulkan(half=True))
+    assert any("was not executed; its rounding to float16 is not in the error either." in note for note in half.notes)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.json", "m.pte"]
     with pytest.raises(ExportError, match="Backend VulkanBackend is not registered"):
         RuntimeModel(path)

@@ -189,3 +189,6 @@ class TestByName:
     def test_a_batch_without_an_input(self):
         with pytest.raises(ValueError, match="verify_on: a batch holds audio, the inputs are audio, length"):
             list(Records(["audio", "length"], [{"audio": AUDIO}], "verify_on"))
+        way_out = r'such as \[{"audio": batch\["sound"\], "length": batch\["length"\], "label": batch\["label"\]} for'
+        with pytest.raises(ValueError, match=way_out):
+            list(Records(["audio", "length"], [{"label": LENGTH, "length": LENGTH, "sound": AUDIO}], "calibration"))
