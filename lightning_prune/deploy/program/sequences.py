@@ -27,6 +27,7 @@ class Sequences:
         TypeError: one is no list of calls.
 
     Example:
+        >>> import torch
         >>> len(Sequences([[torch.zeros(1, 4)] * 3, [torch.ones(1, 4)] * 2]))
         2
     """
