@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -202,9 +203,18 @@ def test_the_width_goes_exactly(case: str) -> None:
     assert not report.put_back
 
 
-def test_the_last_directions_go_when_a_recipe_names_no_criterion() -> None:
-    torch.manual_seed(0)
-    model = shaken(Vision()).eval()
+@pytest.mark.parametrize("seed", range(3))
+def test_the_last_directions_go_when_a_recipe_names_no_criterion(seed: int) -> None:
+    """All that is written into the stream lies in twelve of its sixteen directions, whichever these are."""
+    torch.manual_seed(seed)
+    model: Any = shaken(Vision()).eval()
+    twelve = torch.linalg.qr(torch.randn(WIDTH, 12))[0]
+    with torch.no_grad():
+        for writer in (model.patch, *(layer for block in model.blocks for layer in (block.out, block.down))):
+            for parameter in (writer.weight, writer.bias):
+                parameter.copy_((twelve @ twelve.T @ parameter.reshape(WIDTH, -1)).view_as(parameter))
+        for added in (model.token, model.place):
+            added.copy_(added @ twelve @ twelve.T)
     (stream,) = rotate(model, [PICTURES]).streams
     recipe = Recipe(granularity=Channel(), schedule=OneShot(0.25), targets=Targets(include=stream.writers),
                     allocation=Uniform(), count="channels")  # fmt: skip
@@ -212,8 +222,7 @@ def test_the_last_directions_go_when_a_recipe_names_no_criterion() -> None:
     assert "Reconstruction" in pruned.chosen_by
     plan = applied_plan(model)
     assert plan is not None
-    # pictures of noise leave directions that matter as much as each other, so that one of another place may go too
-    assert len({12, 13, 14, 15}.intersection(plan.removed["patch.weight"][0])) >= 3
+    assert plan.removed["patch.weight"] == {0: (12, 13, 14, 15)}
 
 
 def test_a_tied_head_gets_a_weight_of_its_own() -> None:
