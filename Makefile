@@ -40,7 +40,7 @@ demo: $(READY)
 	$(BIN)/python examples/digits.py
 
 # Lightning's features under its other name, pytorch_lightning, whose classes are not the same; test-oldest runs all.
-BOTH := $(addprefix tests/trainer/test_,packages.py callback.py fit.py first_forward.py averages.py guard.py resume.py \
+BOTH := $(addprefix tests/trainer/test_,packages.py callback.py fit.py first_forward.py averages.py guard.py baseline.py resume.py \
 	sparsity_checkpoint.py mixin.py lightning_features.py shrink_while_training.py teaching.py)
 ON_OLDEST := tests/trainer tests/guard tests/distillation tests/classes tests/checkpoints tests/run/test_resuming.py
 

@@ -24,3 +24,9 @@ class Brittle(Net):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         self.log("val_acc", 0.9 - max(0.0, gone(self) - self.limit))
+
+
+def zeros(model: Any) -> float:
+    """Which share of the weights of convolutions is zero."""
+    weights = [p for n, p in model.named_parameters() if n.startswith("conv") and p.dim() > 1]
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
