@@ -22,7 +22,8 @@ from benchmarks.removal_speed import NETWORKS
 from lightning_prune import Channel, Compaction, channel_groups, compact
 from lightning_prune.deploy import XNNPACK, latency_table
 from lightning_prune.deploy.clock import least_of
-from lightning_prune.deploy.latency_table import Bench, Program
+from lightning_prune.deploy.designs import Program
+from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.deploy.program.eager import folded_copy
 from lightning_prune.run.binding import units_of
 from lightning_prune.selection.targets import Targets

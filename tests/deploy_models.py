@@ -32,6 +32,23 @@ class Small(nn.Module):
         return self.head(self.drop(self.pool(self.norm(self.conv(image)).relu()).flatten(1)))
 
 
+class Wide(nn.Module):
+    """Two wide convolutions, and a narrow one beside them: (N, 3, 40, 40) -> (N, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1)
+        self.narrow = nn.Conv2d(64, 8, 1)
+        self.back = nn.Conv2d(8, 64, 1)
+        self.last = nn.Conv2d(64, 48, 3, padding=1)
+        self.head = nn.Linear(48, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image).relu()
+        x = x + self.back(self.narrow(x).relu())
+        return self.head(self.last(x).relu().amax((2, 3)))
+
+
 class TwoInputs(nn.Module):
     """Token numbers and features in; a dict of several tensors out."""
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.clock import least_of
-from lightning_prune.deploy.latency_table import Bench, Program
+from lightning_prune.deploy.designs import Program
+from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.errors import PruningError

@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_prune import Latency
 from lightning_prune.deploy import accepted
-from lightning_prune.deploy.latency_table import Bench, Program
+from lightning_prune.deploy.designs import Program
+from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.errors import PruningError
 from lightning_prune.selection.cells import Cell, Kernel, Point
 from lightning_prune.selection.latency import Anchor, LatencyTable, Network

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from compaction_cases import everything, trained
-from deploy_models import EXAMPLE, Small, small
+from deploy_models import EXAMPLE, Small, Wide, small
 from torch import Tensor, nn
 
 from lightning_prune import Channel, Compaction, Latency, NoRepair, OneShot, Recipe, channel_groups, compact, prune
@@ -27,23 +27,6 @@ needs_executorch = pytest.mark.usefixtures("_executorch")
 @pytest.fixture(scope="session")
 def _executorch() -> None:
     pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
-
-
-class Wide(nn.Module):
-    """Two wide convolutions, and a narrow one beside them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 64, 3, padding=1)
-        self.narrow = nn.Conv2d(64, 8, 1)
-        self.back = nn.Conv2d(8, 64, 1)
-        self.last = nn.Conv2d(64, 48, 3, padding=1)
-        self.head = nn.Linear(48, 2)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.stem(image).relu()
-        x = x + self.back(self.narrow(x).relu())
-        return self.head(self.last(x).relu().amax((2, 3)))
 
 
 INPUT = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(3))
@@ -128,7 +111,8 @@ def test_a_killed_call_leaves_a_file_that_the_next_goes_on_from(tmp_path: Path):
     path = tmp_path / "table.json"
     script = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from test_latency_table import INPUT, Wide\n"
+        "from deploy_models import Wide\n"
+        "from test_latency_table import INPUT\n"
         "from lightning_prune.deploy import latency_table\n"
         "from lightning_prune.selection.latency import LatencyTable\n"
         "import os, signal\n"
