@@ -12,7 +12,8 @@ from lightning_prune import Channel, Linear, PruningCallback, Recipe, Taylor
 from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model.summary import LayerSummary, Summary
 from lightning_prune.run.pruner import Event
-from lightning_prune.study.report import History, Recorder
+from lightning_prune.study import Advice, Finding
+from lightning_prune.study.report import History, Recorder, Report
 from lightning_prune.study.report._figures import (
     Axis,
     Bars,
@@ -121,3 +122,12 @@ def figures() -> dict[str, Figure]:
         "flat map": HeatMap("flat", ("a",), ("1",), "level", ((0.5,),), "m", is_low_strong=True),
         "no map": HeatMap("no map", (), (), "level", (), "m"),
     }
+
+
+def full() -> Report:
+    """Return a report with every section."""
+    models = {"dense": summary(64, 64), "compact": summary(8, 64), HOSTILE: summary(32, 64)}
+    quality = {"dense": 0.98, "compact": 0.97, HOSTILE: float("nan"), "only a figure": 0.5}
+    text = "90 % of the weights at zero: latency 0.98×, file 1.00×; single weights are no reason to prune on this one"
+    advice = Advice(True, (Finding(True, text), Finding(None, HOSTILE)), (text,), {})
+    return Report(history=history(), models=models, quality=quality, metric="val_acc", advice=advice)
