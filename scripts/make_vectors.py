@@ -353,6 +353,21 @@ def timings(random: np.random.Generator) -> list[dict[str, Any]]:
     return [*good, {"milliseconds": []}, {"milliseconds": [1.0, -1.0]}]
 
 
+def framings(random: np.random.Generator) -> list[dict[str, Any]]:
+    """Return samples in buffers of several sizes with the frames that each completes; without these where refused."""
+    cases = []
+    for window, hop, sizes in ((8, 8, [20, 0, 3, 1, 16]), (7, 3, [1, 2, 3, 4, 20]), (5, 1, [12]), (4, 4, [3]),
+                               (25, 10, [64, 64])):  # fmt: skip
+        samples = random.integers(-(2**15), 2**15, sum(sizes))
+        ends = np.cumsum(sizes)
+        starts = np.arange(0, max(0, sum(sizes) - window + 1), hop)
+        done = [int(((starts + window) <= end).sum()) for end in ends]
+        frames = [samples[start : start + window] / 2**15 for start in starts]
+        cases.append({"window": window, "hop": hop, "sizes": sizes, "samples": samples.tolist(), "done": done,
+                      "frames": rounded(np.array(frames))})  # fmt: skip
+    return cases + [{"window": window, "hop": hop} for window, hop in ((0, 1), (-4, 1), (4, 0), (4, 5), (4, -1))]
+
+
 def files() -> list[dict[str, Any]]:
     """Return file contents beside the manifest of PROGRAM: which of them are the file that it describes."""
     contents = {"same": PROGRAM, "cut": PROGRAM[:-1], "appended": PROGRAM + b"\0", "empty": b"",
@@ -383,6 +398,7 @@ def vectors() -> dict[str, Any]:
         "answers": answers(),
         "readings": readings(np.random.default_rng(2)),
         "timings": timings(random),
+        "framings": framings(np.random.default_rng(3)),
     }
 
 

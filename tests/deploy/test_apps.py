@@ -145,7 +145,7 @@ class TestKotlin:
 
     @pytest.mark.parametrize(
         "section", ["manifests", "files", "json", "images", "pictures", "unfit_inputs", "drawings", "scores",
-                    "answers", "readings", "timings"]
+                    "answers", "readings", "timings", "framings"]
     )  # fmt: skip
     def test_another_expectation_fails(self, checks: Path, tmp_path: Path, section: str) -> None:
         vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ class TestKotlin:
             "unfit_inputs": lambda: case.update(shape=[1, 1, 8, 8]), "drawings": lambda: case["pixels"].append(0.0),
             "scores": lambda: case.update({"class": 1}), "answers": lambda: case.update(label="c"),
             "readings": lambda: case["classes"].__setitem__(0, 1 - case["classes"][0]),
-            "timings": lambda: case.update(spread=0.1),
+            "timings": lambda: case.update(spread=0.1), "framings": lambda: case["done"].__setitem__(0, 1),
         }  # fmt: skip
         changes[section]()
         (tmp_path / "vectors.json").write_text(json.dumps(vectors))

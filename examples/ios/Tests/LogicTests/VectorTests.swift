@@ -178,6 +178,30 @@ final class VectorTests: XCTestCase {
     }
   }
 
+  func testFramings() throws {
+    for test in vectors.framings {
+      let what = "frames of \(test.window) every \(test.hop)"
+      guard let expected = test.frames else {
+        assertRefused(what, try Framing(window: test.window, hop: test.hop))
+        continue
+      }
+      let samples = try XCTUnwrap(test.samples)
+      var framing = try Framing(window: test.window, hop: test.hop)
+      for _ in 0..<2 {
+        var start = 0
+        var frames: [[Float]] = []
+        for (size, done) in zip(try XCTUnwrap(test.sizes), try XCTUnwrap(test.done)) {
+          frames += framing.push(Array(samples[start..<start + size]))
+          start += size
+          XCTAssertEqual(frames.count, done, what)
+        }
+        assertClose(expected, frames.flatMap { $0 }, what)
+        framing.reset()
+      }
+      assertClose(expected, framing.push(samples.map { Float($0) / 32768 }).flatMap { $0 }, what)
+    }
+  }
+
   func testMeasuring() throws {
     var now: UInt64 = 0
     var runs: UInt64 = 0

@@ -13,6 +13,7 @@ struct Vectors: Decodable {
   let answers: [AnswerCase]
   let readings: [ReadingCase]
   let timings: [TimingCase]
+  let framings: [FramingCase]
 
   static func load() throws -> Vectors {
     let examples = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
@@ -146,6 +147,15 @@ struct TimingCase: Decodable {
   let spread: Double?
   let fastest: Double?
   let p90: Double?
+}
+
+struct FramingCase: Decodable {
+  let window: Int
+  let hop: Int
+  let sizes: [Int]?
+  let samples: [Int16]?
+  let done: [Int]?
+  let frames: [Float]?
 }
 
 func ranges(_ limits: [String: [Int]]) -> [Int: ClosedRange<Int>] {

@@ -4,6 +4,7 @@ import org.lightningprune.logic.Area
 import org.lightningprune.logic.ColorImage
 import org.lightningprune.logic.Drawing
 import org.lightningprune.logic.Fit
+import org.lightningprune.logic.Framing
 import org.lightningprune.logic.GrayImage
 import org.lightningprune.logic.ImageInput
 import org.lightningprune.logic.Json
@@ -29,7 +30,8 @@ class VectorChecks(file: File) {
         "manifests" to this::manifests, "files" to this::files, "json" to this::json, "images" to this::images,
         "pictures" to this::pictures,
         "unfit_inputs" to this::unfitInputs, "drawings" to this::drawings, "scores" to this::scores,
-        "answers" to this::answers, "readings" to this::readings, "timings" to this::timings, "measuring" to this::measuring
+        "answers" to this::answers, "readings" to this::readings, "timings" to this::timings, "measuring" to this::measuring,
+        "framings" to this::framings
     )
 
     private fun cases(section: String): List<Case> = (vectors[section] as List<*>).map { it as Case }
@@ -225,6 +227,31 @@ class VectorChecks(file: File) {
         } else {
             refused("$times") { Timing(times) }
         }
+    }
+
+    private fun framings() = cases("framings").forEach {
+        val window = whole(it["window"])
+        val hop = whole(it["hop"])
+        val what = "frames of $window every $hop"
+        if (!it.containsKey("frames")) return@forEach refused(what) { Framing(window, hop) }
+        val samples = sizes(it["samples"]).map { sample -> sample.toShort() }.toShortArray()
+        val framing = Framing(window, hop)
+        repeat(2) { _ ->
+            var start = 0
+            val frames = ArrayList<FloatArray>()
+            for ((size, done) in sizes(it["sizes"]).zip(sizes(it["done"]))) {
+                // a buffer is longer than what was read into it
+                frames += framing.push(samples.copyOfRange(start, start + size) + ShortArray(3), size)
+                start += size
+                same("$what after $start samples", done, frames.size)
+            }
+            close(what, doubles(it["frames"]), frames.flatMap { frame -> wide(frame) })
+            framing.reset()
+        }
+        val floats = framing.push(FloatArray(samples.size) { i -> samples[i] / 32768f })
+        close("$what, of floats", doubles(it["frames"]), floats.flatMap { frame -> wide(frame) })
+        refused("$what: an error's number") { framing.push(samples, -3) }
+        refused("$what: more than there are") { framing.push(samples, samples.size + 1) }
     }
 
     private fun measuring() {
