@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.graph import ChannelGroups, channel_groups
 from lightning_prune.model.attention import ResizableAttention, set_class
+from lightning_prune.model.counting import KERNEL, MEAN, settled
 
 Removed = dict[tuple[str, int], np.ndarray]
 
@@ -69,7 +70,7 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
     for path, (name, axis) in groups.attributes.items():
         holder, _, attribute = path.rpartition(".")
         module = model.get_submodule(holder)
-        held: Any = getattr(module, attribute)
+        held: Any = getattr(module, attribute, 1.0 if attribute in (KERNEL, MEAN) else None)
         if held is None or isinstance(held, float):  # an eps; without one torch takes that of the type
             eps = torch.finfo(torch.float64).eps if held is None else held
             setattr(module, attribute, eps * before[name][axis] / after[name][axis])
@@ -90,6 +91,9 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
             module.input_size, module.hidden_size = shapes["weight_ih_l0"][1], shapes["weight_hh_l0"][1]
         if isinstance(module, nn.MultiheadAttention) and module.out_proj.weight.shape[1] < module.embed_dim:
             set_class(module, ResizableAttention)  # torch's own forward knows no other size
+        if isinstance(module, nn.Conv2d):
+            module.out_channels = module.weight.shape[0]
+        module.__class__ = settled(module)
     return model
 
 

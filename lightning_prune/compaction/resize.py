@@ -19,6 +19,7 @@ from lightning_prune.compaction._entries import Entries
 from lightning_prune.errors import CompactionError
 from lightning_prune.model.attention import set_class, settled_class
 from lightning_prune.model.computed import recompute
+from lightning_prune.model.counting import KERNEL, MEAN
 from lightning_prune.model.masks import (
     dense_names,
     dense_parameters,
@@ -212,7 +213,7 @@ def _length(model: nn.Module, dense_name: str, axis: int) -> int:
 
 def _follow(model: nn.Module, path: str, before: int, after: int, undo: Undo) -> None:
     module, name = locate(model, path)
-    held = module.__dict__.get(name)
+    held = module.__dict__.get(name, 1.0 if name in (KERNEL, MEAN) else None)
     value = held[0] if isinstance(held, tuple) and len(held) == 1 else held
     if isinstance(value, float) or (value is None and name in module.__dict__):
         # Without a stated eps torch takes that of the type; half precision is computed in float32.
@@ -235,7 +236,9 @@ def _follow(model: nn.Module, path: str, before: int, after: int, undo: Undo) ->
 
 def _set_attributes(module: nn.Module, values: Mapping[str, Any], undo: Undo) -> None:
     for name, value in values.items():
-        undo.append(partial(module.__dict__.__setitem__, name, module.__dict__[name]))
+        is_there = name in module.__dict__
+        put, take_away = module.__dict__.__setitem__, module.__dict__.pop
+        undo.append(partial(put, name, module.__dict__[name]) if is_there else partial(take_away, name))
         module.__dict__[name] = value
 
 

@@ -46,6 +46,8 @@ class Reader:
 
 def readers_of(module: nn.Module) -> Iterator[Reader]:
     """Yield how a layer reads its input; nothing for a layer that is not known to be linear in a weight."""
+    if isinstance(module, _ConvNd) and not type(module).forward.__module__.startswith("torch."):
+        return  # its own code pads the input, or standardises the weight
     if isinstance(module, nn.Linear):
         yield Reader(module, "weight", _name_of_bias(module), _one_group, _first, _last_axis)
     elif isinstance(module, _ConvTransposeNd):

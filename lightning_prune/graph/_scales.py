@@ -16,8 +16,9 @@ import numpy as np
 from torch import Tensor, fx
 
 from lightning_prune.graph._vanishing import PARTS, SAME, WEIGHTED
-from lightning_prune.graph.rules.families import base_name
+from lightning_prune.graph.rules.families import DEVIATIONS, base_name
 from lightning_prune.graph.trace import Call, Trace
+from lightning_prune.model.counting import MEAN
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Site:
         node: its call.
         dim: the channels.
         taken: what takes up its change.
-        kind: "mean", or "softmax" for the width whose root divides scores; a weight may take up one of each.
+        kind: "mean", "softmax" for the width whose root divides scores, of which a weight may take up one of each; or
+            "counted" where the module counts removed channels further on.
     """
 
     node: fx.Node
@@ -107,9 +109,12 @@ class Scales:
         return {user for node in made for user in node.users if user not in made and not _is_check(user)}
 
     def adding(self, path: str) -> set[fx.Node]:
-        """Return the calls that seem to take the float of this attribute."""
-        where, value = path.rpartition(".")[0], self._trace.floats[path]
+        """Return the calls that seem to take the float of this attribute; all means where that divides these."""
+        where, _, name = path.rpartition(".")
         calls = [call for call in self._trace.calls.values() if self._where(call) == where]
+        if name == MEAN:
+            return {call.node for call in calls if base_name(call.operator) == "mean"}
+        value = self._trace.floats[path]
         return {call.node for call in calls if any(v is value or v == value for v in _numbers(call))}
 
     def of_rms_norm(self, call: Call) -> TakenUp:
@@ -128,6 +133,20 @@ class Scales:
             taken = self._known[call.node] = TakenUp()
             self._spread(call.node, -1.0, taken)
         return self._known[call.node]
+
+    def counted(self, call: Call) -> TakenUp:
+        """Return the attribute by which a module goes on counting removed channels in all of its means.
+
+        That is for modules whose means are over channels alone, and which take no other statistics.
+        """
+        where, taken = self._where(call), TakenUp()
+        below = [one for one in self._trace.calls.values() if f"{self._where(one)}.".startswith(f"{where}.")]
+        others = {base_name(one.operator) for one in below if one.where != call.where}
+        if not where or "mean" in others or any(base_name(one.operator) in DEVIATIONS for one in below):
+            taken.reason = f"{call.place} is one of several statistics"
+        else:
+            taken.attributes[f"{where}.{MEAN}"] = {call.node}
+        return taken
 
     def of_scores(self, product: Call, query: fx.Node, key: fx.Node, value: fx.Node | None, end: fx.Node) -> TakenUp:
         """Return what takes up that scores are divided by the root of another width: what makes the query.

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-SHAPED = frozenset(("view", "reshape", "unflatten", "split", "split_with_sizes", "layer_norm", "rms_norm"))
+SHAPED = frozenset(
+    ("view", "reshape", "unflatten", "split", "split_with_sizes", "layer_norm", "rms_norm", "group_norm")
+)
 
 ZEROS = frozenset(("zeros", "new_zeros"))
 """Functions that make zeros, which are the same at any size; ones would not be zero where a channel is removed."""
@@ -269,7 +271,8 @@ def _sizes_held(module: nn.Module) -> list[tuple[str, Held]]:
     if not type(module).__module__.startswith("torch."):
         return held
     is_bare_norm = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and not module.elementwise_affine
-    return [(name, value) for name, value in held if is_bare_norm and name == "normalized_shape"]
+    untold = "normalized_shape" if is_bare_norm else "num_groups" if isinstance(module, nn.GroupNorm) else ""
+    return [(name, value) for name, value in held if name == untold]
 
 
 def _ints(value: Any) -> Iterator[int]:  # noqa: ANN401

@@ -93,9 +93,14 @@ def sizes_held(flow: Flow) -> Iterator[tuple[str, tuple[str, int]]]:
             by_unit.setdefault(int(labels.min()), []).append(slot)
     for path, dim in held.items():
         labels = flow.label[dim]
-        found = (slot for slot in by_unit.get(int(labels.min()), ()) if _are_proportional(labels, slot_labels[slot]))
-        if (slot := next(found, None)) is not None:
-            yield path, flow.slots[slot]
+        units, counts = np.unique(labels, return_counts=True)
+        for slot in by_unit.get(int(labels.min()), ()):
+            # the same units, each with the same share of the axis
+            others, other_counts = np.unique(slot_labels[slot], return_counts=True)
+            shares = counts * slot_labels[slot].size, other_counts * labels.size
+            if np.array_equal(units, others) and np.array_equal(*shares):
+                yield path, flow.slots[slot]
+                break
 
 
 def _living(flow: Flow) -> list[Site]:
@@ -121,7 +126,7 @@ def scales_of(flow: Flow, found: Sequence[Signature]) -> list[dict[str, Scale]]:
         if number >= 0 and is_whole and found[number].size == units.size:
             sites.setdefault(number, []).append(site)
         else:
-            flow.refused.add(site.node)
+            flow.refused.add((site.node, site.kind))
     for number, those in sites.items():
         for site in those:
             for name, scale in site.taken.scales.items():
@@ -129,21 +134,13 @@ def scales_of(flow: Flow, found: Sequence[Signature]) -> list[dict[str, Scale]]:
                 users = {user for other in alike for user in other.taken.users.get(name, ())}
                 is_one = all(other.taken.scales.get(name, scale) == scale for other in alike)
                 if not is_one or users != flow.scales.users(name):
-                    flow.refused.add(site.node)
+                    flow.refused.add((site.node, site.kind))
             for path in site.taken.attributes:
                 if {n for other in those for n in other.taken.attributes.get(path, ())} != flow.scales.adding(path):
-                    flow.refused.add(site.node)
+                    flow.refused.add((site.node, site.kind))
         by_kind = {(name, site.kind): scale for site in those for name, scale in site.taken.scales.items()}
         for (name, _), scale in by_kind.items():
             earlier = scales[number].get(name)
             scales[number][name] = scale if earlier is None else Scale(earlier.power + scale.power, scale.offset)
         scales[number] = {name: scale for name, scale in scales[number].items() if scale.power}
     return scales
-
-
-def _are_proportional(labels: np.ndarray, others: np.ndarray) -> bool:
-    """Tell whether two axes have the same units, each with the same share of the axis."""
-    units, counts = np.unique(labels, return_counts=True)
-    other_units, other_counts = np.unique(others, return_counts=True)
-    same = np.array_equal(units, other_units)
-    return same and np.array_equal(counts * others.size, other_counts * labels.size)

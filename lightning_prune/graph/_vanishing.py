@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -25,12 +26,13 @@ WEIGHTED = frozenset(f"{kind}{count}d" for kind in ("conv", "conv_transpose") fo
 _AFFINE = frozenset(["batch_norm", "instance_norm", "layer_norm", "group_norm"])
 
 
-def vanishing(trace: Trace, removed_value: RemovedValue) -> set[fx.Node]:
+def vanishing(trace: Trace, removed_value: RemovedValue, kernels: Collection[fx.Node] = ()) -> set[fx.Node]:
     """Return the nodes of a graph that are zero at the entries of a removed channel.
 
     Args:
         trace: of the model.
         removed_value: of the same trace; it tells which weights and biases a mask makes zero.
+        kernels: computed ones of which a mask makes whole rows zero.
     """
     zero: set[fx.Node] = set()
     for node in trace.nodes:
@@ -39,13 +41,13 @@ def vanishing(trace: Trace, removed_value: RemovedValue) -> set[fx.Node]:
         elif node.target is operator.getitem:
             is_zero = node.all_input_nodes[0] in zero
         else:
-            is_zero = node in trace.calls and _is_zero(trace.calls[node], zero, removed_value)
+            is_zero = node in trace.calls and _is_zero(trace.calls[node], zero, removed_value, kernels)
         if is_zero:
             zero.add(node)
     return zero
 
 
-def _is_zero(call: Call, zero: set[fx.Node], removed_value: RemovedValue) -> bool:
+def _is_zero(call: Call, zero: set[fx.Node], removed_value: RemovedValue, kernels: Collection[fx.Node]) -> bool:
     name, inputs = base_name(call.operator), call.node.all_input_nodes
 
     def is_masked(*arguments: str) -> bool:
@@ -57,7 +59,7 @@ def _is_zero(call: Call, zero: set[fx.Node], removed_value: RemovedValue) -> boo
     if name in ("cat", "concat", "stack"):
         return zero.issuperset(inputs)
     if name in WEIGHTED:
-        return is_masked("weight", "bias")
+        return is_masked("bias") and (call["weight"] in kernels or is_masked("weight"))
     if name == "addmm":
         return is_masked("mat2", "self")
     if name == "embedding":

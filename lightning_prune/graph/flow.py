@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from lightning_prune.graph._held import HeldSizes
+from lightning_prune.graph._kernels import kernels
 from lightning_prune.graph._removed_value import RemovedValue
 from lightning_prune.graph._scales import Scales, Site, TakenUp
 from lightning_prune.graph._vanishing import vanishing
@@ -46,10 +47,12 @@ class Flow(Axes):
         slotwise: weights of grouped convolutions that lose the same slots in each group.
         unknown: operators without a rule.
         held: axes whose size stands in an attribute of a module.
+        kernels: those that a layer computes with statistics over its inputs, by node.
         vanishing: nodes that are zero where a channel was removed.
         scales: finds what takes up the change of a mean over channels.
         sites: means over channels that can go, of the last pass.
-        refused: calls whose channels are not all of one channel group, so that nothing takes up their change.
+        refused: calls, and the kind of their sites, whose channels are not all of one channel group, so that nothing
+            takes up their change.
     """
 
     def __init__(
@@ -65,9 +68,7 @@ class Flow(Axes):
         self._rule_of = rule_of
         self.removed_value = RemovedValue(trace)
         self.held = HeldSizes(self, trace.sizes)
-        self.vanishing = vanishing(trace, self.removed_value)
-        self.scales = Scales(trace, self.vanishing)
-        self.refused: set[fx.Node] = set()
+        self.refused: set[tuple[fx.Node, str]] = set()
         self.scouts: dict[SplitKey, list[np.ndarray]] | None = None
         self.is_strict = False
         self._candidates: dict[SplitKey, list[int]] = {}
@@ -80,6 +81,10 @@ class Flow(Axes):
             is_input = node.op == "placeholder" and node not in trace.names
             if is_input or any(argument in self.activations for argument in node.all_input_nodes):
                 self.activations.add(node)
+        self.kernels = kernels(trace, self.activations, self.removed_value)
+        self._inside = {node: kernel for kernel in self.kernels.values() for node in kernel.inside}
+        self.vanishing = vanishing(trace, self.removed_value, self.kernels)
+        self.scales = Scales(trace, self.vanishing)
 
     def solve(self) -> None:
         """Run passes to a fixpoint; start again while an axis chosen to carry a split turns out frozen."""
@@ -158,6 +163,14 @@ class Flow(Axes):
                     self.dims[node] = several[number]
                 else:
                     self.dims[node] = self.fixed(node, "not a tensor")
+            elif node in self.kernels:
+                kernel = self.kernels[node]
+                rows, *others = self.dims[kernel.weight]
+                for parameter, axis in kernel.beside.items():
+                    self.produce(self.join(self.dims[parameter][axis], rows))
+                self.dims[node] = (rows, *others)
+            elif node in self._inside:
+                self.dims[node] = self.fixed(node, "a part of a kernel")
             elif node in self.trace.calls:
                 self.dims[node] = self._apply(self.trace.calls[node])
             else:
@@ -201,7 +214,7 @@ class Flow(Axes):
     def scale(self, call: Call, dims: Sequence[Dim], taken: TakenUp, kind: str = "mean") -> bool:
         """Note that a call averages over channels, whose change is taken up; tell whether it is, and they can go."""
         live = [dim for dim in dims if isinstance(dim, np.ndarray) and self.is_live(dim)]
-        can_go = len(live) <= 1 and call.node not in self.refused and not taken.reason
+        can_go = len(live) <= 1 and (call.node, kind) not in self.refused and not taken.reason
         if can_go and live:
             self.sites.append(Site(call.node, live[0], taken, kind))
         return can_go

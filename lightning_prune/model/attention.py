@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_prune.model import counting
 from lightning_prune.model.window_attention import resizable, settled, torchvisions_own
 
 
@@ -179,8 +180,10 @@ def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
 
 def settled_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that the sizes of a module ask for: its own where its code can compute with them."""
-    if not isinstance(module, nn.MultiheadAttention) or why_rigid(module):
+    if torchvisions_own(type(module)) is not None:
         return settled(module)
+    if not isinstance(module, nn.MultiheadAttention) or why_rigid(module):
+        return counting.settled(module)
     packed, width = module.in_proj_weight, module.embed_dim
     rows = module.q_proj_weight.shape[0] if packed is None else packed.shape[0] / 3
     is_whole = rows == width == module.out_proj.weight.shape[1] == module.num_heads * module.head_dim

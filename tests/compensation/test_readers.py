@@ -84,6 +84,14 @@ def test_nothing_reads_through_a_norm() -> None:
     assert not list(readers_of(nn.Embedding(3, 3)))
 
 
+def test_nothing_is_known_of_a_convolution_with_code_of_its_own() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return self._conv_forward(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+    assert not list(readers_of(Standardised(3, 3, 1)))
+
+
 def test_the_same_positions_are_taken_for_the_same_name() -> None:
     reader, x = only(nn.Linear(3, 2)), torch.arange(2 * 50 * 3).view(2, 50, 3)
     taken = sampled(reader, x, 20, "layer")

@@ -1,5 +1,6 @@
 """Which test covers a module that has none of its own name.
 
+_kernels: tests/graph/test_kernels.py
 _held: tests/graph/test_sizes.py
 _removed_value: tests/graph/test_rules.py
 _scales: tests/graph/test_scales.py

@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_oracle import masked, pick, randomised, relative_error, sizes, smaller
+from graph_oracle import check_exact, masked, pick, randomised, relative_error, sizes, smaller
 from torch import Tensor, nn
 
 from lightning_prune.graph import channel_groups
 
 X = torch.randn(2, 5, 6, 6, generator=torch.Generator().manual_seed(0))
-
-
-class RmsByHand(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)).type_as(x)
 
 
 class LayerByHand(nn.Module):
@@ -31,18 +22,6 @@ class LayerByHand(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         return self.weight * centred / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + 1e-5)
-
-
-class Response(nn.Module):
-    """Global response normalisation (ConvNeXt V2)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, ord=2, dim=(1, 2), keepdim=True)
-        return self.weight * (x * (size / (size.mean(dim=-1, keepdim=True) + 1e-6))) + self.bias + x
 
 
 class OwnShape(nn.Module):
@@ -72,9 +51,7 @@ class Along(nn.Module):
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": nn.LayerNorm,
     "layer without weight": lambda width: nn.LayerNorm(width, elementwise_affine=False),
-    "rms by hand": RmsByHand,
     "layer by hand": LayerByHand,
-    "response": Response,
     "own shape": OwnShape,
 }
 
@@ -107,14 +84,32 @@ class GroupNormed(nn.Module):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
-def test_group_norm_loses_the_same_slot_of_every_norm_group(groups: int) -> None:
+def test_group_norm_loses_the_same_slot_of_every_norm_group_where_that_is_allowed(groups: int) -> None:
     model = GroupNormed(groups)
-    assert channel_groups(model, X)["a"].reason == "group_norm at norm normalises it"
     found = channel_groups(model, X, allow_inexact=True)
     assert sizes(found) == {"a": 12 // groups, "b": 6}
     assert found["a"].inexact == "group_norm at norm normalises it"
     for member in found["a"].members:
         np.testing.assert_array_equal(member.indices, np.arange(12).reshape(groups, -1).T)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 12])
+def test_whole_norm_groups_go_exactly(groups: int) -> None:
+    found = check_exact(GroupNormed(groups), X)
+    assert sizes(found) == {"a": groups, "b": 6}
+    assert found.attributes == {"norm.num_groups": ("a.weight", 0)}
+    for member in found["a"].members:
+        np.testing.assert_array_equal(member.indices, np.arange(12).reshape(groups, -1))
+
+
+def test_norm_groups_stay_where_there_is_one_or_their_number_is_in_the_code() -> None:
+    class Functional(GroupNormed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.b(F.group_norm(self.a(x), 3))))
+
+    for model, where in ((GroupNormed(1), "at norm"), (Functional(3), "in the model's own forward")):
+        groups = channel_groups(model, X)
+        assert (sizes(groups), groups["a"].reason) == ({"b": 6}, f"group_norm {where} normalises it")
 
 
 def test_the_table_says_what_is_inexact() -> None:

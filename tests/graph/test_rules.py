@@ -109,6 +109,7 @@ RESHAPING: list[tuple[Callable[[Tensor], Tensor], int, int]] = [
     (lambda x: torch.multiply(x, torch.subtract(x, 1)), 8, 8),
     (lambda x: torch.einsum("bchw->bcwh", x), 8, 8),
     (lambda x: x.sum(1, keepdim=True), 1, 8),
+    (lambda x: x - x.mean(1, keepdim=True), 8, 8),
     (lambda x: (x.flatten(2).mT @ x.flatten(2))[..., None], 36, 8),
     (lambda x: F.normalize(x, dim=1), 8, 8),
 ]
@@ -123,7 +124,6 @@ REFUSED: list[tuple[Callable[[Tensor], Tensor], int, str]] = [
     (lambda x: x.softmax(1), 8, "softmax @ mixes its channels"),
     (lambda x: F.layer_norm(x.transpose(1, 3), (8,)).transpose(1, 3), 8, "layer_norm @"),
     (lambda x: F.group_norm(x, 4), 8, "group_norm @ normalises it"),
-    (lambda x: x - x.mean(1, keepdim=True), 8, "mean @ reduces it"),
     (lambda x: x.sigmoid().sum(1, keepdim=True), 1, "sum @ reduces it"),
     (lambda x: x.topk(4, 1)[0], 4, "topk @ mixes its channels"),
     (lambda x: x.cumsum(1), 8, "cumsum @ mixes its channels"),

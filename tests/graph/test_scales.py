@@ -83,8 +83,33 @@ class Response(nn.Module):
 
 
 class Constant(nn.Module):
+    """An eps that is a number in the code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2)
+
+
+class ConstantResponse(Response):
+    """As Hugging Face writes it, another eps in the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, ord=2, dim=1, keepdim=True)
+        return self.weight * (x * (size / (size.mean(dim=-1, keepdim=True) + 3e-2))) + self.bias + x
+
+
+class Attending(nn.Module):
+    """Takes a mean that no parameter could take up, as the attention over places of CBAM does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([x.mean(-1), torch.mean(x * x, dim=-1)], -1)
+        return x * self.weigh(both).sigmoid()
 
 
 class Net(nn.Module):
@@ -124,6 +149,17 @@ def test_a_width_under_an_rms_norm_goes_exactly(norm: str) -> None:
     }
     eps = {path: follows for path, follows in groups.attributes.items() if "eps" in path}
     assert len(eps) == (0 if norm == "unit length" else 2)
+
+
+@pytest.mark.parametrize("norm", [Constant, ConstantResponse, Attending])
+def test_a_module_counts_the_channels_that_went_where_nothing_takes_up_its_mean(
+    norm: Callable[[int], nn.Module],
+) -> None:
+    model = randomised(Net(norm))
+    groups = check_exact(model, X.double())
+    assert sizes(groups) == {"enter": 8, "up": 12}
+    assert groups["enter"].scales == {}
+    assert {path for path, _ in groups.attributes.items()} == {"first.mean_counted", "last.mean_counted"}
 
 
 def test_layers_that_read_a_norm_without_a_weight_take_up_its_change() -> None:
@@ -179,11 +215,28 @@ class Biased(Net):
         return self.head(self.last(torch.sigmoid(self.enter(x))))
 
 
+class InTheModel(Net):
+    """The model's own code takes the mean, with an eps that is a number in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.head(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2))
+
+
+class Deviating(nn.Module):
+    """A mean beside a variance, which would count other channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True).add(1e-2).sqrt()
+
+
 STAYS: list[tuple[Callable[[], nn.Module], str]] = [
     (
-        lambda: Net(lambda _: Constant()),
-        "mean at first reduces it: add at first adds 0.01, which no attribute of its module holds",
+        lambda: InTheModel(Constant),
+        "mean in the model's own forward reduces it: add in the model's own forward adds 0.01, which no attribute of"
+        " its module holds",
     ),
+    (lambda: Net(lambda _: Deviating()), "mean at first reduces it: sub at first takes what it changes"),
     (Beside, "rms_norm at norm normalises it"),
     (lambda: Elsewhere(nn.RMSNorm), "rms_norm at first normalises it"),
     (Biased, "rms_norm at last normalises it"),

@@ -21,8 +21,6 @@ EXCUSED = {
         "a grouped convolution loses whole convolution groups, so it shrinks in proportion only",
     ),
     "ResNeXt": (0.40, "a grouped convolution loses whole convolution groups, so it shrinks in proportion only"),
-    "ConvNeXtV2": (1.0, "its hidden units are divided by the mean over all of them (global response norm)"),
-    "BiT": (1.0, "every width is normalised by group norm, every kernel by its own statistics"),
     "PoolFormer": (0.75, "has no projections to lose, and its patch embeddings make the normalised width"),
     "FocalNet": (0.80, "its modulation cuts one projection at the normalised width and at constants"),
     "TinyVit": (0.75, "its code computes the width of a head as the normalised width over the number of heads"),

@@ -16,10 +16,17 @@ SPACE = Fixed("spatial axis")
 
 
 def contract(call: Call, flow: Flow, channel: Dim, weight: fx.Node, axis: int) -> None:
-    """Join a channel with the weight axis that sums over it; both stay where a masked weight would not be zero."""
+    """Join a channel with the weight axis that sums over it; both stay where a masked weight would not be zero.
+
+    A kernel that is standardised is not zero where its weight is. What it is multiplied with has to be.
+    """
     dim = flow.of(weight)[axis]
     flow.consume(dim)
-    if flow.is_activation(weight) or not flow.removed_value.is_zero(weight):
+    kernel = flow.kernels.get(weight)
+    if kernel is not None and kernel.attribute and call["input"] in flow.vanishing:
+        if isinstance(joined := flow.join(channel, dim), np.ndarray):
+            flow.held.by_path[kernel.attribute] = joined
+    elif flow.is_activation(weight) or not flow.removed_value.is_zero(weight):
         flow.freeze((channel, dim), f"{call.place} sums over it with a weight that no mask makes zero")
     else:
         flow.join(channel, dim)
@@ -90,7 +97,8 @@ def _is_pointwise(call: Call) -> bool:
 def _grouped(call: Call, flow: Flow, channel: Dim, rows: Dim, columns: Dim) -> Dim:
     """Remove whole convolution groups, or the same slots in each group, whichever leaves more to choose from."""
     groups, (total, inside) = call["groups"], call["weight"].meta["val"].shape[:2]
-    name = flow.trace.names.get(call["weight"])
+    kernel = flow.kernels.get(call["weight"])
+    name = flow.trace.names.get(call["weight"]) if kernel is None else kernel.name
     if name is None or not isinstance(rows, np.ndarray):
         reason = rows.reason if isinstance(rows, Fixed) else f"{call.place} has groups and a computed weight"
         flow.freeze((channel, rows, columns), reason)

@@ -76,6 +76,9 @@ REDUCTIONS = _words(
 AVERAGES = _words("mean sum var std var_mean std_mean norm linalg_vector_norm")
 """Reductions that a normalisation is made of."""
 
+DEVIATIONS = _words("var std var_mean std_mean")
+"""Statistics that come beside a mean."""
+
 ALONG = _words("softmax log_softmax _softmax _log_softmax cumsum cumprod sort topk argsort")
 """Operators that mix the entries along one axis ``dim`` and keep the number of axes."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
+from lightning_prune.graph._sizes import are_origins_known
 from lightning_prune.graph.axes import Dims, Fixed
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.rules.families import AVERAGES, SPATIAL, base_name
@@ -50,14 +51,20 @@ def rms_norm(call: Call, flow: Flow) -> Dims:
 def group_norm(call: Call, flow: Flow) -> Dims:
     """The channel axis is normalised, with its weight and bias; what follows it keeps its size.
 
-    The number of norm groups stays, so the same slot of each goes at once.
+    A whole norm group can go: no other one looks at it. That takes an attribute that holds their number. Where inexact
+    removals are allowed the same slot of each goes at once, and their number stays.
     """
     batch, channel, *space = flow.of(call["input"])
-    reason = f"{call.place} normalises it"
+    reason, count = f"{call.place} normalises it", call["num_groups"]
     flow.freeze(space, reason)
-    flow.normalise((channel,), reason)
-    if flow.allow_inexact and isinstance(channel, np.ndarray):
-        flow.tie(channel.reshape(call["num_groups"], -1).T)
+    stated = flow.trace.sizes.get((call.where, (count,)), ())
+    if count > 1 and isinstance(channel, np.ndarray) and are_origins_known(stated) and not flow.allow_inexact:
+        flow.tie(channel.reshape(count, -1))
+        flow.note_sizes(call, [count], [channel])
+    else:
+        flow.normalise((channel,), reason)
+        if flow.allow_inexact and isinstance(channel, np.ndarray):
+            flow.tie(channel.reshape(count, -1).T)
     _join_affine(call, flow, (channel,))
     return (batch, channel, *space)
 
@@ -125,7 +132,10 @@ def reduce(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     # what nobody reads may have any value, such as the attention's weights averaged over heads
     is_exact, why = not call.node.users, ""
     if call.node.all_input_nodes[0] in flow.vanishing:
-        is_exact |= is_sum or (name == "mean" and flow.scale(call, mixed, flow.scales.of_mean(call)))
+        is_exact |= is_sum
+        if name == "mean" and not is_exact:
+            is_exact = flow.scale(call, mixed, flow.scales.of_mean(call))
+            is_exact = is_exact or flow.scale(call, mixed, flow.scales.counted(call), "counted")
         why = f": {flow.scales.of_mean(call).reason}" if name == "mean" and flow.scales.of_mean(call).reason else ""
     if not is_exact:
         (flow.normalise if call.get("keepdim") and name in AVERAGES else flow.freeze)(mixed, reason + why)
