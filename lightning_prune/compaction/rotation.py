@@ -161,7 +161,7 @@ class Turn:
             raise CompactionError(f"{raw} reads the stream with its mean, which the normalisations take away")
         # a weight that is shared is turned once
         readers = {r.weight[0]: r for r in [self._own(model, reader, undo) for reader in stream.readers]}.values()
-        change = partial(_change, model, undo)
+        change = partial(set_values, model, undo)
         for scale in stream.scales:
             vector = dense_names(model)[scale.name].detach().double().flatten()
             for name, axis in scale.writers:
@@ -206,7 +206,7 @@ class Turn:
         added = torch.movedim(weight, reader.weight[1], -1) @ offset.to(weight.device)
         added = added.flatten(1).sum(1) if added.dim() > 1 else added
         if reader.bias:
-            _change(model, undo, reader.bias, lambda x: x + added)
+            set_values(model, undo, reader.bias, lambda x: x + added)
             return
         module, name = locate(model, reader.weight[0])
         bias = name.replace("weight", "bias")
@@ -267,7 +267,7 @@ def _remember(module: nn.Module, undo: Undo) -> None:
     undo.append(put_back)
 
 
-def _change(model: nn.Module, undo: Undo, name: str, change: Any) -> None:  # noqa: ANN401
+def set_values(model: nn.Module, undo: Undo, name: str, change: Any) -> None:  # noqa: ANN401
     """Give a parameter or buffer another value, computed at float64 and rounded once for each step."""
     named = dense_names(model)
     tensor = named[first_names(model).get(name, name)] if name not in named else named[name]

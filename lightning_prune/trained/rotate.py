@@ -1,18 +1,19 @@
 """The width of a pre-norm transformer turned so that its last channels matter least."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compaction.resize import all_or_nothing
+from lightning_prune.compaction.resize import Undo, all_or_nothing
 from lightning_prune.compaction.rotation import Moments, Turn
 from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.errors import GraphError, PruningError
-from lightning_prune.graph.stream import Stream, streams_of
+from lightning_prune.graph.stream import streams_of
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of, learnt, remember
 from lightning_prune.model.summary import as_evaluated
@@ -129,49 +130,68 @@ def rotate(
         >>> type(net.last).__name__
         'RMSNorm'
     """
-    check_whole("samples", samples, 1)
-    check_number("tolerance", tolerance, 0)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"rotate(model, data): model must be an nn.Module, got {model!r:.80}")
-    name = type(model).__name__
-    if masks.is_masked(model):
-        raise PruningError(f"{name} carries masks: rotate it before a run, or call finalize(model) first")
-    with own_random_state(), as_evaluated(model), all_or_nothing() as undo:
-        batches = [arguments_of(model, batch) for batch in first_batches(Passes(loader_of(data), model), samples)]
-        own = example_of(model) if example_inputs is None else Example.of(example_inputs)
-        example = (learnt(batches[0]) if own is None else own).on_device_of(model)
+    with examined(model, data, example_inputs, samples, tolerance, "rotate") as (batches, example, undo):
         streams, stayed = streams_of(model, example)
         if not streams:
             reasons = "; ".join(f"{path}: {reason}" for path, reason in stayed.items())
             raise GraphError(
-                f"{name} has no residual stream that could be rotated ({reasons}). Heads, query and key and the units"
-                " of the MLP can go as they are"
+                f"{type(model).__name__} has no residual stream that could be rotated ({reasons}). Heads, query and key"
+                " and the units of the MLP can go as they are, and rotate_heads turns the slots within the heads"
             )
-        rotated = [_turned(model, stream, batches, example, tolerance, undo) for stream in streams]
+        rotated = list[RotatedStream]()
+        for stream in streams:
+            moments = Moments(model, stream)
+            try:
+                with torch.no_grad():
+                    for batch in batches:
+                        batch.on_device_of(model)(model)
+            finally:
+                moments.stop()
+            directions, shares = moments.directions()
+            turn = Turn(stream, directions)
+            errors = turn.prove(model, (example.args, example.kwargs), tolerance)
+            turn.apply(model, undo)
+            writers = tuple(dict.fromkeys(name for name, _ in stream.writers))
+            readers = tuple(dict.fromkeys(reader.weight[0] for reader in stream.readers))
+            error = max(errors.values(), default=0.0)
+            rotated.append(RotatedStream(tuple(stream.norms), writers, readers, stream.entrance, shares, error))
         if example_of(model) is None:
             remember(model, example)
     return Rotation(tuple(rotated), stayed)
 
 
-def _turned(
-    model: nn.Module, stream: Stream, batches: list[Example], example: Example, tolerance: float, undo: list[Any]
-) -> RotatedStream:
-    moments = Moments(model, stream)
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                batch.on_device_of(model)(model)
-    finally:
-        moments.stop()
-    directions, shares = moments.directions()
-    turn = Turn(stream, directions)
-    errors = turn.prove(model, (example.args, example.kwargs), tolerance)
-    turn.apply(model, undo)
-    return RotatedStream(
-        tuple(stream.norms),
-        tuple(dict.fromkeys(name for name, _ in stream.writers)),
-        tuple(dict.fromkeys(reader.weight[0] for reader in stream.readers)),
-        stream.entrance,
-        shares,
-        max(errors.values(), default=0.0),
-    )
+@contextmanager
+def examined(
+    model: nn.Module,
+    data: Iterable[Any],
+    example_inputs: Inputs | None,
+    samples: int,
+    tolerance: float,
+    name: str,
+) -> Iterator[tuple[list[Example], Example, Undo]]:
+    """Check the arguments of a rotation; give batches, an example and an undo log, which runs when the block raises.
+
+    Args:
+        model: meanwhile in eval mode.
+        data: as the user gives it.
+        example_inputs: as the user gives them.
+        samples: to look at.
+        tolerance: of the proof.
+        name: of the function, for errors.
+
+    Raises:
+        TypeError: an argument or a batch is of another kind.
+        PruningError: the model carries masks.
+    """
+    check_whole("samples", samples, 1)
+    check_number("tolerance", tolerance, 0)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name}(model, data): model must be an nn.Module, got {model!r:.80}")
+    if masks.is_masked(model):
+        raise PruningError(
+            f"{type(model).__name__} carries masks: {name} it before a run, or call finalize(model) first"
+        )
+    with own_random_state(), as_evaluated(model), all_or_nothing() as undo:
+        batches = [arguments_of(model, batch) for batch in first_batches(Passes(loader_of(data), model), samples)]
+        own = example_of(model) if example_inputs is None else Example.of(example_inputs)
+        yield batches, (learnt(batches[0]) if own is None else own).on_device_of(model), undo

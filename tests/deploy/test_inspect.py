@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from deploy_models import EXAMPLE, Small, exported, small
 from torch import Tensor, nn
 
+from lightning_prune import Compaction, channel_groups, compact
 from lightning_prune.deploy import Artifact, Inspection, export, inspect
 from lightning_prune.deploy.backends import Portable
 from lightning_prune.deploy.inspect import Delegate, MethodContents, Value
@@ -58,6 +60,24 @@ def test_operators_inside_and_outside(outside: Inspection):
     assert sum("linear" in (one.operators or {}) for one in forward.delegates) == 1
     assert forward.delegated_share == pytest.approx(inside / (inside + sum(forward.outside.values())))
     assert [one.calls for one in forward.delegates] == [1] * len(forward.delegates)
+
+
+@pytest.mark.slow
+def test_attention_is_delegated_whole_after_heads_and_widths_went(tmp_path: Path):
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.randn(1, 8, 32)
+    ways: tuple[Literal["heads", "width"], ...] = ("heads", "width")
+    for way in ways:
+        groups = channel_groups(model, x, attention=way)
+        keep = {group.name: range(group.size // 2) for group in groups if group.prunable and "attn" in group.name}
+        compact(model, Compaction.from_keep(groups, keep), x)
+    assert {layer.self_attn.in_proj_weight.shape[0] for layer in model.layers} == {3 * 2 * 4}  # type: ignore[union-attr]
+    export(model, tmp_path / "a.pte", example_inputs=x)
+    forward = inspect(tmp_path / "a.pte")["forward"]
+    assert forward.outside == {}
+    (delegate,) = forward.delegates
+    operators = delegate.operators or {}
+    assert (operators["softmax"], operators["batch_matmul"]) == (2, 4)
 
 
 def test_weights_and_zeros_are_counted(outside: Inspection):

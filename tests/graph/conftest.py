@@ -5,9 +5,11 @@ _held: tests/graph/test_sizes.py
 _removed_value: tests/graph/test_rules.py
 _scales: tests/graph/test_scales.py
 _sizes: tests/graph/test_sizes.py
+_slots: tests/trained/test_rotate_heads.py
 _units: tests/graph/test_axes.py
 _vanishing: tests/graph/test_scales.py
 flow: tests/graph/test_networks.py
+heads: tests/trained/test_rotate_heads.py
 stream: tests/trained/test_rotate.py
 trace: tests/graph/test_groups.py
 rules/contraction: tests/graph/test_rules.py
