@@ -2,11 +2,12 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -39,6 +40,8 @@ from lightning_prune.values import check_bool, check_whole
 _DEFAULT_BACKEND = XNNPACK()
 _TOGETHER = 16
 """Programs in a file: as many as are lost when the process is killed."""
+_FEW = 10
+"""Rounds for what is kept until all programs have their turns together."""
 
 
 def latency_table(
@@ -56,9 +59,9 @@ def latency_table(
     """Measure what the cells of a model take in the ExecuTorch runtime on this machine, at several widths.
 
     Copies of the model at widths drawn at random are traced and cut into cells, a kernel with what is fused to it;
-    cells of one kind that differ in widths alone share their points. Many are lowered into one file and timed in turns.
-    What a call takes by itself is taken off. Two whole programs, dense and narrow, tie the sum of the cells to the
-    clock.
+    cells of one kind that differ in widths alone share their points. They are lowered, many into one file, and then all
+    timed in turns, beside two whole programs, dense and narrow, which tie the sum of the cells to the clock. What a
+    call takes by itself is taken off.
 
     Args:
         model: what will be pruned; left as it is. Weights do not matter, widths do.
@@ -104,15 +107,10 @@ def latency_table(
         design = designed(model, example_inputs, backend, points, granularity)
         wanted = design.wanted(table, points)
         with tqdm(total=len(wanted) + 2, desc="cells", disable=None if progress else True) as bar:
-            for start in range(0, len(wanted), _TOGETHER):
-                some = wanted[start : start + _TOGETHER]
-                table = bench.grown(table, some)
-                if path is not None:
-                    table.save(path)
-                bar.update(len(some))
-            times = bench.times(design.wholes)
-            bar.update(2)
-        network = design.network(times)
+            table, wholes = bench.measured(
+                table, wanted, design.wholes, None if path is None else Path(path), bar.update
+            )
+        network = design.network(wholes)
         cost = CellCost(table, network, design.units)
         saved = {
             name: max(cost.total - cost.left({name: size // 2}), 1e-9 * cost.total) / (size // 2)
@@ -168,15 +166,70 @@ class Bench:
         except ValueError as error:
             raise ValueError(f"{path}: {error}; name another file") from error
 
-    def grown(self, table: LatencyTable, pieces: Sequence[tuple[str, Piece]]) -> LatencyTable:
-        """Return the table with what cells take, less what a call of each takes by itself."""
-        cells = dict(table.cells)
-        if BORDER not in cells:
-            sizes = border_sizes([piece for _, piece in pieces])
-            cells[BORDER] = border_of(sizes, self.times([border_program(size) for size in sizes]))
-        own = self.cells([piece for _, piece in pieces])
-        measured = [Measured.of(key, piece, times) for (key, piece), times in zip(pieces, own, strict=True)]
-        return replace(table, cells=with_points(cells, measured))
+    def measured(
+        self,
+        table: LatencyTable,
+        wanted: Sequence[tuple[str, Piece]],
+        wholes: Sequence[Program],
+        path: Path | None,
+        tell: Callable[[int], object],
+    ) -> tuple[LatencyTable, list[list[float]]]:
+        """Return the table with what cells take, less what a call takes by itself, and the times of whole programs.
+
+        All of them have their turns in one session: what a machine does at a time, and what lies in its caches beside
+        a program, change what layers take by a fifth, and of two sessions no ratio can be told.
+
+        Args:
+            table: what is known.
+            wanted: cells that are not, with the keys of their kinds.
+            wholes: whole programs.
+            path: of the file; what cells take by themselves is kept in it until then, for a call that is killed.
+            tell: is called with a number of programs that have been lowered.
+        """
+        sizes = [] if BORDER in table.cells or not wanted else border_sizes([piece for _, piece in wanted])
+        asked, grown = self.lowered([border_program(size) for size in sizes]) if sizes else [], table
+        for start in range(0, len(wanted), _TOGETHER):
+            some = wanted[start : start + _TOGETHER]
+            asked += self.lowered([cell_program(piece, self.backend) for _, piece in some])
+            if path is not None:
+                early = asked[: len(sizes)] if start == 0 else []
+                times = self.timed([*early, *asked[-len(some) :]], _FEW)
+                grown = _grown(grown, sizes if start == 0 else [], some, times)
+                grown.save(path)
+            tell(len(some))
+        asked += self.lowered(wholes)
+        tell(len(wholes))
+        times = self.timed(asked, self.rounds)
+        return _grown(table, sizes, wanted, times[: -len(wholes)]), times[-len(wholes) :]
+
+    def lowered(self, programs: Sequence[Program]) -> list[dict[str, Any]]:
+        """Lower programs into a file and run them; return what :func:`~lightning_prune.deploy.clock.in_turns` takes.
+
+        Raises:
+            ExportError: one cannot be traced, lowered or run, or the clock is too coarse.
+        """
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.pte"
+        asked = [{"path": str(path), **each} for each in written(programs, self.backend, path)]
+        _, failed = in_turns(path, asked, threads=self.threads, rounds=1)
+        if failed:
+            again = [replace(programs[number], is_last=False) for number in failed]
+            # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
+            if not any(programs[number].is_last for number in failed):
+                raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
+            for number, own in zip(failed, self.lowered(again), strict=True):
+                asked[number] = own
+        return asked
+
+    def timed(self, asked: Sequence[Mapping[str, Any]], rounds: int) -> list[list[float]]:
+        """Return the milliseconds of each round for each program that was lowered.
+
+        Raises:
+            ExportError: one cannot be run.
+        """
+        times, failed = in_turns(Path(asked[0]["path"]), asked, threads=self.threads, rounds=rounds)
+        if failed:
+            raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
+        return times
 
     def times(self, programs: Sequence[Program]) -> list[list[float]]:
         """Return the milliseconds of each round for each program.
@@ -184,18 +237,13 @@ class Bench:
         Raises:
             ExportError: one cannot be traced, lowered or run, or the clock is too coarse.
         """
-        path = self.folder / "cells.pte"
-        asked = [{"path": str(path), **each} for each in written(programs, self.backend, path)]
-        times, failed = in_turns(path, asked, threads=self.threads, rounds=self.rounds)
-        if failed:
-            again = [replace(programs[number], is_last=False) for number in failed]
-            # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
-            if not any(programs[number].is_last for number in failed):
-                raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
-            for number, own in zip(failed, self.times(again), strict=True):
-                times[number] = own
-        return times
+        return self.timed(self.lowered(programs), self.rounds)
 
-    def cells(self, pieces: Sequence[Piece]) -> list[list[float]]:
-        """Return the milliseconds of each round for each cell."""
-        return self.times([cell_program(piece, self.backend) for piece in pieces])
+
+def _grown(
+    table: LatencyTable, sizes: Sequence[int], pieces: Sequence[tuple[str, Piece]], times: Sequence[Sequence[float]]
+) -> LatencyTable:
+    """Return a table with times of programs that do nothing, of some sizes, and of cells after them."""
+    cells = {**table.cells, **({BORDER: border_of(sizes, times[: len(sizes)])} if sizes else {})}
+    own = zip(pieces, times[len(sizes) :], strict=True)
+    return replace(table, cells=with_points(cells, [Measured.of(key, piece, each) for (key, piece), each in own]))
