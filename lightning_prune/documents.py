@@ -8,6 +8,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,17 +23,24 @@ TEMPORARY = re.compile(
 )
 """Names of :func:`beside`; the process in them says whose they are, so that those of dead ones can be swept."""
 
+_MOST_BYTES = 150
+"""Of a name to which more is added: file systems take 255."""
 _MOST_PARTS = 2**21
 _KINDS = {stat.S_ISFIFO: "a FIFO", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
 
 
 def beside(path: Path, ending: str = "tmp") -> Path:
     """Return a name in the folder of ``path`` that nothing has."""
-    # 150: with what is added, a name stays below the 255 bytes that file systems take
-    return (
-        path.parent
-        / f".{path.name[:150]}.{_place()}-{os.getpid()}-{_start(os.getpid())}-{secrets.token_hex(4)}.{ending}"
-    )
+    process = f"{_place()}-{os.getpid()}-{_start(os.getpid())}-{secrets.token_hex(4)}"
+    return path.parent / f".{short(path.name)}.{process}.{ending}"
+
+
+def short(name: str) -> str:
+    """Return a file's name as it stands in one of :func:`beside`: a long one is cut, and told from others like it."""
+    data = os.fsencode(name)
+    if len(data) <= _MOST_BYTES:
+        return name
+    return f"{data[: _MOST_BYTES - 9].decode(errors='ignore')}~{zlib.crc32(data):08x}"
 
 
 def is_dead(name: re.Match[str]) -> bool:
@@ -56,10 +64,21 @@ def sweep(folder: Path) -> None:
         for found in known:
             if found["ending"] == "tmp" and found["process"] not in committed and is_dead(found):
                 left = folder / found[0]
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left, ignore_errors=True)
-                else:
-                    left.unlink(missing_ok=True)
+                with suppress(OSError):  # that of another user stays
+                    remove(left)
+
+
+def remove(*paths: Path) -> None:
+    """Remove files and folders, where they are there; an interrupt in the middle comes when they are gone."""
+    try:
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        remove(*paths)
+        raise
 
 
 def check_place(path: Path) -> None:
@@ -89,6 +108,21 @@ def synced(path: Path) -> None:
             os.close(handle)
 
 
+def text_of(path: Path) -> str:
+    """Return the text of a file that someone else may have made.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no file, or holds no text.
+    """
+    if path.exists() and not path.is_file():  # a FIFO would be waited for, and a device may never end
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no file'}: name the file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} holds no text in UTF-8 ({error.reason}): name another file") from error
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a file beside ``path`` to write; it takes that name at the end, so that no reader meets half of it.
@@ -110,7 +144,24 @@ def whole(path: Path) -> Iterator[Path]:
         written.replace(path)
         synced(path.parent)
     finally:
-        written.unlink(missing_ok=True)
+        remove(written)
+
+
+@contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """Give a new folder, which goes at the end; that of a killed process goes with the next call.
+
+    Args:
+        parent: where it lies; None: the system's folder for temporary files.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    sweep(parent)
+    folder = beside(parent / "lightning_prune")
+    try:
+        folder.mkdir(mode=0o700)  # nobody else's business
+        yield folder
+    finally:
+        remove(folder)
 
 
 def _place() -> str:

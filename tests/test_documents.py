@@ -1,6 +1,7 @@
 """JSON texts that say what they are and of which version."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_prune.documents import Form, parsed, typed, whole
+from lightning_prune.documents import Form, beside, parsed, scratch, short, sweep, text_of, typed, whole
 
 FORM = Form("lightning_prune.example", 3, "example", oldest=2)
 
@@ -157,3 +158,58 @@ def test_no_device_is_replaced(tmp_path: Path) -> None:
     ):
         pass
     assert list(tmp_path.iterdir()) == [tmp_path / "curve.json"]
+
+
+def test_long_names_stay_apart_and_are_no_longer_than_file_systems_take(tmp_path: Path) -> None:
+    for name in ("像" * 80 + ".json", "é" * 120 + ".json"):
+        with whole(tmp_path / name) as written:
+            assert len(os.fsencode(written.name)) <= 255
+            written.write_text("x")
+        assert (tmp_path / name).read_text() == "x"
+    one, other = ("a" * 200 + end for end in ("1.json", "2.json"))
+    assert short(one) != short(other)
+    assert short("m.json") == "m.json"
+
+
+def test_a_folder_for_a_while_goes_and_so_does_that_of_a_dead_process(tmp_path: Path) -> None:
+    with scratch(tmp_path) as folder:
+        (folder / "a").touch()
+        assert folder.stat().st_mode & 0o077 == 0
+    assert os.listdir(tmp_path) == []
+    parts = folder.name.split("-")
+    (dead := tmp_path / "-".join([parts[0], "4194305", *parts[2:]])).mkdir()  # beyond the largest number of a process
+    (dead / "b").touch()
+    with scratch(tmp_path) as folder:
+        assert os.listdir(tmp_path) == [folder.name]
+
+
+def test_what_cannot_be_swept_keeps_nothing_else_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = beside(tmp_path / "m").name.split("-")
+    for number in ("4194305", "4194306"):
+        (tmp_path / "-".join([name[0], number, *name[2:]])).touch()
+    unlink, refused = Path.unlink, list[Path]()
+
+    def once(path: Path, missing_ok: bool = False) -> None:
+        if not refused:
+            refused.append(path)
+            raise PermissionError("of another user")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", once)
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == [refused[0].name]
+
+
+def test_texts_of_files(tmp_path: Path) -> None:
+    (tmp_path / "good").write_text("é", encoding="utf-8")
+    assert text_of(tmp_path / "good") == "é"
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="bytes holds no text in UTF-8"):
+        text_of(tmp_path / "bytes")
+    with pytest.raises(ValueError, match="device is no file"):
+        text_of(tmp_path / "device")
+    with pytest.raises(ValueError, match="is a folder"):
+        text_of(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        text_of(tmp_path / "none")

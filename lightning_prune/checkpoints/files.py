@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_prune.distributed.memory import limited
-from lightning_prune.errors import CheckpointError
+from lightning_prune.errors import CheckpointError, PruningError
 
 _ROOM = 2**28
 """Bytes that reading a small file may take."""
@@ -154,6 +154,26 @@ def reading(path: object) -> Iterator[None]:
         raise CheckpointError(
             f"the checkpoint {path} cannot be read: {reason}\nNothing was loaded; if the file is damaged, take an"
             " earlier one"
+        ) from error
+
+
+@contextmanager
+def taking_up(part: str) -> Iterator[None]:
+    """Let an error that comes up while a part of a checkpoint is taken up name it.
+
+    Raises:
+        CheckpointError: values are missing in it, or are others than were ever written: in place of whatever that
+            raises.
+    """
+    try:
+        yield
+    except PruningError:
+        raise
+    except Exception as error:  # what was damaged or made up may be of any type and raise anything
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+        raise CheckpointError(
+            f"what the checkpoint says of {part} cannot be taken up ({reason}): it is damaged, or of another version;"
+            " take another one"
         ) from error
 
 

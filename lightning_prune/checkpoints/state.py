@@ -146,12 +146,21 @@ def check_entry(entry: object) -> None:
     example = entry.get("example") if isinstance(entry, Mapping) else None
     is_sound = isinstance(held, Mapping) and all(isinstance(mask, Tensor) for mask in held.values())
     is_sound &= isinstance(example, Mapping | None) and {"args", "kwargs"} <= set(example or ("args", "kwargs"))
+    run = entry.get("run") if isinstance(entry, Mapping) else None
+    is_sound &= run is None or (isinstance(run, Mapping) and _is_run(run))
     if not isinstance(version, int) or not is_sound:
         raise CheckpointError(f"what the checkpoint says under {KEY!r} is damaged, got {entry!r:.80}; take another one")
     if version > VERSION:
         raise CheckpointError(
             f"the checkpoint says {KEY} version {version}, this package reads up to {VERSION}; upgrade it"
         )
+
+
+def _is_run(run: Mapping[str, Any]) -> bool:
+    """Whether what a checkpoint says of a run has what is looked at before the weights load."""
+    recipes, step = run.get("recipes"), 0 if run.get("is_done") is True else run.get("step")
+    is_described = isinstance(recipes, list | tuple) and all(isinstance(recipe, Mapping) for recipe in recipes)
+    return is_described and isinstance(run.get("is_done"), bool) and type(step) is int and step >= 0
 
 
 def check(model: nn.Module, state_dict: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:

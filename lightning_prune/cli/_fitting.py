@@ -4,13 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from shlex import quote
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lightning_prune.cli._commands import recipe_parts
 from lightning_prune.cli.references import load, made
+from lightning_prune.documents import scratch
 from lightning_prune.errors import PruningError
 from lightning_prune.tables import lines
 
@@ -69,10 +68,10 @@ def fit_model(arguments: argparse.Namespace) -> None:
         samples=arguments.samples,
         progress=sys.stderr.isatty(),
     )
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         if arguments.latency_ms is not None:
             _tell("measuring layers, and the dense network, on this machine")
-        judge = Judge(arguments, options, Path(folder))
+        judge = Judge(arguments, options, folder)
         model, pruned = _pruned(arguments, needs, pruning, judge)
     save(model, output.with_suffix(".pt"))
     _tell(f"exporting to {backend.name} and running the file{f', for {app}' if app else ''}")
@@ -111,7 +110,7 @@ def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
             make = makes[name]
         except (KeyError, ValueError):
             raise ValueError(
-                f"--need: got {text!r}, must be macs=0.3, params=100000 or size=500000: a share or a number"
+                f"--need: got {text!r:.80}, must be macs=0.3, params=100000 or size=500000: a share or a number"
             ) from None
         try:
             needs.append(make(number))

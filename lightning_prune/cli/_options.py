@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torchmetrics import Metric
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.cli.references import load, made
-from lightning_prune.documents import whole
+from lightning_prune.documents import text_of, whole
 from lightning_prune.trainer.internals import loadable
 
 
@@ -39,8 +40,8 @@ def comparison(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def labels(text: str | None) -> list[str] | None:
     """Return the names of the classes: separated by commas, or the lines of a file."""
-    if text is not None and Path(text).is_file():
-        return [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if text is not None and os.path.isfile(text):  # Path.is_file raises where it is too long for a name
+        return [line.strip() for line in text_of(Path(text)).splitlines() if line.strip()]
     return None if text is None else [label.strip() for label in text.split(",")]
 
 

@@ -1,7 +1,10 @@
 """The commands and their arguments; what they do is in :mod:`lightning_prune.cli._commands`."""
 
 import argparse
+import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,15 +47,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for add in (_fit_to, _prune, _export, _inspect, _benchmark, _verify, _summarize):
         add(commands)
     chosen = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a sign of a table shows "?" in its place
+            stream.reconfigure(errors="replace")
     try:
         chosen.run(chosen)
-    except (PruningError, ValueError, TypeError, OSError, ImportError) as error:
-        if chosen.traceback:
-            raise
-        sys.stderr.write(f"lightning-prune {chosen.command}: error: {lines(error)}\n")
-        return 2
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, as head does, has seen enough; Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # the user's model, data and metric may raise anything
+        if chosen.traceback:
+            raise
+        text = str(error)
+        if not isinstance(error, PruningError | ValueError | TypeError | OSError | ImportError):
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {text} ({last.filename}, line {last.lineno}; --traceback shows more)"
+        sys.stderr.write(f"lightning-prune {chosen.command}: error: {lines(text)}\n")
+        return 2
     return 0
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
 from lightning_prune.deploy.runtime.child import CHILD
+from lightning_prune.documents import scratch
 from lightning_prune.errors import PruningError
 from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.selection.needs import Latency
@@ -151,8 +150,8 @@ def accepted(
     sizes = {name: x.numel() for name, x in whole.state_dict().items()}
     anchor = table.network_of(sizes).anchors[0].milliseconds
     told, best, aim = list[Round](), list[tuple[int, nn.Module]](), Aim(need.ms, anchor)
-    with TemporaryDirectory() as folder, CHILD.releasing():
-        bench = Bench(backend, table.threads, rounds, Path(folder))
+    with scratch() as folder, CHILD.releasing():
+        bench = Bench(backend, table.threads, rounds, folder)
         table.merged(bench.table(None))  # refused where it was measured otherwise
         for number in range(tries):
             model = make(replace(need, ms=aim.asked))

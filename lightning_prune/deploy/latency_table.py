@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.cells import Piece
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
+from lightning_prune.documents import scratch
 from lightning_prune.errors import ExportError
 from lightning_prune.selection.granularity import Channel
 from lightning_prune.selection.latency import CellCost, LatencyTable
@@ -101,8 +101,8 @@ def latency_table(
     check_whole("points", points, 3, why=": a cell has a constant, and changes with two widths")
     if not backend.runs_here:
         raise ExportError(f"{backend} does not run on this machine, so nothing can be measured for it here")
-    with isolated(), TemporaryDirectory() as folder, CHILD.releasing():
-        bench = Bench(backend, threads, rounds, Path(folder))
+    with isolated(), scratch() as folder, CHILD.releasing():
+        bench = Bench(backend, threads, rounds, folder)
         table = bench.table(None if path is None else Path(path))
         design = designed(model, example_inputs, backend, points, granularity)
         wanted = design.wanted(table, points)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
+from lightning_prune.documents import typed
 from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.guard.guard import ROUNDING, Guard
 
@@ -227,6 +228,7 @@ class Watch:
 
         Raises:
             CheckpointError: the state is of another number of recipes.
+            TypeError: it holds values of other types.
         """
         if state["recipes"] != self._recipes:
             raise CheckpointError(
@@ -240,19 +242,17 @@ class Watch:
                 f" ({self.guard.mode}), and a baseline of one says nothing of the other; resume with"
                 f" Guard(monitor={monitor!r}, mode={mode!r}, …)"
             )
-        self.baseline = state["baseline"] if self.guard.baseline is None else self.guard.baseline
-        self.trial = None if state["trial"] is None else _trial(state["trial"])
-        self.history = [_trial(trial) for trial in state["history"]]
-        self.limits, self._failed = dict(state["limits"]), dict(state["failed"])
-        self.stopped = set(state["stopped"])
+        baseline = typed(float | None, state["baseline"])
+        self.baseline = baseline if self.guard.baseline is None else self.guard.baseline
+        self.trial = typed(Trial | None, state["trial"])
+        self.history = list(typed(tuple[Trial, ...], state["history"]))
+        self.limits = typed(Mapping[int, float], state["limits"])
+        self._failed = typed(Mapping[int, int], state["failed"])
+        self.stopped = set(typed(tuple[int, ...], state["stopped"]))
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
     return asdict(trial) | {"outcome": trial.outcome.value}
-
-
-def _trial(values: Mapping[str, Any]) -> Trial:
-    return Trial(**{**values, "outcome": Verdict(values["outcome"])})
 
 
 def _share(sparsity: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_prune.compensation import Repair
+from lightning_prune.documents import typed
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.granularity import Channel, Granularity
 
@@ -43,9 +44,12 @@ class Event:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Event":
-        """Return the event that ``dataclasses.asdict`` has described, also in an older version."""
-        repairs = tuple(Repair(**repair) for repair in values.get("repairs", ()))
-        return cls(**{**values, "repairs": repairs, "thin": tuple(values.get("thin", ()))})
+        """Return the event that ``dataclasses.asdict`` has described, also in an older version.
+
+        Raises:
+            TypeError: it is none.
+        """
+        return typed(cls, values)
 
 
 def thin(

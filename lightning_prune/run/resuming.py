@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_prune.compensation import NoRepair
 from lightning_prune.criteria import Magnitude
+from lightning_prune.documents import typed
 from lightning_prune.errors import CheckpointError
 from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.recipe import Recipe
@@ -23,6 +24,17 @@ _UNITS = {"granularity", "targets", "count", "need"}
 
 _LATER = {"repair": repr(NoRepair()), "need": repr(None)}
 """Fields that recipes in older checkpoints lack, with what they mean by that."""
+
+_COUNTED: Mapping[str, Any] = {"step": int, "looked_at": int, "waits_at": int, "stay": tuple[str, ...]}
+_OBSERVED: Mapping[str, Any] = {
+    "asked": float,
+    "steps": Mapping[str, int],
+    "past": tuple[str, ...],
+    "schedule": Mapping[str, float],
+    "scales": Mapping[str, float] | None,
+    "min_share": float | None,
+}
+"""Types of what the states of a run and of its pruners hold."""
 
 _FORMER: Mapping[str, Any] = {"criterion": Magnitude(), "allocation": Global(), "repair": NoRepair()}
 """What older recipes said in fields that they left alone; their runs go on with that where it is left open now."""
@@ -101,10 +113,14 @@ def take_up(
 
     Raises:
         CheckpointError: the model lacks a channel group, or policies go back to a step of which the state has nothing.
+        TypeError: the state holds values of other types than any run's.
 
     Changes:
         the progress of the pruners.
     """
+    for kinds, held in ((_COUNTED, state), *((_OBSERVED, each) for each in state["pruners"])):
+        for name in kinds.keys() & held.keys():
+            typed(kinds[name], held[name])
     recipes = [pruner.recipe for pruner in pruners]
     indices = paired(state["recipes"], recipes)
     told = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_prune.documents import Form, typed, whole
+from lightning_prune.documents import Form, text_of, typed, whole
 from lightning_prune.selection.budget import Terms
 from lightning_prune.selection.cells import Cell, Step, stepped, steps_of
 from lightning_prune.selection.channels import ChannelUnits
@@ -196,7 +196,7 @@ class LatencyTable(Tabular):
     def save(self, path: str | Path) -> None:
         """Write it to a file, whole or not at all."""
         with whole(Path(path)) as written:
-            written.write_text(self.to_json())
+            written.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyTable":
@@ -206,7 +206,11 @@ class LatencyTable(Tabular):
             FileNotFoundError: no such file.
             ValueError: it holds no table.
         """
-        return cls.from_json(Path(path).read_text())
+        text = text_of(Path(path))
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def to_json(self) -> str:
         """Return the table as JSON text."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lightning_prune.compaction.finalization import finalize
+from lightning_prune.documents import scratch
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.recipe import Recipe
@@ -67,8 +66,8 @@ def programs(
     """
     from lightning_prune.deploy import benchmark, export
 
-    with TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{index}.pte" for index, name in enumerate(models)}
+    with scratch() as folder:
+        paths = {name: folder / f"{index}.pte" for index, name in enumerate(models)}
         files = {n: export(m, paths[n], example_inputs=inputs, backend=backend) for n, m in models.items()}
         if not backend.runs_here:
             return {name: ProgramCost(file.size_bytes, file.zipped_bytes, None, None) for name, file in files.items()}

@@ -15,7 +15,7 @@ from lightning_prune.criteria import Magnitude, Observations, ObservingCriterion
 from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.distributed import ranks
-from lightning_prune.documents import typed, whole
+from lightning_prune.documents import text_of, typed, whole
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Inputs
@@ -189,7 +189,7 @@ class _File:
         if not self.path.exists():
             return None
         try:
-            document = FORM.read(self.path.read_text(encoding="utf-8"))
+            document = FORM.read(text_of(self.path))
             with FORM.parsing():
                 base = typed(float, document["base"])
                 metrics = typed(Mapping[str, tuple[float, ...]], document["metrics"])

@@ -39,6 +39,7 @@ class CheckpointFiles(CheckpointIO):
         self._strategy, self.inner = strategy, strategy.checkpoint_io
         strategy.checkpoint_io = self
         self.has_failed = False
+        self._written = set[str]()
         self.companion: Companion = lambda checkpoint: None
 
     def remove(self) -> None:
@@ -52,6 +53,7 @@ class CheckpointFiles(CheckpointIO):
             if needed is not None and not exists(self.beside(path, needed[0])):
                 self._write(needed[1], self.beside(path, needed[0]), None)
             self._write(checkpoint, path, storage_options)
+            self._written.add(str(path))
             self.has_failed = False
         except OSError as error:
             if error.errno not in _FULL:
@@ -91,8 +93,12 @@ class CheckpointFiles(CheckpointIO):
         return checkpoint
 
     def load_own(self, path: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Read what this very fit has written, with whatever a user's hyperparameters are made of."""
-        return self.load_checkpoint(path, **trust(self.inner.load_checkpoint))
+        """Read a checkpoint of this fit; with whatever a user's hyperparameters are made of, where it has written it.
+
+        One that a resumed checkpoint names was written by whoever wrote that, and its pickled objects run code.
+        """
+        is_trusted = str(path) in self._written
+        return self.load_checkpoint(path, **trust(self.inner.load_checkpoint, is_trusted=is_trusted))
 
     def remove_checkpoint(self, path: Any) -> None:  # noqa: ANN401
         """Remove as the other one does; keep it where the one that should replace it could not be written."""

@@ -5,7 +5,6 @@ from typing import Any
 
 from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
-from lightning_prune.compaction import Compaction
 from lightning_prune.errors import CheckpointError
 from lightning_prune.model import masks
 from lightning_prune.run.resuming import check_same
@@ -68,7 +67,7 @@ class Loading:
         run = None
         if self._fit is not None and saved and not saved["is_done"]:
             # a run that goes on is set up on the shape that the model had when it began
-            checkpoints.take_base(model, None if saved["base"] is None else Compaction.from_json(saved["base"]))
+            checkpoints.take_base(model, checkpoints.plan_in({"compaction": saved.get("base")}))
             run = self._fit.bind_for(saved)
         # a bare state dict does not say what is masked: masks hold
         if not checkpoint and not entry["masks"] and not earlier.strangers(model, state_dict):

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 
 from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.checkpoints.files import taking_up
 from lightning_prune.compaction import applied_plan
 from lightning_prune.compaction.finalization import finalize_or_fold
 from lightning_prune.distributed import ranks
+from lightning_prune.documents import typed
 from lightning_prune.errors import PruningError
 from lightning_prune.guard import Trial, Verdict
 from lightning_prune.model import masks
@@ -126,6 +128,7 @@ class Fit:
     def _is_done_in(self, saved: Mapping[str, Any]) -> bool:
         return saved["is_done"] and not differences(saved["recipes"], self.settings.recipes)
 
+    @taking_up("its run")
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Note where the run of a checkpoint was; its weights are loaded already."""
         self.course.stages.clear()
@@ -135,9 +138,8 @@ class Fit:
         self._taught = take_up(self.settings.distillation, entry, self.settings.resume_with_other_recipe)
         saved = entry.get("run")
         if saved is not None and saved.get("dense") is not None:
-            dense = Size(**saved["dense"])
             # checkpoints without events counted MACs of all samples of an example that was learnt: they count anew
-            self.course.dense = dense if "events" in saved else replace(dense, macs=None)
+            self.course.dense = typed(Size, saved["dense"] | ({} if "events" in saved else {"macs": None}))
         self.record.is_done = saved is not None and self._is_done_in(saved)
         self._resumed = None if saved is None or saved["is_done"] else saved
         if self._resumed is None and not self.record.is_done:
@@ -169,11 +171,14 @@ class Fit:
         self._resumed = None
         if run is None or saved is None or is_rehearsal(self.trainer):
             return
-        run.load_state_dict(saved, self.model, self.settings.resume_with_other_recipe)
-        is_same = not differences(saved["recipes"], self.settings.recipes)
-        if guarding is not None and saved.get("guard") is not None and is_same:
-            guarding.load_state_dict(saved["guard"])
-        elif text := without_guard(saved.get("guard"), guarding is not None):
+        with taking_up("its run"):
+            run.load_state_dict(saved, self.model, self.settings.resume_with_other_recipe)
+            is_guarded = guarding is not None and saved.get("guard") is not None
+            is_same = is_guarded and not differences(saved["recipes"], self.settings.recipes)
+            if guarding is not None and is_same:
+                guarding.load_state_dict(saved["guard"])
+            text = None if is_same else without_guard(saved.get("guard"), guarding is not None)
+        if text:
             warnings.warn(text, stacklevel=2)
         self._note()
 
@@ -302,11 +307,8 @@ class Fit:
         if run is not None and guarding is not None:
             judged = guarding.judge(run, self.trainer, self.model)
             if judged is not None and judged.outcome is Verdict.COMMIT:
-                tell(
-                    self.trainer,
-                    self.settings,
-                    f"step {run.step}: keep the event of step {judged.step}: {judged.reason}",
-                )
+                text = f"step {run.step}: keep the event of step {judged.step}: {judged.reason}"
+                tell(self.trainer, self.settings, text)
                 judged = None
             self._note(judged)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_prune.documents import typed
 from lightning_prune.errors import PruningError, SnapshotError
 from lightning_prune.guard import Guard, Trial, Verdict, Watch
 from lightning_prune.guard.guard import monitored
@@ -225,7 +226,7 @@ class Guarding:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""
         self.watch.load_state_dict(state["watch"])
-        self._is_overdue, self._judged_at = state["is_overdue"], state["judged_at"]
+        self._is_overdue, self._judged_at = typed(bool, state["is_overdue"]), typed(int, state["judged_at"])
         saved = state["snapshot"]
         self._snapshot = None if saved is None else Snapshot.from_state_dict(saved, where=self.guard.snapshot)
 

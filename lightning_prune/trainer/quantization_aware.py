@@ -93,7 +93,7 @@ class QuantizationAware(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the ranges of a run that was stopped."""
-        ranges = state_dict.get("ranges")
+        ranges = state_dict.get("ranges") if isinstance(state_dict, Mapping) else None
         if not isinstance(ranges, dict) or not all(isinstance(value, Tensor) for value in ranges.values()):
             raise CheckpointError(
                 "the checkpoint's state of QuantizationAware holds no ranges: it is of another version"

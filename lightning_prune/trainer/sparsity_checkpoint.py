@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lightning_prune import schedules
 from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.checkpoints.files import taking_up
 from lightning_prune.compaction.finalization import finalize_or_fold
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of
 from lightning_prune.model.plain_copy import plain_copy
@@ -170,19 +171,21 @@ class SparsityCheckpoint(SelectingCheckpoint):
         if callback is None or not (callback.finalize and callback.is_done) or not isinstance(files, CheckpointFiles):
             return
         written = ""
-        if trainer.is_global_zero and self.best_model_path and exists(self.best_model_path):
+        best = self.best_model_path
+        # one of a checkpoint that was resumed from may lie anywhere
+        if trainer.is_global_zero and best and self._is_inside(best) and exists(best):
             try:
-                checkpoint = files.load_own(self.best_model_path)
+                checkpoint = files.load_own(best)
                 # with save_weights_only the callback's part is left out, and nothing tells what is masked
                 if checkpoints.KEY in checkpoint:
-                    root, ending = os.path.splitext(self.best_model_path)
+                    root, ending = os.path.splitext(best)
                     files.save_checkpoint(_finalized(pl_module, checkpoint, callback), f"{root}-pruned{ending}")
                     written = f"{root}-pruned{ending}"
                     rank_zero_info(f"the pruned model of the best checkpoint is in {written}")
             except (PruningError, RuntimeError) as error:  # the training is done, and the masked file is good
                 rank_zero_warn(
-                    f"the best checkpoint {self.best_model_path} could not be finalized: {error}. It is there with its"
-                    " masks: load it and call finalize(model, example_inputs)"
+                    f"the best checkpoint {best} could not be finalized: {error}. It is there with its masks: load it"
+                    " and call finalize(model, example_inputs)"
                 )
         self.best_pruned_path = trainer.strategy.broadcast(written)
         history(pl_module).best_checkpoint = Path(self.best_pruned_path) if self.best_pruned_path else None
@@ -264,11 +267,26 @@ class SparsityCheckpoint(SelectingCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state; files in another folder are left alone, as ModelCheckpoint does."""
-        super().load_state_dict(state_dict)
-        if state_dict["dirpath"] == self.dirpath:
-            self.points = {path: Point(*point) for path, point in state_dict["points"].items()}
-            # states without this word counted MACs of all samples of an example that was learnt
-            self._is_former = self.against == "macs" and state_dict.get("is_former", True)
+        with taking_up(f"its {type(self).__name__}"):
+            super().load_state_dict(state_dict)
+            if state_dict["dirpath"] == self.dirpath:
+                points = state_dict["points"].items()
+                self.points = {path: Point(float(q), float(t), bool(at)) for path, (q, t, at) in points}
+                # states without this word counted MACs of all samples of an example that was learnt
+                self._is_former = self.against == "macs" and state_dict.get("is_former", True)
+            # what leaves the Pareto set is deleted: a checkpoint of someone else's must not choose the file
+            for path in (*self.points, *self.best_k_models, self.last_model_path, self.kth_best_model_path):
+                if path and not self._is_inside(path):
+                    raise CheckpointError(
+                        f"the checkpoint's {type(self).__name__} names {path!r:.200}, which lies outside of its folder"
+                        f" {self.dirpath}: it is damaged, or not of yours; take another one"
+                    )
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a file lies in the folder that this one writes to."""
+        if "://" in path:
+            return ".." not in path and path.startswith(f"{self.dirpath}/")
+        return Path(os.path.abspath(self.dirpath or "")) in Path(os.path.abspath(path)).parents
 
 
 def _finalized(model: LightningModule, checkpoint: dict[str, Any], pruning: PruningCallback) -> dict[str, Any]:

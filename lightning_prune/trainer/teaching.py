@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_prune.checkpoints import state as checkpoints
+from lightning_prune.checkpoints.files import taking_up
 from lightning_prune.distillation import Distillation, Lessons, Pair, Teacher, find_pairs
+from lightning_prune.documents import typed
 from lightning_prune.errors import CheckpointError, PruningError
+from lightning_prune.model.masks import dense_names
 from lightning_prune.model.summary import as_evaluated
 from lightning_prune.selection import Units
 from lightning_prune.trainer._files import CheckpointFiles
@@ -67,7 +70,11 @@ class Distilling:
         if self._teacher is None or (saved is not None and saved["digest"] != self._teacher.digest):
             self._teacher = self._find_teacher(trainer, model, saved, files)
         if saved is not None:
-            self._pairs = [Pair(*values) for values in saved["pairs"]]
+            with taking_up("its teacher"):
+                self._pairs = [Pair(*typed(tuple[str, str, int, int], values)) for values in saved["pairs"]]
+                for pair in self._pairs:
+                    model.get_submodule(pair.path)
+                    dense_names(model)[pair.tensor].shape[pair.axis]
         if not self._pairs and self.distillation.features:
             self._pairs = find_pairs(model, units)
         lessons = self._lessons = Lessons(model, self._teacher, self.distillation, self._pairs)
@@ -117,7 +124,8 @@ class Distilling:
                 f"the run of the checkpoint was taught by its dense model, which was written beside it, and {path} is"
                 " not there: bring that file along, or give the dense model: Distillation(teacher=…)"
             ) from error
-        return Teacher.restored(model, contents, saved["digest"])
+        with taking_up("its teacher"):
+            return Teacher.restored(model, contents, saved["digest"])
 
     def _training_step(
         self, trainer: Trainer, model: LightningModule, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -186,6 +194,7 @@ class Distilling:
         return saved["file"], self._teacher.state()
 
 
+@taking_up("its teacher")
 def take_up(distillation: Distillation | None, entry: Saved, is_other_allowed: bool) -> Saved | None:
     """Return what a checkpoint says of the teacher that this fit goes on with; None: it begins with one of its own.
 
@@ -199,7 +208,7 @@ def take_up(distillation: Distillation | None, entry: Saved, is_other_allowed: b
     """
     saved = entry.get("distillation")
     has_run = entry.get("run") is not None
-    before = {} if saved is None else saved["settings"]
+    before = {} if saved is None else {**saved["settings"]}
     now = {} if distillation is None else distillation.describe()
     if before != now and has_run and not is_other_allowed:
         lines = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in before | now]

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import lightning_prune
 from lightning_prune import Channel, OneShot, PruningCallback, Recipe, prune
 from lightning_prune.cli import main
 from lightning_prune.cli._models import example, loaded_model
+from lightning_prune.cli._options import labels
 from lightning_prune.cli.references import load, made
 from lightning_prune.deploy import Method, export
 from lightning_prune.errors import CheckpointError
@@ -175,6 +177,39 @@ class TestErrors:
     def test_traceback_on_request(self, folder: Path):
         with pytest.raises(FileNotFoundError):
             main(["--traceback", "inspect", str(folder / "none.pte")])
+
+
+def test_what_the_users_code_raises_is_told_with_its_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "odd.py").write_text(
+        "class Odd(list):\n    def __iter__(self):\n        raise LookupError('no rows')\nodd = Odd()\n"
+    )
+    code = ["prune", "--model", MODEL, "--data", f"{folder}/odd.py:odd", "--keep-macs", "0.5", "-o", f"{folder}/o.pt"]
+    assert main(code) == 2
+    assert "odd.py, line 3; --traceback shows more)" in (told := capsys.readouterr().err)
+    assert "error: LookupError: no rows (" in told
+    with pytest.raises(LookupError):
+        main(["--traceback", *code])
+
+
+def test_labels_that_are_too_long_for_a_files_name() -> None:
+    names = [f"class {number}" for number in range(1000)]
+    assert labels(",".join(names)) == names
+
+
+def test_a_console_without_our_signs_and_a_reader_that_leaves(folder: Path) -> None:
+    torch.save({"größe": torch.ones(2, 3)}, folder / "odd.pt")
+    command = [sys.executable, "-m", "lightning_prune.cli", "summarize", str(folder / "odd.pt")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "gr??e" in found.stdout
+    left = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert left.stdout is not None
+    left.stdout.close()
+    assert left.stderr is not None
+    assert left.stderr.read() == ""
+    assert left.wait() == 0
+    left.stderr.close()
 
 
 def test_the_shell_looks_at_as_many_samples_as_the_function(capsys: pytest.CaptureFixture[str]) -> None:

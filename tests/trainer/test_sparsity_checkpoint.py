@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from packages import Callback, EarlyStopping, L, ModelCheckpoint
 from processes import file_limit
 from sparsity_cases import QUALITY, RECIPE, STEPS, Scored, Thinned, fit, keeping, names
 from support import Net, Resumable, loader, outputs, trainer
 
 from lightning_prune import Channel, OneShot, PruningCallback, Recipe, Targets, summarize
-from lightning_prune.errors import PruningError
+from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.guard import Guard, Verdict
+from lightning_prune.trainer._files import CheckpointFiles
 from lightning_prune.trainer._preconditions import selection_warnings
 from lightning_prune.trainer.callback import pruning_callback_of
 from lightning_prune.trainer.sparsity_checkpoint import Point
@@ -291,3 +293,50 @@ class TestWarnings:
 def test_point_covers() -> None:
     assert Point(1.0, 0.5, False).covers(Point(1.0, 0.5, True))
     assert not Point(1.0, 0.4, True).covers(Point(0.9, 0.5, True))
+
+
+class TestAHostileCheckpoint:
+    """Its state of this callback is plain: it is read without trust, and names files."""
+
+    def resumed(self, folder: Path, **state: object) -> None:
+        path = folder / "a.ckpt"
+        first = keeping(folder / "kept")
+        saving = ModelCheckpoint(str(folder), "a", every_n_train_steps=12, save_top_k=1)
+        fit(folder, Scored(QUALITY), first, saving)
+        content = torch.load(path, weights_only=True)
+        content["callbacks"][first.state_key] |= state
+        torch.save(content, path)
+        run = trainer(folder, PruningCallback(RECIPE), keeping(folder / "kept"), max_epochs=6)
+        run.fit(Scored(QUALITY), Resumable(), loader(1), ckpt_path=path, weights_only=True)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    @pytest.mark.parametrize("key", ["points", "best_k_models"])
+    def test_deletes_no_file_elsewhere(self, tmp_path: Path, key: str) -> None:
+        thesis = str(tmp_path / "kept" / ".." / "thesis.tex")
+        (tmp_path / "kept").mkdir()
+        Path(thesis).touch()
+        points = {thesis: [-1.0, 0.0, True]} if key == "points" else {thesis: torch.tensor(1.0)}
+        with pytest.raises(CheckpointError, match=r"names '.*thesis.tex', which lies outside of its folder"):
+            self.resumed(tmp_path, **{key: points})
+        assert Path(thesis).exists()
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_runs_no_code_of_a_file_that_it_names(self, tmp_path: Path) -> None:
+        files = CheckpointFiles(SingleDeviceStrategy())
+        own = tmp_path / "own.ckpt"
+        files.save_checkpoint({"state_dict": {}, "made": Planted(str(tmp_path / "ran"))}, own)
+        with pytest.raises(CheckpointError, match="holds a pickled"):
+            CheckpointFiles(SingleDeviceStrategy()).load_own(own)
+        assert not (tmp_path / "ran").exists()
+        files.load_own(own)  # what a fit has written itself
+        assert (tmp_path / "ran").exists()
+
+
+class Planted:
+    """Unpickled it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.path, "w")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning_prune.documents import TEMPORARY, synced
+from lightning_prune.documents import TEMPORARY, short, synced
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def finish(new: Path, manifest: Path) -> None:
     process = (TEMPORARY.fullmatch(new.name) or {})["process"]
     for suffix in (".ptd", ".pte"):
         target = manifest.with_suffix(suffix)
-        temporary = manifest.parent / f".{target.name[:150]}.{process}.tmp"
+        temporary = manifest.parent / f".{short(target.name)}.{process}.tmp"
         if temporary.exists():
             os.replace(temporary, target)
     synced(manifest.parent)
@@ -68,4 +68,4 @@ def _begun(manifest: Path) -> list[Path]:
         known = [found for found in map(TEMPORARY.fullmatch, os.listdir(manifest.parent)) if found is not None]
     except OSError:
         return []
-    return [manifest.parent / n[0] for n in known if n["ending"] == "new" and n["name"] == manifest.name[:150]]
+    return [manifest.parent / n[0] for n in known if n["ending"] == "new" and n["name"] == short(manifest.name)]

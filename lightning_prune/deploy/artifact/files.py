@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_prune.deploy.artifact._recovery import complete, finish, locked
 from lightning_prune.deploy.artifact.manifest import is_manifest, sha256_of
 from lightning_prune.deploy.program.arguments import given_path
-from lightning_prune.documents import TEMPORARY, beside, check_place, is_dead, parsed, sweep, synced
+from lightning_prune.documents import TEMPORARY, beside, check_place, is_dead, parsed, remove, short, sweep, synced
 from lightning_prune.errors import ExportError
 
 RECORD = ".lightning_prune.json"
@@ -66,8 +66,10 @@ class Staged:
         new = self.manifest.with_suffix(".new")
         with locked(self.path.parent):
             # The manifest is renamed last and in one step: where that fails it still stands, and needs no backup.
-            backups = {target: _backup(target) for _, target in moves if target.exists()}
+            backups = {target: beside(target) for _, target in moves if target.exists()}
             try:
+                for target, backup in backups.items():
+                    _back_up(target, backup)
                 os.replace(self.manifest, new)
                 finish(new, self.manifest_path)
             except OSError as error:
@@ -83,21 +85,17 @@ class Staged:
                     finish(new, self.manifest_path)
                 raise
             finally:
-                for backup in backups.values():
-                    backup.unlink(missing_ok=True)
+                remove(*backups.values())
 
 
-def _backup(path: Path) -> Path:
-    backup = beside(path)
+def _back_up(path: Path, backup: Path) -> None:
     try:
         try:
             os.link(path, backup)
         except OSError:  # a file system without hard links, as FAT
             shutil.copy2(path, backup)
     except OSError as error:
-        backup.unlink(missing_ok=True)
         raise ExportError(f"{path} cannot be kept aside while it is replaced ({error}): nothing was changed") from error
-    return backup
 
 
 @contextmanager
@@ -129,7 +127,7 @@ def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
     complete(targets[1])
     sweep(path.parent)
     process = beside(path).name.rsplit(".", 2)[1]  # the same for all of them, by which a reader knows them again
-    temporary = [path.parent / f".{target.name[:150]}.{process}.tmp" for target in targets]
+    temporary = [path.parent / f".{short(target.name)}.{process}.tmp" for target in targets]
     try:
         for file in temporary:
             try:
@@ -142,8 +140,7 @@ def staged(path: Path, external_weights: bool = False) -> Iterator[Staged]:
         data = (targets[2], temporary[2]) if external_weights else (None, None)
         yield Staged(path, targets[1], temporary[0], temporary[1], *data)
     finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+        remove(*temporary)
 
 
 @contextmanager
@@ -200,24 +197,20 @@ class Replacement:
                     except ExportError:  # a file was added to the old folder at the last moment: back again
                         _exchanged(self.building, self.folder)
                         raise
-                else:
-                    self._rename_both()
+                else:  # the system exchanges none; _restore knows what a kill leaves
+                    aside = beside(self.folder, "old")
+                    self.folder.rename(aside)
+                    try:
+                        self.building.rename(self.folder)
+                    except BaseException:
+                        if not self.folder.exists():
+                            aside.rename(self.folder)
+                        raise
+                    remove(aside)
             synced(self.folder.parent)
         except OSError as error:
             raise ExportError(f"{self.folder} cannot be put in place ({error}): nothing was changed") from error
         return tuple(self.folder / name for name in written)
-
-    def _rename_both(self) -> None:
-        """Put the folder in its place where the system exchanges none; :func:`_restore` knows what a kill leaves."""
-        aside = beside(self.folder, "old")
-        self.folder.rename(aside)
-        try:
-            self.building.rename(self.folder)
-        except BaseException:
-            if not self.folder.exists():
-                aside.rename(self.folder)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchanged(one: Path, other: Path) -> bool:
@@ -232,10 +225,10 @@ def _exchanged(one: Path, other: Path) -> bool:
 def _restore(folder: Path) -> None:
     """Put back the folder that a killed process had moved aside, or remove it where the new one is in place."""
     for found in filter(None, map(TEMPORARY.fullmatch, os.listdir(folder.parent))):
-        if found["ending"] == "old" and found["name"] == folder.name[:150] and is_dead(found):
+        if found["ending"] == "old" and found["name"] == short(folder.name) and is_dead(found):
             aside = folder.parent / found[0]
             if folder.exists():
-                shutil.rmtree(aside, ignore_errors=True)
+                remove(aside)
             else:
                 aside.rename(folder)
 
@@ -255,17 +248,19 @@ def replaced(folder: str | Path) -> Iterator[Replacement]:
         raise ExportError(f"the folder {folder.parent} does not exist: create it, then export to {folder}")
     building = beside(folder)
     try:
-        with locked(folder.parent):
-            _restore(folder)
-            _check_own(folder)
-        sweep(folder.parent)
-        building.mkdir()
-    except OSError as error:
-        raise ExportError(f"the folder {folder.parent} cannot be written ({error.strerror}): choose another") from error
-    try:
+        try:
+            with locked(folder.parent):
+                _restore(folder)
+                _check_own(folder)
+            sweep(folder.parent)
+            building.mkdir()
+        except OSError as error:
+            raise ExportError(
+                f"the folder {folder.parent} cannot be written ({error.strerror}): choose another"
+            ) from error
         yield Replacement(folder, building)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        remove(building)
 
 
 def _check_place(path: Path) -> None:

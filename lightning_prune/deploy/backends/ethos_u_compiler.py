@@ -2,10 +2,9 @@
 
 import csv
 import itertools
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightning_prune.deploy.quantization.base import Quantization, Quantized
 from lightning_prune.deploy.quantization.calibration import calibration_samples, check_batched
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.quantization.noise import Noise
+from lightning_prune.documents import scratch
 from lightning_prune.errors import ExportError, VerificationError
 
 
@@ -43,8 +43,9 @@ class VelaReport:
     """The parts of one lowering, each in a folder of its own, which go when they are read or when this goes."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="ethos-u-"))
-        self._clean = weakref.finalize(self, shutil.rmtree, str(self._folder), ignore_errors=True)
+        place = ExitStack()
+        self._folder = place.enter_context(scratch())
+        self._clean = weakref.finalize(self, place.close)
         self._count = 0
 
     def next_folder(self) -> Path:

@@ -4,7 +4,6 @@ As ExecuTorch 1.4.1 and coremltools 9.0 have them.
 """
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lightning_prune.documents import scratch
 from lightning_prune.errors import ExportError
 
 _NAMESPACE = "lightning_prune"
@@ -143,9 +143,9 @@ def models_in(path: Path) -> Iterator[Any]:
     indices = sorted({delegate.processed.index for delegate in delegates if delegate.id == "CoreMLBackend"})
     if not indices:
         raise ExportError(f"{path} holds no Core ML model: export with backend=CoreML()")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         for index in indices:
-            (place := Path(folder, str(index))).mkdir()
+            (place := folder / str(index)).mkdir()
             packed = bytes(program.backend_delegate_data[index].data)
             if not executorchcoreml.unflatten_directory_contents(packed, str(place)):
                 raise ExportError(f"{path}: its Core ML model cannot be unpacked; export it again")

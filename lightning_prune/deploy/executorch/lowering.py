@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Protocol
 
 import torch
@@ -24,6 +23,7 @@ from lightning_prune.deploy.program.signature import describe
 from lightning_prune.deploy.quantization import Quantized
 from lightning_prune.deploy.quantization.graphs import retraced
 from lightning_prune.deploy.rewriting import apart, rewritten, with_own_values
+from lightning_prune.documents import scratch
 from lightning_prune.errors import ExportError, PruningError
 from lightning_prune.graph.recordable import recordable
 from lightning_prune.model.state import kept_state
@@ -231,9 +231,9 @@ def save(
     if data_path is None:
         return
     # ExecuTorch names a .ptd itself, by its tag: it is written into a folder of its own and then moved.
-    with writing(data_path), TemporaryDirectory(prefix=data_path.name, dir=data_path.parent) as folder:
-        program.write_tensor_data_to_file(folder)
-        written = list(Path(folder).iterdir())
+    with writing(data_path), scratch(data_path.parent) as folder:
+        program.write_tensor_data_to_file(str(folder))
+        written = list(folder.iterdir())
         if len(written) != 1:
             raise ExportError(
                 "external_weights: the backend keeps every weight inside its own part of the .pte, so none can stand"

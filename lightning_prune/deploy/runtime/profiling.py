@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.deploy.runtime.turns import in_turns
+from lightning_prune.documents import scratch
 from lightning_prune.tables import aligned, escaped
 
 
@@ -83,8 +82,8 @@ def profile(name: str, program: RuntimeModel, inputs: Sequence[Tensor], rounds: 
     Raises:
         ExportError: a file cannot be run.
     """
-    with TemporaryDirectory() as folder, CHILD.releasing():
-        variants = [one for one in program.doubled(Path(folder)) if one["calls"] or not one["name"]]
+    with scratch() as folder, CHILD.releasing():
+        variants = [one for one in program.doubled(folder) if one["calls"] or not one["name"]]
         turns = {one["name"]: program.variant(one["file"]).timed(inputs, min) for one in variants}
         times = in_turns(turns, rounds)[0]
     whole, noise = _fastest(times[""])

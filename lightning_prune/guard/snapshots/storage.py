@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from lightning_prune.distributed.shards import local
+from lightning_prune.documents import beside, sweep
 from lightning_prune.errors import SnapshotError
 
 State = dict[str, Any]
@@ -86,9 +87,12 @@ class StateFile:
     """
 
     def __init__(self, state: State, folder: str | Path | None) -> None:
-        handle, self.path = tempfile.mkstemp(".snapshot", "lightning_prune-", folder)
-        os.close(handle)
-        self.remove = weakref.finalize(self, Path(self.path).unlink, missing_ok=True)
+        place = Path(folder or tempfile.gettempdir())
+        sweep(place)
+        path = beside(place / "lightning_prune.snapshot")
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # the weights are nobody else's business
+        self.path = str(path)
+        self.remove = weakref.finalize(self, path.unlink, missing_ok=True)
         try:
             leaves, self._structure = tree_flatten(state)
             self._others = {i: fresh(leaf) for i, leaf in enumerate(leaves) if type(leaf) not in (Tensor, nn.Parameter)}

@@ -201,3 +201,19 @@ def test_files_of_the_living_and_of_other_machines_stay(tmp_path: Path):
         file.touch()
     export(tmp_path / "m.pte", "x")
     assert sorted(os.listdir(tmp_path)) == sorted([living.name, foreign.name, "m.json", "m.pte"])
+
+
+def test_of_two_long_names_that_begin_alike_each_has_its_own(tmp_path: Path):
+    one, other = (tmp_path / ("a" * 160 + end) for end in ("1.pte", "2.pte"))
+    export(other, "old")
+    code = -1
+    for call in range(1, 40):
+        code = forked(dying(lambda: export(one, "new"), call))
+        complete(other.with_suffix(".json"))
+        export(other, "old")
+        assert other.read_text() == "old"
+        assert json.loads(other.with_suffix(".json").read_text())["program"] == "old"
+        if code == 0:
+            break
+    assert code == 0
+    assert one.read_text() == "new"
