@@ -41,5 +41,9 @@ class ExportError(PruningError):
     """The model cannot be exported."""
 
 
+class SessionError(PruningError):
+    """Calls of a program cannot go on: another thread is in one, or what the program keeps is lost."""
+
+
 class VerificationError(ExportError):
     """The exported file does not compute what the model computes."""

@@ -33,6 +33,7 @@ from lightning_prune.deploy.program.signature import MethodSpec, TensorSpec
 from lightning_prune.deploy.quantization import Int4Groupwise, Int8, Int8Dynamic, Quantization, Quantized
 from lightning_prune.deploy.runtime.model import RuntimeModel, thread_count
 from lightning_prune.deploy.runtime.profiling import Profile
+from lightning_prune.deploy.runtime.session import Session
 from lightning_prune.deploy.verify import verify
 from lightning_prune.selection.latency import LatencyTable
 
@@ -67,6 +68,7 @@ __all__ = [
     "Quantized",
     "RuntimeModel",
     "Sequences",
+    "Session",
     "Stretch",
     "TensorSpec",
     "Timing",

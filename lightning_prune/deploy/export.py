@@ -36,6 +36,7 @@ from lightning_prune.deploy.program.arguments import check_model, checked_labels
 from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated, state_of
+from lightning_prune.deploy.program.feeds import Feeds
 from lightning_prune.deploy.program.loaders import OwnData, OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.picture import Picture, check_picture
@@ -62,6 +63,7 @@ def export(
     example_inputs: Inputs | None = None,
     backend: Backend = _DEFAULT_BACKEND,
     dynamic_shapes: Any = None,  # noqa: ANN401
+    feeds: Feeds | None = None,
     methods: Mapping[str, Method] | None = None,
     preprocess: Normalize | None = None,
     picture: Picture | None = None,
@@ -91,6 +93,9 @@ def export(
         backend: where the program will run.
         dynamic_shapes: as in torch.export, by the name of the input: ``{"image": {0: Dim("batch", min=1, max=8)}}``.
             Every size needs a maximum, for which the program plans its memory.
+        feeds: which outputs of ``forward`` are inputs of its next call, for state that is an argument and a result:
+            ``{"h": "h_out"}``, by name or by position; a tuple ``(h, c)`` by its own. It begins with the number that it
+            holds throughout the example, or with zeros.
         methods: further methods of the program, by name.
         preprocess: folded in before the first input of ``forward``, which is then a uint8 image.
         picture: how an app makes a camera's picture into that input; kept in the manifest.
@@ -134,7 +139,8 @@ def export(
     if backend.quantization is not None:
         bounds = Bounds(tolerance, backend.quantization.min_output_sqnr)
     with interruptible(), staged(path, external_weights) as files, isolated():
-        requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess), **(methods or {})}
+        requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess, feeds=feeds)}
+        requested |= methods or {}
         forward, *further = entry_points(model, folded_copy(model), requested)
         check_labels(labels, forward.spec.outputs)
         check_picture(picture, forward.spec.inputs[0])

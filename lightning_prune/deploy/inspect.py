@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_prune.deploy.artifact.manifest import methods_of, sha256_of
 from lightning_prune.deploy.program.arguments import check_seconds, program_path
-from lightning_prune.deploy.program.signature import describe_shape
+from lightning_prune.deploy.program.signature import Feed, describe_shape
 from lightning_prune.deploy.runtime.child import TIMEOUT
 from lightning_prune.deploy.runtime.model import check_methods_told, check_told, checked_manifest, read_contents
 from lightning_prune.errors import ExportError
@@ -68,6 +68,7 @@ class MethodContents:
         delegates: in the order of the file.
         outside: operators that no backend runs -> number of calls.
         planned_bytes: memory for what is computed, weights left out.
+        feeds: which outputs are inputs of the next call, as its manifest says.
     """
 
     name: str
@@ -76,6 +77,7 @@ class MethodContents:
     delegates: tuple[Delegate, ...]
     outside: Mapping[str, int]
     planned_bytes: int
+    feeds: tuple[Feed, ...] = ()
 
     @property
     def delegated_share(self) -> float | None:
@@ -98,6 +100,7 @@ class MethodContents:
         rows = {
             "inputs": ", ".join(map(str, self.inputs)),
             "outputs": ", ".join(map(str, self.outputs)),
+            "feeds": "; ".join(escaped(str(feed)) for feed in self.feeds),
             "delegates": delegated + (f" - {share:.0%} of the operators" if share is not None else ""),
             "outside": f"{_calls(sum(self.outside.values()))}: {_counted(self.outside)}" if self.outside else "",
             "memory": f"{self.planned_bytes:,} bytes planned" if self.planned_bytes else "",
@@ -196,10 +199,11 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
     try:
         weights = contents["constants"]
         methods = []
+        described = {} if manifest is None else methods_of(manifest)
         if manifest is not None:
             taking = {method["name"]: method for method in contents["methods"] if method["inputs"]}
             check_methods_told(path, manifest["methods"], taking)
-            for name, spec in methods_of(manifest).items():
+            for name, spec in described.items():
                 sides = (taking[name][side] for side in ("inputs", "outputs"))
                 check_told(path, spec, *([(x.get("shape", ()), x.get("dtype")) for x in side] for side in sides))
         for method in contents["methods"]:
@@ -216,6 +220,7 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
                     delegates=tuple(delegates),
                     outside=method["outside"],
                     planned_bytes=sum(method["planned_bytes"]),
+                    feeds=described[method["name"]].feeds if method["name"] in described else (),
                 )
             )
         return Inspection(

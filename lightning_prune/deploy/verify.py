@@ -13,11 +13,11 @@ from lightning_prune.deploy.checking.verification import Candidate, Verification
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.dynamic import LARGEST, ends, resized
 from lightning_prune.deploy.program.eager import example_arguments, folded_copy, is_silent, isolated
+from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.program.loaders import checked_batches, first_of, split_batch
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.sequences import Sequences
-from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.deploy.program.structure import shaped
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
 from lightning_prune.deploy.runtime.model import RuntimeModel
@@ -92,8 +92,8 @@ def verify(
                 bounds = Bounds(accepted.get("tolerance"), accepted.get("min_sqnr_db"))
             batches = None
             if verify_on is not None:
-                spec, preprocess = MethodSpec(program.inputs, program.outputs), _preprocessing(program.manifest)
-                batches = checked_batches(verify_on, spec, preprocess, metric is not None)
+                preprocess = _preprocessing(program.manifest)
+                batches = checked_batches(verify_on, program.signature, preprocess, metric is not None)
             examples, batches = _examples(program, model, example_inputs, batches)
             entries = _entries(program, model, examples, methods or {})
             if batches is None and _is_quantized(program) and is_silent(entries[0].inputs):
@@ -186,7 +186,8 @@ def _further(program: RuntimeModel, model: nn.Module, given: Method | None, forw
 def _candidate(program: RuntimeModel, entry: EntryPoint) -> Candidate:
     """Return a method of the file beside the model."""
     program.prepared(*entry.inputs)
-    spec = MethodSpec(program.inputs, program.outputs)
+    spec = program.signature
+    entry.eager.feeding = Feeding.of(spec)
     # Without a manifest only the largest sizes are known: the file itself does not say from which size on it works.
     sizes = {where: shape for where, shape in ends(spec).items() if program.manifest is not None or where == LARGEST}
     samples = [entry.inputs] if _is_quantized(program) else []

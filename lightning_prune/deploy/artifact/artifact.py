@@ -154,6 +154,7 @@ class Artifact(Tabular):
             of = "" if name == "forward" else f" of {name}"
             rows[f"inputs{of}"] = ", ".join(map(str, spec.inputs))
             rows[f"outputs{of}"] = ", ".join(map(str, spec.outputs))
+            rows |= {f"feeds{of}": "; ".join(map(str, spec.feeds))} if spec.feeds else {}
         if self.state:
             rows["state"] = ", ".join(f"{each['name']} {tuple(each['shape'])} {each['dtype']}" for each in self.state)
         rows |= {"quantized": "; ".join(map(str, self.quantized.values()))} if self.quantized else {}
@@ -197,6 +198,7 @@ class Artifact(Tabular):
                 methods[name]["preprocessing"] = source.preprocess.to_json()
             methods[name]["inputs"] = [tensor.to_json() for tensor in spec.inputs]
             methods[name]["outputs"] = [tensor.to_json() | errors[tensor.name].to_json() for tensor in spec.outputs]
+            methods[name] |= {"feeds": [feed.to_json() for feed in spec.feeds]} if spec.feeds else {}
         quantization = None
         if self.backend.quantization is not None:
             quantization = {

@@ -15,7 +15,7 @@ from lightning_prune.deploy.artifact._recovery import complete
 from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.deploy.program.picture import Picture
 from lightning_prune.deploy.program.preprocessing import Normalize
-from lightning_prune.deploy.program.signature import DTYPES, MethodSpec, TensorSpec, describe_shape
+from lightning_prune.deploy.program.signature import DTYPES, Feed, MethodSpec, TensorSpec, describe_shape
 from lightning_prune.documents import parsed
 from lightning_prune.errors import ExportError
 from lightning_prune.values import check_number
@@ -159,7 +159,13 @@ def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
         for one in inputs:
             if any(not low <= one.shape[dim] <= high for dim, (low, high) in one.dynamic.items()):
                 raise ValueError(f"shape {describe_shape(one.shape)} of {one.name} is outside of its range")
-        methods[name] = MethodSpec(inputs, outputs)
+        feeds = tuple(Feed(**feed) for feed in _list(described.get("feeds", [])))
+        for feed in feeds:
+            check_number(f"first of {feed.input!r:.60}", feed.first)
+            pair = [[one for one in inputs if one.name == feed.input], [x for x in outputs if x.name == feed.output]]
+            if [len(side) for side in pair] != [1, 1] or len({(x.shape, x.dtype) for (x,) in pair}) != 1:
+                raise ValueError(f"output {feed.output!r:.60} cannot be input {feed.input!r:.60}")
+        methods[name] = MethodSpec(inputs, outputs, feeds)
     return methods
 
 

@@ -38,7 +38,10 @@ def sequences(
     """
     given, made = samples or [inputs], list[Steps]()
     shapes = list((sizes or {}).values())
-    for of_size in ([], shapes) if shapes else ([],):
+    fed = [[shape[place] for place in eager.feeding.sources] for shape in shapes]
+    # what goes into the next call has one size for the whole sequence
+    turns = [shapes] if all(each == fed[0] for each in fed) else [[shape] for shape in shapes]
+    for of_size in ([], *turns) if shapes else ([],):
         steps = [given[number % len(given)] for number in range(STEPS)]
         for number in range(STEPS if of_size else 0):
             pairs = zip(steps[number], of_size[number % len(of_size)], strict=True)
@@ -51,7 +54,7 @@ def sequences(
                 outputs = [torch.tensor(torch.nan)]
             steps = drawn if all(bool(torch.isfinite(y).all()) for y in outputs) else steps
         made += [steps, steps[::-1]]
-    return made
+    return [[eager.feeding.begun(first), *others] for first, *others in made]
 
 
 def compare_in_step(
@@ -82,7 +85,7 @@ def compare_in_step(
     differences = Differences(names, bounds, remedies)
     for number, steps in enumerate(rows):
         reset()
-        outputs, expected = [program(*step) for step in steps], eager.in_step(steps)
+        outputs, expected = eager.feeding.in_a_row(program, steps), eager.in_step(steps)
         alone = Differences(names, bounds, remedies)
         try:
             for at, (got, wanted) in enumerate(zip(outputs, expected, strict=True)):

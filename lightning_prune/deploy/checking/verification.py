@@ -179,7 +179,7 @@ def judged(
             in_step = list[dict[str, OutputError]]()
             names = [output.name for output in method.spec.outputs]
             both = (method.program, method.reset, method.eager)
-            if method.eager.state:
+            if method.eager.has_memory:
                 made = sequences(method.eager, method.inputs, method.samples, method.sizes)
                 in_step.append(compare_in_step(*both, made, names, bounds, remedies))
             if is_forward and isinstance(batches, Sequences):

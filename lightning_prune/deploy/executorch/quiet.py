@@ -60,6 +60,8 @@ def quiet_lowering() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"Function _TORCH_OPS_REGISTRY\.\w+ is deprecated")
         # first values other than zeros are stored here
         warnings.filterwarnings("ignore", message="Mutation on a buffer in the model is detected")
+        # the list by which torch's recurrent layers hand their parameters on, the same afterwards (2.13)
+        warnings.filterwarnings("ignore", message=r"(?s)The tensor attributes? .*_flat_weights.* assigned")
         # coremltools tries with numpy which constants have a place in float16
         warnings.filterwarnings("ignore", message="overflow encountered in cast", category=RuntimeWarning)
         warnings.filterwarnings("ignore", message="This API is experimental and subject to change without notice")

@@ -146,7 +146,7 @@ def claimed(spec: MethodSpec, shapes: tuple[Sizes, ...] | None) -> MethodSpec:
     limits = [{d: _limits(wanted) for d, wanted in sizes.items()} for sizes in shapes]
     whole = [{d: (int(low), int(min(high, _UNBOUNDED))) for d, (low, high) in one.items()} for one in limits]
     inputs = [replace(one, dynamic=dynamic) for one, dynamic in zip(spec.inputs, whole, strict=True)]
-    return MethodSpec(tuple(inputs), spec.outputs)
+    return replace(spec, inputs=tuple(inputs))
 
 
 def found_ranges(program: torch.export.ExportedProgram, spec: MethodSpec) -> MethodSpec:
@@ -161,15 +161,21 @@ def found_ranges(program: torch.export.ExportedProgram, spec: MethodSpec) -> Met
     """
     nodes = {node.name: node for node in program.graph.nodes}
     signature = program.graph_signature
-    return MethodSpec(
-        tuple(
-            _with_ranges(one, nodes[str(n)], program) for one, n in zip(spec.inputs, signature.user_inputs, strict=True)
-        ),
-        tuple(
-            _with_ranges(one, nodes[str(n)], program, is_input=False)
-            for one, n in zip(spec.outputs, signature.user_outputs, strict=True)
-        ),
-    )
+    inputs = {
+        one.name: _with_ranges(one, nodes[str(n)], program)
+        for one, n in zip(spec.inputs, signature.user_inputs, strict=True)
+    }
+    outputs = {
+        one.name: _with_ranges(one, nodes[str(n)], program, is_input=False)
+        for one, n in zip(spec.outputs, signature.user_outputs, strict=True)
+    }
+    for feed in spec.feeds:
+        if inputs[feed.input].dynamic != outputs[feed.output].dynamic:
+            raise ExportError(
+                f"feeds: output {outputs[feed.output]} cannot always be the next call's input {inputs[feed.input]}: let"
+                " the same sizes of both vary, or none"
+            )
+    return MethodSpec(tuple(inputs.values()), tuple(outputs.values()), spec.feeds)
 
 
 def ends(spec: MethodSpec) -> dict[str, list[list[int]]]:

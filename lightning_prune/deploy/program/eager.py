@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.program.signature import describe, dtype_name, flatten_outputs
 from lightning_prune.deploy.program.structure import Arguments, is_record, named_leaves
 from lightning_prune.errors import ExportError
@@ -48,6 +49,13 @@ class EagerModel(nn.Module):
         self.arguments = arguments
         self.state: tuple[str, ...] = ()
         """Names of the buffers that a call changes, as seen when it ran on its example."""
+        self.feeding = Feeding()
+        """Which outputs are inputs of the next call."""
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a call goes on from the one before, by buffers or by what is fed."""
+        return bool(self.state or self.feeding.sources)
 
     def __str__(self) -> str:
         return type(self.model).__name__ + ("" if self.method == "forward" else f".{self.method}")
@@ -80,7 +88,7 @@ class EagerModel(nn.Module):
             outputs = self.function(*call.args, **call.kwargs)
         return tuple(leaf for _, leaf in named_leaves(outputs))
 
-    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def run(self, *inputs: Tensor) -> Sequence[Tensor]:
         """Return the same for inputs that the model may change in place, from its first state, which stays.
 
         Raises:
@@ -101,24 +109,26 @@ class EagerModel(nn.Module):
         first: Mapping[str, Tensor] | None = None,
         before: Callable[[Sequence[Tensor]], object] = lambda _: None,
         after: Callable[[], object] = lambda: None,
-    ) -> list[tuple[Tensor, ...]]:
+    ) -> list[Sequence[Tensor]]:
         """Return the outputs of calls in a row; the model's buffers are afterwards as they were.
 
         Args:
-            steps: inputs of each call.
+            steps: inputs of each call; those that are fed count at the first call alone.
             first: state to begin from; None: what the buffers hold.
             before: done before each call, with its inputs.
             after: done after each call.
         """
-        outputs = []
+
+        def run(*step: Tensor) -> tuple[Tensor, ...]:
+            before([x.clone() for x in step])
+            # an output may be a buffer itself, which the next call overwrites
+            outputs = tuple(y.clone() for y in self(*(x.clone() for x in step)))
+            after()
+            return outputs
+
         with kept_state(self):
             self.set_state(first or {})
-            for step in steps:
-                before([x.clone() for x in step])
-                # an output may be a buffer itself, which the next call overwrites
-                outputs.append(tuple(y.clone() for y in self(*(x.clone() for x in step))))
-                after()
-        return outputs
+            return self.feeding.in_a_row(run, steps)
 
     def set_state(self, values: Mapping[str, Tensor]) -> None:
         """Let buffers hold these values, in place."""

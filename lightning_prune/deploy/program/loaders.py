@@ -109,7 +109,7 @@ def checked_batches(
         ValueError: there is none, or it does not fit.
     """
     if isinstance(loader, Sequences):
-        return loader.taken(spec.inputs, preprocess, "verify_on")
+        return loader.taken(spec, preprocess, "verify_on")
     check_batched(spec.inputs, spec.outputs)
     # the batches may be those of the calibration too, or of the shell's --data: what they hold tells which are meant
     loader = Records([each.name for each in spec.inputs], loader, "the loader")

@@ -1,13 +1,14 @@
 """What is exported: methods of a model, each with its example inputs, as values."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_prune.deploy.program.dynamic import Sizes, checked_shapes, traceable
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_arguments
+from lightning_prune.deploy.program.feeds import Feeding, Feeds, checked_feeds
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, describe, specs
 from lightning_prune.deploy.quantization.calibrated import check_loader
@@ -29,6 +30,7 @@ class Method:
         calibration: samples of its inputs, where the backend quantizes: batches as in
             :class:`~lightning_prune.deploy.Int8`. None: those of the quantization, if it takes the inputs of
             ``forward``.
+        feeds: which outputs are inputs of the next call, as to :func:`export`.
     """
 
     function: str | Callable[..., Any]
@@ -36,6 +38,7 @@ class Method:
     dynamic_shapes: Any = None
     preprocess: Normalize | None = None
     calibration: Iterable[Any] | None = None
+    feeds: Feeds | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess is not None and not isinstance(self.preprocess, Normalize):
@@ -119,6 +122,8 @@ def entry_points(model: nn.Module, copied: nn.Module, methods: Mapping[str, Meth
         shapes = checked_shapes(method.dynamic_shapes, names, inputs)
         outputs = eager_outputs(eager, inputs)
         spec = MethodSpec(specs(names, inputs), specs(list(outputs), list(outputs.values())))
+        spec = replace(spec, feeds=checked_feeds(method.feeds, spec, inputs))
+        eager.feeding = Feeding.of(spec)
         grown = traceable(inputs, shapes)
         if describe(grown) != describe(inputs):
             try:

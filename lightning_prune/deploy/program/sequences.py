@@ -1,13 +1,15 @@
 """Calls in a row, for models with memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.program.preprocessing import Normalize
-from lightning_prune.deploy.program.signature import TensorSpec, describe
+from lightning_prune.deploy.program.signature import MethodSpec, describe
 from lightning_prune.deploy.program.structure import flat_inputs
 
 Call = tuple[Tensor, ...]
@@ -20,7 +22,8 @@ class Sequences:
 
     Args:
         sequences: each an iterable of calls that can be read more than once. A call is a tensor, a tuple of tensors in
-            order or a dict by the names of the inputs, of sizes that the program takes.
+            order or a dict by the names of the inputs, of sizes that the program takes. Inputs that are fed are left
+            out; those of a first call may be there, and are then what the sequence begins with.
 
     Raises:
         ValueError: there is none.
@@ -33,6 +36,8 @@ class Sequences:
     """
 
     sequences: Sequence[Iterable[Any]]
+    feeding: Feeding = field(default_factory=Feeding, init=False, repr=False)
+    """What the inputs take from the call before, of what :meth:`taken` returned."""
 
     def __post_init__(self) -> None:
         sequences = self.sequences
@@ -60,27 +65,35 @@ class Sequences:
     def __iter__(self) -> Iterator[Iterable[Any]]:
         return iter(self.sequences)
 
-    def taken(self, inputs: Sequence[TensorSpec], preprocess: Normalize | None, where: str) -> "Sequences":
+    def taken(self, spec: MethodSpec, preprocess: Normalize | None, where: str) -> "Sequences":
         """Return the same with every call as a tuple of tensors that the program takes.
 
         Args:
-            inputs: of the program, with their ranges.
+            spec: of the program, with its ranges.
             preprocess: that is folded in, if any.
             where: what holds them, in errors.
 
         Raises:
             ValueError: a sequence has no call, or a call is not what the program takes.
         """
-        names = [spec.name for spec in inputs]
+        inputs, feeding = spec.inputs, Feeding.of(spec)
+        firsts = {
+            at: torch.full(inputs[at].shape, value, dtype=inputs[at].dtype) for at, value in feeding.first.items()
+        }
+        names, given_names = ([one.name for i, one in enumerate(inputs) if i not in fed] for fed in ((), firsts))
 
         def call(given: Any, at: str) -> Call:  # noqa: ANN401
             parts = given if isinstance(given, tuple | list) and not hasattr(given, "_fields") else (given,)
             tensors = flat_inputs(names, parts, {})
+            if firsts and len(tensors) == len(given_names):
+                left = iter(flat_inputs(given_names, parts, {}))
+                tensors = tuple(firsts[i] if i in firsts else next(left) for i in range(len(inputs)))
             if preprocess is not None and tensors and isinstance(tensors[0], Tensor):
                 tensors = (preprocess.image_of(tensors[0].detach().cpu(), where), *tensors[1:])
             right = len(tensors) == len(inputs) and all(isinstance(x, Tensor) for x in tensors)
-            if not right or not all(spec.takes(x) for spec, x in zip(inputs, tensors, strict=True)):
+            if not right or not all(one.takes(x) for one, x in zip(inputs, tensors, strict=True)):
                 takes = ", ".join(map(str, inputs))
+                takes += f"; {', '.join(feed.input for feed in spec.feeds)} may be left out" if spec.feeds else ""
                 raise ValueError(f"{where}: {at} holds {describe(tensors) or 'nothing'}, the program takes {takes}")
             return tuple(x.detach().cpu().contiguous() for x in tensors)
 
@@ -90,4 +103,6 @@ class Sequences:
         ]
         if not all(made):
             raise ValueError(f"{where}: sequence {made.index([])} has no call; give each at least one")
-        return Sequences(made)
+        sequences = Sequences(made)
+        object.__setattr__(sequences, "feeding", feeding)
+        return sequences

@@ -75,11 +75,40 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Feed:
+    """An output that is an input of the next call.
+
+    Args:
+        input: name of the input.
+        output: name of the output.
+        first: number that the input holds throughout at the first call.
+    """
+
+    input: str
+    output: str
+    first: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.output} into {self.input}, first {self.first:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {"input": self.input, "output": self.output, "first": self.first}
+
+
+@dataclass(frozen=True)
 class MethodSpec:
-    """What a method of a program takes and gives, in the order of the call."""
+    """What a method of a program takes and gives, in the order of the call.
+
+    Args:
+        inputs: that it takes.
+        outputs: that it gives.
+        feeds: which of these are inputs of the next call, in the order of the inputs.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    feeds: tuple[Feed, ...] = ()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from lightning_prune.deploy.program.eager import random_like
+from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.program.loaders import split_batch
 from lightning_prune.deploy.program.sequences import Sequences
 from lightning_prune.deploy.program.signature import specs
@@ -25,10 +26,12 @@ class Samples:
     Args:
         rows: of runs; a program without a memory computes the same in whatever row a run stands.
         first: buffer that a run changes -> its first value.
+        feeding: inputs that are outputs of the run before it in its row.
     """
 
     rows: Sequence[Sequence[Sample]]
     first: Mapping[str, Tensor] = field(default_factory=dict)
+    feeding: Feeding = field(default_factory=Feeding)
 
     @property
     def example(self) -> Sample:
@@ -68,7 +71,7 @@ def samples_of(loader: Iterable[Any], inputs: Sequence[Tensor], count: int) -> S
                 raise ValueError(f"calibration: call {at} of sequence {number} holds NaN or infinities; leave it out")
         rows += [row[:left]] if left else []
         left -= len(row[:left])
-    return Samples(rows)
+    return Samples(rows, feeding=loader.feeding)
 
 
 def calibration_samples(batches: Iterable[Any], inputs: Sequence[Tensor], count: int) -> tuple[Sample, ...]:

@@ -11,7 +11,7 @@ from lightning_prune.deploy.quantization.base import NothingToQuantizeError, Qua
 from lightning_prune.deploy.quantization.calibration import Samples
 from lightning_prune.deploy.quantization.graphs import fused, holders, retraced
 from lightning_prune.deploy.quantization.layers import chosen, in_loops, layers_of
-from lightning_prune.deploy.quantization.noise import GraphPair, Measured, blame, measure, recorded, unbounded
+from lightning_prune.deploy.quantization.noise import GraphPair, Measured, blame, in_float, measure, recorded, unbounded
 from lightning_prune.errors import VerificationError
 from lightning_prune.model.state import kept_state
 
@@ -65,7 +65,8 @@ def quantized_within(
         kept = chosen(layers.values(), bounds.skip) | unbounded(graph, list(layers), samples.example)
         state = changed()
     samples = replace(samples, first={name: graph.get_buffer(name).clone() for name in state})
-    kept |= in_loops(graph, state)
+    samples = replace(samples, rows=in_float(graph, samples))
+    kept |= in_loops(graph, state, samples.feeding)
     while True:
         quantized, taken = way(program, frozenset(layers.keys() - kept), samples)
         if not taken:
@@ -84,11 +85,11 @@ def quantized_within(
         kept |= too_noisy
     sqnr = {layers[node].name: ratio for node, ratio in measured.layers.items()}
     _check(sqnr, measured.outputs, bounds)
-    in_float = tuple(v.name for node, v in layers.items() if node not in taken and (v.has_weight or node in kept))
+    left = tuple(v.name for node, v in layers.items() if node not in taken and (v.has_weight or node in kept))
     shown = tuple(samples.few(_SHOWN_IN_STEP if state else _SHOWN).rows[0])
     outputs = tuple(recorded(quantized, {}, inputs, state=dict(samples.first))[1] for inputs in shown)
     again = retraced(quantized, program, samples.example)
-    return Quantized(again, sqnr, in_float, measured.outputs, shown, outputs)
+    return Quantized(again, sqnr, left, measured.outputs, shown, outputs)
 
 
 def _too_noisy(pair: GraphPair, measured: Measured, samples: Samples, min_sqnr: float | None) -> set[str]:

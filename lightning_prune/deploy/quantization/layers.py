@@ -7,7 +7,9 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
+from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.quantization.base import UnmatchedError
 
 WEIGHTED = frozenset(
@@ -87,14 +89,23 @@ def layers_of(graph: GraphModule) -> dict[str, Layer]:
     return layers
 
 
-def in_loops(graph: GraphModule, state: Collection[str]) -> set[str]:
-    """Return the nodes without a weight between what a call reads of a state and what it writes into it."""
+def in_loops(graph: GraphModule, state: Collection[str], feeding: Feeding) -> set[str]:
+    """Return the nodes without a weight between what a call reads of a state and what it writes into it.
+
+    Args:
+        graph: traced.
+        state: buffers that a call writes.
+        feeding: inputs that are outputs of the call before.
+    """
     nodes = list(graph.graph.nodes)
     after = {node for node in nodes if node.op == "get_attr" and node.target in state}
+    taken = [node for node in nodes if node.op == "placeholder"]
+    after |= {taken[place] for place in feeding.sources}
     for node in nodes:
         after |= {node} if after.intersection(node.all_input_nodes) else set()
     written = [n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable]
-    before = set(written)
+    given = pytree.tree_leaves(nodes[-1].args)
+    before = {*written, *(given[place] for place in feeding.sources.values())}
     for node in reversed(nodes):
         before |= set(node.all_input_nodes) if node in before else set()
     return {node.name for node in nodes if node.target in PLAIN and node in after & before}

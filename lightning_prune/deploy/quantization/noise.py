@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from lightning_prune.deploy.quantization.calibration import Samples
+from lightning_prune.deploy.quantization.calibration import Sample, Samples
 
 
 @dataclass
@@ -100,6 +100,18 @@ def recorded(
     return recorder.values, tuple(pytree.tree_leaves(outputs))
 
 
+def in_float(graph: GraphModule, samples: Samples) -> list[list[Sample]]:
+    """Return rows whose fed inputs are what the graph in float gives, so that each run holds all that it takes."""
+    rows = list[list[Sample]]()
+    for row in samples.rows if samples.feeding.sources else ():
+        state, outputs = dict(samples.first), None
+        rows.append([])
+        for inputs in row:
+            rows[-1].append(tuple(inputs) if outputs is None else samples.feeding.fed(inputs, outputs))
+            outputs = recorded(graph, {}, rows[-1][-1], state=state)[1]
+    return rows or [list(row) for row in samples.rows]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What a quantized graph does to its layers and outputs.
@@ -141,7 +153,7 @@ class GraphPair:
 
 
 def measure(pair: GraphPair, samples: Samples, with_own: bool) -> Measured:
-    """Run both graphs on the same samples, each of them from its own state.
+    """Run both graphs on the same samples, each of them from its own state and fed with its own outputs.
 
     Args:
         pair: the graphs.
@@ -150,11 +162,12 @@ def measure(pair: GraphPair, samples: Samples, with_own: bool) -> Measured:
     """
     layers, own, outputs = Noise(), Noise(), Noise()
     for row in samples.rows:
-        state, quantized_state = dict(samples.first), dict(samples.first)
+        state, quantized_state, got = dict(samples.first), dict(samples.first), None
         for inputs in row:
             before = dict(state)
             expected, wanted = recorded(pair.graph, pair.in_float, inputs, state=state)
-            values, got = recorded(pair.quantized, pair.in_integers, inputs, state=quantized_state)
+            own_inputs = inputs if got is None else samples.feeding.fed(inputs, got)
+            values, got = recorded(pair.quantized, pair.in_integers, own_inputs, state=quantized_state)
             alone = recorded(pair.quantized, pair.in_integers, inputs, expected, before)[0] if with_own else {}
             for name in pair.watched:
                 layers.add(name, expected[name], values[name])

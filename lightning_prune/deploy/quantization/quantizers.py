@@ -96,7 +96,7 @@ def _samples(entry: EntryPoint, forward: EntryPoint, quantization: Quantization 
     if given is None:
         return None
     if isinstance(given, Sequences):
-        return given.taken(claimed(entry.spec, entry.shapes).inputs, entry.preprocess, "calibration")
+        return given.taken(claimed(entry.spec, entry.shapes), entry.preprocess, "calibration")
     given = Records(entry.names, given, "calibration")
     return given if entry.preprocess is None else entry.preprocess.images(given, "calibration")
 

@@ -25,6 +25,7 @@ from lightning_prune.deploy.program.signature import (
 )
 from lightning_prune.deploy.program.structure import flat_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
+from lightning_prune.deploy.runtime.session import Session
 from lightning_prune.deploy.runtime.turns import Turn
 from lightning_prune.errors import ExportError
 from lightning_prune.values import check_whole
@@ -175,6 +176,19 @@ class RuntimeModel:
         """Let what the program keeps in buffers be what it was at first; the next call reads the file again."""
         self.unload()
 
+    def session(self) -> Session:
+        """Return calls in a row, from the first state; each session loads the program for itself."""
+        own = self.other(self.method)
+        state = [] if self.manifest is None else self.manifest.get("state", [])
+        keeps = [each["name"] for each in state if self.method in each["methods"]]
+
+        def restart() -> None:
+            own.unload()
+            own._ask("load")
+
+        # a program that was loaded anew in between, as after a crash, must not begin anew without a word
+        return Session(lambda *x: own._ask("run", inputs=x, goes_on=bool(keeps)), own.signature, restart, keeps)
+
     def unload(self) -> None:
         """Let go of the program; the next call reads the file again."""
         CHILD.release([self._number])
@@ -235,7 +249,7 @@ class RuntimeModel:
             signature = described[method]
         elif signature is None:
             signature = _undescribed(self.path, method, self.timeout, self.data_path)
-        self.inputs, self.outputs = signature.inputs, signature.outputs
+        self.signature, self.inputs, self.outputs = signature, signature.inputs, signature.outputs
         self._count()
         loaded = self._ask("load")
         if self.manifest is not None:

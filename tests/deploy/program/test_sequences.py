@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prune.deploy import Normalize, Sequences, TensorSpec
+from lightning_prune.deploy import MethodSpec, Normalize, Sequences, TensorSpec
 from lightning_prune.deploy.checking.verification import check_metric
 from lightning_prune.deploy.quantization.calibration import samples_of
 
@@ -15,7 +15,7 @@ STEP = (torch.ones(1, 4), torch.arange(3))
 
 def test_calls_by_order_and_by_name():
     by_name = {"position": STEP[1], "x": STEP[0]}
-    taken = Sequences([[STEP, list(STEP)], (by_name,)]).taken([X, P], None, "verify_on")
+    taken = Sequences([[STEP, list(STEP)], (by_name,)]).taken(MethodSpec((X, P), ()), None, "verify_on")
     assert [len(row) for row in taken.calls] == [2, 1]
     for row in taken.calls:
         for x, position in row:
@@ -26,7 +26,7 @@ def test_calls_by_order_and_by_name():
 def test_images_become_bytes():
     image = TensorSpec("image", (1, 3, 2, 2), torch.uint8)
     normalize = Normalize(mean=[0.5] * 3, std=[0.5] * 3)
-    taken = Sequences([[torch.ones(1, 3, 2, 2)]]).taken([image], normalize, "verify_on")
+    taken = Sequences([[torch.ones(1, 3, 2, 2)]]).taken(MethodSpec((image,), ()), normalize, "verify_on")
     assert torch.equal(taken.calls[0][0][0], torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
 
 
@@ -43,7 +43,7 @@ def test_images_become_bytes():
 )
 def test_refusals(sequences: Any, error: type[Exception], text: str):
     with pytest.raises(error, match=text):
-        Sequences(sequences).taken([X, P], None, "verify_on")
+        Sequences(sequences).taken(MethodSpec((X, P), ()), None, "verify_on")
 
 
 def test_a_metric_has_no_targets_here():

@@ -33,9 +33,15 @@ class Programs:
         loaded = self._program(**place)
         return {"inputs": loaded.inputs, "outputs": loaded.outputs, "methods": loaded.methods}
 
-    def run(self, place: Place, inputs: Sequence[Tensor] = ()) -> list[object]:
-        """Return what a method gives for contiguous tensors that it takes."""
-        loaded = self._program(**place)
+    def run(self, place: Place, inputs: Sequence[Tensor] = (), goes_on: bool = False) -> list[object]:
+        """Return what a method gives for contiguous tensors that it takes.
+
+        Args:
+            place: of the method.
+            inputs: the tensors.
+            goes_on: whether it must not be loaded anew, since it goes on from the call before.
+        """
+        loaded = self._program(**place, goes_on=goes_on)
         try:
             with limited(place["room"]):
                 return list(loaded.run(inputs))
@@ -122,12 +128,24 @@ class Programs:
             self._loaded.pop(number, None)
 
     def _program(
-        self, number: int, path: str, method: str, data: str | None, threads: int | None, room: int
+        self,
+        number: int,
+        path: str,
+        method: str,
+        data: str | None,
+        threads: int | None,
+        room: int,
+        goes_on: bool = False,
     ) -> native.RuntimeMethod:
         self._use(threads)
         about = os.stat(path)
         version = (path, method, data, about.st_size, about.st_mtime_ns)
         if number not in self._loaded or self._loaded[number][0] != version:
+            if goes_on:
+                raise RefusedError(
+                    "what it kept from call to call is gone, since the file, the number of threads or the process"
+                    " is another one than at the call before: begin anew with reset()"
+                )
             try:
                 with limited(room):
                     self._loaded[number] = version, native.load(path, method, data)

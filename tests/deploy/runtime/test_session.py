@@ -1,0 +1,135 @@
+"""A session carries what is for the next call; what is refused or fails changes nothing."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.deploy import MethodSpec, Portable, RuntimeModel, Session, TensorSpec, export, thread_count
+from lightning_prune.deploy.program.signature import Feed
+from lightning_prune.errors import ExportError, SessionError
+
+X, H, N = (TensorSpec(name, (1, 2), torch.float32) for name in ("x", "h", "n"))
+SPEC = MethodSpec((X, H), (X, N), (Feed("h", "n", 1.0),))
+
+
+def summed(x: Tensor, h: Tensor) -> Sequence[Tensor]:
+    return x + h, x + h
+
+
+def full(value: float) -> Tensor:
+    return torch.full((1, 2), float(value))
+
+
+def test_it_carries_resets_and_goes_on_from_an_earlier_state():
+    session = Session(summed, SPEC)
+    assert [float(session.step(full(x))[0][0, 0]) for x in (1, 2, 3)] == [2, 4, 7]
+    kept = session.state
+    session.reset()
+    assert float(session.step(x=full(1))[1][0, 0]) == 2
+    session.reset(kept)
+    kept["h"].zero_()
+    assert float(session.step(full(1))[1][0, 0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ((), r"a step takes x \(1, 2\) float32; got nothing"),
+        ((torch.zeros(1, 3),), r"got \(1, 3\) float32"),
+        ((torch.zeros(1, 2), torch.zeros(1, 2)), "takes x"),
+        ((torch.zeros(1, 2, dtype=torch.int64),), "int64"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(inputs: tuple[Tensor, ...], text: str):
+    session = Session(summed, SPEC)
+    session.step(full(1))
+    with pytest.raises(ValueError, match=text):
+        session.step(*inputs)
+    with pytest.raises(ValueError, match=r"a state is h \(1, 2\) float32; got \(2, 2\)"):
+        session.reset({"h": torch.zeros(2, 2)})
+    with pytest.raises(ValueError, match="no fed input 'x'; there is h"):
+        session.reset({"x": full(1)})
+    assert float(session.step(full(1))[1][0, 0]) == 3
+
+
+def test_after_a_failed_call_it_goes_on_or_asks_for_a_reset():
+    failing = [False]
+
+    def run(x: Tensor, h: Tensor) -> Sequence[Tensor]:
+        if failing[0]:
+            raise ExportError("no memory")
+        return summed(x, h)
+
+    restarted = list[int]()
+    fed, keeping = Session(run, SPEC), Session(run, SPEC, lambda: restarted.append(1), ["ring"])
+    for session in (fed, keeping):
+        session.step(full(1))
+        failing[0] = True
+        with pytest.raises(ExportError, match="no memory"):
+            session.step(full(1))
+        failing[0] = False
+    assert float(fed.step(full(1))[1][0, 0]) == 3
+    with pytest.raises(SessionError, match=r"keeps \(ring\) is lost: reset\(\) begins anew"):
+        keeping.step(full(1))
+    keeping.reset()
+    assert restarted == [1]
+    assert float(keeping.step(full(1))[1][0, 0]) == 2
+
+
+def test_a_second_thread_is_refused_and_the_first_goes_on():
+    inside, end = threading.Event(), threading.Event()
+
+    def run(x: Tensor, h: Tensor) -> Sequence[Tensor]:
+        inside.set()
+        end.wait(10)
+        return summed(x, h)
+
+    session, given = Session(run, SPEC), list[float]()
+    thread = threading.Thread(target=lambda: given.append(float(session.step(full(1))[1][0, 0])))
+    thread.start()
+    assert inside.wait(10)
+    for call in (lambda: session.step(full(5)), session.reset):
+        with pytest.raises(SessionError, match="another thread is in a call"):
+            call()
+    end.set()
+    thread.join(10)
+    assert given == [2]
+    assert float(session.step(full(1))[1][0, 0]) == 3
+
+
+class Both(nn.Module):
+    """Counts in a buffer, and adds up in an argument."""
+
+    count: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1, 2))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        self.count.copy_(self.count + 1)
+        return self.count * 10, h + x
+
+
+@pytest.mark.slow
+def test_sessions_of_a_file_are_apart_and_no_reload_goes_unnoticed(tmp_path: Path):
+    pytest.importorskip("executorch")
+    export(Both().eval(), tmp_path / "a.pte", example_inputs=(full(0), full(0)), feeds={"h": 1}, backend=Portable())
+    model = RuntimeModel(tmp_path / "a.pte")
+    one, other = model.session(), model.session()
+    told = [[float(y[0, 0]) for y in session.step(full(1))] for session in (one, one, other, one)]
+    assert told == [[10, 1], [20, 2], [10, 1], [30, 3]]
+    for threads in (1, 2):  # one of them is another number, for which all programs are loaded anew
+        with thread_count(threads):
+            RuntimeModel(tmp_path / "a.pte")
+    with pytest.raises(ExportError, match="what it kept from call to call is gone"):
+        one.step(full(1))
+    with pytest.raises(SessionError, match=r"count\) is lost"):
+        one.step(full(1))
+    assert float(one.state["h"][0, 0]) == 3
+    one.reset(one.state)
+    assert [float(y[0, 0]) for y in one.step(full(1))] == [10, 4]
