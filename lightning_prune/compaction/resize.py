@@ -269,6 +269,8 @@ def sizes_of(module: nn.Module) -> dict[str, Any]:
         case nn.RNNBase():
             reads, carries = (getattr(module, name).shape[1] for name in ("weight_ih_l0", "weight_hh_l0"))
             return {"input_size": reads, **({} if module.proj_size > 0 else {"hidden_size": carries})}
+        case nn.RNNCellBase():
+            return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
         case nn.LayerNorm() | nn.RMSNorm() if shape:
             return {"normalized_shape": tuple(shape)}
         case nn.GroupNorm() if shape:

@@ -105,7 +105,8 @@ def why_rigid(module: nn.Module, has_own_masks: bool = False) -> str:
         has_own_masks: whether it is an attention that gets a mask for each head.
     """
     if isinstance(module, nn.RNNCellBase):
-        return "keeps its size"
+        # what a subclass computes is its own
+        return "" if type(module) in (nn.RNNCell, nn.GRUCell, nn.LSTMCell) else "keeps its size"
     if not isinstance(module, nn.MultiheadAttention):
         return ""
     if has_own_masks:

@@ -57,6 +57,54 @@ def test_a_state_that_is_given_has_the_hidden_units_too() -> None:
     assert sizes(check_exact(Given(), torch.randn(2, 3, 4))) == {"start": 12}
 
 
+class Carried(nn.Module):
+    """A cell whose state is in buffers, or begins anew at each call."""
+
+    def __init__(self, cell: nn.RNNCellBase, is_carried: bool, first: float) -> None:
+        super().__init__()
+        self.i, self.cell, self.o = nn.Linear(6, 8), cell, nn.Linear(12, 3)
+        self.count = (2 if isinstance(cell, nn.LSTMCell) else 1) * is_carried
+        for name in ("h", "c")[: self.count]:
+            self.register_buffer(name, torch.full((1, 12), first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = [self.get_buffer(name) for name in ("h", "c")[: self.count]]
+        given = None if not state else state[0] if len(state) == 1 else tuple(state)
+        made = self.cell(self.i(x).relu(), given)
+        made = made if isinstance(made, tuple) else (made,)
+        for buffer, value in zip(state, made, strict=False):
+            buffer.copy_(value)
+        return self.o(made[0])
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+@pytest.mark.parametrize(("is_carried", "bias", "first"), [(True, True, 0.0), (True, False, 0.5), (False, True, 0.0)])
+def test_a_cell_loses_hidden_units_and_so_does_its_state(kind: str, is_carried: bool, bias: bool, first: float) -> None:
+    model = Carried(getattr(nn, kind)(8, 12, bias=bias), is_carried, first).double().eval()
+    x = torch.randn(1, 6, dtype=torch.float64)
+    groups = channel_groups(model, x)
+    assert {g.size for g in groups if g.prunable} == {8, 12}
+    plan = Compaction.from_keep(groups, {g.name: range(0, g.size, 2) for g in groups if g.prunable})
+    masked = copy.deepcopy(model)
+    plan.mask(masked)
+    report = compact(model, plan, x)
+    assert (model.cell.input_size, model.cell.hidden_size, report.put_back) == (4, 6, {})
+    assert all(tuple(buffer.shape) == (1, 6) for buffer in model.buffers())
+    with torch.no_grad():
+        for _ in range(64):
+            x = torch.randn(1, 6, dtype=torch.float64)
+            assert (model(x) - masked(x)).abs().max() < 1e-14
+
+
+def test_a_class_of_ones_own_keeps_its_sizes() -> None:
+    class Own(nn.GRUCell):
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+            return super().forward(input, hx) * 2
+
+    groups = channel_groups(Carried(Own(8, 12), True, 0.0).eval(), torch.randn(1, 6))
+    assert not [group for group in groups if group.prunable]
+
+
 def test_a_projected_lstm_keeps_its_sizes() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 8), nn.LSTM(8, 12, proj_size=5))
     groups = channel_groups(model, torch.randn(2, 3, 4))

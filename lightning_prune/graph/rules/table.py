@@ -39,7 +39,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, normalisation.reduce),
     **dict.fromkeys(ALONG, normalisation.along),
     **dict.fromkeys(recurrent.GATES, recurrent.recurrent),
-    **dict.fromkeys(CELLS, normalisation.keep_whole),
+    **dict.fromkeys(CELLS, recurrent.cell),
     **dict.fromkeys(LOSSES, normalisation.keep_whole),
     "conv1d": contraction.conv,
     "conv2d": contraction.conv,
