@@ -90,7 +90,7 @@ def exported(model: Encoder, path: Path, seen: Tensor, is_small: bool) -> Runtim
     return RuntimeModel(path, threads=1)
 
 
-def main(train: int = 8000, test: int = 400, epochs: int = 3, folder: Path = Path()) -> dict[str, dict[str, float]]:
+def main(train: int = 8000, test: int = 400, epochs: int = 1, folder: Path = Path()) -> dict[str, dict[str, float]]:
     """Prune, distil, export, search; return what the table shows, by encoder."""
     L.seed_everything(0, verbose=False)
     dense = Encoder()
