@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lightning_prune.study.report import Recorder, Report
     from lightning_prune.study.sensitivity import sensitivity
     from lightning_prune.study.significance import significance
-    from lightning_prune.trained import prune, rotate, rotate_heads
+    from lightning_prune.trained import prune, prune_each, rotate, rotate_heads
     from lightning_prune.trainer.callback import PruningCallback
     from lightning_prune.trainer.mixin import PruningMixin
     from lightning_prune.trainer.quantization_aware import QuantizationAware
@@ -113,6 +113,7 @@ __all__ = [
     "keep_classes",
     "load",
     "prune",
+    "prune_each",
     "recalibrate",
     "rotate",
     "rotate_heads",
@@ -147,7 +148,7 @@ _HOMES = {
     "study.report": "Recorder Report",
     "study.sensitivity": "sensitivity",
     "study.significance": "significance",
-    "trained": "prune rotate rotate_heads",
+    "trained": "prune prune_each rotate rotate_heads",
     "trainer.callback": "PruningCallback",
     "trainer.mixin": "PruningMixin",
     "trainer.quantization_aware": "QuantizationAware",

@@ -105,6 +105,21 @@ def benchmark_files(arguments: argparse.Namespace) -> None:
     )
 
 
+def probe_here(arguments: argparse.Namespace) -> None:
+    """Run a probe on this machine and write what it found."""
+    from lightning_prune.deploy import Probe, run_probe
+
+    output: Path = arguments.output
+    if not output.resolve().parent.is_dir():
+        raise ValueError(
+            f"--output: there is no folder {output.resolve().parent}; create it: mkdir -p {quote(str(output.parent))}"
+        )
+    results = run_probe(arguments.folder, progress=sys.stderr.isatty())
+    results.save(output)
+    failed = f"; {len(results.failed)} failed" if results.failed else ""
+    _say(f"{Probe.load(arguments.folder)}\nrun on {results.device}, {results.clock} clock{failed}: {output}")
+
+
 def summarize_file(arguments: argparse.Namespace) -> None:
     """Print what a checkpoint holds; pickled objects of a trusted one may be of modules in the working folder."""
     import lightning_prune.distillation  # noqa: F401  # a checkpoint may hold one among its hyperparameters

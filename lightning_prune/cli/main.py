@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"lightning-prune {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_fit_to, _prune, _export, _inspect, _benchmark, _verify, _summarize):
+    for add in (_fit_to, _prune, _export, _inspect, _benchmark, _probe, _verify, _summarize):
         add(commands)
     chosen = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -172,6 +172,18 @@ def _benchmark(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--example", metavar="SHAPE", help="such as 1,3,96,96, or file.py:attribute; else random inputs"
     )
     _add_memory(parser)
+
+
+def _probe(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        found,
+        "probe",
+        "run the programs that export_probe wrote on this machine, and write what each took, for a latency table",
+        "lightning-prune probe probe -o here.json",
+        _commands.probe_here,
+    )
+    parser.add_argument("folder", type=Path, help="that export_probe wrote")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON", help="path of the results to write")
 
 
 def _verify(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

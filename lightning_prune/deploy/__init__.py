@@ -25,6 +25,8 @@ from lightning_prune.deploy.export import export
 from lightning_prune.deploy.inspect import Inspection, inspect
 from lightning_prune.deploy.latency_table import latency_table
 from lightning_prune.deploy.onnx_file import OnnxArtifact, export_onnx
+from lightning_prune.deploy.probe import Probe, ProbeResults
+from lightning_prune.deploy.probing import export_probe, run_probe
 from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.program.picture import Crop, Pad, Picture, Stretch
 from lightning_prune.deploy.program.preprocessing import Normalize
@@ -63,6 +65,8 @@ __all__ = [
     "Partitioned",
     "Picture",
     "Portable",
+    "Probe",
+    "ProbeResults",
     "Profile",
     "Quantization",
     "Quantized",
@@ -82,9 +86,11 @@ __all__ = [
     "export_android",
     "export_ios",
     "export_onnx",
+    "export_probe",
     "inspect",
     "latency_table",
     "load_manifest",
+    "run_probe",
     "stored_weights",
     "thread_count",
     "verify",

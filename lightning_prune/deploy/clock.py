@@ -13,7 +13,7 @@ from lightning_prune.errors import ExportError
 
 _SECONDS = 20.0
 """For all rounds together; there are five at least."""
-_COARSEST = 1_000_000
+COARSEST = 1_000_000
 """Nanoseconds between two ticks of a clock that can tell layers apart."""
 
 
@@ -45,7 +45,7 @@ def in_turns(
     told: dict[str, Any] = CHILD.ask(
         "rounds", path, programs=list(programs), threads=threads, rounds=rounds, seconds=_SECONDS
     )
-    if told["tick"] > _COARSEST:
+    if told["tick"] > COARSEST:
         raise ExportError(
             f"the clock of a thread ticks every {told['tick'] / 1e6:.1f} ms on this system, too coarse for layers:"
             " measure with threads=2, whose clock is that of the wall"

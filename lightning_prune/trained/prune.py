@@ -38,7 +38,7 @@ from lightning_prune.trained._whole import as_it_was
 from lightning_prune.trained.pruned import Pruned
 from lightning_prune.values import check_bool, check_number, check_whole
 
-_STEPS = 100
+STEPS = 100
 """Optimizer steps that a share of the run stands for, where there is no run: a schedule's events become rounds."""
 
 REPAIR = LeastSquares(samples=512, megabytes=256)
@@ -115,7 +115,7 @@ def prune(
         >>> net[0].out_features, pruned.after.parameters
         (8, 108)
     """
-    _check(model, recipe, loss)
+    check(model, recipe, loss)
     check_whole("samples", samples, 1)
     if metric is not None:
         check_metric(metric)
@@ -135,50 +135,33 @@ def prune(
         guard = Guard(named(metric), "max" if is_higher_better(metric, higher_is_better) else "min", max_drop)
     recipe = replace(recipe, repair=recipe.repair or REPAIR, optimizer_policy=Mask())
     # refused before the data are touched; where a need ends the schedule, the steps are all that is known here
-    schedule = _completed(recipe).schedule
+    schedule = completed(recipe).schedule
     _rounds(schedule if recipe.need is None else timed(schedule).ending(0.5))
     with own_random_state():
-        passes = Passes(loader_of(data), model)
-        measuring = passes if measure_on is None else Passes(loader_of(measure_on), model)
-        batches = first_batches(passes, samples)
-        inputs = _looked_at(model, batches, samples, recipe)
-        own = example_of(model) if example_inputs is None else Example.of(example_inputs)
-        example = (learnt(inputs) if own is None else own).on_device_of(model)
-        try:
-            before = summarize(model, example)
-        except ValueError as error:
-            if own is not None:
-                raise
-            raise ValueError(
-                f"{error}. These are the first samples that data gave: it must give batches of what forward takes, and"
-                " of a list of single samples DataLoader(samples, batch_size=32) makes them"
-            ) from error
-        measured = None if metric is None else evaluate(trainless_copy(model), measuring, metric)
-        known = _Known(model, measuring, batches, inputs, example, before, loss, metric, measured, progress)
-        if guard is not None and (measured is None or not math.isfinite(measured)):
+        known = Known.of(model, recipe, data, loss, metric, measure_on, example_inputs, samples, progress=progress)
+        if guard is not None and (known.measured is None or not math.isfinite(known.measured)):
             raise NonFiniteError(
-                f"{spoken(guard.monitor)} of the dense model is {measured}, and no drop can be measured from that: look"
-                " at the metric, the weights and the data; nothing was pruned"
+                f"{spoken(guard.monitor)} of the dense model is {known.measured}, and no drop can be measured from"
+                " that: look at the metric, the weights and the data; nothing was pruned"
             )
         with as_it_was(model) as whole:
-            if guard is None or measured is None:
+            if guard is None or known.measured is None:
                 pruned = known.cut(recipe)
             else:
-                is_more = guard.mode == "max"
-                dense = Tried(
-                    recipe.counted, guard.monitor, measured, guard.max_drop, is_more, before.parameters, before.macs
-                )
-                far = furthest(recipe, model, example, _STEPS)
+                measured, before = known.measured, known.before
+                counts = guard.max_drop, guard.mode == "max", before.parameters, before.macs
+                dense = Tried(recipe.counted, guard.monitor, measured, *counts)
+                far = furthest(recipe, model, known.example, STEPS)
                 pruned = smallest(recipe, known.cut, model, whole, far, guard, dense, trials, progress=progress)
             for text in (text for event in pruned.events for text in event.thin):
                 warnings.warn(text, stacklevel=2)
             if example_of(model) is None:
-                remember(model, example)  # so that it can be exported as it is
+                remember(model, known.example)  # so that it can be exported as it is
     return pruned
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class Known:
     """A trained model, what it is pruned by, and what is known of it before.
 
     Args:
@@ -205,16 +188,54 @@ class _Known:
     measured: float | None
     progress: bool
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        recipe: Recipe,
+        data: Iterable[Any] | Any,  # noqa: ANN401 - a LightningDataModule of either package
+        loss: Loss | None,
+        metric: MetricLike | None,
+        measure_on: Iterable[Any] | Any | None,  # noqa: ANN401 - as data
+        example_inputs: Inputs | None,
+        samples: int,
+        *,
+        progress: bool,
+    ) -> "Known":
+        """Look at the data and measure the dense model; arguments and errors are those of :func:`prune`."""
+        passes = Passes(loader_of(data), model)
+        measuring = passes if measure_on is None else Passes(loader_of(measure_on), model)
+        batches = first_batches(passes, samples)
+        inputs = _looked_at(model, batches, samples, recipe)
+        own = example_of(model) if example_inputs is None else Example.of(example_inputs)
+        example = (learnt(inputs) if own is None else own).on_device_of(model)
+        try:
+            before = summarize(model, example)
+        except ValueError as error:
+            if own is not None:
+                raise
+            raise ValueError(
+                f"{error}. These are the first samples that data gave: it must give batches of what forward takes, and"
+                " of a list of single samples DataLoader(samples, batch_size=32) makes them"
+            ) from error
+        measured = None if metric is None else evaluate(trainless_copy(model), measuring, metric)
+        return cls(model, measuring, batches, inputs, example, before, loss, metric, measured, progress)
+
     def cut(self, recipe: Recipe) -> Pruned:
         """Prune the model by a recipe, in eval mode; where it is left open, by the criterion that can score."""
-        model, metric = self.model, self.metric
-        pruner = bind(_completed(recipe), model, self.example, _STEPS)
-        rounds = _rounds(pruner.schedule)
-        stayed = staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {}
-        pruner.attach(model)
+        pruner = bind(completed(recipe), self.model, self.example, STEPS)
+        pruner.attach(self.model)
+        events, chosen_by = self.pruned(pruner, recipe)
+        finalize(self.model, self.example)
+        return self.told(self.model, pruner, events, chosen_by)
+
+    def pruned(self, pruner: Pruner, recipe: Recipe) -> tuple[tuple[Event, ...], str]:
+        """Prune the masked model in all rounds; return their records, and what chose in the last."""
         events: list[Event] = []
         refused = chosen_by = ""
-        for step, sparsity in tqdm(rounds, "pruning", unit="round", disable=not self.progress, leave=False):
+        for step, sparsity in tqdm(
+            _rounds(pruner.schedule), "pruning", unit="round", disable=not self.progress, leave=False
+        ):
             try:
                 event, criterion = self._event(pruner, step, sparsity)
             except ScoringError as error:
@@ -224,12 +245,16 @@ class _Known:
                 event, criterion = self._event(pruner, step, sparsity)
             events.append(event)
             chosen_by = f"{criterion}{refused}"
-        finalize(model, self.example)
+        return tuple(events), chosen_by
+
+    def told(self, model: nn.Module, pruner: Pruner, events: tuple[Event, ...], chosen_by: str) -> Pruned:
+        """Return what was done to a model, measured."""
+        metric = self.metric
         return Pruned(
             before=self.before,
             after=summarize(model, self.example),
-            events=tuple(events),
-            stayed=stayed,
+            events=events,
+            stayed=staying([pruner.units], {}, None) if isinstance(pruner.units, ChannelUnits) else {},
             chosen_by=chosen_by,
             metric="" if metric is None else named(metric),
             metric_before=self.measured,
@@ -258,7 +283,7 @@ class _Known:
         return prune_step(pruner, model, sparsity, step=step, inputs=Call("", self.inputs)), criterion
 
 
-def _check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
+def check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
     """Refuse what cannot be pruned, before the data are touched."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"prune(model, recipe, data): model must be an nn.Module, got {model!r:.80}")
@@ -301,7 +326,7 @@ def _looked_at(model: nn.Module, batches: list[Any], samples: int, recipe: Recip
     return inputs
 
 
-def _completed(recipe: Recipe) -> Recipe:
+def completed(recipe: Recipe) -> Recipe:
     """Return the recipe that is tried first.
 
     Where channels go and it names no criterion, what repair can make up for least stays. The first round comes after
@@ -318,10 +343,10 @@ def _completed(recipe: Recipe) -> Recipe:
 def _rounds(chosen: Schedule) -> list[tuple[int, float]]:
     """Return the step and sparsity of each event of a schedule."""
     try:
-        schedule = resolve(chosen, _STEPS)
+        schedule = resolve(chosen, STEPS)
     except ValueError as error:
         raise ValueError(
-            f"{error}. There is no run here, and a share of it counts as one of {_STEPS} steps: give begin and end both"
+            f"{error}. There is no run here, and a share of it counts as one of {STEPS} steps: give begin and end both"
             " as shares, or both in steps"
         ) from error
     last = schedule.final_step

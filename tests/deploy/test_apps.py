@@ -51,6 +51,25 @@ def test_python_refuses_what_the_phones_refuse(tmp_path: Path) -> None:
                 load_manifest(path)
 
 
+def test_python_reads_what_the_phones_write() -> None:
+    from lightning_prune.deploy.probe import Probe, ProbeResults
+
+    vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
+    plan = Probe.from_json(vectors["probe_plans"][0]["text"])
+    for run in vectors["probe_runs"]:
+        results = ProbeResults.from_json(run["results"])
+        assert results.nanoseconds.keys() | set(run["failing"]) == {program.name for program in plan.programs}
+        if run["failing"]:
+            with pytest.raises(ValueError, match=r"programs failed on a \"phone\""):
+                plan.table(results)
+        else:
+            assert [a.milliseconds for a in plan.table(results).networks[0].anchors] == [0.09, 7e-6]
+    for case in vectors["probe_plans"]:
+        if "holds" not in case:
+            with pytest.raises(ValueError, match="plan of a probe"):
+                Probe.from_json(case["text"])
+
+
 @pytest.mark.parametrize(("folder", "allowed"), [
     (LOGIC, ("java.",)),
     (SAMPLE / "swift" / "Sources" / "LightningPruneLogic", ("Foundation", "Dispatch", "CryptoKit")),
@@ -145,7 +164,7 @@ class TestKotlin:
 
     @pytest.mark.parametrize(
         "section", ["manifests", "files", "json", "images", "pictures", "unfit_inputs", "drawings", "scores",
-                    "answers", "readings", "timings", "framings"]
+                    "answers", "readings", "timings", "framings", "probe_plans", "probe_runs"]
     )  # fmt: skip
     def test_another_expectation_fails(self, checks: Path, tmp_path: Path, section: str) -> None:
         vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
@@ -158,6 +177,8 @@ class TestKotlin:
             "scores": lambda: case.update({"class": 1}), "answers": lambda: case.update(label="c"),
             "readings": lambda: case["classes"].__setitem__(0, 1 - case["classes"][0]),
             "timings": lambda: case.update(spread=0.1), "framings": lambda: case["done"].__setitem__(0, 1),
+            "probe_plans": lambda: case["holds"].update(rounds=6),
+            "probe_runs": lambda: case["counts"].__setitem__(1, 3),
         }  # fmt: skip
         changes[section]()
         (tmp_path / "vectors.json").write_text(json.dumps(vectors))
@@ -205,6 +226,30 @@ class TestKotlin:
         assert "no method forward" in self.shown(app, tmp_path)[0]
         assert not self.shown(app, tmp_path)[1:]
 
+    def test_the_probe_of_a_folder_gives_what_python_reads(self, app: tuple[Path, Path], tmp_path: Path) -> None:
+        from lightning_prune.deploy.probe import Probe, ProbeResults
+
+        def told() -> list[str]:
+            result = java("-cp", f"{app[0]}:{app[1]}", "ProbeCheckKt", str(tmp_path))
+            assert result.returncode == 0, result.stderr
+            return result.stdout.splitlines()
+
+        plan = MAKER["probe"]()
+        (tmp_path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        assert "0.pte cannot be read: push the whole folder again" in told()[0]
+        for name in plan.files:
+            (tmp_path / name).write_bytes(MAKER["PROGRAM"])
+        text, progress = told()
+        assert progress == "100 %"
+        results = ProbeResults.from_json(text)
+        assert (results.device, results.clock, results.failed) == ("a stand-in", "thread", {})
+        assert {len(times) for times in results.nanoseconds.values()} == {10}
+        assert Probe.load(tmp_path).table(results).device == "a stand-in"
+        (tmp_path / "1.pte").write_bytes(MAKER["PROGRAM"][:-1])
+        assert "1.pte is not the file that the manifest describes" in told()[0]
+        (tmp_path / "plan.json").unlink()
+        assert "has no plan.json" in told()[0]
+
     def test_the_views_draw_where_the_picture_lies(self, app: tuple[Path, Path], tmp_path: Path) -> None:
         result = java(
             "-Djava.awt.headless=true", "-cp", f"{app[0]}:{app[1]}", "RenderingKt", str(tmp_path / "apps.png")
@@ -236,7 +281,7 @@ def test_the_swift_runner_and_the_camera_suit_what_they_call(tmp_path: Path) -> 
     for name, files in modules.items():
         swiftc("-emit-module", "-module-name", name, "-emit-module-path", f"{name}.swiftmodule", "-I", ".", *files)
     app = ROOT / "examples" / "ios" / "App"
-    swiftc("-typecheck", "-I", ".", app / "ProgramModel.swift", app / "CameraFeed.swift")
+    swiftc("-typecheck", "-I", ".", *(app / f"{name}.swift" for name in ("ProgramModel", "ProbeModel", "CameraFeed")))
     swiftc("-parse", *sorted(app.glob("*.swift")))
     swiftc("-typecheck", app.parent / "UITests" / "PhoneTests.swift", STAND_INS / "swift" / "XCUITest.swift")
 

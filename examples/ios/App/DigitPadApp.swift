@@ -10,6 +10,7 @@ struct DigitPadApp: App {
         PadScreen(program: program).tabItem { Label("Pad", systemImage: "pencil") }
         CameraScreen(program: program).tabItem { Label("Camera", systemImage: "camera") }
         BenchmarkScreen(program: program).tabItem { Label("Benchmark", systemImage: "stopwatch") }
+        ProbeScreen().tabItem { Label("Probe", systemImage: "ruler") }
       }
     }
   }

@@ -214,4 +214,78 @@ final class VectorTests: XCTestCase {
     XCTAssertEqual(timing.median, 4, accuracy: 1e-12)
     XCTAssertEqual(timing.fastest, 3, accuracy: 1e-12)
   }
+
+  func testProbePlans() throws {
+    for test in vectors.probe_plans {
+      let bytes = Data(test.text.utf8)
+      guard let holds = test.holds else {
+        assertRefused(test.name, try ProbePlan(bytes))
+        continue
+      }
+      let plan = try ProbePlan(bytes)
+      XCTAssertEqual(plan.digest, holds.digest)
+      XCTAssertEqual(plan.name, holds.name)
+      XCTAssertEqual([plan.threads, plan.passes, plan.rounds], [holds.threads, holds.passes, holds.rounds])
+      XCTAssertEqual(plan.files, holds.files)
+      let programs = plan.programs.map { program in
+        ProbeProgramCase(
+          name: program.name, file: program.file, method: program.method, shapes: program.inputs.map(\.shape),
+          dtypes: program.inputs.map(\.dtype))
+      }
+      XCTAssertEqual(programs, holds.programs)
+    }
+  }
+
+  func testProbeRuns() throws {
+    let plan = try ProbePlan(Data(vectors.probe_plans[0].text.utf8))
+    for test in vectors.probe_runs {
+      let record = Record(costs: test.costs, failing: test.failing)
+      var told = 0
+      let results = try ProbeRun(plan, tick: test.tick, clock: { record.now }).results(
+        device: "a \"phone\"\t\u{1F642}", threads: 1, clockName: "thread", progress: { told = $0 }
+      ) { name in
+        record.calls.append("load \(name)")
+        return RecordedFile(name: name, record: record)
+      }
+      let expected = zip(test.calls, test.counts).flatMap { Array(repeating: $0, count: $1) }
+      XCTAssertEqual(record.calls, expected)
+      XCTAssertEqual(try JSONDecoder().decode(ProbeResults.self, from: Data(test.results.utf8)), results)
+      XCTAssertEqual(try JSONDecoder().decode(ProbeResults.self, from: results.json()), results)
+      XCTAssertEqual(told, plan.passes * plan.rounds * (plan.programs.count - test.failing.count))
+    }
+    var now: UInt64 = 0
+    XCTAssertEqual(
+      ProbeRun.tick {
+        now += 1
+        return now / 3 * 3
+      }, 3)
+  }
+}
+
+/// What a probe did to its files, and a clock that goes on by what a run takes.
+private final class Record {
+  let costs: [String: UInt64]
+  let failing: [String]
+  var calls: [String] = []
+  var now: UInt64 = 0
+
+  init(costs: [String: UInt64], failing: [String]) {
+    self.costs = costs
+    self.failing = failing
+  }
+}
+
+private struct RecordedFile: ProbeFile {
+  let name: String
+  let record: Record
+
+  func run(_ program: ProbeProgram) throws {
+    record.calls.append(program.name)
+    if record.failing.contains(program.name) { throw ModelError("\(program.name) fails") }
+    record.now += record.costs[program.name] ?? 0
+  }
+
+  func close() {
+    record.calls.append("close \(name)")
+  }
 }

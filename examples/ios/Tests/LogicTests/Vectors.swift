@@ -14,6 +14,8 @@ struct Vectors: Decodable {
   let readings: [ReadingCase]
   let timings: [TimingCase]
   let framings: [FramingCase]
+  let probe_plans: [ProbePlanCase]
+  let probe_runs: [ProbeRunCase]
 
   static func load() throws -> Vectors {
     let examples = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
@@ -160,4 +162,37 @@ struct FramingCase: Decodable {
 
 func ranges(_ limits: [String: [Int]]) -> [Int: ClosedRange<Int>] {
   Dictionary(uniqueKeysWithValues: limits.map { (Int($0.key)!, $0.value[0]...$0.value[1]) })
+}
+
+struct ProbePlanCase: Decodable {
+  let name: String
+  let text: String
+  let holds: ProbeHolds?
+}
+
+struct ProbeHolds: Decodable {
+  let digest: String
+  let name: String
+  let threads: Int
+  let passes: Int
+  let rounds: Int
+  let files: [String: String]
+  let programs: [ProbeProgramCase]
+}
+
+struct ProbeProgramCase: Decodable, Equatable {
+  let name: String
+  let file: String
+  let method: String
+  let shapes: [[Int]]
+  let dtypes: [String]
+}
+
+struct ProbeRunCase: Decodable {
+  let tick: Int
+  let costs: [String: UInt64]
+  let failing: [String]
+  let calls: [String]
+  let counts: [Int]
+  let results: String
 }

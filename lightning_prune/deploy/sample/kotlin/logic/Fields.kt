@@ -34,6 +34,13 @@ internal class Fields(value: Any?, private val where: String) {
         return entries.map { it as? String ?: throw wrong(key) }
     }
 
+    /** All of it as texts. */
+    fun texts(): Map<String, String> {
+        val result = LinkedHashMap<String, String>()
+        for (key in values.keys) result[key as String] = text(key)
+        return result
+    }
+
     fun sizes(key: String): List<Int> {
         val sizes = (values[key] as? List<*> ?: throw wrong(key)).map { it as? Long ?: throw wrong(key) }
         var count = 1L

@@ -118,6 +118,16 @@ class Json private constructor(private val text: String) {
         private val NUMBER = Regex("-?(0|[1-9][0-9]*)(\\.[0-9]+)?([eE][-+]?[0-9]+)?")
         private val HEX = Regex("[0-9a-fA-F]{4}")
 
+        /** The text of maps, lists, texts and whole numbers. */
+        fun text(value: Any?): String = when (value) {
+            is Map<*, *> -> value.entries.joinToString(",", "{", "}") { "${text(it.key)}:${text(it.value)}" }
+            is List<*> -> value.joinToString(",", "[", "]") { text(it) }
+            is Long -> value.toString()
+            else -> (value as String).asIterable().joinToString("", "\"", "\"") {
+                if (it < ' ' || it == '"' || it == '\\') "\\u" + (it.code + 0x10000).toString(16).substring(1) else "$it"
+            }
+        }
+
         /** The value of a whole text. Throws [ModelException] where it is no JSON. */
         fun parse(text: String): Any? {
             val reader = Json(text)

@@ -169,7 +169,7 @@ class ProgramRunner private constructor(private val module: Module, val manifest
             false
         }
 
-        private fun tensor(spec: TensorSpec, values: FloatArray, shape: List<Int>): Tensor {
+        internal fun tensor(spec: TensorSpec, values: FloatArray, shape: List<Int>): Tensor {
             val fits = shape.size == spec.shape.size && shape.indices.all { dimension ->
                 val range = spec.dynamic[dimension]
                 if (range != null) shape[dimension] in range else shape[dimension] == spec.shape[dimension]
@@ -193,7 +193,7 @@ class ProgramRunner private constructor(private val module: Module, val manifest
         }
 
         /** What the runtime throws as a message; LinkageError: a processor that the library was not built for. */
-        private fun <T> telling(what: String, call: () -> T): T = try {
+        internal fun <T> telling(what: String, call: () -> T): T = try {
             call()
         } catch (error: ModelException) {
             throw error

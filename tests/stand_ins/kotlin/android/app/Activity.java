@@ -5,5 +5,6 @@ public class Activity extends android.content.Context {
     protected void onDestroy() { }
     public <T extends android.view.View> T findViewById(int id) { return null; }
     public void setContentView(android.view.View view) { }
+    public android.content.Intent getIntent() { return null; }
     public final void runOnUiThread(Runnable action) { }
 }

@@ -13,6 +13,10 @@ import org.lightningprune.logic.MethodSpec
 import org.lightningprune.logic.ModelException
 import org.lightningprune.logic.PictureSpec
 import org.lightningprune.logic.Placement
+import org.lightningprune.logic.ProbeFile
+import org.lightningprune.logic.ProbePlan
+import org.lightningprune.logic.ProbeProgram
+import org.lightningprune.logic.ProbeRun
 import org.lightningprune.logic.Reading
 import org.lightningprune.logic.Scores
 import org.lightningprune.logic.TensorSpec
@@ -31,7 +35,7 @@ class VectorChecks(file: File) {
         "pictures" to this::pictures,
         "unfit_inputs" to this::unfitInputs, "drawings" to this::drawings, "scores" to this::scores,
         "answers" to this::answers, "readings" to this::readings, "timings" to this::timings, "measuring" to this::measuring,
-        "framings" to this::framings
+        "framings" to this::framings, "probe_plans" to this::probePlans, "probe_runs" to this::probeRuns
     )
 
     private fun cases(section: String): List<Case> = (vectors[section] as List<*>).map { it as Case }
@@ -261,6 +265,59 @@ class VectorChecks(file: File) {
         same("runs", 5, runs)
         same("timed", 3, timing.runs)
         close("times", listOf(4.0, 3.0), listOf(timing.median, timing.fastest), 1e-12)
+    }
+
+    private fun probePlans() = cases("probe_plans").forEach {
+        val name = it["name"] as String
+        val bytes = (it["text"] as String).toByteArray()
+        val holds = it["holds"] as Case?
+        if (holds == null) {
+            refused(name) { ProbePlan.parse(bytes) }
+        } else {
+            val plan = ProbePlan.parse(bytes)
+            same("$name: digest", holds["digest"], plan.digest)
+            same("$name: name", holds["name"], plan.name)
+            same("$name: threads", holds["threads"], plan.threads.toLong())
+            same("$name: passes", holds["passes"], plan.passes.toLong())
+            same("$name: rounds", holds["rounds"], plan.rounds.toLong())
+            same("$name: files", holds["files"], plan.files)
+            same("$name: programs", holds["programs"], plan.programs.map { program ->
+                val shapes = program.inputs.map { input -> input.shape.map { size -> size.toLong() } }
+                mapOf(
+                    "name" to program.name, "file" to program.file, "method" to program.method, "shapes" to shapes,
+                    "dtypes" to program.inputs.map { input -> input.dtype }
+                )
+            })
+        }
+    }
+
+    private fun probeRuns() = cases("probe_runs").forEach { case ->
+        val plan = ProbePlan.parse((cases("probe_plans")[0]["text"] as String).toByteArray())
+        val costs = case["costs"] as Map<*, *>
+        val calls = ArrayList<String>()
+        var now = 0L
+        val run = ProbeRun(plan, case["tick"] as Long) { now }
+        var told = 0
+        val results = run.results("a \"phone\"\t\uD83D\uDE42", 1, "thread", { told = it }) { file ->
+            calls.add("load $file")
+            object : ProbeFile {
+                override fun run(program: ProbeProgram) {
+                    calls.add(program.name)
+                    if (program.name in case["failing"] as List<*>) throw ModelException("${program.name} fails")
+                    now += costs[program.name] as Long
+                }
+
+                override fun close() {
+                    calls.add("close $file")
+                }
+            }
+        }
+        val rows = (case["calls"] as List<*>).zip(case["counts"] as List<*>)
+        same("calls", rows.flatMap { (call, count) -> List(whole(count)) { call } }, calls)
+        same("results", Json.parse(case["results"] as String), Json.parse(results.toJson()))
+        same("turns", plan.passes * plan.rounds * (plan.programs.size - (case["failing"] as List<*>).size), told)
+        now = 0L
+        same("tick", 3L, ProbeRun.tick { now++ / 3 * 3 })
     }
 }
 

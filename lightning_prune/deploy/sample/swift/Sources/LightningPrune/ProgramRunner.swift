@@ -135,7 +135,7 @@ public final class ProgramRunner {
     return try Timing.measure(rounds: rounds) { _ = try run(zeros) }
   }
 
-  private static func check(_ entry: FileEntry, _ file: URL) throws {
+  static func check(_ entry: FileEntry, _ file: URL) throws {
     guard let handle = try? FileHandle(forReadingFrom: file) else {
       throw ModelError("\(entry.name) is not in the app: add it to the target, beside its manifest")
     }
@@ -143,7 +143,7 @@ public final class ProgramRunner {
     try entry.check { try handle.read(upToCount: 1 << 20) }
   }
 
-  private static func value(_ spec: TensorSpec, _ values: [Float], _ shape: [Int]) throws -> ValueConvertible {
+  static func value(_ spec: TensorSpec, _ values: [Float], _ shape: [Int]) throws -> ValueConvertible {
     let fits = shape.count == spec.shape.count && shape.indices.allSatisfy { dimension in
       spec.dynamic[dimension]?.contains(shape[dimension]) ?? (shape[dimension] == spec.shape[dimension])
     }

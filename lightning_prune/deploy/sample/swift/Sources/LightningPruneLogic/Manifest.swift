@@ -97,7 +97,7 @@ public struct Manifest: Equatable, Sendable {
 }
 
 extension FileEntry {
-  init(_ name: String, _ sha256: String, _ size: Int) throws {
+  public init(_ name: String, _ sha256: String, _ size: Int) throws {
     guard Manifest.isHash(sha256), size >= 0 else {
       throw ModelError("the manifest is incomplete: sha256 \"\(sha256)\", \(size) bytes of \(name)")
     }

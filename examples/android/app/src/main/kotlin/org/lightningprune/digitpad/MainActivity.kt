@@ -18,6 +18,7 @@ class MainActivity : ModelActivity() {
         })
         buttons.addView(button("Camera") { startActivity(Intent(this, CameraActivity::class.java)) })
         buttons.addView(button("Benchmark") { startActivity(Intent(this, BenchmarkActivity::class.java)) })
+        buttons.addView(button("Probe") { startActivity(Intent(this, ProbeActivity::class.java)) })
         show(buttons, text, pad)
     }
 

@@ -1,0 +1,275 @@
+"""Plans of what a device is to measure, what it found, and the latency table that comes of both."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from lightning_prune.deploy.clock import COARSEST, least_of
+from lightning_prune.deploy.designs import BORDER, Measured, border_of, with_points
+from lightning_prune.deploy.runtime.turns import interquartile_range
+from lightning_prune.documents import Form, typed, whole
+from lightning_prune.selection.cells import Kernel
+from lightning_prune.selection.latency import Anchor, LatencyTable, Network, Place
+from lightning_prune.values import check_whole
+
+PLAN = "plan.json"
+"""Name of the plan in the folder of a probe."""
+DENSE, NARROW = "dense", "narrow"
+"""What the two whole programs are called where others have the key of a cell."""
+
+_PLAN = Form("lightning_prune.probe_plan", 1, "plan of a probe")
+_RESULTS = Form("lightning_prune.probe_results", 1, "results of a probe")
+_FEWEST = 10
+"""Rounds: of fewer there is no lower tenth."""
+
+
+@dataclass(frozen=True)
+class ProbeInput:
+    """What a program takes: numbers drawn at random if it takes floats, else zeros.
+
+    Args:
+        shape: of the tensor.
+        dtype: of its elements, as in ``float32``.
+        channels_last: whether they lie so in memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    channels_last: bool
+
+
+@dataclass(frozen=True)
+class ProbeProgram:
+    """A method that the device times.
+
+    Args:
+        name: in the results.
+        file: beside the plan.
+        method: in the file.
+        inputs: that it takes.
+        cell: key of the kind of cell that it is at some widths; "border", "dense" or "narrow" for what is no cell.
+        widths: of each kernel, output and input channels.
+    """
+
+    name: str
+    file: str
+    method: str
+    inputs: tuple[ProbeInput, ...]
+    cell: str
+    widths: tuple[tuple[int, int], ...]
+
+    @property
+    def taken(self) -> int:
+        """Elements that it takes."""
+        return sum(math.prod(each.shape) for each in self.inputs)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a device is to measure so that a latency table comes of it; see :func:`export_probe`.
+
+    Args:
+        runtime: for which the programs were written.
+        backend: of the programs, with its quantization.
+        threads: of the runtime.
+        passes: over all files; in each a file is loaded, its programs are run in turns, and it is let go.
+        rounds: of turns in each pass.
+        files: name -> sha256, in the order in which they are loaded.
+        programs: of all files.
+        kernels: key of a kind of cell -> what computes in it.
+        name: class of the network.
+        shapes: dense name of its weights that compute -> shape.
+        cells: the key of each of its cells, and where the weights of its kernels are.
+        anchors: of the dense and the narrow network, the widths of each kernel of each cell.
+        digest: sha256 of the plan's file, by which results name it.
+    """
+
+    runtime: str
+    backend: str
+    threads: int
+    passes: int
+    rounds: int
+    files: Mapping[str, str]
+    programs: tuple[ProbeProgram, ...]
+    kernels: Mapping[str, tuple[Kernel, ...]]
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    cells: tuple[tuple[str, tuple[Place, ...]], ...]
+    anchors: tuple[tuple[tuple[tuple[int, int], ...], ...], tuple[tuple[tuple[int, int], ...], ...]]
+    digest: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "passes", "rounds"):
+            check_whole(name, getattr(self, name), 0 if name == "threads" else 1)
+        measured = {program.cell for program in self.programs}
+        wanted = {BORDER, DENSE, NARROW, *self.kernels, *(key for key, _ in self.cells)}
+        if missing := sorted(wanted - measured) + sorted({key for key, _ in self.cells} - set(self.kernels)):
+            raise ValueError(f"it measures nothing for {missing[0]}")
+        if strange := [program.name for program in self.programs if program.file not in self.files]:
+            raise ValueError(f"{strange[0]} is in a file that it does not name")
+        if above := [name for name in self.files if "/" in name or "\\" in name]:
+            raise ValueError(f"{above[0]} is no name of a file beside it")
+        for program in self.programs:
+            for size in (size for each in program.inputs for size in each.shape):
+                check_whole(f"a size of {program.name}", size, 0)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.programs)} programs in {len(self.files)} files for {self.name} on {self.backend},"
+            f" {self.runtime}: {self.passes} passes of {self.rounds} rounds"
+        )
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        return _PLAN.write({name: value for name, value in asdict(self).items() if name != "digest"}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Probe":
+        """Return the plan of a JSON text.
+
+        Raises:
+            ValueError: it is none, of another version, or holes are in it.
+        """
+        document = _PLAN.read(text)
+        with _PLAN.parsing():
+            known = {one.name: document[one.name] for one in fields(cls) if one.name != "digest"}
+            return replace(typed(cls, known), digest=hashlib.sha256(text.encode()).hexdigest())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Probe":
+        """Return the plan in a folder that :func:`export_probe` wrote, or of its file.
+
+        Raises:
+            FileNotFoundError: no plan is there.
+            ValueError: it is none, or of another version.
+        """
+        path = Path(folder)
+        return cls.from_json((path / PLAN if path.is_dir() else path).read_text(encoding="utf-8"))
+
+    def table(self, results: "ProbeResults | str | Path") -> LatencyTable:
+        """Return the latency table of the device that found these results.
+
+        Args:
+            results: of this plan, or the path of their file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: they are of another plan or runtime, holes are in them, or the clock of the device is too
+                coarse.
+        """
+        found = results if isinstance(results, ProbeResults) else ProbeResults.load(results)
+        if found.plan != self.digest:
+            raise ValueError(
+                f"the results of {found.device} are of another plan than this one of {self.name}: pull both folders"
+                " again, or run this plan on the device"
+            )
+        if found.runtime and found.runtime != self.runtime:
+            raise ValueError(
+                f"the plan was written for {self.runtime}, and {found.device} ran it in {found.runtime}: export it"
+                " with the version of the device"
+            )
+        if found.failed:
+            name, why = next(iter(found.failed.items()))
+            raise ValueError(
+                f"{len(found.failed)} of {len(self.programs)} programs failed on {found.device}: {name} ({why})"
+            )
+        if found.tick > COARSEST:
+            raise ValueError(
+                f"the clock of {found.device} ticks every {found.tick / 1e6:.1f} ms, too coarse for layers: run the"
+                " plan with the clock of the wall"
+            )
+        holes = [each.name for each in self.programs if len(found.nanoseconds.get(each.name, ())) < _FEWEST]
+        if holes:
+            told = f"{len(holes)} of {len(self.programs)} programs have fewer than {_FEWEST} rounds"
+            raise ValueError(
+                f"the results of {found.device} have holes: {told}, {holes[0]} for one; run the plan again"
+            )
+        times = {each.name: [ns / 1e6 for ns in found.nanoseconds[each.name]] for each in self.programs}
+        border = [program for program in self.programs if program.cell == BORDER]
+        cells = {BORDER: border_of([each.taken for each in border], [times[each.name] for each in border])}
+        measured = [
+            Measured(each.cell, self.kernels[each.cell], each.widths, each.taken, times[each.name])
+            for each in self.programs
+            if each.cell in self.kernels
+        ]
+        wholes = {each.cell: times[each.name] for each in self.programs}
+        anchors = [
+            Anchor(widths, least_of(wholes[which]), interquartile_range(wholes[which]))
+            for which, widths in zip((DENSE, NARROW), self.anchors, strict=True)
+        ]
+        return LatencyTable(
+            device=found.device,
+            runtime=self.runtime,
+            backend=self.backend,
+            threads=found.threads,
+            clock=found.clock,
+            rounds=min(map(len, times.values())),
+            cells=with_points(cells, measured),
+            networks=(Network(self.name, self.shapes, self.cells, (anchors[0], anchors[1])),),
+        )
+
+
+@dataclass(frozen=True)
+class ProbeResults:
+    """What a device found.
+
+    Args:
+        plan: sha256 of the plan's file.
+        device: what it calls itself.
+        runtime: its version; "" where a device cannot tell.
+        threads: of the runtime; 0 for as many as it takes by itself.
+        clock: "thread" for the processor time of the one thread, "wall" otherwise.
+        tick: nanoseconds between two ticks of that clock.
+        nanoseconds: name of a program -> those of one run, in each round.
+        failed: name of a program that cannot be run -> why.
+    """
+
+    plan: str
+    device: str
+    runtime: str
+    threads: int
+    clock: str
+    tick: int
+    nanoseconds: Mapping[str, tuple[int, ...]]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_whole("tick", self.tick, 1, "nanoseconds")
+        check_whole("threads", self.threads, 0)
+        if self.clock not in ("thread", "wall"):
+            raise ValueError(f'clock must be "thread" or "wall", got {self.clock!r:.60}')
+        for name, own in self.nanoseconds.items():
+            for each in own:
+                check_whole(f"nanoseconds of {name}", each, 1)
+
+    def to_json(self) -> str:
+        """Return them as JSON text."""
+        return _RESULTS.write(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ProbeResults":
+        """Return those of a JSON text.
+
+        Raises:
+            ValueError: it holds none, or those of another version.
+        """
+        document = _RESULTS.read(text)
+        with _RESULTS.parsing():
+            return typed(cls, {one.name: document[one.name] for one in fields(cls)})
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file, whole or not at all."""
+        with whole(Path(path)) as written:
+            written.write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ProbeResults":
+        """Return what a device wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it holds no results.
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))

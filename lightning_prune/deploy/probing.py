@@ -1,0 +1,226 @@
+"""What writes a probe, the programs that a latency table is measured of, and what runs it on this machine."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lightning_prune.deploy.artifact.files import replaced
+from lightning_prune.deploy.artifact.manifest import sha256_of
+from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.deploy.backends.base import check_backend
+from lightning_prune.deploy.clock import in_turns
+from lightning_prune.deploy.designs import (
+    BORDER,
+    Program,
+    border_program,
+    border_sizes,
+    cell_program,
+    designed,
+    written,
+)
+from lightning_prune.deploy.executorch.quiet import require_executorch
+from lightning_prune.deploy.latency_table import Bench, device
+from lightning_prune.deploy.probe import DENSE, NARROW, PLAN, Probe, ProbeInput, ProbeProgram, ProbeResults
+from lightning_prune.deploy.program.arguments import check_model
+from lightning_prune.deploy.program.eager import isolated
+from lightning_prune.deploy.runtime.child import CHILD
+from lightning_prune.errors import ExportError
+from lightning_prune.selection.granularity import Channel
+from lightning_prune.selection.latency import LatencyTable
+from lightning_prune.values import check_bool, check_whole
+
+_DEFAULT_BACKEND = XNNPACK()
+_TOGETHER = 16
+"""Programs in a file: a phone has one file in its memory at a time."""
+_SECONDS = 60.0
+"""For the rounds of a file in a pass; there are five at least."""
+
+
+def export_probe(
+    model: nn.Module,
+    folder: str | Path,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    backend: Backend = _DEFAULT_BACKEND,
+    threads: int = 1,
+    passes: int = 4,
+    rounds: int = 25,
+    points: int = 7,
+    granularity: Channel = Channel(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> Probe:
+    """Write the programs that a device has to time for a latency table of it, and the plan by which it does.
+
+    They are those that :func:`latency_table` measures here: cells of the model at several widths, a program that does
+    nothing, and the whole network, dense and narrow. The device writes raw nanoseconds; what follows from them,
+    ``Probe.load(folder).table(results)`` works out.
+
+    Args:
+        model: what will be pruned; left as it is. Weights do not matter, widths do.
+        folder: is made, or replaced where it is one of ours; its parent exists.
+        example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
+        backend: where the programs will run. What runs on this machine too is run here once.
+        threads: of the device's runtime. On one the clock is the processor time of the thread, otherwise the wall's.
+        passes: over all files, so that what a device is busy with, or its heat, meets all of them.
+        rounds: of turns within a file in each pass; with the passes at least 10 measurements of each program.
+        points: widths at which a cell is measured, at most.
+        granularity: the recipe's: which channel groups go.
+        progress: whether a bar shows on a terminal.
+
+    Returns:
+        the plan.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: too few rounds or points, or nothing to prune.
+        ExportError: the model or a cell cannot be traced, lowered or run, or the folder holds what is not ours.
+        ImportError: ExecuTorch is not installed.
+
+    Example:
+        >>> export_probe(model, "probe", torch.zeros(1, 3, 96, 96))  # doctest: +SKIP
+        >>> table = Probe.load("probe").table("pixel.json")  # doctest: +SKIP
+    """
+    require_executorch()
+    check_model(model)
+    check_backend(backend)
+    if not isinstance(granularity, Channel):
+        raise TypeError(f"granularity: got {granularity!r:.60}, must be a value such as Channel()")
+    check_bool("progress", progress)
+    check_whole("threads", threads, 1)
+    check_whole("points", points, 3, why=": a cell has a constant, and changes with two widths")
+    check_whole("passes", passes, 1)
+    check_whole("rounds", rounds, -(-10 // passes), why=": of fewer than 10 in all passes there is no lower tenth")
+    with isolated(), replaced(folder) as place, CHILD.releasing():
+        design = designed(model, example_inputs, backend, points, granularity)
+        wanted = design.wanted(LatencyTable(), points)
+        border = border_sizes([piece for _, piece in wanted])
+        parts = [
+            *((BORDER, ((0, size),), border_program(size)) for size in border),
+            *((key, piece.widths, cell_program(piece, backend)) for key, piece in wanted),
+            *zip((DENSE, NARROW), ((), ()), design.wholes, strict=True),
+        ]
+        programs, files = list[ProbeProgram](), dict[str, str]()
+        with tqdm(total=len(parts), desc="programs", disable=None if progress else True) as bar:
+            for start in range(0, len(parts), _TOGETHER):
+                some, name = parts[start : start + _TOGETHER], f"{len(files)}.pte"
+                methods = _lowered([program for *_, program in some], backend, place.building / name)
+                for number, (key, widths, _) in enumerate(some):
+                    method, inputs = methods[number]
+                    own = f"{len(files)}.{method}"
+                    programs.append(ProbeProgram(own, name, method, inputs, key, widths))
+                files[name] = sha256_of(place.building / name)
+                bar.update(len(some))
+        empty = Bench(backend, threads, passes * rounds, place.building).table(None)
+        plan = Probe(
+            runtime=empty.runtime,
+            backend=empty.backend,
+            threads=threads,
+            passes=passes,
+            rounds=rounds,
+            files=files,
+            programs=tuple(programs),
+            kernels={key: piece.kernels for key, piece in wanted},
+            name=design.name,
+            shapes=design.shapes,
+            cells=tuple((key, pieces[0].weights) for key, pieces in design.kinds),
+            anchors=(
+                tuple(pieces[0].widths for _, pieces in design.kinds),
+                tuple(pieces[1].widths for _, pieces in design.kinds),
+            ),
+        )
+        (place.building / PLAN).write_text(plan.to_json(), encoding="utf-8")
+        place.publish()
+    return Probe.load(Path(folder))
+
+
+def _lowered(programs: Sequence[Program], backend: Backend, path: Path) -> list[tuple[str, tuple[ProbeInput, ...]]]:
+    """Write programs to a file, run what runs here, and return the method and inputs of each.
+
+    Raises:
+        ExportError: one cannot be traced, lowered or run.
+    """
+    told = written(programs, backend, path)
+    if backend.runs_here:
+        asked = [{"path": str(path.resolve()), **each} for each in told]
+        _, failed = in_turns(path, asked, threads=1, rounds=1)
+        if failed and not any(programs[number].is_last for number in failed):
+            raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
+        if failed:
+            # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
+            again = [replace(p, is_last=p.is_last and number not in failed) for number, p in enumerate(programs)]
+            return _lowered(again, backend, path)
+    return [(each["method"], tuple(ProbeInput(tuple(s), d, last) for s, d, last in each["inputs"])) for each in told]
+
+
+def run_probe(folder: str | Path, *, progress: bool = True) -> ProbeResults:
+    """Run a probe in the ExecuTorch runtime of this machine, as an app does on a phone.
+
+    Args:
+        folder: that :func:`export_probe` wrote.
+        progress: whether a bar shows on a terminal.
+
+    Returns:
+        raw nanoseconds; ``results.save(path)`` writes them.
+
+    Raises:
+        FileNotFoundError: there is no plan.
+        ValueError: it is of another version.
+        ExportError: a file is missing or damaged, or ExecuTorch is of another version than the plan.
+        ImportError: ExecuTorch is not installed.
+
+    Example:
+        >>> run_probe("probe").save("here.json")  # doctest: +SKIP
+    """
+    require_executorch()
+    check_bool("progress", progress)
+    folder = Path(folder).resolve()
+    probe = Probe.load(folder)
+    runtime = f"executorch {importlib.metadata.version('executorch')}"
+    if runtime != probe.runtime:
+        raise ExportError(f"{folder} was written for {probe.runtime}, and here is {runtime}: export it again")
+    for name, digest in probe.files.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+            raise ExportError(f"{folder / name} is not the file that the plan names: copy the whole folder again")
+    nanoseconds: dict[str, list[int]] = {program.name: [] for program in probe.programs}
+    failed, ticks = dict[str, str](), list[int]()
+    with (
+        CHILD.releasing(),
+        tqdm(total=probe.passes * len(probe.files), desc="files", disable=None if progress else True) as bar,
+    ):
+        for _ in range(probe.passes):
+            for name in probe.files:
+                own = [each for each in probe.programs if each.file == name and each.name not in failed]
+                told = CHILD.ask(
+                    "rounds",
+                    folder / name,
+                    programs=[
+                        {
+                            "path": str(folder / name),
+                            "method": each.method,
+                            "inputs": [[list(x.shape), x.dtype, x.channels_last] for x in each.inputs],
+                        }
+                        for each in own
+                    ],
+                    threads=probe.threads,
+                    rounds=probe.rounds,
+                    seconds=_SECONDS,
+                )
+                ticks.append(told["tick"])
+                failed |= {own[int(number)].name: why for number, why in told["failed"].items()}
+                for each, times in zip(own, told["nanoseconds"], strict=True):
+                    nanoseconds[each.name] += [max(1, round(time)) for time in times]
+                bar.update(1)
+    return ProbeResults(
+        plan=probe.digest,
+        device=device(),
+        runtime=runtime,
+        threads=probe.threads,
+        clock="thread" if probe.threads == 1 else "wall",
+        tick=min(ticks),
+        nanoseconds={name: tuple(own) for name, own in nanoseconds.items() if name not in failed},
+        failed=failed,
+    )

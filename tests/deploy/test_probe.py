@@ -1,0 +1,152 @@
+"""Plans of what a device measures, its results, and the table of both."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_prune.deploy.probe import Probe, ProbeInput, ProbeProgram, ProbeResults
+from lightning_prune.selection.cells import Kernel
+
+KERNEL = Kernel("point", 100.0, 100.0, 100.0)
+WIDTHS = ((16, 8), (32, 8), (16, 32), (64, 64))
+
+
+def probe() -> Probe:
+    def program(number: int, elements: int, cell: str, widths: Any) -> ProbeProgram:
+        inputs = (ProbeInput((1, elements), "float32", False),)
+        return ProbeProgram(
+            f"{number // 4}.m{number % 4}", f"{number // 4}.pte", f"m{number % 4}", inputs, cell, widths
+        )
+
+    parts = [(size, "border", ((0, size),)) for size in (64, 512, 4096)]
+    parts += [(100 * into, "conv #1", ((out, into),)) for out, into in WIDTHS]
+    parts += [(300, "dense", ()), (300, "narrow", ())]
+    return Probe(
+        runtime="executorch 1.4.1",
+        backend="xnnpack",
+        threads=1,
+        passes=2,
+        rounds=5,
+        files={f"{number}.pte": "0" * 64 for number in range(3)},
+        programs=tuple(program(number, *part) for number, part in enumerate(parts)),
+        kernels={"conv #1": (KERNEL,)},
+        name="Two",
+        shapes={"first.weight": (64, 64), "second.weight": (64, 64)},
+        cells=(("conv #1", (("first.weight", 0, 1),)), ("conv #1", (("second.weight", 0, 1),))),
+        anchors=((((64, 64),), ((64, 64),)), (((8, 64),), ((64, 8),))),
+    )
+
+
+def nanoseconds(program: ProbeProgram) -> int:
+    """What a device takes that has 4 µs for a call, 2 ns an element moved, and 0.5 ns for a multiply-accumulate."""
+    if program.cell in ("dense", "narrow"):
+        return {"dense": 5_000_000, "narrow": 1_000_000}[program.cell]
+    call = 4_000 + (2 if program.cell == "border" else 1) * program.taken
+    return call + sum(out * into * 100 // 2 for out, into in program.widths if program.cell == "conv #1")
+
+
+def results(probe: Probe, **changes: Any) -> ProbeResults:
+    times = {each.name: (nanoseconds(each),) * 10 for each in probe.programs}
+    found = ProbeResults(probe.digest, "a phone", "", 1, "thread", 40, times)
+    return replace(found, **changes)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Probe:
+    return Probe.from_json(probe().to_json())
+
+
+class TestTable:
+    def test_cells_have_what_the_device_took_less_a_call(self, plan: Probe):
+        table = plan.table(results(plan))
+        measured = {point.widths: point.milliseconds for point in table.cells["conv #1"].points}
+        assert measured == pytest.approx({((out, into),): out * into * 50 / 1e6 for out, into in WIDTHS})
+        assert [anchor.milliseconds for anchor in table.networks[0].anchors] == [5.0, 1.0]
+        assert (table.device, table.clock, table.threads, table.rounds) == ("a phone", "thread", 1, 10)
+        assert table.steps["point"] == (1, 1)
+
+    def test_it_is_kept_as_any_table(self, plan: Probe, tmp_path: Path):
+        table = plan.table(results(plan))
+        table.save(tmp_path / "phone.json")
+        assert type(table).load(tmp_path / "phone.json") == table
+        assert "a phone" in str(table)
+
+    def test_results_of_a_file(self, plan: Probe, tmp_path: Path):
+        results(plan).save(tmp_path / "results.json")
+        assert ProbeResults.load(tmp_path / "results.json") == results(plan)
+        assert plan.table(tmp_path / "results.json") == plan.table(results(plan))
+
+    def test_the_lower_tenth_counts(self, plan: Probe):
+        own = results(plan)
+        busy = {name: (*times, *(10 * time for time in times[:3])) for name, times in own.nanoseconds.items()}
+        assert plan.table(replace(own, nanoseconds=busy)).cells["conv #1"].points == tuple(
+            replace(point, spread=pytest.approx(point.spread, abs=1e3))
+            for point in plan.table(own).cells["conv #1"].points
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "text"),
+        [
+            ({"plan": "1" * 64}, "the results of a phone are of another plan than this one of Two"),
+            ({"runtime": "executorch 1.5.1"}, r"written for executorch 1\.4\.1, and a phone ran it in executorch 1\.5"),
+            ({"failed": {"1.m0": "error 0x20"}}, r"1 of 9 programs failed on a phone: 1\.m0 \(error 0x20\)"),
+            ({"tick": 1_500_000}, r"the clock of a phone ticks every 1\.5 ms, too coarse"),
+            ({"nanoseconds": {}}, "9 of 9 programs have fewer than 10 rounds"),
+        ],
+    )
+    def test_results_that_tell_nothing(self, plan: Probe, changes: dict[str, Any], text: str):
+        with pytest.raises(ValueError, match=text):
+            plan.table(results(plan, **changes))
+
+    def test_a_hole_is_named(self, plan: Probe):
+        own = results(plan)
+        holed = {name: times[:9] if name == "1.m2" else times for name, times in own.nanoseconds.items()}
+        with pytest.raises(ValueError, match=r"have holes: 1 of 9 programs have fewer than 10 rounds, 1\.m2"):
+            plan.table(replace(own, nanoseconds=holed))
+
+
+class TestDocuments:
+    def test_the_digest_is_that_of_the_file(self, plan: Probe, tmp_path: Path):
+        (tmp_path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        assert plan.digest == hashlib.sha256((tmp_path / "plan.json").read_bytes()).hexdigest()
+        assert Probe.load(tmp_path) == Probe.load(tmp_path / "plan.json") == plan == probe()
+
+    @pytest.mark.parametrize(
+        ("old", "new", "text"),
+        [
+            ('"version": 1', '"version": 2', "the plan of a probe is of version 2, this package reads 1"),
+            ("lightning_prune.probe_plan", "lightning_prune.latency_table", "is no plan of a probe"),
+            ('"rounds": 5', '"rounds": "5"', "the plan of a probe is malformed"),
+            ('"cell": "narrow"', '"cell": "dense"', "it measures nothing for narrow"),
+            ('"file": "1.pte"', '"file": "9.pte"', "is in a file that it does not name"),
+            ('"passes"', '"ways"', "the plan of a probe is malformed: KeyError: 'passes'"),
+        ],
+    )
+    def test_plans_that_are_refused(self, old: str, new: str, text: str):
+        good = probe().to_json()
+        assert old in good
+        with pytest.raises(ValueError, match=text):
+            Probe.from_json(good.replace(old, new, 1))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "text"),
+        [
+            ('"version": 1', '"version": 2', "the results of a probe is of version 2"),
+            ('"tick": 40', '"tick": 0', "tick must be at least 1"),
+            ('"clock": "thread"', '"clock": "sun"', 'clock must be "thread" or "wall", got \'sun\''),
+            ('"0.m0": [', '"0.m0": [0, ', r"nanoseconds of 0\.m0 must be at least 1"),
+            ('"0.m0": [', '"0.m0": [1.5, ', "malformed"),
+        ],
+    )
+    def test_results_that_are_refused(self, plan: Probe, old: str, new: str, text: str):
+        good = results(plan).to_json()
+        assert old in good
+        with pytest.raises(ValueError, match=text):
+            ProbeResults.from_json(good.replace(old, new, 1))
+
+    def test_another_folder(self, tmp_path: Path):
+        with pytest.raises(FileNotFoundError):
+            Probe.load(tmp_path)
