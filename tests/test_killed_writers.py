@@ -245,7 +245,7 @@ WRITERS: Mapping[str, Writer] = {
 POINTS = sum(writer.points for writer in WRITERS.values())
 
 
-def forked(write: Callable[[], object], folder: Path, count: Callable[[int], None]) -> tuple[int, int]:
+def forked(write: Callable[[], object], folder: Path, count: Callable[[int], object]) -> tuple[int, int]:
     """Let a fork write to a folder, and tell before each of its calls to the file system which it is.
 
     Returns:
@@ -308,7 +308,7 @@ def ending(at: int, sent: int, later: float) -> Callable[[int], None]:
 
 def end_at_points(name: str, folder: Path) -> None:
     writer, drawn = WRITERS[name], random.Random(name)
-    seen, dirty = list[object](), 0
+    seen, dirty, calls = list[object](), 0, 0
     for text in "ab":  # over nothing, and over a's
         writer.before(folder)
         code, calls = forked(lambda text=text: writer.write(folder, text), folder, lambda calls: None)
@@ -322,8 +322,8 @@ def end_at_points(name: str, folder: Path) -> None:
         writer.before(folder)
         later = drawn.choice([1e-5, 1e-4, 1e-3, 1e-2])
         code, _ = forked(lambda text=text: writer.write(folder, text), folder, ending(at, sent, later))
-        # an alarm may come too late
-        assert code == (130 if sent == signal.SIGINT else -sent) or code == 0, (point, at, sent, code)
+        # an alarm may come too late, and Lightning ends by itself on SIGTERM
+        assert code in (-sent, 130, 0), (point, at, sent, code)
         now = writer.look(folder)
         assert now in seen, (point, at, sent)
         stands = stands if seen[0] == seen[1] else seen.index(now)

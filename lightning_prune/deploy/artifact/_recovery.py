@@ -2,16 +2,25 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_prune.documents import TEMPORARY, short, synced
+from lightning_prune.errors import ExportError
+
+_PATIENCE = 60.0
+"""Seconds to wait for a lock, which is held while files are renamed and a folder is read."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let no other process put files of ours in place in a folder inside the block; the system ends it with us."""
+    """Let no other process put files of ours in place in a folder inside the block; the system ends it with us.
+
+    Raises:
+        ExportError: another process does not let go of it; whoever may read a folder can lock it.
+    """
     if sys.platform == "win32":
         yield
         return
@@ -19,8 +28,21 @@ def locked(folder: Path) -> Iterator[None]:
 
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks, as some that lie on other machines
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise ExportError(
+                        f"another process has locked the folder {folder} for {_PATIENCE:g} s: end it, or choose another"
+                        " folder; nothing was changed"
+                    ) from None
+                time.sleep(0.01)
+                continue
+            except OSError:  # a file system without locks, as some that lie on other machines
+                pass
+            break
         yield
     finally:
         os.close(handle)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prune.deploy.artifact import files
+from lightning_prune.deploy.artifact import _recovery, files
 from lightning_prune.deploy.artifact._recovery import complete
 from lightning_prune.deploy.artifact.files import RECORD, replaced, staged
 from lightning_prune.deploy.artifact.manifest import sha256_of, to_text
@@ -217,3 +217,20 @@ def test_of_two_long_names_that_begin_alike_each_has_its_own(tmp_path: Path):
             break
     assert code == 0
     assert one.read_text() == "new"
+
+
+def test_a_folder_that_another_process_keeps_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import fcntl
+
+    export(tmp_path / "m.pte", "old")
+    bundle(tmp_path / "app", "old")
+    monkeypatch.setattr(_recovery, "_PATIENCE", 0.1)
+    handle = os.open(tmp_path, os.O_RDONLY)  # another one locks as another process does
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    for write in (lambda: export(tmp_path / "m.pte", "new"), lambda: bundle(tmp_path / "app", "new")):
+        with pytest.raises(ExportError, match=rf"another process has locked the folder {tmp_path} for 0.1 s"):
+            write()
+    os.close(handle)
+    assert sorted(os.listdir(tmp_path)) == ["app", "m.json", "m.pte"]
+    assert (tmp_path / "m.pte").read_text() == (tmp_path / "app" / "a").read_text() == "old"
+    export(tmp_path / "m.pte", "new")
