@@ -24,9 +24,10 @@ BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {
     "advice.md": "executorch",
     **dict.fromkeys(
-        ("apps.md", "cli.md", "export.md", "extending.md", "index.md", "inspect-benchmark.md", "quantization.md"),
+        ("apps.md", "cli.md", "export.md", "extending.md", "generation.md", "index.md", "inspect-benchmark.md"),
         "executorch",
     ),
+    "quantization.md": "executorch",
     "checkpoints.md": "sklearn",
 }
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

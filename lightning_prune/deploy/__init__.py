@@ -19,6 +19,7 @@ from lightning_prune.deploy.backends import (
 from lightning_prune.deploy.backends.coreml_weights import decompressed, stored_weights
 from lightning_prune.deploy.benchmark import Timing, Timings, benchmark
 from lightning_prune.deploy.bundles import Bundle, export_android, export_ios
+from lightning_prune.deploy.cached_decoder import CachedDecoder
 from lightning_prune.deploy.checking.comparison import Bounds, OutputError
 from lightning_prune.deploy.checking.verification import Verification
 from lightning_prune.deploy.export import export
@@ -27,6 +28,7 @@ from lightning_prune.deploy.latency_table import latency_table
 from lightning_prune.deploy.onnx_file import OnnxArtifact, export_onnx
 from lightning_prune.deploy.probe import Probe, ProbeResults
 from lightning_prune.deploy.probing import export_probe, run_probe
+from lightning_prune.deploy.program.generation import Generation
 from lightning_prune.deploy.program.methods import Method
 from lightning_prune.deploy.program.picture import Crop, Pad, Picture, Stretch
 from lightning_prune.deploy.program.preprocessing import Normalize
@@ -46,9 +48,11 @@ __all__ = [
     "Backend",
     "Bounds",
     "Bundle",
+    "CachedDecoder",
     "CoreML",
     "Crop",
     "EthosU",
+    "Generation",
     "Inspection",
     "Int4Groupwise",
     "Int8",

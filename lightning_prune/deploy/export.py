@@ -37,6 +37,7 @@ from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated, state_of
 from lightning_prune.deploy.program.feeds import Feeds
+from lightning_prune.deploy.program.generation import Generation, texts
 from lightning_prune.deploy.program.loaders import OwnData, OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.picture import Picture, check_picture
@@ -65,6 +66,7 @@ def export(
     dynamic_shapes: Any = None,  # noqa: ANN401
     feeds: Feeds | None = None,
     methods: Mapping[str, Method] | None = None,
+    generation: Generation | None = None,
     preprocess: Normalize | None = None,
     picture: Picture | None = None,
     constants: Mapping[str, Constant | Sequence[Constant]] | None = None,
@@ -97,6 +99,8 @@ def export(
             ``{"h": "h_out"}``, by name or by position; a tuple ``(h, c)`` by its own. It begins with the number that it
             holds throughout the example, or with zeros.
         methods: further methods of the program, by name.
+        generation: of a decoder that writes text: length of its cache and where a text ends. It says what ``forward``
+            takes, so that examples and sizes are left out, and the program is compared on random texts.
         preprocess: folded in before the first input of ``forward``, which is then a uint8 image.
         picture: how an app makes a camera's picture into that input; kept in the manifest.
         constants: constant methods, by name: strings, bools, ints, floats or lists of them, for the app to read.
@@ -140,18 +144,21 @@ def export(
         bounds = Bounds(tolerance, backend.quantization.min_output_sqnr)
     with interruptible(), staged(path, external_weights) as files, isolated():
         requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess, feeds=feeds)}
+        if generation is not None:
+            requested["forward"] = generation.method(requested["forward"])
         requested |= methods or {}
         forward, *further = entry_points(model, folded_copy(model), requested)
+        forward, told = (forward, {}) if generation is None else generation.taken(forward)
         check_labels(labels, forward.spec.outputs)
         check_picture(picture, forward.spec.inputs[0])
-        values = checked_constants(constants, labels, list(requested))
+        values = checked_constants(constants, labels, [*requested, *told]) | told
         spec = claimed(forward.spec, forward.shapes)
         own, batches = own_or_asked(verify_on, spec, preprocess, metric is not None)
 
         CHILD.start()  # the process imports the runtime while the lowering goes on here
         traced = _traced([forward, *further], backend, external_weights)
         partitioners = partitioners_of(backend)
-        making = _Making(traced, values, backend, partitioners, files, bounds, own, batches, metric)
+        making = _Making(traced, values, backend, partitioners, files, bounds, own, batches, metric, told)
         can_repeat = isinstance(verify_on, OwnData) or not isinstance(verify_on, Iterator)
         made = left_out_where_needed(making.attempt, lambda: making.taken, can_repeat)
         first = [resized(x, one.shape) for x, one in zip(forward.inputs, forward.spec.inputs, strict=True)]
@@ -174,6 +181,7 @@ def export(
             data=tuple(DataFile(target, **file_facts(file)) for file, target in files.weights),
             state=tuple(state_of({name: each.entry.eager for name, each in traced.items()})),
             labels=labels,
+            generation=told,
             preprocessing=preprocess,
             picture=picture,
             quantized={name: method.graph.quantized for name, method in traced.items() if method.graph.quantized},
@@ -247,6 +255,7 @@ class _Making:
     own: OwnSamples
     batches: Iterable[Any] | None
     metric: Metric | None
+    generation: Mapping[str, Any]
     taken: set[str] = field(default_factory=set)
 
     def attempt(self, outside: Mapping[str, str]) -> _Made:
@@ -285,7 +294,8 @@ class _Making:
                 save(lower(_programs(self.traced), executed, self.constants), path, first=self._first())
             with CHILD.releasing():
                 forward, *further = (_candidate(method, path, data, executed) for method in self.traced.values())
-                candidates = [replace(forward, own=self.own), *further]
+                rows = texts(self.generation).calls if self.generation else ()
+                candidates = [replace(forward, own=self.own, rows=rows), *further]
                 verification, notes = judged(candidates, self.bounds, executed.name, self.batches, self.metric)
         except VerificationError as error:
             raise type(error)(f"{files.path.name} was not written: {error}") from error

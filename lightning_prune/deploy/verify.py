@@ -14,6 +14,7 @@ from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.dynamic import LARGEST, ends, resized
 from lightning_prune.deploy.program.eager import example_arguments, folded_copy, is_silent, isolated
 from lightning_prune.deploy.program.feeds import Feeding
+from lightning_prune.deploy.program.generation import texts
 from lightning_prune.deploy.program.loaders import checked_batches, first_of, split_batch
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points, has_method
 from lightning_prune.deploy.program.preprocessing import Normalize
@@ -191,7 +192,11 @@ def _candidate(program: RuntimeModel, entry: EntryPoint) -> Candidate:
     # Without a manifest only the largest sizes are known: the file itself does not say from which size on it works.
     sizes = {where: shape for where, shape in ends(spec).items() if program.manifest is not None or where == LARGEST}
     samples = [entry.inputs] if _is_quantized(program) else []
-    return Candidate(entry.name, program, entry.eager, spec, entry.inputs, sizes, samples, reset=program.reset)
+    told = {} if program.manifest is None or program.method != "forward" else program.manifest.get("generation", {})
+    rows = texts(told).calls if told else ()
+    return Candidate(
+        entry.name, program, entry.eager, spec, entry.inputs, sizes, samples, rows=rows, reset=program.reset
+    )
 
 
 def _is_quantized(program: RuntimeModel) -> bool:

@@ -68,6 +68,7 @@ class Artifact(Tabular):
         data: the .ptd with the weights, where they are apart.
         state: what the program keeps from call to call: name, shape, dtype, first values and the methods that write it.
         labels: names of the classes, if given.
+        generation: what runners of text read of a decoder, by the names of its constant methods; empty of others.
         preprocessing: that is folded in before the first input of ``forward``, if given.
         picture: how an app makes a camera's picture into that input, if given.
         quantized: what quantization found, by method; empty without one.
@@ -90,6 +91,7 @@ class Artifact(Tabular):
     data: tuple[DataFile, ...] = ()
     state: tuple[Mapping[str, Any], ...] = ()
     labels: tuple[str, ...] | None = None
+    generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     preprocessing: Normalize | None = None
     picture: Picture | None = None
     quantized: Mapping[str, Quantized] = dataclasses.field(default_factory=dict)
@@ -217,6 +219,7 @@ class Artifact(Tabular):
             "methods": methods,
             **({"state": [dict(each) for each in self.state]} if self.state else {}),
             **labels,
+            **({"generation": dict(self.generation)} if self.generation else {}),
             **preprocessing,
             **({} if self.picture is None else {"picture": self.picture.to_json()}),
             "backend": {"name": self.backend.name, "options": _options(self.backend)},

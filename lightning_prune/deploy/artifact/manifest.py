@@ -18,7 +18,7 @@ from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import DTYPES, Feed, MethodSpec, TensorSpec, describe_shape
 from lightning_prune.documents import parsed
 from lightning_prune.errors import ExportError
-from lightning_prune.values import check_number
+from lightning_prune.values import check_number, check_whole
 
 FORMAT = 1
 """Version of the manifest's layout; a reader refuses a larger one."""
@@ -223,6 +223,11 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
 def _check_options(manifest: Mapping[str, Any]) -> None:
     """Check what readers make numbers and modules of."""
     verification, quantized = manifest["verification"], manifest["quantization"] or {}
+    if (told := manifest.get("generation")) is not None:
+        for name, least in (("get_max_context_len", 2), ("get_vocab_size", 1)):
+            check_whole(name, told[name], least)
+        for token in _list(told["get_eos_ids"]):
+            check_whole("get_eos_ids", token, 0)
     for name in ("tolerance", "min_sqnr_db"):
         if verification.get(name) is not None:
             check_number(name, verification[name])

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from lightning_prune.deploy.checking.cases import Case, cases, described
 from lightning_prune.deploy.checking.comparison import FOR_EXPORT, Bounds, Differences, OutputError, Remedies
-from lightning_prune.deploy.checking.in_step import compare_in_step, sequences
+from lightning_prune.deploy.checking.in_step import Steps, compare_in_step, sequences
 from lightning_prune.deploy.program.arguments import check_loader
 from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.deploy.program.loaders import NO_SAMPLES, Function, OwnSamples, run_in_chunks, split_batch
@@ -114,6 +114,7 @@ class Candidate:
         samples: of a quantized method: inputs like those that it was calibrated on, in the place of ``inputs``.
         of_graph: what the quantized graph makes of the samples, where it is at hand.
         own: samples of the model's own data.
+        rows: sequences of calls to compare on; none: some are made from the example.
         reset: lets the program begin from its first state.
     """
 
@@ -126,6 +127,7 @@ class Candidate:
     samples: Sequence[Sequence[Tensor]] = ()
     of_graph: Sequence[Sequence[Tensor]] = ()
     own: OwnSamples = NO_SAMPLES
+    rows: Sequence[Steps] = ()
     reset: Callable[[], None] = lambda: None
 
     def afresh(self, *inputs: Tensor) -> Sequence[Tensor]:
@@ -173,14 +175,15 @@ def judged(
     for method in methods:
         is_forward = method.name == "forward"
         compared, unfit = cases(method.eager, method.inputs, method.sizes, method.samples, method.of_graph, method.own)
-        inputs = described(compared, method.own) if is_forward else inputs
+        if is_forward:
+            inputs = "random texts" if method.rows else described(compared, method.own)
         data = (batches, metric) if is_forward and not isinstance(batches, Sequences) else (None, None)
         try:
             in_step = list[dict[str, OutputError]]()
             names = [output.name for output in method.spec.outputs]
             both = (method.program, method.reset, method.eager)
             if method.eager.has_memory:
-                made = sequences(method.eager, method.inputs, method.samples, method.sizes)
+                made = method.rows or sequences(method.eager, method.inputs, method.samples, method.sizes)
                 in_step.append(compare_in_step(*both, made, names, bounds, remedies))
             if is_forward and isinstance(batches, Sequences):
                 in_step.append(compare_in_step(*both, batches.calls, names, bounds, remedies, " of verify_on"))

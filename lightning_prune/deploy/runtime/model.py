@@ -15,6 +15,7 @@ from lightning_prune.deploy.artifact.files import final
 from lightning_prune.deploy.artifact.manifest import data_paths, load_manifest, methods_of
 from lightning_prune.deploy.program.arguments import check_seconds, check_text, given_path, program_path
 from lightning_prune.deploy.program.constants import Constant
+from lightning_prune.deploy.program.generation import check_call, example
 from lightning_prune.deploy.program.signature import (
     DTYPES,
     MethodSpec,
@@ -151,6 +152,8 @@ class RuntimeModel:
         if wrong or not all(spec.takes(x) for spec, x in zip(self.inputs, tensors, strict=True)):
             wanted = ", ".join(f"{spec.shape_text()} {dtype_name(spec.dtype)}" for spec in self.inputs) or "no input"
             raise ValueError(f"{self.path.name} takes {wanted}; got {describe(inputs) or 'nothing'}")
+        if self._generation is not None:
+            check_call(self._generation, tensors)
         return tuple(x.detach().cpu().contiguous() for x in tensors)
 
     def run(self, prepared: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -206,7 +209,7 @@ class RuntimeModel:
     def random_inputs(self) -> tuple[Tensor, ...]:
         """Return inputs that the program takes, the same at each call.
 
-        Normal numbers, bytes of 0 to 255, zeros for other whole ones.
+        Normal numbers, bytes of 0 to 255, zeros for other whole ones; of a decoder a text that fills its cache.
 
         Raises:
             ExportError: they are larger than what a file may have made here unasked.
@@ -216,6 +219,8 @@ class RuntimeModel:
             raise ExportError(
                 f"{self.path} takes {size:,} bytes of inputs, which are not made unasked: pass inputs of your own"
             )
+        if self._generation is not None:
+            return example(self._generation)
         generator = torch.Generator().manual_seed(0)
 
         def drawn(spec: TensorSpec) -> Tensor:
@@ -250,6 +255,8 @@ class RuntimeModel:
         elif signature is None:
             signature = _undescribed(self.path, method, self.timeout, self.data_path)
         self.signature, self.inputs, self.outputs = signature, signature.inputs, signature.outputs
+        told = {} if self.manifest is None else self.manifest
+        self._generation = told.get("generation") if method == "forward" else None
         self._count()
         loaded = self._ask("load")
         if self.manifest is not None:

@@ -49,6 +49,43 @@ class TestAttention:
         inputs = heads((2, 6, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8))
         assert "scaled_dot_product_attention.default" not in changed(Call(attention(enable_gqa=True)), inputs)
 
+    @pytest.mark.parametrize(
+        "causal",
+        [torch.ones(7, 7, dtype=torch.bool).tril(), torch.full((7, 7), -torch.inf).triu(1)],
+        ids=["bool", "float"],
+    )
+    def test_rows_of_a_mask_that_leaves_something_in_each(self, causal: Tensor):
+        """As a decoder with a cache picks them, by the places of its tokens."""
+        model = Call(lambda q, k, v, at: F.scaled_dot_product_attention(q, k, v, attn_mask=causal[at]))
+        left = changed(model, (*QKV, torch.tensor([2, 0, 6, 3, 3])))
+        assert "index.Tensor" in left
+        assert not left & {"scaled_dot_product_attention.default", "where.self", "gt.Scalar"}
+
+    def test_rows_of_a_mask_that_leaves_nothing_in_one_stay(self):
+        nothing = torch.ones(7, 7, dtype=torch.bool).tril(-1)
+        model = Call(lambda q, k, v, at: F.scaled_dot_product_attention(q, k, v, attn_mask=nothing[at]))
+        left = changed(model, (*QKV, torch.tensor([2, 1, 6, 3, 3])))
+        assert "scaled_dot_product_attention.default" in left
+
+    def test_a_computed_mask_that_is_finite(self):
+        """Finite numbers leave something in each row, so nothing has to be asked of them."""
+
+        def model(q: Tensor, k: Tensor, v: Tensor, at: Tensor) -> Tensor:
+            mask = torch.where(torch.arange(7) <= at.unsqueeze(1), 0.0, -1e9)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+        left = changed(Call(model), (*QKV, torch.tensor([2, 0, 6, 3, 3])))
+        assert not left & {"scaled_dot_product_attention.default", "gt.Scalar", "clamp.default"}
+
+    @pytest.mark.parametrize("low", [-torch.inf, False])
+    def test_heads_that_share_keys_do_so_under_any_mask(self, low: float):
+        """A row that a mask leaves nothing of is 0, as torch's is."""
+        model = Call(lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True))
+        mask = torch.zeros(5, 7) if low else torch.ones(5, 7, dtype=torch.bool)
+        mask[1, 2:], mask[3] = low, low
+        left = changed(model, (*heads((2, 6, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8)), mask))
+        assert not left & {"scaled_dot_product_attention.default", "expand.default", "repeat_interleave.self_int"}
+
     def test_a_mask_from_an_input_stays(self):
         """Its rows may leave nothing, where a softmax of finite numbers would give something else."""
         model = Call(lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask))
