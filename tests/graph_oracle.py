@@ -93,7 +93,8 @@ def smaller(model: nn.Module, removed: Removed, groups: ChannelGroups) -> nn.Mod
             set_class(module, ResizableAttention)  # torch's own forward knows no other size
         if isinstance(module, nn.Conv2d):
             module.out_channels = module.weight.shape[0]
-        module.__class__ = settled(module)
+        counted: Any = module
+        counted.__class__ = settled(module)
     return model
 
 

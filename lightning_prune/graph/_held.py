@@ -50,8 +50,15 @@ class HeldSizes:
                 self._axes.freeze(dim, f"{call.place} computes its size as one over the number of others")
             # an attribute that changes with the axis is its length, or the number of its units
             held = size.attributes if isinstance(size, Size) else {}
-            units = 0 if isinstance(dim, Fixed) or size in held.values() else len(np.unique(self._axes.label[dim]))
-            path = next((path for path, value in held.items() if value in (size, units)), None)
+            labels = np.zeros(0) if isinstance(dim, Fixed) or size in held.values() else self._axes.label[dim]
+            paths = [path for n in (size, len(np.unique(labels))) for path, value in held.items() if value == n]
+            # heads of which several go at once, as queries of one key do, are alike in all of their width
+            paths += [
+                path
+                for path, value in held.items()
+                if labels.size and not labels.size % value and not np.ptp(labels.reshape(value, -1), axis=1).any()
+            ]
+            path = next(iter(paths), None)
             if path is None:
                 continue
             if isinstance(dim, Fixed):

@@ -186,8 +186,14 @@ class Recorder(TorchFunctionMode):
                 isinstance(size, Quotient) and size.is_length_of(reshaped) and beside.issuperset(size.under)
                 for size in stated
             ]
-            self.sizes[self._running[-1], tuple(map(int, stated))] = tuple(
-                -1 if is_left else size for is_left, size in zip(are_left, stated, strict=True)
+            key = self._running[-1], tuple(map(int, stated))
+            sizes = tuple(-1 if is_left else size for is_left, size in zip(are_left, stated, strict=True))
+            # heads of queries, and repeated ones of keys, may be of one number: the code states it by either
+            self.sizes[key] = tuple(
+                Size.of(size, {**known.attributes, **size.attributes}, size.axis)
+                if isinstance(size, Size) and isinstance(known, Size)
+                else size
+                for size, known in zip(sizes, self.sizes.get(key, sizes), strict=True)
             )
 
     @contextmanager
@@ -251,10 +257,11 @@ def are_origins_known(stated: tuple[int, ...]) -> bool:
     return bool(stated) and all(isinstance(size, Size) or size in (-1, 0, 1, END) for size in stated)
 
 
-def have_own_attributes(stated: tuple[int, ...]) -> bool:
-    """Tell whether each of the sizes comes from attributes of its own."""
-    paths = [path for size in stated if isinstance(size, Size) for path in size.attributes]
-    return len(set(paths)) == len(paths) and all(isinstance(size, Size) and size.attributes for size in stated)
+def own_attributes(stated: tuple[int, ...]) -> list[frozenset[str]]:
+    """Return the attributes of each size, as long as sizes of other attributes lack one of them; () where not."""
+    kinds = [frozenset(size.attributes) if isinstance(size, Size) else frozenset[str]() for size in stated]
+    others = [frozenset[str]().union(*(other for other in kinds if other != kind)) for kind in kinds]
+    return kinds if all(kind - other for kind, other in zip(kinds, others, strict=True)) else []
 
 
 def _of_shape(length: Any, axis: Axis) -> Any:  # noqa: ANN401

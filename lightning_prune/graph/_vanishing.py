@@ -16,13 +16,35 @@ from lightning_prune.graph.trace import Call, Trace
 _FILLS = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill"])
 """They have the axes of their argument, not its entries."""
 
-SAME = (SAME_ENTRIES | frozenset(("mT", "movedim", "moveaxis", "broadcast_to", "tile", "repeat_interleave"))) - _FILLS
+_MOVES = frozenset(
+    ["mT", "movedim", "moveaxis", "broadcast_to", "tile", "repeat_interleave", "view_as_complex", "view_as_real"]
+)
+
+SAME = (SAME_ENTRIES | _MOVES) - _FILLS
 """Operators that move entries, or leave them where they are."""
 
-PARTS = frozenset(["split", "split_with_sizes", "chunk", "unbind", "select", "slice", "narrow", "index_select", "roll"])
+PARTS = frozenset(
+    [
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "select",
+        "slice",
+        "narrow",
+        "index",
+        "index_select",
+        "gather",
+        "roll",
+    ]
+)
 
 _KEEP_ZEROS = SAME | PARTS | SPATIAL.keys() | (REDUCTIONS - {"logsumexp", "prod", "any", "all"}) | {"glu"}
 WEIGHTED = frozenset(f"{kind}{count}d" for kind in ("conv", "conv_transpose") for count in (1, 2, 3)) | {"linear"}
+_PRODUCTS = frozenset(["matmul", "bmm", "mm", "einsum", "_grouped_mm", "grouped_mm_fallback"])
+_OF_ALL = frozenset(["cat", "concat", "stack", "index_add", "index_copy", "index_put"])
+_OF_ONE = {"rms_norm": "input", "scaled_dot_product_attention": "value"}
+_OF_PARAMETERS = {"addmm": ("mat2", "self"), "embedding": ("weight",)}
 _AFFINE = frozenset(["batch_norm", "instance_norm", "layer_norm", "group_norm"])
 
 
@@ -44,6 +66,8 @@ def vanishing(trace: Trace, removed_value: RemovedValue, kernels: Collection[fx.
             is_zero = node in trace.calls and _is_zero(trace.calls[node], zero, removed_value, kernels)
         if is_zero:
             zero.add(node)
+        elif node in trace.calls and node.all_input_nodes and base_name(name := trace.calls[node].operator) != name:
+            zero.discard(node.all_input_nodes[0])  # written in place
     return zero
 
 
@@ -56,21 +80,19 @@ def _is_zero(call: Call, zero: set[fx.Node], removed_value: RemovedValue, kernel
 
     if name in _KEEP_ZEROS:
         return bool(inputs) and inputs[0] in zero
-    if name in ("cat", "concat", "stack"):
-        return zero.issuperset(inputs)
+    if name in _OF_ALL:
+        return zero.issuperset(one for one in inputs if one.meta["val"].is_floating_point())
     if name in WEIGHTED:
         return is_masked("bias") and (call["weight"] in kernels or is_masked("weight"))
-    if name == "addmm":
-        return is_masked("mat2", "self")
-    if name == "embedding":
-        return is_masked("weight")
+    if name in _OF_PARAMETERS:
+        return is_masked(*_OF_PARAMETERS[name])
     if name in _AFFINE:
         return isinstance(call.get("weight"), fx.Node) and is_masked("weight", "bias")
-    if name == "rms_norm":
-        return call["input"] in zero
-    if name == "scaled_dot_product_attention":
-        return call["value"] in zero
-    if name in ("matmul", "bmm", "mm"):
+    if name in _OF_ONE:
+        return call[_OF_ONE[name]] in zero
+    if name in ("zeros_like", "zeros", "new_zeros"):
+        return True
+    if name in _PRODUCTS:
         return any(node in zero for node in inputs)
     if name == "masked_fill":
         return call["self"] in zero and call.get("value") == 0

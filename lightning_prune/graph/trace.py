@@ -165,6 +165,15 @@ def _record(
         if spec.target is not None and spec.target.removeprefix("inner.") in canonical
     }
     nodes = list(exported.graph.nodes)
+    for node in nodes:
+        if isinstance(value := node.meta.get("val"), Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape):
+            # a length that depends on values, such as the number of tokens of an expert, is equal to no other one
+            shape: Any = value.shape
+            lengths = [n if isinstance(n, int) else n.node.expr for n in shape]
+            unknown = {one for n in lengths if not isinstance(n, int) for one in n.free_symbols}
+            numbers = {one: 10_007 + 2 * int(str(one).lstrip("us")) for one in unknown}
+            sizes = [n if isinstance(n, int) else int(n.subs(numbers)) for n in lengths]
+            node.meta["val"] = torch.empty(sizes, dtype=value.dtype, device="meta")
     names = {node: targets[node.name] for node in nodes if node.op == "placeholder" and node.name in targets}
     users = [names[argument] for node in nodes for argument in node.all_input_nodes if argument in names]
     tensors = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}

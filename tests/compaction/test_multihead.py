@@ -11,7 +11,7 @@ from graph_oracle import randomised
 from torch import Tensor, nn
 
 from lightning_prune import channel_groups, compact, finalize, summarize
-from lightning_prune.compaction import Compaction, reshape_like, resize
+from lightning_prune.compaction import Compaction, Removal, reshape_like, resize
 from lightning_prune.errors import CompactionError
 from lightning_prune.graph import ChannelGroups
 from lightning_prune.model import masks
@@ -183,6 +183,25 @@ def test_where_weights_are_read_heads_stay_and_their_width_goes(average: bool) -
     shape = model(X)[1].shape
     assert compact(model, Compaction.from_keep(groups, {"attention": [1]}), X).errors["float64"] <= 1e-12
     assert (model(X)[1].shape, model.attention.num_heads, model.attention.out_proj.in_features) == (shape, 4, 4)
+
+
+def test_a_plan_that_takes_a_part_of_a_head_is_refused() -> None:
+    class Reading(Answering):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+            return super().forward(x, mask)[0]
+
+    model = Reading(average=True)
+    groups = channel_groups(model, X)
+    assert groups.attributes == {"attention.num_heads": ("attention.in_proj_weight", 0)}
+    rows = {0: (0, 8, 16)}
+    entries = {"attention.in_proj_weight": rows, "attention.in_proj_bias": rows, "attention.out_proj.weight": {1: (0,)}}
+    plan = Compaction(groups.shapes, {"attention": Removal(8, 1, entries)}, groups.attributes)
+    before = everything(model)
+    with pytest.raises(
+        CompactionError, match=r"attention.num_heads = 4 follows a length .* remove whole multiples of 6"
+    ):
+        compact(model, plan, X)
+    assert everything(model) == before
 
 
 def test_looking_leaves_the_model_as_it_is_and_a_removal_is_undone() -> None:

@@ -26,7 +26,7 @@ class Batch(nn.Conv2d):
         super().__init__(into, out, size, padding=size // 2, groups=groups)
         self.gain, self.scale, self.eps = nn.Parameter(torch.ones(out, 1, 1, 1)), (into * size**2) ** -0.5, 1e-3
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         weight = F.batch_norm(
             self.weight.reshape(1, self.out_channels, -1),
             None,
@@ -36,7 +36,7 @@ class Batch(nn.Conv2d):
             momentum=0.0,
             eps=self.eps,
         ).reshape_as(self.weight)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(input, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class ByHand(nn.Conv2d):
@@ -45,20 +45,20 @@ class ByHand(nn.Conv2d):
     def __init__(self, into: int, out: int, size: int, groups: int = 1) -> None:
         super().__init__(into, out, size, padding=size // 2, groups=groups)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
         weight = weight - weight.mean(dim=1, keepdim=True).mean(dim=2, keepdim=True).mean(dim=3, keepdim=True)
         std = weight.view(weight.size(0), -1).std(dim=1).view(-1, 1, 1, 1) + 1e-3
-        return self._conv_forward(x, weight / std, self.bias)
+        return self._conv_forward(input, weight / std, self.bias)
 
 
 class VarMean(ByHand):
     """As diffusion models write it."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
         weight = (self.weight - mean) * (var + 1e-3).rsqrt()
-        return F.conv2d(input=x, weight=weight, bias=self.bias, padding=self.padding, groups=self.groups)
+        return F.conv2d(input=input, weight=weight, bias=self.bias, padding=self.padding, groups=self.groups)
 
 
 class Net(nn.Module):
@@ -151,15 +151,15 @@ class Touching(Net):
 class Undefined(ByHand):
     """A row of zeros would be 0 / 0."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight / self.weight.std(dim=(1, 2, 3), keepdim=True), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight / self.weight.std(dim=(1, 2, 3), keepdim=True), self.bias)
 
 
 class AcrossRows(ByHand):
     """One mean over all of the weight."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
 
 
 def test_a_layer_keeps_its_sizes_where_zeros_would_change_something() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.graph import channel_groups
-from lightning_prune.graph._sizes import END, Recorder, Size, are_origins_known, bounds, have_own_attributes
+from lightning_prune.graph._sizes import END, Recorder, Size, are_origins_known, bounds, own_attributes
 
 X = torch.randn(2, 5, 6)
 
@@ -244,9 +244,14 @@ def test_bounds_and_origins() -> None:
     assert are_origins_known((0, four))
     assert not are_origins_known((2, four))
     assert not are_origins_known(())
-    assert have_own_attributes((four, Size.of(2, {"other": 2})))
-    assert not have_own_attributes((four, four))
-    assert not have_own_attributes((four, Size.of(2, {})))
+    other = Size.of(2, {"other": 2})
+    kinds = [frozenset(["heads"]), frozenset(["other"])]
+    assert own_attributes((four, other)) == kinds
+    # queries by one number of heads, keys and values by another, all of one width
+    wide = [size * Size.of(3, {"width": 3}) for size in (four, other, other)]
+    assert own_attributes(tuple(wide)) == [kind | {"width"} for kind in (kinds[0], kinds[1], kinds[1])]
+    assert own_attributes((four, four)) == [kinds[0]] * 2
+    assert own_attributes((four, wide[0])) == own_attributes((four, Size.of(2, {}))) == []
 
 
 def test_a_model_that_minds_such_ints_is_traced_without_them() -> None:

@@ -157,6 +157,16 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     return (*out, a[-2], b[-1])
 
 
+def grouped_mm(call: Call, flow: Flow) -> Any:  # noqa: ANN401
+    """Rows (n, k) sorted by expert, weights (experts, k, m): each row is multiplied by its expert's."""
+    left, weight = call.node.all_input_nodes[:2]
+    (rows, channel), (experts, _, out) = flow.of(left), flow.of(weight)
+    flow.freeze((rows, experts), f"{call.place} sorts by expert")
+    contract(call, flow, channel, weight, 1)
+    flow.produce(out)
+    return (rows, out)
+
+
 def matrix_vector(call: Call, flow: Flow) -> Any:  # noqa: ANN401
     """(n, k) times (k): a weight by a vector, as in spectral norm."""
     rows, _ = flow.of(call["self"])

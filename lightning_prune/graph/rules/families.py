@@ -21,7 +21,7 @@ COPIES = _words(
 
 UNTAGGED = _words(
     "hardswish log_sigmoid true_divide square float_power __and__ __or__ __xor__ multiply subtract divide absolute "
-    "negative clip greater greater_equal less less_equal not_equal"
+    "negative clip greater greater_equal less less_equal not_equal polar complex conj real imag"
 )
 """Pointwise operators that torch does not tag."""
 

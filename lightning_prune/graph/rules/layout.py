@@ -68,6 +68,18 @@ def expand_as(call: Call, flow: Flow) -> Dims:
     return tuple(others)
 
 
+def as_complex(call: Call, flow: Flow) -> Dims:
+    """(…, 2) to (…): real and imaginary part, as of rotary pairs, are one entry."""
+    *leading, pair = flow.of(call["self"])
+    flow.freeze(pair, f"{call.place} takes it for real and imaginary part")
+    return tuple(leading)
+
+
+def as_real(call: Call, flow: Flow) -> Dims:
+    """(…) to (…, 2): real and imaginary part."""
+    return (*flow.of(call["self"]), Fixed(f"real and imaginary part of {call.place}"))
+
+
 def repeat(call: Call, flow: Flow) -> Dims:
     """Repeat and tile: each axis laid out several times; the copies of a channel are the same channel."""
     dims, repeats = flow.of(call["self"]), call.get("repeats", call.get("dims"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lightning_prune.graph._sizes import END, are_origins_known, bounds, have_own_attributes
+from lightning_prune.graph._sizes import END, are_origins_known, bounds, own_attributes
 from lightning_prune.graph.axes import Dim, Dims, Fixed
 from lightning_prune.graph.flow import Flow
 from lightning_prune.graph.trace import Call
@@ -24,7 +25,7 @@ def split(call: Call, flow: Flow) -> list[Dims]:
     held = flow.trace.sizes.get((call.where, tuple(given)), ())
     if not are_origins_known(held):
         return _keep_whole(call, flow, axis)
-    parts = _parts(flow, dims[axis], sizes, len(set(sizes)) > 1 and have_own_attributes(held))
+    parts = _parts(flow, dims[axis], sizes, own_attributes(held) if len(set(sizes)) > 1 else ())
     flow.note_sizes(call, given, parts)
     return [(*dims[:axis], part, *dims[axis + 1 :]) for part in parts]
 
@@ -39,13 +40,20 @@ def chunk(call: Call, flow: Flow) -> list[Dims]:
     return [(*dims[:axis], part, *dims[axis + 1 :]) for part in _parts(flow, dims[axis], sizes)]
 
 
-def _parts(flow: Flow, dim: Dim, sizes: list[int], are_independent: bool = False) -> list[Dim]:
-    """Cut an axis; entries at the same place of each stretch of the parts' common length are tied."""
+def _parts(flow: Flow, dim: Dim, sizes: list[int], kinds: Sequence[frozenset[str]] = ()) -> list[Dim]:
+    """Cut an axis; entries at the same place of each stretch of the parts' common length are tied.
+
+    Parts whose sizes come from attributes of their own (kinds) go by themselves, equal ones of the same together.
+    """
     if isinstance(dim, Fixed):
         return [dim] * len(sizes)
-    if not are_independent:
+    parts = np.split(dim, np.cumsum(sizes)[:-1])
+    if kinds and len(set(zip(kinds, sizes, strict=True))) == len(set(kinds)):
+        for kind in set(kinds):
+            flow.tie(np.stack([part for part, own in zip(parts, kinds, strict=True) if own == kind], 1))
+    else:
         flow.tie(dim.reshape(-1, math.gcd(*sizes)).T)
-    return list(np.split(dim, np.cumsum(sizes)[:-1]))
+    return [*parts]
 
 
 def _keep_whole(call: Call, flow: Flow, axis: int) -> list[Dims]:

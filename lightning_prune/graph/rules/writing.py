@@ -14,7 +14,7 @@ from lightning_prune.graph.trace import Call
 
 
 def index_copy(call: Call, flow: Flow) -> Dims:
-    """self[…, index, …] = source: the addressed axis keeps its size, the others are those of the source."""
+    """self[…, index, …] = source, or += it: the addressed axis keeps its size, the others are those of the source."""
     dims, source = flow.of(call["self"]), flow.of(call["source"])
     if not dims:
         return dims
