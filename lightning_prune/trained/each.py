@@ -1,5 +1,6 @@
 """A trained model pruned to several needs, a network for each: what a smaller one keeps, the larger ones keep too."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from lightning_prune.compaction.finalization import finalize
 from lightning_prune.data.losses import Loss
 from lightning_prune.data.metrics import MetricLike, check_metric
 from lightning_prune.data.passes import own_random_state
-from lightning_prune.model.example import Inputs
+from lightning_prune.model.example import Inputs, example_of, remember
 from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.optimizer.policies import Mask
 from lightning_prune.recipe import Recipe
@@ -110,6 +111,12 @@ def prune_each(
                 done, chosen_by = known.pruned(pruner, recipes[number])
                 network = plain_copy(copied)
                 finalize(network, known.example)
+                for text in (text for event in done for text in event.thin):
+                    warnings.warn(text, stacklevel=2)
+                if example_of(network) is None:
+                    remember(network, known.example)  # so that it can be exported as it is
+                if not any(parameter.requires_grad for parameter in model.parameters()):
+                    network.requires_grad_(False)
                 last = network, (*(() if last is None else last[1]), *done), chosen_by
                 scales = pruner.progress.scales
             network, events, chosen_by = last

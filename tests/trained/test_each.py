@@ -13,6 +13,7 @@ from trained_cases import batches
 from lightning_prune import Channel, MACs, Magnitude, NoRepair, OneShot, Params, Polynomial, Recipe, prune, prune_each
 from lightning_prune.compaction import applied_plan
 from lightning_prune.errors import PruningError
+from lightning_prune.model.example import example_of
 
 RECIPE = Recipe(granularity=Channel(), need=(Params(0.3), Params(0.8), Params(0.5)), schedule=OneShot())
 
@@ -56,6 +57,12 @@ def test_the_largest_is_what_prune_makes_of_that_need_alone() -> None:
     alone = copy.deepcopy(model)
     prune(alone, replace(RECIPE, need=Params(0.8)), data, progress=False)
     assert agree(prune_each(model, RECIPE, data, progress=False)[1].model, alone)
+
+
+def test_they_can_be_exported_as_they_are_and_frozen_ones_stay_frozen() -> None:
+    for each in prune_each(network().requires_grad_(False), RECIPE, batches(), progress=False):
+        assert example_of(each.model) is not None
+        assert not any(parameter.requires_grad for parameter in each.model.parameters())
 
 
 def test_without_repair_the_weights_are_shared_too() -> None:
