@@ -153,10 +153,13 @@ def accepted(
     with scratch() as folder, CHILD.releasing():
         bench = Bench(backend, table.threads, rounds, folder)
         table.merged(bench.table(None))  # refused where it was measured otherwise
+        with isolated():
+            beside = bench.lowered([Program(whole, shapes, False)])
         for number in range(tries):
             model = make(replace(need, ms=aim.asked))
             with isolated():
-                times = bench.times([Program(each, shapes, False) for each in (whole, folded_copy(model))])
+                own = bench.lowered([Program(folded_copy(model), shapes, False)])
+                times = bench.timed([*beside, *own], rounds)
             share = least_of(times[1]) / least_of(times[0])
             told.append(Round(aim.asked, share * anchor, share))
             if told[-1].milliseconds <= need.ms and (not best or told[-1].milliseconds > told[best[0][0]].milliseconds):

@@ -29,12 +29,15 @@ def layer(width: int) -> nn.Sequential:
 def need(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Latency:
     """Return 5 ms of a network that takes 10 at width 1000: a millisecond for 100 outputs, and half of one besides."""
 
-    def times(self: Bench, programs: Sequence[Program]) -> list[list[float]]:
-        widths = [next(each.module.parameters()).shape[0] for each in programs]
-        # by now the machine is twice as fast
-        return [[0.5 * (0.5 + 0.0095 * width)] * 10 for width in widths]
+    def lowered(self: Bench, programs: Sequence[Program]) -> list[dict[str, Any]]:
+        return [{"width": next(each.module.parameters()).shape[0]} for each in programs]
 
-    monkeypatch.setattr(Bench, "times", times)
+    def timed(self: Bench, asked: Sequence[dict[str, Any]], rounds: int) -> list[list[float]]:
+        # by now the machine is twice as fast
+        return [[0.5 * (0.5 + 0.0095 * each["width"])] * rounds for each in asked]
+
+    monkeypatch.setattr(Bench, "lowered", lowered)
+    monkeypatch.setattr(Bench, "timed", timed)
     cell = Cell("linear", (Kernel("point", 1.0, 1.0, 1.0),), (Point(((1000, 4),), 10.0, 0.0),))
     anchors = Anchor((((1000, 4),),), 10.0, 0.0), Anchor((((10, 4),),), 1.0, 0.0)
     network = Network("Sequential", {"0.weight": (1000, 4)}, (("linear", (("0.weight", 0, 1),)),), anchors)
@@ -80,5 +83,7 @@ def test_another_network_or_device(need: Latency):
     with pytest.raises(ValueError, match="of another model"):
         accepted(lambda wished: layer(3), need, layer(999), INPUT)
     assert isinstance(need.table, LatencyTable)
-    with pytest.raises(ValueError, match="tables of another device do not go together"):
-        accepted(lambda wished: layer(3), Latency(5.0, replace(need.table, device="x")), layer(1000), INPUT)
+    for name, value in {"device": "x", "runtime": "executorch 9", "backend": "portable", "clock": "wall"}.items():
+        other = replace(need.table, **{name: value})
+        with pytest.raises(ValueError, match=f"tables of another {name} do not go together"):
+            accepted(lambda wished: layer(3), Latency(5.0, other), layer(1000), INPUT)
