@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_prune.errors import CheckpointError
 from lightning_prune.trainer.fake_quantization import FakeQuantization, quantizable, update_ranges
 from lightning_prune.trainer.packages import AnyCallback, Callback, LightningModule, Trainer
 from lightning_prune.values import check_whole
+
+_WIDE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What a range is of: that of the weights."""
 
 
 class QuantizationAware(AnyCallback):
@@ -94,7 +98,9 @@ class QuantizationAware(AnyCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the ranges of a run that was stopped."""
         ranges = state_dict.get("ranges") if isinstance(state_dict, Mapping) else None
-        if not isinstance(ranges, dict) or not all(isinstance(value, Tensor) for value in ranges.values()):
+        if not isinstance(ranges, dict) or not all(
+            isinstance(value, Tensor) and value.shape == (2,) and value.dtype in _WIDE for value in ranges.values()
+        ):
             raise CheckpointError(
                 "the checkpoint's state of QuantizationAware holds no ranges: it is of another version"
             )

@@ -14,6 +14,7 @@ from lightning_prune.checkpoints import earlier
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.checkpoints.files import taking_up
 from lightning_prune.compaction.finalization import finalize_or_fold
+from lightning_prune.documents import typed
 from lightning_prune.errors import CheckpointError, PruningError
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, example_of
@@ -275,8 +276,9 @@ class SparsityCheckpoint(SelectingCheckpoint):
                 # states without this word counted MACs of all samples of an example that was learnt
                 self._is_former = self.against == "macs" and state_dict.get("is_former", True)
             # what leaves the Pareto set is deleted: a checkpoint of someone else's must not choose the file
+            typed(str, self.best_model_path)
             for path in (*self.points, *self.best_k_models, self.last_model_path, self.kth_best_model_path):
-                if path and not self._is_inside(path):
+                if typed(str, path) and not self._is_inside(path):
                     raise CheckpointError(
                         f"the checkpoint's {type(self).__name__} names {path!r:.200}, which lies outside of its folder"
                         f" {self.dirpath}: it is damaged, or not of yours; take another one"

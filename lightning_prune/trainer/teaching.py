@@ -209,6 +209,8 @@ def take_up(distillation: Distillation | None, entry: Saved, is_other_allowed: b
     saved = entry.get("distillation")
     has_run = entry.get("run") is not None
     before = {} if saved is None else {**saved["settings"]}
+    if saved is not None and not {"digest", "file", "pairs"} <= saved.keys():
+        raise CheckpointError("what the checkpoint says of its teacher is damaged: take another one")
     now = {} if distillation is None else distillation.describe()
     if before != now and has_run and not is_other_allowed:
         lines = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in before | now]

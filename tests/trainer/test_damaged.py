@@ -118,6 +118,7 @@ def put(*keys: Any, value: object) -> Callable[[dict[str, Any]], None]:
         (put(KEY, "run", "events", 0, "layers", value=3), "of its run cannot be taken up"),
         (put(KEY, "run", "guard", "watch", value=None), "of its run cannot be taken up"),
         (put(KEY, "run", "guard", "watch", "limits", value={"a": 1.0}), "of its run cannot be taken up"),
+        (put("callbacks", "QuantizationAware", "ranges", value={"a": torch.ones(3)}), "holds no ranges"),
         (put(KEY, "distillation", value=[]), "of its teacher cannot be taken up"),
         (
             put(KEY, "distillation", "pairs", value=[["conv1", "conv1.weight", {}, 1]]),
