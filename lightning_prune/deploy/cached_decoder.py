@@ -128,10 +128,11 @@ def _attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, with queries of shared keys as rows of one product."""
+    root = query.shape[-1] ** -0.5
+    scaling = root if scaling is None else scaling
     if softcap is None:
         # unsaid where it is the width's own, by which the heads of a cache are found as channels
-        is_plain = scaling is not None and math.isclose(scaling, query.shape[-1] ** -0.5)
-        scale = None if is_plain else scaling
+        scale = None if math.isclose(scaling, root) else scaling
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     else:
         groups, count = key.shape[1], query.shape[2]

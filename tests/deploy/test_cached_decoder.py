@@ -41,13 +41,13 @@ def decoder(kind: str) -> nn.Module:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
-def calls(count: int, prompt: int) -> list[tuple[Tensor, Tensor]]:
+def calls(count: int, prompt: int) -> list[tuple[Tensor, ...]]:
     torch.manual_seed(1)
     return Generation(32, eos=0).calls(torch.randint(64, (count,)).tolist(), prompt)
 
 
 @torch.no_grad()
-def logits(model: nn.Module, row: list[tuple[Tensor, Tensor]]) -> Tensor:
+def logits(model: nn.Module, row: list[tuple[Tensor, ...]]) -> Tensor:
     return torch.cat([model(*call)[0] for call in row])
 
 
@@ -55,7 +55,7 @@ def logits(model: nn.Module, row: list[tuple[Tensor, Tensor]]) -> Tensor:
 def test_call_by_call_it_gives_what_the_model_gives_at_once(kind: str) -> None:
     model, row = decoder(kind), calls(20, 9)
     with torch.no_grad():
-        wanted = model(torch.cat([tokens for tokens, _ in row], 1)).logits[0, 8:]
+        wanted = model(torch.cat([call[0] for call in row], 1)).logits[0, 8:]
     cached = CachedDecoder(model, max_length=32)
     torch.testing.assert_close(logits(cached, row), wanted, rtol=1e-4, atol=1e-5)
     assert model.config._attn_implementation == "eager"  # pyright: ignore[reportAttributeAccessIssue]

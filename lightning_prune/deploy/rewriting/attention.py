@@ -27,8 +27,8 @@ def attention(editor: Editor, node: Node, *, any_mask: bool = False) -> Node | N
     """softmax(query·scale @ keyᵀ + mask) @ value, heads merged into the batch.
 
     A mask whose values come with the call is left alone where it may be −∞ throughout a row, unless any is asked for.
-    Queries that share a head of keys become rows of one product, so that keys and values of a cache are not repeated:
-    written out by ExecuTorch 1.4.1 they are, which took seven times as long for a token beside 512 others.
+    Queries that share a head of keys become rows of one product: ExecuTorch 1.4.1 writes attention out with a copy of
+    keys and values for each, the whole cache at every token.
     """
     arguments = arguments_of(node)
     query, key, value, mask = (arguments[name] for name in ("query", "key", "value", "attn_mask"))
