@@ -11,7 +11,15 @@ from lightning_prune.deploy.quantization.base import NothingToQuantizeError, Qua
 from lightning_prune.deploy.quantization.calibration import Samples
 from lightning_prune.deploy.quantization.graphs import fused, holders, retraced
 from lightning_prune.deploy.quantization.layers import chosen, in_loops, layers_of
-from lightning_prune.deploy.quantization.noise import GraphPair, Measured, blame, in_float, measure, recorded, unbounded
+from lightning_prune.deploy.quantization.noise import (
+    GraphPair,
+    Measured,
+    blame,
+    in_float,
+    measure,
+    recorded,
+    without_scale,
+)
 from lightning_prune.errors import VerificationError
 from lightning_prune.model.state import kept_state
 
@@ -62,7 +70,7 @@ def quantized_within(
     graph = fused(program)
     layers = layers_of(graph)
     with kept_state(graph) as changed:
-        kept = chosen(layers.values(), bounds.skip) | unbounded(graph, list(layers), samples.example)
+        kept = chosen(layers.values(), bounds.skip) | without_scale(graph, list(layers), samples.example)
         state = changed()
     samples = replace(samples, first={name: graph.get_buffer(name).clone() for name in state})
     samples = replace(samples, rows=in_float(graph, samples))

@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 
 from lightning_prune.deploy.quantization.calibration import Sample, Samples
 
+_STEPS = 255
+"""Of 8 bits, over all values of a tensor."""
+
 
 @dataclass
 class Noise:
@@ -206,25 +209,35 @@ def blame(pair: GraphPair, samples: Samples, harmed: str | None) -> dict[str, fl
     return noise.ratios()
 
 
-class _Unbounded(Interpreter):
+class _Scaleless(Interpreter):
+    """Runs a traced graph and notes the nodes of these whose values have no common scale of 8 bits."""
+
     def __init__(self, graph: GraphModule, nodes: Sequence[str]) -> None:
         super().__init__(graph)
         self.nodes = frozenset(nodes)
-        self.found: set[str] = set()
+        self.noted: set[str] = set()
 
     def run_node(self, n: Node) -> Any:  # noqa: ANN401
         value = super().run_node(n)
         if n.name in self.nodes:
-            touched = [value, *(self.env[x] for x in n.all_input_nodes if x in self.env)]
-            if not all(bool(x.isfinite().all()) for x in touched if isinstance(x, Tensor)):
-                self.found.add(n.name)
+            inputs = [x for node in n.all_input_nodes if isinstance(x := self.env.get(node), Tensor) and x.numel()]
+            if not all(bool(x.isfinite().all()) for x in (value, *inputs) if isinstance(x, Tensor)):
+                self.noted.add(n.name)
+            elif n.target == torch.ops.aten.add.Tensor:
+                largest = [float(x.abs().max()) for x in inputs]
+                drowned = [x for x in largest if 0 < x < max(largest) / _STEPS]
+                self.noted |= {n.name} if drowned else set()
         return value
 
 
-def unbounded(graph: GraphModule, nodes: Sequence[str], inputs: Sequence[Tensor]) -> set[str]:
-    """Return the nodes that meet NaN or infinities on these inputs, as a mask of −∞ before a softmax; no scale fits."""
-    run = _Unbounded(graph, nodes)
+def without_scale(graph: GraphModule, nodes: Sequence[str], inputs: Sequence[Tensor]) -> set[str]:
+    """Return the nodes to which no scale of 8 bits fits on these inputs.
+
+    They meet NaN or infinities, as a mask of −∞ before a softmax; or they add numbers of which one step of the larger
+    is above all of the smaller, as scores and a mask of −1e9: the smaller would be lost altogether.
+    """
+    run = _Scaleless(graph, nodes)
     run.garbage_collect_values = False
     with torch.no_grad():
         run.run(*(x.clone() for x in inputs))
-    return run.found
+    return run.noted

@@ -147,17 +147,27 @@ def test_a_range_eaten_up_by_an_outlier_is_refused_or_kept_in_float() -> None:
 
 
 class Masked(nn.Module):
-    """Attention with a mask of −∞."""
+    """Attention with a mask of −∞, or of another low number."""
 
-    def __init__(self) -> None:
+    def __init__(self, low: float = -math.inf) -> None:
         super().__init__()
+        self.low = low
         self.key = nn.Linear(8, 8)
         self.value = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = torch.full((x.shape[1], x.shape[1]), -math.inf).triu(1)
+        mask = torch.full((x.shape[1], x.shape[1]), self.low).triu(1)
         scores = (x @ self.key(x).transpose(1, 2) + mask).softmax(-1)
         return scores @ self.value(x)
+
+
+@pytest.mark.parametrize(("low", "in_float"), [(-1e9, True), (-1e4, True), (-1.0, False)])
+def test_a_sum_in_which_8_bits_would_lose_the_smaller_stays_in_float(low: float, in_float: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 8)
+    found = Int8([torch.randn(2, 6, 8)]).quantize(traced(Masked(low), x), (x,))
+    assert ("add" in found.kept_float) == in_float
+    assert found.output_sqnr[0] >= 20
 
 
 class Scaled(nn.Module):
