@@ -101,6 +101,21 @@ class Gru(Stateful):
         return self.o(h)
 
 
+class Cell(Stateful):
+    """The same as torch spells it: ``nn.GRUCell``, whose state is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.o = nn.GRUCell(6, 16), nn.Linear(16, 3)
+        self.register_buffer("h", torch.zeros(1, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return three numbers for a frame of six."""
+        h = self.cell(x, self.get_buffer("h"))
+        self.get_buffer("h").copy_(h)
+        return self.o(h)
+
+
 class Cache(Stateful):
     """Attention of eight heads of queries over a cache of four of keys and values."""
 
@@ -147,6 +162,7 @@ MODELS: dict[str, type[Stateful]] = {
     "ring buffer": Ring,
     "running average from 2": Average,
     "GRU cell": Gru,
+    "nn.GRUCell": Cell,
     "cache of keys and values": Cache,
 }
 

@@ -27,8 +27,19 @@ GROWING = {"name": "x", "shape": [4, 1, 3, 2], "dtype": "float32", "dynamic": {"
 COLORS = {"name": "image", "shape": [1, 3, 6, 9], "dtype": "float32"}
 COLOR_BYTES = COLORS | {"shape": [2, 3, 8, 8], "dtype": "uint8"}
 GRAY = COLORS | {"shape": [1, 1, 7, 5]}
+STEP_X, STEP_Y = ({"name": name, "shape": [1, 2], "dtype": "float32"} for name in ("x", "y"))
+STEP_H, STEP_C = STEP_X | {"name": "h"}, {"name": "c", "shape": [1, 3], "dtype": "float32"}
+PLACES, VOCABULARY = 24, 11
+TOKENS = {"name": "tokens", "shape": [1, PLACES], "dtype": "int64", "dynamic": {"1": [1, PLACES]}}
+POSITIONS = {"name": "position", "shape": [PLACES], "dtype": "int64", "dynamic": {"0": [1, PLACES]}}
+TEXT = {"inputs": [TOKENS, POSITIONS], "outputs": [{"name": "logits", "shape": [1, 1, VOCABULARY], "dtype": "float32"}]}
 RGB = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 LOGITS = {"name": "logits", "shape": [1, 3], "dtype": "float32"}
+
+
+FED: dict[str, Any] = {"inputs": [STEP_X, STEP_C], "outputs": [STEP_Y, STEP_C | {"name": "c_out"}],
+                       "feeds": [{"input": "c", "output": "c_out", "first": -0.5}]}  # fmt: skip
+RING = {"name": "ring", "shape": [8, 16], "dtype": "float32", "first": "zeros", "methods": ["forward"]}
 
 
 def manifest(**changes: object) -> dict[str, Any]:
@@ -64,6 +75,8 @@ def described(values: dict[str, Any]) -> dict[str, Any]:
         "shape": values["methods"]["forward"]["inputs"][0]["shape"],
         "dynamic": values["methods"]["forward"]["inputs"][0].get("dynamic", {}),
         "picture": values.get("picture", {"fit": "crop"}),
+        "feeds": [[f["input"], f["output"], f["first"]] for f in values["methods"]["forward"].get("feeds", [])],
+        "state": [each["name"] for each in values.get("state", [])],
     }
 
 
@@ -77,8 +90,14 @@ def whole_manifests() -> dict[str, dict[str, Any]]:
         "two methods, dynamic, weights apart": manifest(methods={"forward": two, "embed": two}, data=data),
         "pictures cropped": manifest(picture={"fit": "crop", "resize": 256} | RGB),
         "pictures padded": manifest(picture={"fit": "pad", "fill": 114}),
+        "memory": manifest(methods={"forward": FED, "embed": {"inputs": [FLOAT], "outputs": [LOGITS]}}, state=[RING]),
         "scalar": manifest(methods={"forward": {"inputs": [FLOAT | {"shape": []}], "outputs": [LOGITS]}}),
     }
+
+
+def fed(**changes: object) -> dict[str, Any]:
+    """Return a manifest of a method with a feed of which some keys are others."""
+    return manifest(methods={"forward": FED | {"feeds": [FED["feeds"][0] | changes]}})
 
 
 def broken_manifests() -> dict[str, str]:
@@ -119,6 +138,10 @@ def broken_manifests() -> dict[str, str]:
         "pictures of size 0": to_text(manifest(picture={"fit": "crop", "resize": 0})),
         "pictures without a deviation": to_text(manifest(picture={"fit": "stretch", "mean": [0.5]})),
         "pictures with a deviation of 0": to_text(manifest(picture={"fit": "stretch", "mean": [0.5], "std": [0]})),
+        "feeds no input": to_text(fed(input="q")),
+        "feeds what has another shape": to_text(fed(output="y")),
+        "feeds begin with text": to_text(fed(first="0")),
+        "feeds are no list": to_text(manifest(methods={"forward": FED | {"feeds": {}}})),
         "border brighter than white": to_text(manifest(picture={"fit": "pad", "fill": 256})),
     }
 
@@ -344,6 +367,78 @@ def readings(random: np.random.Generator) -> list[dict[str, Any]]:
         {"output": [0.0] * 29, "spec": base | {"shape": [1, 5, 6]}, "labels": [], "place": places[0]}]  # fmt: skip
 
 
+def affine(weights: np.ndarray, inputs: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
+    """Return the outputs of a program that multiplies all of its inputs, end to end, with weights."""
+    outputs = np.split(weights @ np.concatenate(inputs), np.cumsum(counts)[:-1])
+    return [output.astype(np.float32) for output in outputs]
+
+
+def sessions() -> list[dict[str, Any]]:
+    """Return programs and what a session must make of calls in a row; steps without results are to be refused.
+
+    A program is ``weights``, or a text whose next token is 3 times the last one and its position, over and over.
+    """
+    spec = {
+        "inputs": [STEP_X, STEP_H, STEP_C],
+        "outputs": [STEP_Y, STEP_H | {"name": "h_out"}, STEP_C | {"name": "c_out"}],
+        "feeds": [{"input": name, "output": f"{name}_out", "first": first} for name, first in (("h", 0.0), ("c", 2.0))],
+    }
+    # halves and quarters of small whole numbers, which float32 holds exactly for all of these steps
+    weights = np.random.default_rng(3).integers(-2, 3, (7, 7)) / 4
+    counts, first = [2, 2, 3], {"h": np.zeros(2), "c": np.full(3, 2.0)}
+    made = []
+    for keeps in ([], ["ring"]):
+        state, events = dict(first), list[dict[str, Any]]()
+
+        def step(
+            x: Sequence[float], state: dict[str, np.ndarray] = state, events: list[dict[str, Any]] = events
+        ) -> None:
+            outputs = affine(weights, [np.array(x), state["h"], state["c"]], counts)
+            state.update(h=outputs[1], c=outputs[2])
+            events.append({"do": "step", "inputs": [list(x)], "gives": [rounded(output) for output in outputs]})
+
+        for x in ([1.0, 2.0], [-1.0, 0.5], [0.0, 3.0]):
+            step(x)
+        kept = {name: rounded(value) for name, value in state.items()}
+        events += [{"do": "state", "is": kept}, {"do": "step", "inputs": [[1.0]]}, {"do": "step", "inputs": []},
+                   {"do": "step", "inputs": [[1.0, 2.0], [0.0, 0.0]]},
+                   {"do": "reset", "first": {"h": [1.0]}, "refused": True},
+                   {"do": "reset", "first": {"x": [1.0, 2.0]}, "refused": True}]  # fmt: skip
+        step([2.0, -2.0])
+        events.append({"do": "fail", "inputs": [[1.0, 1.0]]})
+        if keeps:
+            events += [{"do": "step", "inputs": [[1.0, 1.0]]}, {"do": "reset"}]
+            state.update(first)
+        step([1.0, 1.0])
+        events.append({"do": "reset", "first": {"c": kept["c"]}})
+        state.update(h=first["h"], c=np.array(kept["c"]))
+        step([0.5, 0.5])
+        made.append({"spec": spec, "keeps": keeps, "weights": weights.ravel().tolist(), "events": events,
+                     "restarts": 2 if keeps else 1})  # fmt: skip
+    made.append({"spec": TEXT, "keeps": ["keys"], "events": texts(), "restarts": 1})
+    return made
+
+
+def texts() -> list[dict[str, Any]]:
+    """Return prompts with what follows; without that where they are to be refused."""
+    written, last, events = 0, list[int](), list[dict[str, Any]]()
+    for prompt, most, stop in (([4, 7, 1], 5, []), ([2], 9, [6]), ([3, 3], 99, []), ([1], 1, [])):
+        given, tokens = last + prompt, list[int]()
+        if written + len(given) > PLACES:
+            events.append({"do": "generate", "prompt": prompt, "max": most, "stop": stop})
+            continue
+        while not tokens or (len(tokens) < most and tokens[-1] not in stop and written < PLACES):
+            written += len(given)
+            given = [(3 * given[-1] + written - 1) % VOCABULARY]
+            tokens += given
+        last = given
+        events.append({"do": "generate", "prompt": prompt, "max": most, "stop": stop, "gives": tokens})
+    too_long = {"do": "generate", "prompt": [1] * (PLACES + 1), "max": 1, "stop": []}
+    empty = {"do": "generate", "prompt": [], "max": 3, "stop": []}
+    again = {"do": "generate", "prompt": [4], "max": 1, "stop": [], "gives": [3 * 4 % VOCABULARY]}
+    return [*events, {"do": "reset"}, too_long, empty, again]
+
+
 def timings(random: np.random.Generator) -> list[dict[str, Any]]:
     """Return times with their statistics; without these where they are to be refused."""
     samples = [[3.0], [2.0, 1.0], [4.0, 1.0, 3.0, 2.0, 100.0], random.gamma(4, 0.3, 37).round(6).tolist()]
@@ -486,6 +581,7 @@ def vectors() -> dict[str, Any]:
         "answers": answers(),
         "readings": readings(np.random.default_rng(2)),
         "timings": timings(random),
+        "sessions": sessions(),
         "framings": framings(np.random.default_rng(3)),
         "probe_plans": probe_plans(),
         "probe_runs": probe_runs(),

@@ -164,7 +164,7 @@ class TestKotlin:
 
     @pytest.mark.parametrize(
         "section", ["manifests", "files", "json", "images", "pictures", "unfit_inputs", "drawings", "scores",
-                    "answers", "readings", "timings", "framings", "probe_plans", "probe_runs"]
+                    "answers", "readings", "timings", "framings", "probe_plans", "probe_runs", "sessions"]
     )  # fmt: skip
     def test_another_expectation_fails(self, checks: Path, tmp_path: Path, section: str) -> None:
         vectors = json.loads(VECTORS.read_text(encoding="utf-8"))
@@ -179,6 +179,7 @@ class TestKotlin:
             "timings": lambda: case.update(spread=0.1), "framings": lambda: case["done"].__setitem__(0, 1),
             "probe_plans": lambda: case["holds"].update(rounds=6),
             "probe_runs": lambda: case["counts"].__setitem__(1, 3),
+            "sessions": lambda: case.update(restarts=7),
         }  # fmt: skip
         changes[section]()
         (tmp_path / "vectors.json").write_text(json.dumps(vectors))
@@ -201,13 +202,14 @@ class TestKotlin:
         (folder / "model.json").write_text(to_text(MAKER["manifest"](**changes)), encoding="utf-8")
 
     def test_the_runner_runs_what_matches_its_manifest(self, app: tuple[Path, Path], tmp_path: Path) -> None:
-        self.assets(tmp_path, MAKER["PROGRAM"])
+        self.assets(tmp_path, MAKER["PROGRAM"], state=[MAKER["RING"]])
         for _ in range(2):  # the second time the program is there already
-            answer, turned, read, runs, message = self.shown(app, tmp_path)
+            answer, turned, read, runs, stepped, message = self.shown(app, tmp_path)
             assert answer.startswith("Answer(index=1, label=eins – ένα, confidence=0.9")
             assert turned.startswith("Answer(index=2")  # of a bitmap that stands on its head
             assert read == f"{turned} on a thread of its own: true"
             assert runs == "3 runs"
+            assert stepped == "steps of 64 and 64 values"
             assert "shape [2, 1, 8, 8]" in message  # the last run asks for a batch that is not taken
         (installed,) = (tmp_path / "files").iterdir()
         installed.write_bytes(b"damaged")

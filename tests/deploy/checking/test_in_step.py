@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
-from lightning_prune.deploy import XNNPACK, Int8, Sequences, export, inspect, load_manifest, verify
+from lightning_prune.deploy import XNNPACK, Int8, Portable, Sequences, export, inspect, load_manifest, verify
 from lightning_prune.deploy.runtime.model import RuntimeModel
 from lightning_prune.errors import ExportError, VerificationError
 
@@ -206,3 +207,49 @@ def test_a_state_that_is_late_is_named(tmp_path: Path):
 def test_what_the_trace_would_lose_is_refused(tmp_path: Path):
     with pytest.raises(ExportError, match=r"mean: .* does not see, such as self\.mean\.data"):
         export(Average("data").eval(), tmp_path / "a.pte", example_inputs=X)
+
+
+class Places(nn.Module):
+    """The last eight frames, of which a call writes one or several, at places that it is given."""
+
+    ring: Tensor
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.i, self.o = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.register_buffer("ring", torch.zeros(8, 12))
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        self.ring.index_copy_(0, position, self.i(x).relu())
+        return self.o(self.ring.mean(0, keepdim=True))
+
+
+def frames(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    return [
+        (torch.randn(size, 6, generator=DRAW), torch.arange(end - size, end) % 8)
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_calls_of_mixed_sizes_in_one_sequence(tmp_path: Path):
+    n = Dim("n", min=1, max=4)
+    mixed = Sequences([frames(3, 1, 1, 4, 2, 1), frames(1, 4, 4, 4, 1, 1, 1), frames(4)])
+    artifact = export(
+        Places().eval(),
+        tmp_path / "a.pte",
+        example_inputs=frames(2)[0],
+        dynamic_shapes=({0: n}, {0: n}),
+        backend=Portable(),
+        verify_on=mixed,
+    )
+    assert (artifact.verified_samples, artifact.verification.sequences) == (14, 3)
+    assert artifact.max_abs_error <= 1e-6
+    with pytest.raises(ValueError, match=r"call 1 of sequence 0 holds \(5, 6\) float32"):
+        verify(artifact.path, Places().eval(), verify_on=Sequences([frames(1, 5)]))
+    other = Places().eval()
+    other.ring[7, 3] = 1.0
+    with pytest.raises(VerificationError, match="step 0 of sequence 0"):
+        verify(artifact.path, other, verify_on=mixed)

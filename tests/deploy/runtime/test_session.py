@@ -1,8 +1,10 @@
 """A session carries what is for the next call; what is refused or fails changes nothing."""
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,3 +135,44 @@ def test_sessions_of_a_file_are_apart_and_no_reload_goes_unnoticed(tmp_path: Pat
     assert float(one.state["h"][0, 0]) == 3
     one.reset(one.state)
     assert [float(y[0, 0]) for y in one.step(full(1))] == [10, 4]
+
+
+VECTORS = json.loads((Path(__file__).parents[3] / "examples" / "shared" / "vectors.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", [case for case in VECTORS["sessions"] if "weights" in case])
+def test_the_vectors_of_the_phones(case: dict[str, Any]):
+    inputs, outputs = (
+        [TensorSpec(one["name"], tuple(one["shape"]), torch.float32) for one in case["spec"][side]]
+        for side in ("inputs", "outputs")
+    )
+    spec = MethodSpec(tuple(inputs), tuple(outputs), tuple(Feed(**feed) for feed in case["spec"]["feeds"]))
+    sizes, failing, restarted = [torch.Size(one.shape).numel() for one in outputs], [False], list[int]()
+    weights = torch.tensor(case["weights"]).view(sum(sizes), -1)
+
+    def run(*given: Tensor) -> Sequence[Tensor]:
+        if failing[0]:
+            raise ExportError("no memory")
+        parts = (weights @ torch.cat([x.flatten() for x in given])).split(sizes)
+        return [part.view(one.shape) for part, one in zip(parts, outputs, strict=True)]
+
+    session = Session(run, spec, lambda: restarted.append(1), case["keeps"])
+
+    def tensors(values: Sequence[Sequence[float]]) -> list[Tensor]:
+        return [torch.tensor([each]) for each in values]
+
+    for event in case["events"]:
+        first = {name: torch.tensor([value]) for name, value in event.get("first", {}).items()}
+        match event["do"]:
+            case "step" if "gives" in event:
+                assert [y.flatten().tolist() for y in session.step(*tensors(event["inputs"]))] == event["gives"]
+            case "state":
+                assert {name: x.flatten().tolist() for name, x in session.state.items()} == event["is"]
+            case "reset" if "refused" not in event:
+                session.reset(first)
+            case kind:
+                failing[0] = kind == "fail"
+                with pytest.raises((ValueError, SessionError, ExportError)):
+                    session.reset(first) if kind == "reset" else session.step(*tensors(event["inputs"]))
+                failing[0] = False
+    assert len(restarted) == case["restarts"]

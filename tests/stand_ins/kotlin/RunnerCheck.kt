@@ -6,6 +6,7 @@ import org.lightningprune.ProgramRunner
 import org.lightningprune.logic.GrayImage
 import org.lightningprune.logic.ModelException
 import org.lightningprune.logic.Reading
+import org.lightningprune.logic.Session
 
 /** Loads what lies in the assets and runs it; prints what an app would show. */
 fun main() {
@@ -18,11 +19,19 @@ fun main() {
             println(runner.classify(bitmap, 180).answer)
             println(asynchronously(bitmap))
             println("${runner.benchmark(3).runs} runs")
+            println(runner.session().use { stepped(it) })
             runner.run(listOf(FloatArray(64)), listOf(listOf(2, 1, 8, 8)))
         }
     } catch (error: ModelException) {
         println("message: ${error.message}")
     }
+}
+
+/** What a session gives before and after a reset. */
+fun stepped(session: Session): String {
+    val first = session.step(listOf(FloatArray(64) { 1f }))[0]
+    session.reset()
+    return "steps of ${first.size} and ${session.step(listOf(FloatArray(64)))[0].size} values"
 }
 
 /** What the asynchronous runner reads, and whether it kept away from the caller's thread. */

@@ -40,6 +40,9 @@ final class VectorTests: XCTestCase {
       XCTAssertEqual(input.shape, holds.shape, test.name)
       XCTAssertEqual(input.dynamic, ranges(holds.dynamic), test.name)
       XCTAssertEqual(manifest.picture, try holds.picture.spec(), test.name)
+      XCTAssertEqual(manifest.state.map(\.name), holds.state, test.name)
+      let feeds = try manifest.method("forward").feeds.map { [FeedPart.name($0.input), .name($0.output), .number($0.first)] }
+      XCTAssertEqual(feeds, holds.feeds, test.name)
       assertRefused(test.name, try manifest.method("no such method"))
     }
   }
@@ -161,6 +164,76 @@ final class VectorTests: XCTestCase {
       case .classes:
         XCTFail(what)
       }
+    }
+  }
+
+  /// The program of a case: its weights times all inputs, or the text that scripts/make_vectors.py describes.
+  private func outputs(_ test: SessionCase, _ spec: MethodSpec, _ inputs: [[Float]]) -> [[Float]] {
+    guard let weights = test.weights else {
+      var scores = [Float](repeating: 0, count: spec.outputs[0].shape.last ?? 0)
+      scores[(3 * Int(inputs[0].last ?? 0) + Int(inputs[1].last ?? 0)) % scores.count] = 1
+      return [scores]
+    }
+    let all = inputs.flatMap { $0 }
+    var row = 0
+    return spec.outputs.map { output in
+      (0..<output.shape.reduce(1, *)).map { _ in
+        defer { row += 1 }
+        return zip(weights[(row * all.count)..<((row + 1) * all.count)], all).map(*).reduce(0, +)
+      }
+    }
+  }
+
+  func testSessions() throws {
+    for test in vectors.sessions {
+      let spec = test.spec.spec
+      var (restarts, isFailing) = (0, false)
+      var other: (() throws -> Void)?
+      let session = try Session(spec, keeps: test.keeps, restart: { restarts += 1 }) { inputs, _ in
+        if let other {
+          let thread = Thread { self.assertRefused("another thread", try other()) }
+          thread.start()
+          while !thread.isFinished { usleep(100) }
+        }
+        if isFailing { throw ModelError("no memory") }
+        return self.outputs(test, spec, inputs)
+      }
+      other = { try session.reset() }
+      for event in test.events {
+        let what = "\(event)"
+        switch event.do {
+        case "step":
+          if let expected = event.gives {
+            XCTAssertEqual(try session.step(event.inputs ?? []), expected.values, what)
+          } else {
+            assertRefused(what, try session.step(event.inputs ?? []))
+          }
+        case "fail":
+          isFailing = true
+          assertRefused(what, try session.step(event.inputs ?? []))
+          isFailing = false
+        case "reset":
+          if event.refused == true {
+            assertRefused(what, try session.reset(event.first ?? [:]))
+          } else {
+            try session.reset(event.first ?? [:])
+          }
+        case "state":
+          XCTAssertEqual(try session.state(), try XCTUnwrap(event.is), what)
+        default:
+          var told: [Int] = []
+          let write = {
+            try session.generate(event.prompt ?? [], max: event.max ?? 0, stop: Set(event.stop ?? [])) { told.append($0) }
+          }
+          if let expected = event.gives {
+            XCTAssertEqual(try write(), expected.tokens, what)
+          } else {
+            assertRefused(what, try write())
+          }
+          XCTAssertEqual(told, event.gives?.tokens ?? [], what)
+        }
+      }
+      XCTAssertEqual(restarts, test.restarts)
     }
   }
 

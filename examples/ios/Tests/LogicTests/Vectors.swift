@@ -13,6 +13,7 @@ struct Vectors: Decodable {
   let answers: [AnswerCase]
   let readings: [ReadingCase]
   let timings: [TimingCase]
+  let sessions: [SessionCase]
   let framings: [FramingCase]
   let probe_plans: [ProbePlanCase]
   let probe_runs: [ProbeRunCase]
@@ -40,6 +41,23 @@ struct Holds: Decodable {
   let shape: [Int]
   let dynamic: [String: [Int]]
   let picture: FitCase
+  let feeds: [[FeedPart]]
+  let state: [String]
+}
+
+/// A name or a number.
+enum FeedPart: Decodable, Equatable {
+  case name(String)
+  case number(Float)
+
+  init(from decoder: Decoder) throws {
+    let container = try decoder.singleValueContainer()
+    if let name = try? container.decode(String.self) {
+      self = .name(name)
+    } else {
+      self = .number(Float(try container.decode(Double.self)))
+    }
+  }
 }
 
 struct FitCase: Decodable {
@@ -141,6 +159,56 @@ struct ReadingCase: Decodable {
   let size: [Int]?
   let classes: [Int]?
   let area: [Float]?
+}
+
+struct SessionCase: Decodable {
+  struct FeedCase: Decodable {
+    let input: String
+    let output: String
+    let first: Float
+  }
+
+  struct Method: Decodable {
+    let inputs: [SpecCase]
+    let outputs: [SpecCase]
+    let feeds: [FeedCase]?
+
+    var spec: MethodSpec {
+      MethodSpec(
+        inputs: inputs.map(\.spec), outputs: outputs.map(\.spec),
+        feeds: (feeds ?? []).map { Feed(input: $0.input, output: $0.output, first: $0.first) })
+    }
+  }
+
+  struct Event: Decodable {
+    let `do`: String
+    let inputs: [[Float]]?
+    let gives: Given?
+    let first: [String: [Float]]?
+    let refused: Bool?
+    let `is`: [String: [Float]]?
+    let prompt: [Int]?
+    let max: Int?
+    let stop: [Int]?
+  }
+
+  /// Values of each output, or tokens.
+  struct Given: Decodable {
+    let values: [[Float]]
+    let tokens: [Int]
+
+    init(from decoder: Decoder) throws {
+      let container = try decoder.singleValueContainer()
+      values = (try? container.decode([[Float]].self)) ?? []
+      tokens = values.isEmpty ? try container.decode([Int].self) : []
+    }
+  }
+
+  let spec: Method
+  let keeps: [String]
+  let weights: [Float]?
+  let events: [Event]
+  let restarts: Int
 }
 
 struct TimingCase: Decodable {

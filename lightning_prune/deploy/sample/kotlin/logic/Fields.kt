@@ -19,6 +19,8 @@ internal class Fields(value: Any?, private val where: String) {
 
     fun within(key: String, range: IntRange): Int = whole(key).also { if (it !in range) throw wrong(key) }.toInt()
 
+    fun number(key: String): Double = (values[key] as? Number ?: throw wrong(key)).toDouble()
+
     fun numbers(key: String): List<Double> {
         val entries = if (has(key)) values[key] as? List<*> ?: throw wrong(key) else emptyList<Any?>()
         return entries.map { (it as? Number ?: throw wrong(key)).toDouble() }

@@ -19,9 +19,26 @@ data class TensorSpec(
     val count: Int get() = shape.fold(1) { product, size -> product * size }
 
     override fun toString(): String = "$name $shape $dtype"
+
+    /** Throws [ModelException] where [count] values in the shape [given] are not what it takes. */
+    fun check(count: Int, given: List<Int>) {
+        val fits = given.size == shape.size && given.indices.all { dimension ->
+            val range = dynamic[dimension]
+            if (range != null) given[dimension] in range else given[dimension] == shape[dimension]
+        }
+        if (!fits || count != given.fold(1) { product, size -> product * size }) {
+            throw ModelException("input $this: got $count values for shape $given")
+        }
+    }
 }
 
-data class MethodSpec(val inputs: List<TensorSpec>, val outputs: List<TensorSpec>)
+/** An output that is an input of the next call; it holds [first] throughout at the first one. */
+data class Feed(val input: String, val output: String, val first: Float)
+
+/** A buffer that the program keeps from call to call, and the methods that write it. */
+data class StateEntry(val name: String, val methods: List<String>)
+
+data class MethodSpec(val inputs: List<TensorSpec>, val outputs: List<TensorSpec>, val feeds: List<Feed> = emptyList())
 
 /**
  * What stands beside a .pte: which bytes it has, and what its methods take and give.
@@ -33,7 +50,8 @@ data class Manifest(
     val labels: List<String>,
     val backend: String,
     val model: String,
-    val picture: PictureSpec
+    val picture: PictureSpec,
+    val state: List<StateEntry> = emptyList()
 ) {
     /** The method of this name. Throws [ModelException] where there is none. */
     fun method(name: String): MethodSpec =
@@ -57,13 +75,31 @@ data class Manifest(
                     FileEntry(file.text("file"), hash(file), file.size("size_bytes"))
                 },
                 fields.inner("methods").map { _, method ->
-                    MethodSpec(method.list("inputs").map { spec(it) }, method.list("outputs").map { spec(it) })
+                    method(method)
                 },
                 fields.texts("labels"),
                 fields.inner("backend").text("name"),
                 fields.inner("model").textOr("class", "model"),
-                if (fields.has("picture")) picture(fields.inner("picture")) else PictureSpec()
+                if (fields.has("picture")) picture(fields.inner("picture")) else PictureSpec(),
+                if (fields.has("state")) fields.list("state").map { StateEntry(it.text("name"), it.texts("methods")) } else emptyList()
             )
+        }
+
+        private fun method(fields: Fields): MethodSpec {
+            val inputs = fields.list("inputs").map { spec(it) }
+            val outputs = fields.list("outputs").map { spec(it) }
+            val feeds = if (fields.has("feeds")) fields.list("feeds").map { feed(it, inputs, outputs) } else emptyList()
+            return MethodSpec(inputs, outputs, feeds)
+        }
+
+        private fun feed(fields: Fields, inputs: List<TensorSpec>, outputs: List<TensorSpec>): Feed {
+            val feed = Feed(fields.text("input"), fields.text("output"), fields.number("first").toFloat())
+            val input = inputs.singleOrNull { it.name == feed.input }
+            val output = outputs.singleOrNull { it.name == feed.output }
+            if (input == null || input.shape != output?.shape || input.dtype != output.dtype) {
+                throw ModelException("the manifest feeds ${feed.output} into ${feed.input}, which cannot be")
+            }
+            return feed
         }
 
         private fun decode(bytes: ByteArray): String = try {

@@ -14,6 +14,7 @@ import org.lightningprune.logic.Manifest
 import org.lightningprune.logic.ModelException
 import org.lightningprune.logic.Reading
 import org.lightningprune.logic.Scores
+import org.lightningprune.logic.Session
 import org.lightningprune.logic.TensorSpec
 import org.lightningprune.logic.Timing
 import org.pytorch.executorch.DType
@@ -32,7 +33,14 @@ data class Read(val reading: Reading, val milliseconds: Double)
  *
  * Everything that can be wrong with a file, an input or an output is a [ModelException] with a message to show.
  */
-class ProgramRunner private constructor(private val module: Module, val manifest: Manifest) : Closeable {
+class ProgramRunner private constructor(
+    private val file: File,
+    private val threads: Int,
+    val manifest: Manifest
+) : Closeable {
+    private val module = telling("${manifest.program.name} cannot be loaded") {
+        Module.load(file.path, Module.LOAD_MODE_MMAP, threads).also { for (method in manifest.methods.keys) it.loadMethod(method) }
+    }
 
     /**
      * Run a method and return its outputs as float32.
@@ -52,6 +60,24 @@ class ProgramRunner private constructor(private val module: Module, val manifest
         val given = specs.mapIndexed { i, spec -> EValue.from(tensor(spec, inputs[i], shapes?.get(i) ?: spec.shape)) }
         val outputs = telling("the program cannot be run") { module.execute(method, *given.toTypedArray()) }
         return outputs.map { values(it) }
+    }
+
+    /**
+     * Calls in a row, from the first state: what the program gives for the next call goes into it.
+     *
+     * What it keeps in itself lies where it was loaded: such a session loads it for itself, and is to be closed.
+     */
+    fun session(method: String = "forward"): Session {
+        val spec = manifest.method(method)
+        val keeps = manifest.state.filter { method in it.methods }.map { it.name }
+        if (keeps.isEmpty()) return Session(spec) { inputs, shapes -> run(inputs, shapes, method) }
+        var own = ProgramRunner(file, threads, manifest)
+        val restart = {
+            val fresh = ProgramRunner(file, threads, manifest)
+            own.close()
+            own = fresh
+        }
+        return Session(spec, keeps, restart, { own.close() }) { inputs, shapes -> own.run(inputs, shapes, method) }
     }
 
     /** The class of a gray picture. */
@@ -120,12 +146,7 @@ class ProgramRunner private constructor(private val module: Module, val manifest
                         + " for Android loads one file: export it without external weights"
                 )
             }
-            val file = installed(context, manifest)
-            return telling("${manifest.program.name} cannot be loaded") {
-                val module = Module.load(file.path, Module.LOAD_MODE_MMAP, threads)
-                for (method in manifest.methods.keys) module.loadMethod(method)
-                ProgramRunner(module, manifest)
-            }
+            return ProgramRunner(installed(context, manifest), threads, manifest)
         }
 
         /** The pixels of a bitmap that [rotation] degrees clockwise turn upright. */
@@ -170,13 +191,7 @@ class ProgramRunner private constructor(private val module: Module, val manifest
         }
 
         internal fun tensor(spec: TensorSpec, values: FloatArray, shape: List<Int>): Tensor {
-            val fits = shape.size == spec.shape.size && shape.indices.all { dimension ->
-                val range = spec.dynamic[dimension]
-                if (range != null) shape[dimension] in range else shape[dimension] == spec.shape[dimension]
-            }
-            if (!fits || values.size != shape.fold(1) { product, size -> product * size }) {
-                throw ModelException("input $spec: got ${values.size} values for shape $shape")
-            }
+            spec.check(values.size, shape)
             val sizes = LongArray(shape.size) { shape[it].toLong() }
             return when (spec.dtype) {
                 "float32" -> Tensor.fromBlob(values, sizes)

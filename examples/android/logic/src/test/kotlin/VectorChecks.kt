@@ -3,6 +3,7 @@ import java.util.Base64
 import org.lightningprune.logic.Area
 import org.lightningprune.logic.ColorImage
 import org.lightningprune.logic.Drawing
+import org.lightningprune.logic.Feed
 import org.lightningprune.logic.Fit
 import org.lightningprune.logic.Framing
 import org.lightningprune.logic.GrayImage
@@ -19,6 +20,7 @@ import org.lightningprune.logic.ProbeProgram
 import org.lightningprune.logic.ProbeRun
 import org.lightningprune.logic.Reading
 import org.lightningprune.logic.Scores
+import org.lightningprune.logic.Session
 import org.lightningprune.logic.TensorSpec
 import org.lightningprune.logic.Timing
 
@@ -35,7 +37,7 @@ class VectorChecks(file: File) {
         "pictures" to this::pictures,
         "unfit_inputs" to this::unfitInputs, "drawings" to this::drawings, "scores" to this::scores,
         "answers" to this::answers, "readings" to this::readings, "timings" to this::timings, "measuring" to this::measuring,
-        "framings" to this::framings, "probe_plans" to this::probePlans, "probe_runs" to this::probeRuns
+        "sessions" to this::sessions, "framings" to this::framings, "probe_plans" to this::probePlans, "probe_runs" to this::probeRuns
     )
 
     private fun cases(section: String): List<Case> = (vectors[section] as List<*>).map { it as Case }
@@ -104,6 +106,9 @@ class VectorChecks(file: File) {
         same("$name: dynamic", ranges(holds["dynamic"]), manifest.method("forward").inputs[0].dynamic)
         same("$name: shape", sizes(holds["shape"]), manifest.method("forward").inputs[0].shape)
         same("$name: picture", picture(holds["picture"]), manifest.picture)
+        same("$name: state", holds["state"], manifest.state.map { it.name })
+        val feeds = manifest.method("forward").feeds.map { listOf(it.input, it.output, it.first.toDouble()) }
+        same("$name: feeds", holds["feeds"], feeds)
         val counts = { method: MethodSpec -> listOf(method.inputs.size.toLong(), method.outputs.size.toLong()) }
         same("$name: methods", holds["methods"], manifest.methods.mapValues { counts(it.value) })
         refused("$name: another method") { manifest.method("no such method") }
@@ -220,6 +225,72 @@ class VectorChecks(file: File) {
             }
             else -> refused(what) { read() }
         }
+    }
+
+    private fun method(value: Any?): MethodSpec = (value as Case).let {
+        val feeds = ((it["feeds"] ?: emptyList<Any>()) as List<*>).map { feed -> feed as Case }
+        MethodSpec(
+            (it["inputs"] as List<*>).map { one -> spec(one) },
+            (it["outputs"] as List<*>).map { one -> spec(one) },
+            feeds.map { feed -> Feed(feed["input"] as String, feed["output"] as String, number(feed["first"]).toFloat()) }
+        )
+    }
+
+    /** The program of a case: its weights times all inputs, or the text that scripts/make_vectors.py describes. */
+    private fun program(case: Case, spec: MethodSpec, inputs: List<FloatArray>): List<FloatArray> {
+        if (!case.containsKey("weights")) {
+            val scores = FloatArray(spec.outputs[0].shape.last())
+            scores[(3 * inputs[0].last().toInt() + inputs[1].last().toInt()) % scores.size] = 1f
+            return listOf(scores)
+        }
+        val weights = doubles(case["weights"])
+        val all = inputs.flatMap { wide(it) }
+        val sums = weights.chunked(all.size) { row -> row.indices.sumOf { row[it] * all[it] }.toFloat() }
+        var start = 0
+        return spec.outputs.map { one -> sums.subList(start, start + one.count).toFloatArray().also { start += one.count } }
+    }
+
+    private fun values(value: Any?): Map<String, FloatArray> =
+        ((value ?: emptyMap<Any, Any>()) as Case).entries.associate { it.key as String to floats(it.value) }
+
+    private fun lists(values: Map<String, FloatArray>): Map<String, List<Float>> = values.mapValues { it.value.toList() }
+
+    private fun sessions() = cases("sessions").forEach { case ->
+        val spec = method(case["spec"])
+        var restarts = 0
+        var isFailing = false
+        var other: (() -> Unit)? = null
+        val session = Session(spec, (case["keeps"] as List<*>).map { it as String }, { restarts++ }) { inputs, _ ->
+            other?.let { call -> Thread { refused("another thread", call) }.apply { start() }.join() }
+            if (isFailing) throw ModelException("no memory") else program(case, spec, inputs)
+        }
+        other = { session.reset() }
+        for (event in (case["events"] as List<*>).map { it as Case }) {
+            val what = "$event"
+            val inputs = ((event["inputs"] ?: emptyList<Any>()) as List<*>).map { floats(it) }
+            val gives = event["gives"] as List<*>?
+            when (event["do"]) {
+                "step" ->
+                    if (gives == null) refused(what) { session.step(inputs) }
+                    else same(what, gives.map { floats(it).toList() }, session.step(inputs).map { it.toList() })
+                "fail" -> {
+                    isFailing = true
+                    refused(what) { session.step(inputs) }
+                    isFailing = false
+                }
+                "reset" ->
+                    if (event.containsKey("refused")) refused(what) { session.reset(values(event["first"])) }
+                    else session.reset(values(event["first"]))
+                "state" -> same(what, lists(values(event["is"])), lists(session.state))
+                else -> {
+                    val told = ArrayList<Int>()
+                    val write = { session.generate(sizes(event["prompt"]), whole(event["max"]), sizes(event["stop"]).toSet()) { told.add(it) } }
+                    if (gives == null) refused(what) { write() } else same(what, sizes(gives), write())
+                    same("$what: told", if (gives == null) emptyList<Int>() else sizes(gives), told)
+                }
+            }
+        }
+        same("restarts", whole(case["restarts"]), restarts)
     }
 
     private fun timings() = cases("timings").forEach {

@@ -14,6 +14,7 @@ public typealias Read = (reading: Reading, milliseconds: Double)
 /// A program that was checked against its manifest, ready to run. Not for several threads at once.
 public final class ProgramRunner {
   public let manifest: Manifest
+  private let url: URL
   private let module: Module
 
   /// The first of these programs in a bundle that this device can run, by default among the ones packed with this code.
@@ -38,6 +39,7 @@ public final class ProgramRunner {
 
   /// Checks the manifest and every file that it names, which stand beside it, then loads the program.
   public init(manifest url: URL) throws {
+    self.url = url
     manifest = try Manifest(Data(contentsOf: url))
     let folder = url.deletingLastPathComponent()
     let program = folder.appendingPathComponent(manifest.program.name)
@@ -75,6 +77,19 @@ public final class ProgramRunner {
     return try outputs.map { output in
       guard let tensor: Tensor<Float> = output.tensor() else { throw ModelError("an output is no float32 tensor") }
       return tensor.scalars()
+    }
+  }
+
+  /// Calls in a row, from the first state: what the program gives for the next call goes into it.
+  ///
+  /// What it keeps in itself lies where it was loaded: such a session loads it for itself.
+  public func session(method name: String = "forward") throws -> Session {
+    let keeps = manifest.state.filter { $0.methods.contains(name) }.map(\.name)
+    let url = self.url
+    var own = try keeps.isEmpty ? self : ProgramRunner(manifest: url)
+    let restart = { if !keeps.isEmpty { own = try ProgramRunner(manifest: url) } }
+    return try Session(manifest.method(name), keeps: keeps, restart: restart) { inputs, shapes in
+      try own.run(inputs, shapes: shapes, method: name)
     }
   }
 
@@ -144,12 +159,8 @@ public final class ProgramRunner {
   }
 
   static func value(_ spec: TensorSpec, _ values: [Float], _ shape: [Int]) throws -> ValueConvertible {
-    let fits = shape.count == spec.shape.count && shape.indices.allSatisfy { dimension in
-      spec.dynamic[dimension]?.contains(shape[dimension]) ?? (shape[dimension] == spec.shape[dimension])
-    }
-    guard fits, values.count == shape.reduce(1, *), !values.isEmpty else {
-      throw ModelError("input \(spec): got \(values.count) values for shape \(shape)")
-    }
+    try spec.check(values.count, shape)
+    guard !values.isEmpty else { throw ModelError("input \(spec): got no values") }
     switch spec.dtype {
     case "float32":
       return Tensor<Float>(values, shape: shape)

@@ -22,11 +22,47 @@ public struct TensorSpec: Equatable, Sendable, CustomStringConvertible {
   }
 
   public var description: String { "\(name) \(shape) \(dtype)" }
+
+  /// Throws where `count` values in the shape `given` are not what it takes.
+  public func check(_ count: Int, _ given: [Int]) throws {
+    let fits = given.count == shape.count && given.indices.allSatisfy { dimension in
+      dynamic[dimension]?.contains(given[dimension]) ?? (given[dimension] == shape[dimension])
+    }
+    guard fits, count == given.reduce(1, *) else {
+      throw ModelError("input \(self): got \(count) values for shape \(given)")
+    }
+  }
+}
+
+/// An output that is an input of the next call; it holds `first` throughout at the first one.
+public struct Feed: Equatable, Sendable {
+  public let input: String
+  public let output: String
+  public let first: Float
+
+  public init(input: String, output: String, first: Float) {
+    self.input = input
+    self.output = output
+    self.first = first
+  }
+}
+
+/// A buffer that the program keeps from call to call, and the methods that write it.
+public struct StateEntry: Equatable, Sendable {
+  public let name: String
+  public let methods: [String]
 }
 
 public struct MethodSpec: Equatable, Sendable {
   public let inputs: [TensorSpec]
   public let outputs: [TensorSpec]
+  public let feeds: [Feed]
+
+  public init(inputs: [TensorSpec], outputs: [TensorSpec], feeds: [Feed] = []) {
+    self.inputs = inputs
+    self.outputs = outputs
+    self.feeds = feeds
+  }
 }
 
 /// What stands beside a .pte: which bytes it has, and what its methods take and give.
@@ -40,6 +76,7 @@ public struct Manifest: Equatable, Sendable {
   public let backend: String
   public let model: String
   public let picture: PictureSpec
+  public let state: [StateEntry]
 
   /// Reads the bytes of a model.json.
   ///
@@ -53,9 +90,8 @@ public struct Manifest: Equatable, Sendable {
     try Manifest.checkDigest(bytes, file.digest)
     program = try FileEntry(file.program, file.sha256, file.size_bytes)
     data = try file.data.map { try FileEntry($0.file, $0.sha256, $0.size_bytes) }
-    methods = try file.methods.mapValues { method in
-      MethodSpec(inputs: try method.inputs.map(TensorSpec.init), outputs: try method.outputs.map(TensorSpec.init))
-    }
+    methods = try file.methods.mapValues(MethodSpec.init)
+    state = (file.state ?? []).map { StateEntry(name: $0.name, methods: $0.methods) }
     labels = file.labels ?? []
     backend = file.backend.name
     model = file.model.class ?? "model"
@@ -139,6 +175,20 @@ extension TensorSpec {
   }
 }
 
+extension MethodSpec {
+  fileprivate init(_ file: MethodFile) throws {
+    let (inputs, outputs) = (try file.inputs.map(TensorSpec.init), try file.outputs.map(TensorSpec.init))
+    for feed in file.feeds ?? [] {
+      let (takes, gives) = (inputs.filter { $0.name == feed.input }, outputs.filter { $0.name == feed.output })
+      guard takes.count == 1, gives.count == 1, takes[0].shape == gives[0].shape, takes[0].dtype == gives[0].dtype else {
+        throw ModelError("the manifest feeds \(feed.output) into \(feed.input), which cannot be")
+      }
+    }
+    let feeds = (file.feeds ?? []).map { Feed(input: $0.input, output: $0.output, first: Float($0.first)) }
+    self.init(inputs: inputs, outputs: outputs, feeds: feeds)
+  }
+}
+
 extension PictureSpec {
   fileprivate init(_ file: PictureFile) throws {
     let fit: Fit
@@ -174,6 +224,18 @@ private struct ManifestFile: Decodable {
   let backend: BackendFile
   let model: ModelFile
   let picture: PictureFile?
+  let state: [StateFile]?
+}
+
+private struct StateFile: Decodable {
+  let name: String
+  let methods: [String]
+}
+
+private struct FeedFile: Decodable {
+  let input: String
+  let output: String
+  let first: Double
 }
 
 private struct PictureFile: Decodable {
@@ -193,6 +255,7 @@ private struct DataFile: Decodable {
 private struct MethodFile: Decodable {
   let inputs: [SpecFile]
   let outputs: [SpecFile]
+  let feeds: [FeedFile]?
 }
 
 private struct SpecFile: Decodable {
