@@ -20,8 +20,8 @@ class CachedDecoder(nn.Module):
 
     ``tokens`` have the shape (1, n) and ``position``, their places in the text, (n,). What comes back are the logits of
     what follows the last, (1, 1, vocabulary). Keys and values of layer i are the buffers ``keys_i`` and ``values_i`` of
-    the shape (1, heads, max_length, width), in as many heads as the layer has: prune the decoder before or after, with
-    ``compact`` the buffers lose the heads that it loses. Queries that share keys do not repeat them.
+    the shape (1, heads, max_length, width); by ``channel_groups`` and ``compact`` of this module they lose the heads
+    that the layer loses. Queries that share keys do not repeat them.
 
     Args:
         model: with a head, such as ``LlamaForCausalLM``: Llama, Qwen 3, Mistral, Gemma 2 and 3, GPT-2 and what is

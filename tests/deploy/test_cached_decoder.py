@@ -78,12 +78,10 @@ def test_its_cache_loses_the_heads_that_the_model_loses(kind: str) -> None:
 @pytest.mark.slow
 def test_a_model_of_fewer_heads_becomes_a_program(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
-    model = decoder("qwen3")
-    x = torch.zeros(1, 5, dtype=torch.long)
-    groups = channel_groups(model, x)
-    keep = {group.name: range(group.size // 2) for group in groups if group.prunable and "layers" in group.name}
-    compact(model, Compaction.from_keep(groups, keep), x)
-    cached = CachedDecoder(model, max_length=32)
+    cached = CachedDecoder(decoder("qwen3"), max_length=32)
+    groups = channel_groups(cached, cached.example_input_array)
+    keep = {group.name: range(group.size // 2) for group in groups if group.prunable}
+    compact(cached, Compaction.from_keep(groups, keep), cached.example_input_array)
     assert cached.get_buffer("keys_0").shape == (1, 1, 32, 12)
     artifact = export(cached, tmp_path / "model.pte", generation=Generation(32, eos=1))
     assert artifact.max_abs_error < 1e-4
