@@ -184,6 +184,10 @@ final class VectorTests: XCTestCase {
     }
   }
 
+  private func assertBusy(_ call: () throws -> Void) {
+    assertRefused("another thread", try call())
+  }
+
   func testSessions() throws {
     for test in vectors.sessions {
       let spec = test.spec.spec
@@ -191,7 +195,7 @@ final class VectorTests: XCTestCase {
       var other: (() throws -> Void)?
       let session = try Session(spec, keeps: test.keeps, restart: { restarts += 1 }) { inputs, _ in
         if let other {
-          let thread = Thread { self.assertRefused("another thread", try other()) }
+          let thread = Thread { self.assertBusy(other) }
           thread.start()
           while !thread.isFinished { usleep(100) }
         }
