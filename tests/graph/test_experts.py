@@ -132,6 +132,24 @@ def test_hidden_units_of_experts_go_with_the_stream_and_experts_stay(name: str) 
     assert groups["inner.router"].reason in (f"{reason} mixes its channels", "softmax at inner mixes its channels")
 
 
+class Gated(Packed):
+    """Each expert has a gate of its own, which is no part of a softmax."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(torch.einsum("btd,edh->bteh", x, self.up))
+        return (torch.einsum("bteh,ehd->bted", hidden, self.down) * self.router(x).sigmoid()[..., None]).sum(-2)
+
+
+def test_whole_experts_go_where_their_gates_are_their_own() -> None:
+    groups = check_exact(Block(Gated("einsum")), X)
+    (experts,) = (group for group in groups if group.prunable and group.size == EXPERTS)
+    assert {(member.parameter, member.axis) for member in experts.members} == {
+        ("inner.router.weight", 0),
+        ("inner.up", 0),
+        ("inner.down", 0),
+    }
+
+
 @pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
 def test_packed_experts_of_transformers(implementation: str) -> None:
     if importlib.util.find_spec("transformers") is None:
