@@ -82,7 +82,8 @@ def compared(name: str, network: nn.Module, image: Tensor, points: int) -> None:
     taken = spent() - begin
     model = folded_copy(network)
     units = units_of(Channel(), Targets(), model, image)
-    cost = table.cost(units, {key: x.numel() for key, x in model.state_dict().items()})  # type: ignore[arg-type]
+    held = {key: x.numel() for key, x in model.state_dict().items()}
+    cost = table.cost(units, held, [tuple(image.shape)])  # type: ignore[arg-type]
     sizes = dict(units.sizes)
     drawn = random.Random(1)
     designs = {"dense": sizes}

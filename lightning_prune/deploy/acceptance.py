@@ -148,7 +148,7 @@ def accepted(
     shapes = [(tuple(x.shape), x.dtype) for x in inputs]
     whole = folded_copy(dense)
     sizes = {name: x.numel() for name, x in whole.state_dict().items()}
-    anchor = table.network_of(sizes).anchors[0].milliseconds
+    anchor = table.network_of(sizes, [shape for shape, _ in shapes]).anchors[0].milliseconds
     told, best, aim = list[Round](), list[tuple[int, nn.Module]](), Aim(need.ms, anchor)
     with scratch() as folder, CHILD.releasing():
         bench = Bench(backend, table.threads, rounds, folder)

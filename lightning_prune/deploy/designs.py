@@ -118,7 +118,9 @@ class Design:
             for i, own in enumerate(times)
         )
         cells = tuple((key, pieces[0].weights) for key, pieces in self.kinds)
-        return Network(self.name, self.shapes, cells, (dense, narrow))
+        return Network(
+            self.name, self.shapes, cells, (dense, narrow), tuple(shape for shape, _ in self.wholes[0].inputs)
+        )
 
 
 def designed(

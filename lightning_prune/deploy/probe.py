@@ -199,6 +199,7 @@ class Probe:
             Anchor(widths, least_of(wholes[which]), interquartile_range(wholes[which]))
             for which, widths in zip((DENSE, NARROW), self.anchors, strict=True)
         ]
+        inputs = next(tuple(x.shape for x in each.inputs) for each in self.programs if each.cell == DENSE)
         return LatencyTable(
             device=found.device,
             runtime=self.runtime,
@@ -207,7 +208,7 @@ class Probe:
             clock=found.clock,
             rounds=min(map(len, times.values())),
             cells=with_points(cells, measured),
-            networks=(Network(self.name, self.shapes, self.cells, (anchors[0], anchors[1])),),
+            networks=(Network(self.name, self.shapes, self.cells, (anchors[0], anchors[1]), inputs),),
         )
 
 

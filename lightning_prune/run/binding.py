@@ -19,7 +19,7 @@ from lightning_prune.errors import NonFiniteError
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
 from lightning_prune.model import masks
 from lightning_prune.model.computed import sources
-from lightning_prune.model.example import Example, Inputs
+from lightning_prune.model.example import Example, Inputs, tensors_in
 from lightning_prune.model.summary import measure_macs
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
@@ -65,7 +65,7 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
         macs=None if example_inputs is None else measure_macs(model, example_inputs),
         base=applied_plan(model),
     )
-    pruner = _with_needs(pruner, model)
+    pruner = _with_needs(pruner, model, example_inputs)
     counts_whole_network = bool(pruner.needs) or recipe.count in ("params", "macs")
     if recipe.targets == Targets() and not counts_whole_network:
         _tell_what_is_left_out(model, recipe.targets.resolve(model, with_computed=recipe.is_structured))
@@ -104,18 +104,20 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
     return pruner
 
 
-def _with_needs(pruner: Pruner, model: nn.Module) -> Pruner:
+def _with_needs(pruner: Pruner, model: nn.Module, example_inputs: Inputs | None) -> Pruner:
     """Return the pruner with the needs of its recipe counted on the model, and a schedule that ends at them."""
     units, macs, first = pruner.units, pruner.macs, masks.first_names(model)
-    if pruner.recipe.need is None or macs is None or not isinstance(units, ChannelUnits):
+    if pruner.recipe.need is None or macs is None or example_inputs is None or not isinstance(units, ChannelUnits):
         return pruner
+    example = Example.of(example_inputs)
     sizes = {
         name: (parameter.numel(), parameter.dim())
         for name, parameter in masks.dense_parameters(model).items()
         if first[name] == name and not is_lazy(parameter)
     }
     computing = {name: float(own) for name, own in macs.of_parameters(units.shapes).items()}
-    costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total)
+    inputs = tuple(tuple(x.shape) for x in tensors_in((example.args, dict(example.kwargs))))
+    costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total, inputs)
     needs = bound_to(as_needs(pruner.recipe.need), costs)
     return replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))
 

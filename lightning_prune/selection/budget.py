@@ -56,8 +56,13 @@ class NetworkCost(Protocol):
 class Clock(Protocol):
     """What knows how long networks take: a latency table."""
 
-    def cost(self, units: Any, sizes: Mapping[str, int]) -> NetworkCost:  # noqa: ANN401 - of the channels, beyond this file
-        """Return the milliseconds of a run of the network with these channels and sizes of parameters."""
+    def cost(
+        self,
+        units: Any,  # noqa: ANN401 - of the channels, beyond this file
+        sizes: Mapping[str, int],
+        inputs: Sequence[tuple[int, ...]],
+    ) -> NetworkCost:
+        """Return the milliseconds of a run of the network with these channels, sizes of parameters and inputs."""
         ...
 
 

@@ -79,6 +79,7 @@ class UnitCosts:
         sizes: dense name of each parameter -> its elements and its axes; of those that share memory the first.
         computing: dense name of a parameter -> MACs that go with it: those of convolutions, Linear layers, attention.
         all_macs: of the whole network.
+        inputs: shapes of its example input.
     """
 
     units: ChannelUnits
@@ -86,6 +87,7 @@ class UnitCosts:
     sizes: Mapping[str, tuple[int, int]]
     computing: Mapping[str, float]
     all_macs: float
+    inputs: tuple[tuple[int, ...], ...]
 
     @property
     def params(self) -> NetworkCost:
@@ -108,7 +110,7 @@ class UnitCosts:
 
     def time(self, table: Clock) -> NetworkCost:
         """Return the milliseconds of a run, as a table predicts them."""
-        return table.cost(self.units, {name: size for name, (size, _) in self.sizes.items()})
+        return table.cost(self.units, {name: size for name, (size, _) in self.sizes.items()}, self.inputs)
 
 
 def progress(bound: Sequence[Bound], removed: Mapping[str, float]) -> float:

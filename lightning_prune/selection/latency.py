@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -50,12 +51,14 @@ class Network:
         shapes: dense name of the weights that compute -> shape.
         cells: the key of each cell, and where the weights of its kernels are.
         anchors: dense and narrow.
+        inputs: shapes of what it took when it was measured; none in files of before they were kept.
     """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     cells: tuple[tuple[str, tuple[Place, ...]], ...]
     anchors: tuple[Anchor, Anchor]
+    inputs: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,7 +110,9 @@ class LatencyTable(Tabular):
             figures = (f"{narrow.milliseconds:.4f}", f"{wide.milliseconds:.4f}", f"{wide.spread:.4f}", f"{worst:.0%}")
             rows.append((cell.label, str(len(points)), *figures))
         head = ("cell", "points", "least ms", "most ms", "spread ms", "furthest from the fit")
-        dense = ", ".join(f"{network.name} {network.anchors[0].milliseconds:.3f} ms" for network in self.networks)
+        dense = ", ".join(
+            f"{each.name} at {_listed(each.inputs)} {each.anchors[0].milliseconds:.3f} ms" for each in self.networks
+        )
         steps = ", ".join(
             f"{kind} {small}" if small == large else f"{kind} {small}, beyond {large} {large}"
             for kind, (small, large) in self.steps.items()
@@ -131,27 +136,55 @@ class LatencyTable(Tabular):
         """Return the milliseconds of a cell at some widths of its kernels, by the fit through its points."""
         return float(cell.features(widths, self.steps) @ cell.fitted(self.steps)[0])
 
-    def cost(self, units: ChannelUnits, sizes: Mapping[str, int]) -> "CellCost":
+    def cost(self, units: ChannelUnits, sizes: Mapping[str, int], inputs: Sequence[tuple[int, ...]]) -> "CellCost":
         """Return the latency of a network as a cost that hangs on the widths of its channel groups.
 
         Args:
             units: the channels that may go.
             sizes: dense name of each parameter -> number of its elements.
+            inputs: shapes of what it takes.
 
         Raises:
-            ValueError: the table is of other models.
+            ValueError: the table is of other models, or of this one at other inputs.
         """
-        return CellCost(self, self.network_of(sizes), units)
+        return CellCost(self, self.network_of(sizes, inputs), units)
 
-    def network_of(self, sizes: Mapping[str, int]) -> Network:
-        """Return the network with weights of these names and numbers of elements.
+    def network_of(self, sizes: Mapping[str, int], inputs: Sequence[tuple[int, ...]]) -> Network:
+        """Return the network with weights of these names and numbers of elements that was measured at such inputs.
+
+        A network of a file of before these were kept is returned with a warning.
+
+        Args:
+            sizes: dense name of each parameter -> number of its elements.
+            inputs: shapes of what it takes; the first axis, a batch of any size, does not count, nor does their order.
 
         Raises:
-            ValueError: the table is of other models.
+            ValueError: the table is of other models, or of this one at other inputs.
         """
-        for network in reversed(self.networks):
-            if all(sizes.get(name) == math.prod(shape) for name, shape in network.shapes.items()):
+        alike = [
+            network
+            for network in reversed(self.networks)
+            if all(sizes.get(name) == math.prod(shape) for name, shape in network.shapes.items())
+        ]
+        asked = sorted(shape[1:] for shape in inputs)
+        for network in alike:
+            if network.inputs and sorted(shape[1:] for shape in network.inputs) == asked:
                 return network
+        if untold := [network for network in alike if not network.inputs]:
+            warnings.warn(
+                f"the latency table is of before it kept the shapes of inputs: whether {untold[0].name} was measured at"
+                f" {_listed(inputs)} cannot be checked, and at another size its milliseconds are others; measure it"
+                " again",
+                stacklevel=2,
+            )
+            return untold[0]
+        if alike:
+            known = " and at ".join(_listed(network.inputs) for network in alike)
+            raise ValueError(
+                f"the latency table knows {alike[0].name} at inputs of {known}, and the example input is"
+                f" {_listed(inputs)}, at which it takes another time: measure it there with latency_table(model,"
+                " example_inputs, path=…), or give the example input that the table was measured at"
+            )
         if not self.networks:
             raise ValueError(
                 "the latency table has no network in it, as those of version 1: measure it again with latency_table"
@@ -175,7 +208,11 @@ class LatencyTable(Tabular):
         for key, cell in other.cells.items():
             points = {p.widths: p for p in (*(cells[key].points if key in cells else ()), *cell.points)}
             cells[key] = replace(cell, points=tuple(points.values()))
-        known = [network for network in self.networks if all(network.shapes != new.shapes for new in other.networks)]
+        known = [
+            network
+            for network in self.networks
+            if not any(network.shapes == new.shapes and network.inputs in ((), new.inputs) for new in other.networks)
+        ]
         return replace(
             other, cells=cells, networks=(*known, *other.networks), channels={**self.channels, **other.channels}
         )
@@ -353,3 +390,7 @@ class CellCost:
 
 def _threads(count: int) -> str:
     return f"{count} thread" + ("s" if count != 1 else "")
+
+
+def _listed(inputs: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("×".join(map(str, shape)) for shape in inputs) or "unknown inputs"

@@ -40,7 +40,7 @@ def need(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Latency:
     monkeypatch.setattr(Bench, "timed", timed)
     cell = Cell("linear", (Kernel("point", 1.0, 1.0, 1.0),), (Point(((1000, 4),), 10.0, 0.0),))
     anchors = Anchor((((1000, 4),),), 10.0, 0.0), Anchor((((10, 4),),), 1.0, 0.0)
-    network = Network("Sequential", {"0.weight": (1000, 4)}, (("linear", (("0.weight", 0, 1),)),), anchors)
+    network = Network("Sequential", {"0.weight": (1000, 4)}, (("linear", (("0.weight", 0, 1),)),), anchors, ((1, 4),))
     empty = Bench(backend=_backend(), threads=1, rounds=60, folder=tmp_path).table(None)
     return Latency(5.0, replace(empty, cells={"linear": cell}, networks=(network,)))
 

@@ -66,6 +66,8 @@ class TestMeasured:
         lost = [bound.cost.left({"stem": n}) for n in (0, 16, 32, 48)]
         assert lost == sorted(lost, reverse=True)
         assert set(table[0].channels) == set(half)
+        with pytest.raises(ValueError, match=r"knows Wide at inputs of 1×3×40×40, and the example input is 2×3×48×48,"):
+            bind(recipe, trained(Wide()), (torch.zeros(2, 3, 48, 48),))
 
     def test_what_the_file_holds_is_not_measured_again(self, table: tuple[LatencyTable, Path], tmp_path: Path):
         measured, _ = table

@@ -51,6 +51,7 @@ def measured() -> LatencyTable:
         dict(zip(names, SIZES, strict=True)),
         tuple(("linear", ((name, 0, 1),)) for name in names),
         (anchors[0], anchors[1]),
+        ((1, 8),),
     )
     cells = {"linear": Cell("linear to 1×*", (kernel,), points)}
     return LatencyTable("a phone", "executorch 1", "xnnpack", 1, "thread", 30, cells, (whole,), {"0": 0.1})
@@ -110,6 +111,24 @@ class TestCost:
             cost(Latency(0.1, other))
         with pytest.raises(ValueError, match="no network in it"):
             cost(Latency(0.1, replace(TABLE, networks=())))
+
+    def test_this_model_at_another_size_of_its_input(self):
+        other = replace(TABLE.networks[0], inputs=((1, 3, 96, 96),))
+        with pytest.raises(ValueError, match=r"knows Sequential at inputs of 1×3×96×96, and the example input is 2×8,"):
+            cost(Latency(0.1, replace(TABLE, networks=(other,))))
+        anchors = tuple(replace(anchor, milliseconds=2 * anchor.milliseconds) for anchor in other.anchors)
+        both = TABLE.merged(replace(TABLE, networks=(replace(other, anchors=(anchors[0], anchors[1])),)))
+        assert len(both.networks) == 2
+        assert cost(Latency(0.1, both)).total == pytest.approx(network_ms(24, 40))
+
+    def test_a_file_of_before_the_shapes_of_inputs_were_kept(self):
+        document = json.loads(TABLE.to_json())
+        del document["networks"][0]["inputs"]
+        old = LatencyTable.from_json(json.dumps(document))
+        with pytest.warns(UserWarning, match="whether Sequential was measured at 2×8 cannot be checked"):
+            assert cost(Latency(0.1, old)).total == pytest.approx(network_ms(24, 40))
+        assert old.merged(TABLE).networks == TABLE.networks
+        assert "Sequential at unknown inputs" in str(old)
 
     def test_times_that_tell_nothing(self):
         dense, narrow = TABLE.networks[0].anchors
