@@ -129,14 +129,14 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it, with queries of shared keys as rows of one product."""
     root = query.shape[-1] ** -0.5
-    scaling = root if scaling is None else scaling
+    factor: float = root if scaling is None else scaling
     if softcap is None:
         # unsaid where it is the width's own, by which the heads of a cache are found as channels
-        scale = None if math.isclose(scaling, root) else scaling
+        scale = None if math.isclose(factor, root) else factor
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     else:
         groups, count = key.shape[1], query.shape[2]
-        scores = query.unflatten(1, (groups, -1)).flatten(2, 3) @ key.transpose(2, 3) * scaling
+        scores = query.unflatten(1, (groups, -1)).flatten(2, 3) @ key.transpose(2, 3) * factor
         scores = (torch.tanh(scores / softcap) * softcap).unflatten(2, (-1, count)).flatten(1, 2) + mask
         y = scores.softmax(-1).unflatten(1, (groups, -1)).flatten(2, 3) @ value
         y = y.unflatten(2, (-1, count)).flatten(1, 2)
