@@ -1,6 +1,6 @@
 """The base of the values that a recipe chooses among, and the checks of plain arguments that all values share."""
 
-import math
+import sys
 
 
 class Choice:
@@ -37,11 +37,13 @@ def check_whole(name: str, value: object, least: int | None = None, unit: str = 
 
     Raises:
         TypeError: it is no int.
-        ValueError: it is smaller.
+        ValueError: it is smaller, or takes more than 64 bits.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         counted = f", a number of {unit}" if unit else ""
         raise TypeError(f"{name} must be an int{counted}, got {_shown(value)}")
+    if abs(value) >= 2**64:  # nothing that is counted comes so far, and torch and floats take no such number
+        raise ValueError(f"{name} must be below 2**64, got one of {value.bit_length()} bits")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}{why}")
 
@@ -82,8 +84,9 @@ def check_number(
         and (above is None or value > above)
         and (below is None or value < below)
     )
-    if not (math.isfinite(value) and is_inside):
-        raise ValueError(f"{name} must be {meaning}, got {value!r}{why}")
+    # NaN compares with nothing; an int may be more than any float
+    if not (is_inside and abs(value) <= sys.float_info.max):
+        raise ValueError(f"{name} must be {meaning}, got {value!r:.60}{why}")
 
 
 def check_sparsity(name: str, value: object) -> None:

@@ -174,6 +174,7 @@ def test_sparsity_outside_of_its_range(kind: Any, value: float) -> None:
         ({"begin_step": 0.7, "end_step": 0.3}, ValueError, "begin_step = 0.7 must lie before end_step = 0.3"),
         ({"frequency": 0}, ValueError, "frequency must be at least 1, got 0"),
         ({"frequency": -5}, ValueError, "frequency must be at least 1, got -5"),
+        ({"frequency": 10**500}, ValueError, r"frequency must be below 2\*\*64, got one of 1661 bits"),
         ({"frequency": 2.5}, TypeError, "frequency must be an int, a number of optimizer steps, got 2.5"),
         ({"frequency": True}, TypeError, "frequency must be an int"),
         ({"initial_sparsity": 0.9}, ValueError, "initial_sparsity = 0.9 is above final_sparsity = 0.8"),

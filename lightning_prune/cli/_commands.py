@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from lightning_prune.cli.references import first_on_path, load, made
@@ -27,7 +26,7 @@ ALLOCATIONS = {name.lower(): name for name in ("Global", "Uniform", "ERK")}
 def prune_model(arguments: argparse.Namespace) -> None:
     """Prune a trained model, write it as a checkpoint and print what was done."""
     from lightning_prune.cli._models import example, loaded_model
-    from lightning_prune.cli._options import measured_by, save
+    from lightning_prune.cli._options import check_output, measured_by, save
     from lightning_prune.data.batches import DataModule
     from lightning_prune.recipe import Recipe
     from lightning_prune.schedules import OneShot
@@ -38,9 +37,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     if not 0 < kept < 1:
         raise ValueError(f"--keep-{what}: got {kept:g}, must be a share between 0 and 1")
-    if not output.resolve().parent.is_dir():
-        missing = output.resolve().parent
-        raise ValueError(f"--output: there is no folder {missing}; create it: mkdir -p {quote(str(output.parent))}")
+    check_output(output)
     parts: dict[str, Any] = recipe_parts(arguments) | {"granularity": Element() if what == "weights" else Channel()}
     if what in ("macs", "params"):
         parts["count"] = what
@@ -107,13 +104,11 @@ def benchmark_files(arguments: argparse.Namespace) -> None:
 
 def probe_here(arguments: argparse.Namespace) -> None:
     """Run a probe on this machine and write what it found."""
+    from lightning_prune.cli._options import check_output
     from lightning_prune.deploy import Probe, run_probe
 
     output: Path = arguments.output
-    if not output.resolve().parent.is_dir():
-        raise ValueError(
-            f"--output: there is no folder {output.resolve().parent}; create it: mkdir -p {quote(str(output.parent))}"
-        )
+    check_output(output)
     results = run_probe(arguments.folder, progress=sys.stderr.isatty())
     results.save(output)
     failed = f"; {len(results.failed)} failed" if results.failed else ""

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from lightning_prune.cli._commands import recipe_parts
@@ -115,7 +114,7 @@ def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
         try:
             needs.append(make(number))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"--need {text}: {error}") from error
+            raise ValueError(f"--need {text:.80}: {error}") from error
     return needs
 
 
@@ -125,10 +124,10 @@ def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
     Raises:
         ValueError: it cannot be written there, or the system has no such backend.
     """
+    from lightning_prune.cli._options import check_output
+
     output, name = arguments.output, backend.name
-    if not output.resolve().parent.is_dir():
-        missing = output.resolve().parent
-        raise ValueError(f"--output: there is no folder {missing}; create it: mkdir -p {quote(str(output.parent))}")
+    check_output(output)
     if output.suffix == ".pte":
         if arguments.app is not None:
             raise ValueError(

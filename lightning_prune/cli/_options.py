@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torchmetrics import Metric
 
 from lightning_prune.checkpoints import state as checkpoints
 from lightning_prune.cli.references import load, made
-from lightning_prune.documents import text_of, whole
+from lightning_prune.documents import check_place, text_of, whole
 from lightning_prune.trainer.internals import loadable
 
 
@@ -43,6 +44,19 @@ def labels(text: str | None) -> list[str] | None:
     if text is not None and os.path.isfile(text):  # Path.is_file raises where it is too long for a name
         return [line.strip() for line in text_of(Path(text)).splitlines() if line.strip()]
     return None if text is None else [label.strip() for label in text.split(",")]
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that could not be written, before anything is computed for it.
+
+    Raises:
+        ValueError: its folder does not exist.
+        OSError: a FIFO, a device, a socket or a link to nothing stands there.
+    """
+    folder = Path(os.path.abspath(path)).parent  # Path.resolve raises a RuntimeError of its own for a link to itself
+    if not folder.is_dir():
+        raise ValueError(f"--output: there is no folder {folder}; create it: mkdir -p {quote(str(path.parent))}")
+    check_place(path)
 
 
 def save(model: nn.Module, path: Path) -> None:

@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # the user's model, data and metric may raise anything
+    except (Exception, SystemExit) as error:  # the user's model, data and metric may raise anything
+        if chosen.traceback and isinstance(error, SystemExit):  # it would end Python without a word
+            raise RuntimeError("the code that was named ends the process") from error
         if chosen.traceback:
             raise
         text = str(error)

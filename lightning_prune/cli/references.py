@@ -60,7 +60,7 @@ def made(reference: str, kind: type | tuple[type, ...]) -> Any:  # noqa: ANN401
     if callable(found):
         try:
             found = found()
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise ValueError(
                 f"{reference}() fails: {type(error).__name__}: {error}; name a function that needs no arguments"
             ) from error
@@ -106,7 +106,11 @@ def _from_file(path: Path) -> ModuleType:
         raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # half of a module would be taken for the whole one
+        raise
     return module
 
 
@@ -115,7 +119,7 @@ def _imported(place: str, load_it: Any) -> ModuleType:  # noqa: ANN401
         return load_it()
     except ModuleNotFoundError as error:
         raise ValueError(f"{place} cannot be imported: {error}; run from the folder that holds it") from error
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
         raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error} ({where})") from error

@@ -191,6 +191,42 @@ def test_what_the_users_code_raises_is_told_with_its_line(capsys: pytest.Capture
         main(["--traceback", *code])
 
 
+@pytest.mark.parametrize("reference", ["ends.py:make", "script.py:make"])
+def test_code_that_ends_the_process_is_told(
+    capsys: pytest.CaptureFixture[str], folder: Path, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "ends.py").write_text("def make():\n    raise SystemExit(0)\n")
+    (folder / "script.py").write_text("import sys\nsys.exit(0)\n")
+    code = ["export", "--model", reference, "-o", "o.pte"]
+    assert main(code) == 2
+    assert f"error: {reference.partition(':')[0]}" in (told := capsys.readouterr().err)
+    assert "SystemExit: 0" in told
+    with pytest.raises(ValueError, match="SystemExit: 0"):
+        main(["--traceback", *code])
+
+
+def test_data_that_ends_the_process_is_told(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "quits.py").write_text("class Odd(list):\n    def __iter__(self):\n        exit(0)\nodd = Odd()\n")
+    code = ["prune", "--model", MODEL, "--data", f"{folder}/quits.py:odd", "--keep-macs", "0.5", "-o", f"{folder}/o.pt"]
+    assert main(code) == 2
+    assert "error: SystemExit: 0 (" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="ends the process"):
+        main(["--traceback", *code])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs FIFOs")
+@pytest.mark.parametrize(("name", "message"), [("loop.pt", "is a link to nothing"), ("fifo.pt", "is a FIFO")])
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    os.mkfifo(tmp_path / "fifo.pt")
+    for command in (["prune", "--keep-macs", "0.5"], ["fit-to", "--need", "macs=0.5"]):
+        assert main([*command, "--model", "none.py:x", "--data", "none.py:x", "-o", str(tmp_path / name)]) == 2
+        assert f"{name} {message}" in capsys.readouterr().err
+
+
 def test_labels_that_are_too_long_for_a_files_name() -> None:
     names = [f"class {number}" for number in range(1000)]
     assert labels(",".join(names)) == names

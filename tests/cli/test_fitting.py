@@ -273,6 +273,7 @@ class TestMilliseconds:
         (("--need", "watts=3"), "--need: got 'watts=3', must be macs=0.3"),
         (("--need", "macs=a.b"), "--need: got 'macs=a.b'"),
         (("--need", "macs=1.5"), "--need macs=1.5: MACs.left must be a number above 0 and below 1"),
+        (("--need", f"macs={10**500}"), "MACs.left must be below 2**64, got one of 1661 bits"),
         (("--need", "size=0.5"), "--need size=0.5: Size.bytes must be an int"),
         (("--need", "params=10"), "cannot be met: 17 parameters is the least that can be reached"),
         (("--need", "params=10000"), "as it is: nothing has to be pruned"),
