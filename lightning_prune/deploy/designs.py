@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.deploy.backends import Backend, Portable
@@ -20,6 +21,10 @@ from lightning_prune.deploy.executorch.quick import quick
 from lightning_prune.deploy.program.cells import Piece, cells_of
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy
 from lightning_prune.deploy.program.signature import dtype_name
+from lightning_prune.deploy.quantization import Quantized
+from lightning_prune.deploy.quantization.base import NothingToQuantizeError
+from lightning_prune.deploy.quantization.layers import Layer
+from lightning_prune.deploy.quantization.quantizers import Quantize
 from lightning_prune.deploy.runtime.turns import interquartile_range
 from lightning_prune.errors import ExportError
 from lightning_prune.model.plain_copy import plain_copy
@@ -53,11 +58,13 @@ class Program:
         module: runs it.
         inputs: shapes and dtypes.
         is_last: whether channels come last in those of four axes.
+        quantize: what makes integers of it; None: the backend's quantization, as in an export.
     """
 
     module: nn.Module
     inputs: Sequence[tuple[tuple[int, ...], torch.dtype]]
     is_last: bool
+    quantize: Quantize | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -151,16 +158,17 @@ def designed(
         compact(copied, Compaction.from_keep(units.found, keep))
     cut = [cells_of(copied, inputs, fold=not isinstance(backend, Portable)) for copied in copies]
     tensors, shapes = whole.state_dict(), [(tuple(x.shape), x.dtype) for x in inputs]
+    quantize = None if backend.quantization is None else backend.quantization.quantize_for_time
     return Design(
         type(model).__name__,
         {name: tuple(tensors[name].shape) for piece in cut[0] for name, *_ in piece.weights},
         units,
-        (Program(copies[0], shapes, False), Program(copies[1], shapes, False)),
-        _kinds(type(model).__name__, cut),
+        (Program(copies[0], shapes, False, quantize), Program(copies[1], shapes, False, quantize)),
+        _kinds(type(model).__name__, cut, backend),
     )
 
 
-def _kinds(name: str, cut: Sequence[Sequence[Piece]]) -> list[tuple[str, list[Piece]]]:
+def _kinds(name: str, cut: Sequence[Sequence[Piece]], backend: Backend) -> list[tuple[str, list[Piece]]]:
     """Return for each cell of the network the key of its kind, and the cell in each of the copies.
 
     A kind is what is said of a cell with all numbers blank that differ between the copies.
@@ -174,7 +182,7 @@ def _kinds(name: str, cut: Sequence[Sequence[Piece]]) -> list[tuple[str, list[Pi
         same = [own[0] if len(set(own)) == 1 else "*" for own in zip(*(p.tokens for p in pieces), strict=True)]
         made = same[max(i for i, token in enumerate(same) if token.startswith("torch.")) + 1 : -1]
         label = f"{pieces[0].label} to {'×'.join(made)}"
-        text = " ".join((*same, str(pieces[0].kernels)))
+        text = " ".join((*same, str(pieces[0].kernels), *(["in float"] if _is_skipped(pieces[0], backend) else [])))
         kinds.append((f"{label} #{hashlib.sha256(text.encode()).hexdigest()[:10]}", pieces))
     return kinds
 
@@ -186,7 +194,7 @@ def written(programs: Sequence[Program], backend: Backend, path: Path) -> list[d
         ExportError: one cannot be traced or lowered.
     """
     graphs = {
-        f"m{number}": graph_of(EagerModel(each.module), each.tensors, backend).program
+        f"m{number}": graph_of(EagerModel(each.module), each.tensors, backend, quantize=each.quantize).program
         for number, each in enumerate(programs)
     }
     with quick(graphs.values()):
@@ -211,7 +219,7 @@ def border_sizes(pieces: Iterable[Piece]) -> list[int]:
 
 def border_program(size: int) -> Program:
     """Return what does next to nothing with so many elements."""
-    return Program(_Border(), [((1, size), torch.float32)], False)
+    return Program(_Border(), [((1, size), torch.float32)], False, _in_float)
 
 
 def border_of(sizes: Sequence[int], times: Sequence[Sequence[float]]) -> Cell:
@@ -224,8 +232,35 @@ def border_of(sizes: Sequence[int], times: Sequence[Sequence[float]]) -> Cell:
 
 
 def cell_program(piece: Piece, backend: Backend) -> Program:
-    """Return what runs a cell; inside of a delegate channels come last."""
-    return Program(piece.module, piece.inputs, backend.name == "xnnpack" and piece.is_inner)
+    """Return what runs a cell; inside of a delegate channels come last.
+
+    Its integers are chosen on random inputs: samples are of the whole network, and time does not depend on values.
+    """
+    is_last, quantization = backend.name == "xnnpack" and piece.is_inner, backend.quantization
+    if quantization is None or _is_skipped(piece, backend):
+        return Program(piece.module, piece.inputs, is_last, _in_float)
+    # layers have no names in a cell
+    quantization = quantization.without_patterns(quantization.skip)
+
+    def quantize(program: ExportedProgram, inputs: Sequence[Tensor]) -> Quantized | None:
+        try:
+            return quantization.quantize_for_time(program, inputs)
+        except NothingToQuantizeError:
+            return None
+
+    return Program(piece.module, piece.inputs, is_last, quantize)
+
+
+def _is_skipped(piece: Piece, backend: Backend) -> bool:
+    """Whether the backend's quantization leaves a layer of the cell in float."""
+    paths = [name.rpartition(".")[0] for name, *_ in piece.weights]
+    layers = [Layer(path, path, "", "", True) for path in paths]
+    patterns = () if backend.quantization is None else backend.quantization.skip
+    return any(layer.is_meant_by(pattern) for layer in layers for pattern in patterns)
+
+
+def _in_float(program: ExportedProgram, inputs: Sequence[Tensor]) -> None:
+    """Quantize nothing."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,20 @@ import torch
 from deploy_models import Wide
 
 from lightning_prune import Channel
-from lightning_prune.deploy import XNNPACK, LatencyTable
-from lightning_prune.deploy.designs import BORDER, Measured, border_of, border_sizes, designed, with_points
+from lightning_prune.deploy import XNNPACK, Int8, LatencyTable
+from lightning_prune.deploy.designs import (
+    BORDER,
+    Measured,
+    Program,
+    border_of,
+    border_program,
+    border_sizes,
+    cell_program,
+    designed,
+    with_points,
+)
+from lightning_prune.deploy.executorch.lowering import graph_of
+from lightning_prune.deploy.program.eager import EagerModel
 from lightning_prune.selection.cells import Kernel
 
 
@@ -52,3 +64,29 @@ def test_the_same_widths_at_each_call_and_the_extremes_among_them():
     sizes = border_sizes([piece for _, piece in wanted])
     assert len(sizes) == 3
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.skipif(not find_spec("executorch"), reason="needs the extra 'mobile' (executorch)")
+def test_cells_become_integers_but_for_skipped_ones_on_inputs_of_their_own():
+    torch.manual_seed(0)
+    model, image = Wide().eval(), torch.zeros(1, 3, 40, 40)
+    # batches of the whole network, which enter no cell but the first
+    backend, plain = (XNNPACK(quantization=Int8([torch.randn(2, 3, 40, 40)], skip=own)) for own in (("last",), ()))
+    design = designed(model, image, backend, 3, Channel())
+
+    def is_of_integers(program: Program) -> bool:
+        graph = graph_of(EagerModel(program.module), program.tensors, backend, quantize=program.quantize).program
+        return any("quantize_per_tensor" in str(node.target) for node in graph.graph.nodes)
+
+    made = {
+        piece.weights[0][0]: is_of_integers(cell_program(piece, backend))
+        for _, pieces in design.kinds
+        for piece in pieces[:1]
+    }
+    assert {name for name, of_integers in made.items() if not of_integers} == {"last.weight"}
+    assert is_of_integers(design.wholes[1])
+    assert not is_of_integers(border_program(64))
+    # layers in float share no points with those of integers
+    keys = [[key for key, _ in designed(model, image, each, 3, Channel()).kinds] for each in (plain, XNNPACK())]
+    assert keys[0] == keys[1]
+    assert [key == own for key, own in zip((key for key, _ in design.kinds), keys[0], strict=True)].count(False) == 1

@@ -16,7 +16,11 @@ from deploy_models import EXAMPLE, Small, Wide, small
 from torch import Tensor, nn
 
 from lightning_prune import Channel, Compaction, Latency, NoRepair, OneShot, Recipe, channel_groups, compact, prune
-from lightning_prune.deploy import CoreML, LatencyTable, Portable, latency_table
+from lightning_prune.deploy import XNNPACK, CoreML, Int8, LatencyTable, Portable, latency_table
+from lightning_prune.deploy.clock import least_of
+from lightning_prune.deploy.designs import Program
+from lightning_prune.deploy.latency_table import Bench
+from lightning_prune.deploy.program.eager import folded_copy
 from lightning_prune.errors import ExportError
 from lightning_prune.model import masks
 from lightning_prune.run.binding import bind
@@ -168,6 +172,28 @@ def test_the_width_of_query_key_and_value_is_measured_in_place_of_heads():
     )
     prune(model, recipe, [torch.randn(32, 128, 6)], progress=False)
     assert model.query.out_features < 128 or model.value.out_features < 128
+
+
+@pytest.mark.slow
+@needs_executorch
+def test_a_need_of_a_program_of_integers(tmp_path: Path):
+    batches = [torch.randn(4, 3, 40, 40) for _ in range(2)]
+    backend, model = XNNPACK(quantization=Int8(batches)), trained(Wide())
+    table = latency_table(model, INPUT, points=3, rounds=20, backend=backend)
+    assert table.backend == "xnnpack Int8"
+    need = Latency(0.5 * table.networks[0].anchors[0].milliseconds, table)
+    wholes = [Program(folded_copy(model), [((1, 3, 40, 40), torch.float32)], False)]
+    prune(
+        model,
+        Recipe(granularity=Channel(), need=need, schedule=OneShot(), repair=NoRepair()),
+        batches,
+        example_inputs=INPUT,
+        progress=False,
+    )
+    wholes.append(Program(folded_copy(model), wholes[0].inputs, False))
+    # as an export does it, on the batches
+    dense, pruned = (least_of(own) for own in Bench(backend, 1, 30, tmp_path).times(wholes))
+    assert 0.25 < pruned / dense < 0.75
 
 
 @needs_executorch

@@ -87,6 +87,9 @@ class Quantization(ABC):
     min_output_sqnr: float = 10.0
     """Lowest signal-to-quantization-noise ratio in dB that is accepted of any output, of graph and of file."""
 
+    skip: Sequence[str] = ()
+    """Name patterns of layers that stay in float."""
+
     weight_bits: float = 8.0
     """Bits that a weight of a convolution or Linear layer takes in the file."""
 
@@ -103,6 +106,10 @@ class Quantization(ABC):
             ExportError: it cannot be quantized.
             VerificationError: an output is NaN or noisier than ``min_output_sqnr``.
         """
+
+    def quantize_for_time(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Quantized:
+        """Return the program quantized where its time alone counts: on no samples, and whatever the noise."""
+        return self.quantize(program, inputs)
 
     def looks_at(self) -> Iterable[Any] | None:
         """Return the samples that ``forward`` is quantized on; None: it needs none."""

@@ -1,6 +1,7 @@
 """What the ways to quantize share: samples to calibrate and measure on, layers in float, bounds."""
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -56,6 +57,11 @@ class Calibrated(Quantization):
             samples = samples_of(self.calibration, inputs, self.samples)
         bounds = NoiseBounds(self._name, tuple(self.skip), self.min_sqnr, self.min_output_sqnr)
         return quantized_within(program, samples, self.convert, bounds)
+
+    def quantize_for_time(self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Quantized:
+        """Return the program quantized on the inputs and random ones, whatever the noise."""
+        bounds = NoiseBounds(self._name, tuple(self.skip), None, -math.inf)
+        return quantized_within(program, Samples((drawn_samples(inputs),)), self.convert, bounds)
 
     def looks_at(self) -> Iterable[Any] | None:
         """Return ``calibration``."""
