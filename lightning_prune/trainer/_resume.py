@@ -56,6 +56,10 @@ class Loading:
             earlier.forget(model)
         saved = checkpoint.get(checkpoints.KEY, {})
         checkpoints.check(model, {}, saved)
+        if saved and "version" not in saved:  # with nothing of its run the fit would prune from the beginning
+            raise CheckpointError(
+                f"what the checkpoint says under {checkpoints.KEY!r} is damaged: it has no version; take another one"
+            )
         if self._trainer is not None and is_sharding(self._trainer) and self._trainer.ckpt_path is not None:
             masks.put(model, {})  # weights load before the masks that belong to them: those come in on_load_checkpoint
         entry = checkpoints.upgraded(model, state_dict, saved)

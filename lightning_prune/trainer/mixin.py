@@ -95,8 +95,9 @@ class PruningMixin(_Base):
             path: of the file, ending in ``.pte``.
             backend: where it runs; None: XNNPACK.
             **options: of :func:`lightning_prune.deploy.export`: ``example_inputs`` (None: ``example_input_array``, or
-                one sample of what a fit learnt), ``dynamic_shapes``, ``methods``, ``generation``, ``preprocess``,
-                ``picture``, ``constants``, ``external_weights``, ``verify_on``, ``metric``, ``labels``, ``tolerance``.
+                one sample of what a fit learnt), ``dynamic_shapes``, ``feeds``, ``methods``, ``generation``,
+                ``preprocess``, ``picture``, ``constants``, ``external_weights``, ``verify_on``, ``metric``, ``labels``,
+                ``tolerance``.
         """
         from lightning_prune.deploy import XNNPACK, export
         from lightning_prune.deploy.program.loaders import OwnData
