@@ -67,6 +67,14 @@ class ByHandAndAttribute(Attention):
         return ((q / self.width**0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
+class ManyHeads(ByHandAndShape):
+    """More heads than each has slots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 6, 4
+
+
 class Grouped(Attention):
     def __init__(self) -> None:
         super().__init__(2)
@@ -169,6 +177,7 @@ WIDTHS: dict[str, tuple[type[Attention], int, dict[str, Scale]]] = {
     "by hand": (ByHand, 6, {}),
     "by hand and shape": (ByHandAndShape, 6, {"q.weight": HALF, "q.bias": HALF}),
     "by hand and attribute": (ByHandAndAttribute, 6, {"q.weight": HALF, "q.bias": HALF}),
+    "many heads": (ManyHeads, 4, {"q.weight": HALF, "q.bias": HALF}),
     "grouped": (Grouped, 6, {"q.weight": HALF, "q.bias": HALF}),
     "rotary": (Rotary, 3, {"q.weight": HALF, "q.bias": HALF}),
     "interleaved": (Interleaved, 3, {"q.weight": HALF, "q.bias": HALF}),
@@ -200,7 +209,7 @@ def test_the_width_of_query_and_key_goes_exactly(name: str) -> None:
 def test_heads_go_where_nothing_is_said(name: str) -> None:
     make, _, _ = WIDTHS[name]
     groups = exact(randomised(make()), "heads")
-    heads = 2 if issubclass(make, Grouped) else 4
+    heads = 6 if make is ManyHeads else 2 if issubclass(make, Grouped) else 4
     assert set(sizes(groups).values()) == {heads}
     assert not any(group.scales for group in groups)
 

@@ -149,7 +149,8 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         out.append(flow.join_all([flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]))
     if flow.is_activation(left) and flow.is_activation(right):
         _sum_over_width(call, flow, left, right, (a[-1], b[-2]))
-        for dim in (a[-2], a[-1], b[-2], b[-1]) if flow.attention == "heads" else out:
+        # of both sides, since each is split by a view of its own, and no join tells one view of the other
+        for dim in (a[-2], a[-1], b[-2], b[-1]) if flow.attention == "heads" else (*a[:-2], *b[:-2]):
             flow.defer(dim)
         return (*out, a[-2], b[-1])
     weight, axis, channel = (left, -1, b[-2]) if not flow.is_activation(left) else (right, -2, a[-1])
