@@ -62,10 +62,20 @@ def arguments_of(model: nn.Module, batch: Any) -> Example:  # noqa: ANN401
             of positional arguments or a dict.
 
     Raises:
-        TypeError: it is something else, or a dict without any name that forward takes.
+        TypeError: it is something else, a dict without any name that forward takes, or a pair whose first entry is one
+            tensor where forward needs several.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(inputs, Tensor):
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        taken = inspect.signature(model.forward).parameters.values()
+        needed = ", ".join(p.name for p in taken if p.default is p.empty and p.kind in kinds)
+        if inputs is not batch and "," in needed:
+            raise TypeError(
+                f"forward of {type(model).__name__} needs {needed}, and a batch gives one input, since of a tuple or"
+                " list the first entry is the inputs: let the loader give dicts by these names, or"
+                f" (({needed}), targets)"
+            )
         return Example((inputs,))
     if isinstance(inputs, tuple | list) and inputs:
         return Example(tuple(inputs))

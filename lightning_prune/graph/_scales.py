@@ -230,7 +230,7 @@ class Scales:
         while ahead:
             node = ahead.pop()
             call = self._trace.calls.get(node)
-            if call is not None and base_name(call.operator) in ("matmul", "bmm"):
+            if call is not None and base_name(call.operator) in ("matmul", "bmm", "einsum"):
                 value = next((one for one in node.all_input_nodes if one in self._vanishing), None)
                 return value, node
             if node not in seen:

@@ -164,6 +164,7 @@ def channel_groups(
         All channel groups, prunable or not.
 
     Raises:
+        ValueError: attention is another word.
         GraphError: torch.export refuses the model or these inputs.
 
     Example:
@@ -173,6 +174,8 @@ def channel_groups(
         >>> [(group.name, group.size, group.reason) for group in groups]
         [('0', 8, ''), ('0 (input)', 4, 'input of the model'), ('2', 2, 'model output')]
     """
+    if attention not in ("heads", "width"):
+        raise ValueError(f"attention must be 'heads' or 'width', got {attention!r}")
     flow = Flow(trace(model, example_inputs, example_kwargs), rule_of, allow_inexact, attention)
     while True:
         flow.solve()

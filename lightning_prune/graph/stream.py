@@ -347,7 +347,8 @@ class _Walk:
         kinds, operands = set(touching.values()), (call["self"], call["other"])
         if kinds - {_STREAM, _WEIGHT}:
             norm = (kinds - {_STREAM, _WEIGHT}).pop()
-            raise _Refusal(f"{call.place} adds what {norm} has normalised: the stream is post-norm", call.node)
+            why = "the stream is post-norm, or a head reads a sum of what its norm gives"
+            raise _Refusal(f"{call.place} adds what {norm} has normalised: {why}", call.node)
         if axis is None or len(touching) < len(set(operands)):
             raise self.wrong(call)
         if _STREAM in kinds:

@@ -38,6 +38,20 @@ def test_arguments_of_a_batch() -> None:
         arguments_of(Both(), "text")
 
 
+class Translating(nn.Module):
+    def forward(self, source: Tensor, target: Tensor, scale: float = 1.0) -> Tensor:
+        return source.sum() + target.sum() * scale
+
+
+def test_a_pair_is_no_two_inputs() -> None:
+    pair, model = (torch.ones(2, 3), torch.ones(2, 4)), Translating()
+    way_out = r"needs source, target, and a batch gives one input, since.*\(\(source, target\), targets\)"
+    with pytest.raises(TypeError, match=way_out):
+        arguments_of(model, pair)
+    for batch in ((pair, torch.ones(2)), dict(zip(("source", "target"), pair, strict=True))):
+        assert arguments_of(model, batch)(model) == 14
+
+
 def test_a_data_module_gives_its_training_data() -> None:
     class Data:
         stage = ""

@@ -67,6 +67,27 @@ class ByHandAndAttribute(Attention):
         return ((q / self.width**0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
+class ByEinsum(Attention):
+    """Places before heads, as einsum lets them stand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.parts(x))
+        scores = torch.einsum("b i h d, b j h d -> b h i j", q, k) / math.sqrt(q.size(-1))
+        return self.out(torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2))
+
+
+class FusedByEinsum(ByEinsum):
+    """Query and value out of one layer, with more heads than slots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width, self.qkv = 6, 4, nn.Linear(6, 72)
+        del self.q, self.k, self.v
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.split(part, self.heads) for part in self.qkv(x).chunk(3, -1))
+
+
 class ManyHeads(ByHandAndShape):
     """More heads than each has slots."""
 
@@ -177,6 +198,12 @@ WIDTHS: dict[str, tuple[type[Attention], int, dict[str, Scale]]] = {
     "by hand": (ByHand, 6, {}),
     "by hand and shape": (ByHandAndShape, 6, {"q.weight": HALF, "q.bias": HALF}),
     "by hand and attribute": (ByHandAndAttribute, 6, {"q.weight": HALF, "q.bias": HALF}),
+    "einsum": (ByEinsum, 6, {"q.weight": HALF, "q.bias": HALF}),
+    "einsum, fused": (
+        FusedByEinsum,
+        4,
+        {"qkv.weight": Scale(0.25), "qkv.bias": Scale(0.25), "out.weight": Scale(-0.25)},
+    ),
     "many heads": (ManyHeads, 4, {"q.weight": HALF, "q.bias": HALF}),
     "grouped": (Grouped, 6, {"q.weight": HALF, "q.bias": HALF}),
     "rotary": (Rotary, 3, {"q.weight": HALF, "q.bias": HALF}),
@@ -209,7 +236,7 @@ def test_the_width_of_query_and_key_goes_exactly(name: str) -> None:
 def test_heads_go_where_nothing_is_said(name: str) -> None:
     make, _, _ = WIDTHS[name]
     groups = exact(randomised(make()), "heads")
-    heads = 6 if make is ManyHeads else 2 if issubclass(make, Grouped) else 4
+    heads = 6 if make in (ManyHeads, FusedByEinsum) else 2 if issubclass(make, Grouped) else 4
     assert set(sizes(groups).values()) == {heads}
     assert not any(group.scales for group in groups)
 
@@ -284,3 +311,33 @@ class Layered(Split):
 @pytest.mark.parametrize("make", [Positive, Layered])
 def test_a_width_stays_where_its_removal_would_change_scores(make: type[Attention]) -> None:
     assert sizes(exact(randomised(make()), "width")) == {"v": 6}
+
+
+def test_another_word_than_heads_or_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="attention must be 'heads' or 'width', got 'depth'"):
+        channel_groups(Attention(), X.float(), attention=cast(Any, "depth"))
+
+
+def test_a_letter_that_einsum_broadcasts_keeps_what_it_sums_over() -> None:
+    class Broadcast(ByEinsum):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.transpose(1, 2) for part in self.parts(x))
+            scores = torch.einsum("bihd,bjhd->bhij", q, k[..., :1])
+            return self.out(torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2))
+
+    groups = exact(randomised(Broadcast()), "width")
+    assert not any(group.prunable and group.size == 6 for group in groups)
+
+
+def test_the_width_goes_where_attention_weights_are_read() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.out = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y, weights = self.attention(x, x, x, average_attn_weights=False)
+            return self.out(y), weights
+
+    groups = exact(randomised(Read()), "heads")
+    assert sizes(groups)["attention"] == 3

@@ -148,7 +148,7 @@ def matmul(call: Call, flow: Flow) -> Any:  # noqa: ANN401
         size = max(node.meta["val"].shape[axis] for node in operands)
         out.append(flow.join_all([flow.of(node)[axis] for node in operands if node.meta["val"].shape[axis] == size]))
     if flow.is_activation(left) and flow.is_activation(right):
-        _sum_over_width(call, flow, left, right, (a[-1], b[-2]))
+        sum_over_width(call, flow, left, right, (a[-1], b[-2]), left.meta["val"].shape[-1])
         # of both sides, since each is split by a view of its own, and no join tells one view of the other
         for dim in (a[-2], a[-1], b[-2], b[-1]) if flow.attention == "heads" else (*a[:-2], *b[:-2]):
             flow.defer(dim)
@@ -256,13 +256,12 @@ def attention(call: Call, flow: Flow) -> Dims:
     return (*out, Fixed(reason), width)
 
 
-def _sum_over_width(call: Call, flow: Flow, left: fx.Node, right: fx.Node, widths: tuple[Dim, Dim]) -> None:
+def sum_over_width(call: Call, flow: Flow, left: fx.Node, right: fx.Node, widths: tuple[Dim, Dim], size: int) -> None:
     """Join the width that a product of two activations sums over: that of query and key, in an attention by hand."""
     if flow.vanishing.isdisjoint((left, right)):
         flow.freeze(widths, f"{call.place} multiplies two activations")
         return
     value, end = flow.scales.value_of(call.node)
-    size = left.meta["val"].shape[-1]
     numbers = flow.scales.divisors(left, right, call.node) if _follows_width(flow, size) else []
     roots = [number for number in numbers if _is_root(number, size)]
     is_exact = not roots or (
