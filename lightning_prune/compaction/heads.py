@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_prune.compaction._equivalence import Arguments, Comparison
 from lightning_prune.compaction.resize import Undo
 from lightning_prune.compaction.rotation import set_values
+from lightning_prune.errors import NonFiniteError
 from lightning_prune.graph.heads import HeadPair, Slots
 from lightning_prune.model.masks import dense_names, locate
 
@@ -100,6 +101,11 @@ class HeadMoments:
                     count, total, moments = self._seen[side]
                     if side[1] == 1:  # keys
                         moments = moments - torch.outer(total, total) / count
+                if not bool(moments.isfinite().all()):
+                    raise NonFiniteError(
+                        f"what enters {self._pairs[at].place} is NaN or infinite on the data; nothing was rotated. Look"
+                        " at the data and at the weights"
+                    )
                 values, directions = torch.linalg.eigh(moments)
                 values = values.clamp(min=0)
                 lengths = (values + FLOOR * values.mean() + torch.finfo(values.dtype).tiny).sqrt()

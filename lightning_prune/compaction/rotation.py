@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.compaction._equivalence import Arguments, Comparison
 from lightning_prune.compaction.resize import Undo, set_tensor
-from lightning_prune.errors import CompactionError
+from lightning_prune.errors import CompactionError, NonFiniteError
 from lightning_prune.graph.stream import Reader, Stream
 from lightning_prune.model.masks import dense_names, first_names, locate
 from lightning_prune.model.plain_copy import plain_copy
@@ -97,7 +97,17 @@ class Moments:
             handle.remove()
 
     def directions(self) -> tuple[Tensor, Tensor]:
-        """Return an orthonormal matrix whose columns are the directions, and the share of each, the largest first."""
+        """Return an orthonormal matrix whose columns are the directions, and the share of each, the largest first.
+
+        Raises:
+            NonFiniteError: what was seen is NaN or infinite.
+        """
+        if not bool(self._sum.isfinite().all()):
+            first = next(iter(self._affine))
+            raise NonFiniteError(
+                f"what {first} or another normalisation of its stream gives is NaN or infinite on the data; nothing was"
+                " rotated. Look at the data and at the weights"
+            )
         shares, directions = torch.linalg.eigh(self._sum)
         return directions.flip(1), (shares.flip(0) / shares.sum()).clamp(min=0)
 

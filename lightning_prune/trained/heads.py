@@ -94,6 +94,7 @@ def rotate_heads(
     Raises:
         TypeError: an argument or a batch is of another kind.
         GraphError: the model cannot be traced, or it has no head that could be rotated: the reason is in the text.
+        NonFiniteError: what the model computes is NaN or infinite on the data.
         PruningError: the model carries masks.
         CompactionError: the rotated model would compute something else.
 

@@ -20,10 +20,11 @@ from lightning_prune import (
     compact,
     prune,
     rotate,
+    rotate_heads,
 )
 from lightning_prune.compaction import applied_plan
 from lightning_prune.compaction.rotation import Affine
-from lightning_prune.errors import CompactionError, GraphError, PruningError
+from lightning_prune.errors import CompactionError, GraphError, NonFiniteError, PruningError
 from lightning_prune.model import masks
 
 WIDTH = 16
@@ -304,6 +305,17 @@ def test_masked_models_and_other_arguments_are_refused() -> None:
     masks.attach(model, ["head.weight"])
     with pytest.raises(PruningError, match="carries masks"):
         rotate(model, [PICTURES])
+
+
+@pytest.mark.parametrize("turned", [rotate, rotate_heads])
+def test_data_that_are_nan_are_refused(turned: Callable[..., object]) -> None:
+    model = OfTorch(nn.LayerNorm(WIDTH))
+    before = copy.deepcopy(model.state_dict())
+    text = r"(gives|enters .*self_attn) is NaN or infinite on the data; nothing was rotated"
+    with pytest.raises(NonFiniteError, match=text):
+        turned(model, [torch.randn(8, 7, 6), torch.full((8, 7, 6), torch.nan)])
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_normalisation_is_told_by_its_values() -> None:
