@@ -107,6 +107,16 @@ def assigned_in_place(model: nn.Module) -> Iterator[None]:
         own[name] = buffer
 
 
+def outside_buffers(model: nn.Module) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    """Return the tensors of a model that are no buffers, by name, each with what changes where it is written."""
+    return {
+        f"{path}.{name}" if path else name: (x, _mark(x))
+        for path, module in model.named_modules()
+        for name, x in (*vars(module).items(), *module._parameters.items())
+        if isinstance(x, Tensor) and not is_lazy(x)
+    }
+
+
 def _mark(buffer: Tensor) -> tuple[int, int]:
     """Return what changes where a buffer is written, or is given other memory."""
     return 0 if buffer.is_inference() else buffer._version, 0 if buffer.is_meta else buffer.data_ptr()

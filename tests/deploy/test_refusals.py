@@ -97,3 +97,78 @@ class TestFullDisk:
         with pytest.raises(ExportError, match="File too large"), file_limit(room):
             export(model, tmp_path / "m.pte", example_inputs=torch.zeros(1, 200), external_weights=True)
         assert list(tmp_path.iterdir()) == []
+
+
+class Remembers(nn.Module):
+    """Adds the call before, kept where a program has no memory."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way, self.past, self.calls = way, torch.zeros(1, 4), []
+        self.kept = nn.Parameter(torch.zeros(1, 4), requires_grad=False)
+        self.register_buffer("late", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "self.past = x":
+            past, self.past = self.past, x
+        elif self.way == "self.past.copy_(x)":
+            past = self.past.clone()
+            self.past.copy_(x)
+        elif self.way == "self.kept.copy_(x)":
+            past = self.kept.clone()
+            self.kept.copy_(x)
+        elif self.way == "self.late = x":
+            past = torch.zeros(1, 4) if self.late is None else self.late
+            self.late = x
+        else:
+            past = torch.cat(self.calls).sum(0, keepdim=True) if self.calls else torch.zeros(1, 4)
+            self.calls.append(x)
+        return x + 2 * past
+
+
+class Counts(nn.Module):
+    """Counts its calls, and no call reads the count."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x + 1
+
+
+class Gives(nn.Module):
+    """Returns its buffer itself, and a bool."""
+
+    mean: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(1, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.mean.mul_(0.5).add_(x)
+        return self.mean, x.argmax(1) > 1
+
+
+class TestMemoryThatIsNoBuffer:
+    @pytest.mark.parametrize(
+        ("way", "name"),
+        [
+            ("self.past = x", "in past."),
+            ("self.past.copy_(x)", "in past."),
+            ("self.kept.copy_(x)", "in kept."),
+            ("self.late = x", "elsewhere"),
+            ("self.calls.append(x)", "elsewhere"),
+        ],
+    )
+    def test_it_is_refused_by_its_name(self, tmp_path: Path, way: str, name: str):
+        with pytest.raises(ExportError, match="gives something else at a second call") as refusal:
+            export(Remembers(way).eval(), tmp_path / "a.pte", example_inputs=torch.randn(1, 4))
+        assert name in str(refusal.value)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("model", [Counts(), Gives()], ids=["a count", "a buffer that is an output"])
+    def test_what_no_later_call_reads_is_exported(self, tmp_path: Path, model: nn.Module):
+        assert export(model.eval(), tmp_path / "a.pte", example_inputs=torch.randn(1, 4)).path.is_file()

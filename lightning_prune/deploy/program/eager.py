@@ -17,7 +17,7 @@ from lightning_prune.errors import ExportError
 from lightning_prune.model.example import Example, Inputs, example_of, walked
 from lightning_prune.model.masks import fold
 from lightning_prune.model.plain_copy import plain_copy
-from lightning_prune.model.state import assigned_in_place, kept_state
+from lightning_prune.model.state import assigned_in_place, kept_state, outside_buffers
 from lightning_prune.model.summary import single
 
 
@@ -257,9 +257,11 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
     """Run the copy on the example inputs and return its outputs by name.
 
     Raises:
-        ExportError: it rejects them or changes them in place, or an output is no tensor.
+        ExportError: it rejects them or changes them in place, remembers a call elsewhere than in its buffers, or an
+            output is no tensor.
     """
     given = [x.clone() for x in eager.of_model(inputs)]
+    outside, random = outside_buffers(eager.model), torch.get_rng_state()
     versions = [x._version for x in given]
     try:
         call = eager.filled(given)
@@ -276,7 +278,31 @@ def eager_outputs(eager: EagerModel, inputs: Sequence[Tensor]) -> dict[str, Tens
             f"{eager} changes its input in place, which a .pte cannot: use the operator without the underscore, or"
             f" begin {eager.method} with x = x.clone()"
         )
-    return flatten_outputs(outputs)
+    first = {name: y.clone() for name, y in flatten_outputs(outputs).items()}
+    torch.set_rng_state(random)
+    # once more from the same buffers: what differs now was remembered where neither torch.export nor a .pte sees it
+    with kept_state(eager):
+        call = eager.filled([x.clone() for x in eager.of_model(inputs)])
+        outputs = eager.function(*call.args, **call.kwargs)
+    # outputs that are buffers themselves hold their first values again, here as above
+    second = flatten_outputs(outputs)
+    is_same = first.keys() == second.keys() and all(
+        y.shape == second[name].shape and torch.allclose(y, second[name], equal_nan=True) for name, y in first.items()
+    )
+    if not is_same:
+        now = outside_buffers(eager.model)
+        written = [
+            name
+            for name, (x, mark) in now.items()
+            if name not in outside or outside[name][0] is not x or outside[name][1] != mark
+        ]
+        raise ExportError(
+            f"{eager} gives something else at a second call with the same inputs and buffers: it remembers the first"
+            f" {f'in {written[0]}' if written else 'elsewhere than in a tensor of its own'}. A program keeps only what"
+            " is a buffer with a value from the beginning: self.register_buffer('past', torch.zeros(1, 8)), written"
+            " with self.past.copy_(…)"
+        )
+    return first
 
 
 def random_like(inputs: Sequence[Tensor], seed: int = 0) -> tuple[Tensor, ...]:
