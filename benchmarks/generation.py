@@ -38,7 +38,7 @@ NEW, LENGTH, AT = 64, 256, 40
 BATCH = 16
 
 
-def trained(path: Path, steps: int = 850, seconds: float = 840.0) -> None:
+def trained(path: Path, steps: int, seconds: float) -> None:
     """Train the decoder on one thread, and write its weights."""
     import time
 
@@ -197,10 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "tokens", "time", "attention"))
     parser.add_argument("--weights", type=Path, default=Path("generation.pt"))
+    parser.add_argument("--steps", type=int, default=850, help="of training, within --seconds")
+    parser.add_argument("--seconds", type=float, default=840.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what == "train":
-        trained(options.weights)
+        trained(options.weights, options.steps, options.seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
         {"tokens": of_tokens, "time": of_time, "attention": of_attention}[options.what](
