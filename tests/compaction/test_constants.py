@@ -204,7 +204,10 @@ class NoWeights(nn.Module):
         (lambda x: x.sum((1, 2, 3)), "sum in the model's own forward reduces it"),
         (lambda x: x.flatten(1).amax(1), "amax in the model's own forward reduces it"),
         (lambda x: x.flatten(2) @ x.flatten(2).mT, "model output"),
-        (lambda x: torch.einsum("bchw,bchw->bhw", x, x), "einsum in the model's own forward sums over it"),
+        (
+            lambda x: torch.einsum("bchw,bchw->bhw", x, x),
+            "einsum in the model's own forward multiplies two activations",
+        ),
     ],
 )
 def test_a_consumer_without_weights_keeps_the_channels(function: Function, reason: str) -> None:
