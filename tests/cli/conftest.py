@@ -9,3 +9,25 @@ _options: tests/cli/test_cli.py
 main: tests/cli/test_cli.py
 references: tests/cli/test_cli.py
 """
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_cases import DATA
+from support import Net, loader, trainer
+
+from lightning_prune import Channel, OneShot, PruningCallback, Recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "data.py").write_text(DATA)
+    (folder / "broken.py").write_text("x = 1\ny = nothing\n")
+    recipe = Recipe(granularity=Channel(), schedule=OneShot(0.5, begin_step=2))
+    fit = trainer(folder, PruningCallback(recipe), max_epochs=1)
+    torch.manual_seed(0)
+    fit.fit(Net(), loader())
+    fit.save_checkpoint(folder / "last.ckpt")
+    return folder
