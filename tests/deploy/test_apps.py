@@ -6,11 +6,13 @@ import re
 import runpy
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from make_vectors import to_json
+from vectors.manifests import PROGRAM, RING, manifest
+from vectors.probes import probe
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "lightning_prune" / "deploy" / "sample"
@@ -19,7 +21,6 @@ VECTORS = ROOT / "examples" / "shared" / "vectors.json"
 STAND_INS = ROOT / "tests" / "stand_ins"
 NO_FILE_FITS = ("size is negative", "sha256 is no hash", "shape too large")
 """Manifests that are whole by themselves, and describe no file that there could be."""
-MAKER: Mapping[str, Any] = runpy.run_path(str(ROOT / "scripts" / "make_vectors.py"))
 
 # the wheel kotlin-jupyter-kernel, which `make apps` installs, holds the compiler, which has no wheel of its own
 WHEEL = importlib.util.find_spec("run_kotlin_kernel")
@@ -34,7 +35,7 @@ needs_swift = pytest.mark.skipif(not shutil.which("swift"), reason="needs Swift:
 
 
 def test_the_vectors_are_what_the_script_makes() -> None:
-    assert VECTORS.read_text(encoding="utf-8") == MAKER["to_json"](), "run python scripts/make_vectors.py"
+    assert VECTORS.read_text(encoding="utf-8") == to_json(), "run python scripts/make_vectors.py"
 
 
 def test_python_refuses_what_the_phones_refuse(tmp_path: Path) -> None:
@@ -199,10 +200,10 @@ class TestKotlin:
         from lightning_prune.deploy.artifact.manifest import to_text
 
         (folder / "model.pte").write_bytes(program)
-        (folder / "model.json").write_text(to_text(MAKER["manifest"](**changes)), encoding="utf-8")
+        (folder / "model.json").write_text(to_text(manifest(**changes)), encoding="utf-8")
 
     def test_the_runner_runs_what_matches_its_manifest(self, app: tuple[Path, Path], tmp_path: Path) -> None:
-        self.assets(tmp_path, MAKER["PROGRAM"], state=[MAKER["RING"]])
+        self.assets(tmp_path, PROGRAM, state=[RING])
         for _ in range(2):  # the second time the program is there already
             answer, turned, read, runs, stepped, message = self.shown(app, tmp_path)
             assert answer.startswith("Answer(index=1, label=eins – ένα, confidence=0.9")
@@ -214,17 +215,17 @@ class TestKotlin:
         (installed,) = (tmp_path / "files").iterdir()
         installed.write_bytes(b"damaged")
         assert self.shown(app, tmp_path)[3] == "3 runs"
-        assert installed.read_bytes() == MAKER["PROGRAM"]
+        assert installed.read_bytes() == PROGRAM
 
     def test_the_runner_shows_a_message_instead(self, app: tuple[Path, Path], tmp_path: Path) -> None:
         (message,) = self.shown(app, tmp_path)
         assert "model.json is not among the app's assets" in message
-        self.assets(tmp_path, MAKER["PROGRAM"][:-1])
+        self.assets(tmp_path, PROGRAM[:-1])
         assert "is not the file" in self.shown(app, tmp_path)[0]
         self.assets(tmp_path, b"", data=[{"file": "m.ptd", "sha256": "0" * 64, "size_bytes": 1}])
         assert "external weights" in self.shown(app, tmp_path)[0]
         (tmp_path / "model.pte").unlink()
-        self.assets(tmp_path, MAKER["PROGRAM"], methods={"embed": {"inputs": [], "outputs": []}})
+        self.assets(tmp_path, PROGRAM, methods={"embed": {"inputs": [], "outputs": []}})
         assert "no method forward" in self.shown(app, tmp_path)[0]
         assert not self.shown(app, tmp_path)[1:]
 
@@ -236,18 +237,18 @@ class TestKotlin:
             assert result.returncode == 0, result.stderr
             return result.stdout.splitlines()
 
-        plan = MAKER["probe"]()
+        plan = probe()
         (tmp_path / "plan.json").write_text(plan.to_json(), encoding="utf-8")
         assert "0.pte cannot be read: push the whole folder again" in told()[0]
         for name in plan.files:
-            (tmp_path / name).write_bytes(MAKER["PROGRAM"])
+            (tmp_path / name).write_bytes(PROGRAM)
         text, progress = told()
         assert progress == "100 %"
         results = ProbeResults.from_json(text)
         assert (results.device, results.clock, results.failed) == ("a stand-in", "thread", {})
         assert {len(times) for times in results.nanoseconds.values()} == {10}
         assert Probe.load(tmp_path).table(results).device == "a stand-in"
-        (tmp_path / "1.pte").write_bytes(MAKER["PROGRAM"][:-1])
+        (tmp_path / "1.pte").write_bytes(PROGRAM[:-1])
         assert "1.pte is not the file that the manifest describes" in told()[0]
         (tmp_path / "plan.json").unlink()
         assert "has no plan.json" in told()[0]

@@ -1,8 +1,6 @@
 """A picture: what the manifest says of it, and that the vectors of both phones resize as torchvision does."""
 
 import json
-import runpy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,11 @@ import torch.nn.functional as F
 pytest.importorskip("executorch")
 
 from deploy_models import EXAMPLE, small
+from vectors.pictures import antialiased, placement
 
 from lightning_prune.deploy import Crop, Normalize, Pad, Picture, Stretch, TensorSpec, export
 from lightning_prune.deploy.program.picture import check_picture
 
-ROOT = Path(__file__).parents[3]
-MAKER: Mapping[str, Any] = runpy.run_path(str(ROOT / "scripts" / "make_vectors.py"))
 RGB = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
@@ -84,7 +81,7 @@ def test_values_of_other_kinds_and_ranges() -> None:
 def test_the_vectors_resize_as_torchvision_does(size: tuple[int, int], to: tuple[int, int]) -> None:
     """torchvision's Resize of tensors is this very call."""
     image = np.random.default_rng(0).random(size)
-    ours = MAKER["antialiased"](size[0], to[0]) @ image @ MAKER["antialiased"](size[1], to[1]).T
+    ours = antialiased(size[0], to[0]) @ image @ antialiased(size[1], to[1]).T
     theirs = F.interpolate(torch.tensor(image)[None, None], to, mode="bilinear", antialias=True)[0, 0]
     assert np.allclose(ours, theirs, atol=1e-12)
 
@@ -96,4 +93,4 @@ def test_the_vectors_resize_as_torchvision_does(size: tuple[int, int], to: tuple
 ])  # fmt: skip
 def test_the_vectors_crop_as_torchvision_does(size: tuple[int, int], resize: int, place: list[int]) -> None:
     """What Resize(resize) and CenterCrop(224) of torchvision 0.24 give."""
-    assert MAKER["placement"]({"fit": "crop", "resize": resize}, *size, 224, 224) == place
+    assert placement({"fit": "crop", "resize": resize}, *size, 224, 224) == place
