@@ -37,7 +37,7 @@ from lightning_prune.deploy.program.constants import Constant, checked_constants
 from lightning_prune.deploy.program.dynamic import claimed, ends, found_ranges, resized
 from lightning_prune.deploy.program.eager import folded_copy, isolated, state_of
 from lightning_prune.deploy.program.feeds import Feeds
-from lightning_prune.deploy.program.generation import Generation, texts
+from lightning_prune.deploy.program.generation import Generation, check_generation, texts
 from lightning_prune.deploy.program.loaders import OwnData, OwnSamples, own_or_asked
 from lightning_prune.deploy.program.methods import EntryPoint, Method, check_methods, entry_points
 from lightning_prune.deploy.program.picture import Picture, check_picture
@@ -138,15 +138,14 @@ def export(
     check_backend(backend)
     check_bool("external_weights", external_weights)
     check_methods(methods)
+    check_generation(generation)
     check_metric(metric, verify_on)
     bounds = Bounds(TOLERANCE if tolerance is None else tolerance)
     if backend.quantization is not None:
         bounds = Bounds(tolerance, backend.quantization.min_output_sqnr)
     with interruptible(), staged(path, external_weights) as files, isolated():
-        requested = {"forward": Method("forward", example_inputs, dynamic_shapes, preprocess, feeds=feeds)}
-        if generation is not None:
-            requested["forward"] = generation.method(requested["forward"])
-        requested |= methods or {}
+        main = Method("forward", example_inputs, dynamic_shapes, preprocess, feeds=feeds)
+        requested = {"forward": main if generation is None else generation.method(main), **(methods or {})}
         forward, *further = entry_points(model, folded_copy(model), requested)
         forward, told = (forward, {}) if generation is None else generation.taken(forward)
         check_labels(labels, forward.spec.outputs)

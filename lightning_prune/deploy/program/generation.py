@@ -51,8 +51,10 @@ class Generation:
         eos = (self.eos,) if isinstance(self.eos, int) else self.eos
         if not isinstance(eos, Sequence) or isinstance(eos, str) or not eos:
             raise TypeError(f"Generation.eos must be a token or a list of tokens, got {self.eos!r:.60}")
-        for token in (*eos, *(() if self.bos is None else (self.bos,))):
-            check_whole("Generation.bos" if token is self.bos else "Generation.eos", token, 0)
+        for token in eos:
+            check_whole("Generation.eos", token, 0)
+        if self.bos is not None:
+            check_whole("Generation.bos", self.bos, 0)
 
     def calls(self, tokens: Sequence[int], prompt: int = 1) -> list[Call]:
         """Return a text as calls in a row: its first tokens in one call, the others one by one.
@@ -121,6 +123,19 @@ class Generation:
             "use_sdpa_with_kv_cache": False,
             "enable_dynamic_shape": True,
         }
+
+
+def check_generation(value: object) -> None:
+    """Check what says that a model is a decoder that writes text.
+
+    Raises:
+        TypeError: it is no :class:`Generation`.
+    """
+    if value is not None and not isinstance(value, Generation):
+        raise TypeError(
+            f"generation: got {value!r:.60}, must be a value such as Generation(max_length=128, eos=2): the places of"
+            " the cache, and the tokens at which an app stops"
+        )
 
 
 def example(told: Mapping[str, Any]) -> Call:

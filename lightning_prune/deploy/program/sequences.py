@@ -1,6 +1,6 @@
 """Calls in a row, for models with memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.program.preprocessing import Normalize
 from lightning_prune.deploy.program.signature import MethodSpec, describe
-from lightning_prune.deploy.program.structure import flat_inputs
+from lightning_prune.deploy.program.structure import by_name, flat_inputs, misnamed
 
 Call = tuple[Tensor, ...]
 """The inputs of one call of a program."""
@@ -83,6 +83,8 @@ class Sequences:
         names, given_names = ([one.name for i, one in enumerate(inputs) if i not in fed] for fed in ((), firsts))
 
         def call(given: Any, at: str) -> Call:  # noqa: ANN401
+            if isinstance(given, Mapping) and all(by_name(given, own) is None for own in (names, given_names)):
+                raise misnamed(given, names, f"{where}: {at}")
             parts = given if isinstance(given, tuple | list) and not hasattr(given, "_fields") else (given,)
             tensors = flat_inputs(names, parts, {})
             if firsts and len(tensors) == len(given_names):

@@ -162,6 +162,16 @@ def by_name(record: object, names: Sequence[str]) -> dict[str, Any] | None:
     return None
 
 
+def misnamed(record: Any, names: Sequence[str], what: str) -> ValueError:  # noqa: ANN401
+    """Return the error for a record in which :func:`by_name` misses an input."""
+    held = [name for name, _ in named_leaves(record)]
+    line = renaming(held, names) if isinstance(record, Mapping) and held == [*record] else ""
+    return ValueError(
+        f"{what} holds {', '.join(held)}, the inputs are {', '.join(names)}: name them as the arguments of the"
+        f" method{f', such as {line}' if line else ''}"
+    )
+
+
 def flat_inputs(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the tensors of a call in the order of a program's inputs; those that are named by their names."""
     record = kwargs if not args else args[0] if len(args) == 1 and not kwargs else None
@@ -202,12 +212,7 @@ class Records:
         if inputs is None and isinstance(record, tuple):
             return batch  # a named tuple of inputs and targets
         if inputs is None:
-            held = [name for name, _ in named_leaves(record)]
-            line = renaming(held, self.names) if isinstance(record, Mapping) and held == [*record] else ""
-            raise ValueError(
-                f"{self.where}: a batch holds {', '.join(held)}, the inputs are {', '.join(self.names)}: name them as"
-                f" the arguments of the method{f', such as {line}' if line else ''}"
-            )
+            raise misnamed(record, self.names, f"{self.where}: a batch")
         if is_pair:
             return tuple(inputs.values()), *batch[1:]
         rest = {name: leaf for name, leaf in named_leaves(record) if name not in inputs}

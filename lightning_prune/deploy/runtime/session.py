@@ -89,9 +89,16 @@ class Session:
             first: fed input -> what it begins with, such as an earlier :attr:`state`; any other begins as told.
 
         Raises:
+            TypeError: it is no dict.
             ValueError: there is no such input, or it takes another shape or dtype.
             SessionError: another thread is in a call.
         """
+        if first is not None and not isinstance(first, Mapping):
+            names = ", ".join(f"{feed.input!r}: …" for feed in self._spec.feeds)
+            raise TypeError(
+                f"reset: got a {type(first).__name__}, must be a dict by the names of the inputs, as in"
+                f" reset({{{names}}})"
+            )
         fed = self._begun(first or {})
         with self._alone():
             self._restart()

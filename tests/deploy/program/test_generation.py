@@ -166,6 +166,13 @@ class TestRefused:
         with pytest.raises(ValueError, match=next(iter(options))):
             export(Sum(), tmp_path / "model.pte", generation=Generation(16, eos=0), **options)
 
+    @pytest.mark.parametrize("wrong", [32, {"max_length": 16, "eos": 0}, Generation], ids=str)
+    def test_what_is_no_generation(self, wrong: Any, tmp_path: Path) -> None:
+        pytest.importorskip("executorch")
+        with pytest.raises(TypeError, match=r"generation: got .*, must be a value such as Generation\(max_length=128"):
+            export(Sum(), tmp_path / "model.pte", generation=wrong)
+        assert not list(tmp_path.iterdir())
+
 
 @pytest.mark.slow
 def test_executorchs_own_runner_writes_what_the_model_does(

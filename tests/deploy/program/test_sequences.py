@@ -38,12 +38,22 @@ def test_images_become_bytes():
         ([torch.zeros(3, 1, 4)], TypeError, "number 0 is a Tensor, must be a list of calls"),
         ([[], [STEP]], ValueError, "sequence 0 has no call"),
         ([[STEP, torch.ones(1, 4)]], ValueError, r"call 1 of sequence 0 holds \(1, 4\) float32, the program takes x"),
+        (
+            [[{"a": STEP[0], "b": STEP[1]}]],
+            ValueError,
+            "call 0 of sequence 0 holds a, b, the inputs are x, position: name",
+        ),
         ([[(torch.ones(1, 4), torch.arange(9))]], ValueError, r"takes .*position \(1…8,\) int64"),
     ],
 )
 def test_refusals(sequences: Any, error: type[Exception], text: str):
     with pytest.raises(error, match=text):
         Sequences(sequences).taken(MethodSpec((X, P), ()), None, "verify_on")
+
+
+def test_a_name_that_is_none_of_the_inputs_is_refused_where_there_is_one():
+    with pytest.raises(ValueError, match="verify_on: call 1 of sequence 0 holds wrong, the inputs are x: name them"):
+        Sequences([[{"x": STEP[0]}, {"wrong": STEP[0]}]]).taken(MethodSpec((X,), ()), None, "verify_on")
 
 
 def test_a_metric_has_no_targets_here():

@@ -55,6 +55,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(inputs: tuple[Tensor, 
         session.reset({"h": torch.zeros(2, 2)})
     with pytest.raises(ValueError, match="no fed input 'x'; there is h"):
         session.reset({"x": full(1)})
+    for state in (full(1), (full(1),)):
+        with pytest.raises(TypeError, match=r"must be a dict by the names of the inputs, as in reset\(\{'h': …\}\)"):
+            session.reset(state)  # pyright: ignore[reportArgumentType]
     assert float(session.step(full(1))[1][0, 0]) == 3
 
 
