@@ -49,18 +49,10 @@ done
 [ ${#files[@]} -gt 0 ] || refuse "no .pte given; see --help"
 [[ $tolerance =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || refuse "--tolerance: got $tolerance, must be a number, as in 1e-4"
 
-versions=$("$python" -c 'from importlib.metadata import version as v; print(v("torch").split("+")[0], v("executorch"))' 2>/dev/null) ||
-    refuse "$python has no torch and executorch: set PYTHON to the interpreter of the environment that made the files"
-read -r torch_version executorch_version <<<"$versions"
+source "$here/arm/emulation.sh"
+read_versions files
 
-mkdir -p "$root" 2>/dev/null || refuse "--root: $root cannot be created"
-root=$(cd "$root" && pwd)/torch-$torch_version-executorch-$executorch_version
-exec 9>"$root.lock"
-flock 9
-if [ ! -d "$root" ]; then
-    PYTHON=$python "$here/arm/setup.sh" "$root" "$torch_version" "$executorch_version" 9>&-
-fi
-exec 9>&-
+set_up_root
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -68,10 +60,7 @@ trap 'rm -rf "$work"' EXIT
     cat "$work/log" >&2
     refuse "the files cannot be run here, see above: they need the XNNPACK or the Portable backend"
 }
-# With -cpu max (SVE) int8 comes out wrong.
-qemu-aarch64-static -cpu neoverse-n1 -L "$root" -E PYTHONPATH="$root/site" -E PYTHONDONTWRITEBYTECODE=1 \
-    -E LD_LIBRARY_PATH="$root/stub" -E OMP_NUM_THREADS=1 "$root/usr/bin/python3.11" \
-    "$here/arm/outputs.py" compare "$work" "${files[@]}" 2>"$work/log" | tee "$work/results" || {
+emulated_python "$here/arm/outputs.py" compare "$work" "${files[@]}" 2>"$work/log" | tee "$work/results" || {
     cat "$work/log" >&2
     echo "verify_on_arm: the emulated run failed, see above" >&2
     exit 1

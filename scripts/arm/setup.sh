@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # An aarch64 root folder in which the Arm wheels of torch and executorch run under user-mode emulation.
-# Called by verify_on_arm.sh: setup.sh ROOT TORCH_VERSION EXECUTORCH_VERSION   (PYTHON: an interpreter with pip)
+# Called by emulation.sh: setup.sh ROOT TORCH_VERSION EXECUTORCH_VERSION   (PYTHON: an interpreter with pip)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$1
