@@ -192,8 +192,7 @@ def _candidate(program: RuntimeModel, entry: EntryPoint) -> Candidate:
     # Without a manifest only the largest sizes are known: the file itself does not say from which size on it works.
     sizes = {where: shape for where, shape in ends(spec).items() if program.manifest is not None or where == LARGEST}
     samples = [entry.inputs] if _is_quantized(program) else []
-    told = {} if program.manifest is None or program.method != "forward" else program.manifest.get("generation", {})
-    rows = texts(told).calls if told else ()
+    rows = texts(program.generation).calls if program.generation else ()
     return Candidate(
         entry.name, program, entry.eager, spec, entry.inputs, sizes, samples, rows=rows, reset=program.reset
     )

@@ -37,6 +37,10 @@ class Feeding:
             {place: feed.first for place, feed in places.items()},
         )
 
+    def firsts(self, inputs: Sequence[TensorSpec]) -> dict[int, Tensor]:
+        """Return what these inputs hold at the first call, by number, where they are fed."""
+        return {i: torch.full(inputs[i].shape, value, dtype=inputs[i].dtype) for i, value in self.first.items()}
+
     def begun(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the inputs of a first call."""
         return tuple(torch.full_like(x, self.first[i]) if i in self.first else x for i, x in enumerate(inputs))

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_prune.deploy.program.feeds import Feeding
 from lightning_prune.deploy.program.preprocessing import Normalize
-from lightning_prune.deploy.program.signature import MethodSpec, describe
+from lightning_prune.deploy.program.signature import MethodSpec, describe, takes
 from lightning_prune.deploy.program.structure import by_name, flat_inputs, misnamed
 
 Call = tuple[Tensor, ...]
@@ -77,9 +76,7 @@ class Sequences:
             ValueError: a sequence has no call, or a call is not what the program takes.
         """
         inputs, feeding = spec.inputs, Feeding.of(spec)
-        firsts = {
-            at: torch.full(inputs[at].shape, value, dtype=inputs[at].dtype) for at, value in feeding.first.items()
-        }
+        firsts = feeding.firsts(inputs)
         names, given_names = ([one.name for i, one in enumerate(inputs) if i not in fed] for fed in ((), firsts))
 
         def call(given: Any, at: str) -> Call:  # noqa: ANN401
@@ -92,11 +89,10 @@ class Sequences:
                 tensors = tuple(firsts[i] if i in firsts else next(left) for i in range(len(inputs)))
             if preprocess is not None and tensors and isinstance(tensors[0], Tensor):
                 tensors = (preprocess.image_of(tensors[0].detach().cpu(), where), *tensors[1:])
-            right = len(tensors) == len(inputs) and all(isinstance(x, Tensor) for x in tensors)
-            if not right or not all(one.takes(x) for one, x in zip(inputs, tensors, strict=True)):
-                takes = ", ".join(map(str, inputs))
-                takes += f"; {', '.join(feed.input for feed in spec.feeds)} may be left out" if spec.feeds else ""
-                raise ValueError(f"{where}: {at} holds {describe(tensors) or 'nothing'}, the program takes {takes}")
+            if not takes(inputs, tensors):
+                wanted = ", ".join(map(str, inputs))
+                wanted += f"; {', '.join(feed.input for feed in spec.feeds)} may be left out" if spec.feeds else ""
+                raise ValueError(f"{where}: {at} holds {describe(tensors) or 'nothing'}, the program takes {wanted}")
             return tuple(x.detach().cpu().contiguous() for x in tensors)
 
         made = [

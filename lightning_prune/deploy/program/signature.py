@@ -111,6 +111,13 @@ class MethodSpec:
     feeds: tuple[Feed, ...] = ()
 
 
+def takes(inputs: Sequence[TensorSpec], values: Sequence[object]) -> bool:
+    """Whether values are tensors that these inputs take, as many and in order."""
+    return len(values) == len(inputs) and all(
+        isinstance(x, Tensor) and each.takes(x) for each, x in zip(inputs, values, strict=True)
+    )
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name without torch: ``float32``."""
     return str(dtype).removeprefix("torch.")

@@ -23,6 +23,7 @@ from lightning_prune.deploy.program.signature import (
     describe,
     describe_shape,
     dtype_name,
+    takes,
 )
 from lightning_prune.deploy.program.structure import flat_inputs
 from lightning_prune.deploy.runtime.child import CHILD, TIMEOUT
@@ -125,6 +126,11 @@ class RuntimeModel:
         return self.manifest is not None
 
     @property
+    def generation(self) -> Mapping[str, Any]:
+        """What its manifest says of a decoder that writes text, for runners of it; empty of others."""
+        return {} if self.manifest is None or self.method != "forward" else self.manifest.get("generation", {})
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods of the file, those left out that take nothing: they hold constants."""
         if self.manifest is not None:
@@ -147,14 +153,12 @@ class RuntimeModel:
             ValueError: number, shape or dtype is another.
         """
         inputs = flat_inputs([spec.name for spec in self.inputs], inputs, named)
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        wrong = len(tensors) != len(inputs) or len(tensors) != len(self.inputs)
-        if wrong or not all(spec.takes(x) for spec, x in zip(self.inputs, tensors, strict=True)):
+        if not takes(self.inputs, inputs):
             wanted = ", ".join(f"{spec.shape_text()} {dtype_name(spec.dtype)}" for spec in self.inputs) or "no input"
             raise ValueError(f"{self.path.name} takes {wanted}; got {describe(inputs) or 'nothing'}")
-        if self._generation is not None:
-            check_call(self._generation, tensors)
-        return tuple(x.detach().cpu().contiguous() for x in tensors)
+        if self.generation:
+            check_call(self.generation, inputs)
+        return tuple(x.detach().cpu().contiguous() for x in inputs)
 
     def run(self, prepared: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the program on inputs that :meth:`prepared` returned; nothing is checked again.
@@ -219,8 +223,8 @@ class RuntimeModel:
             raise ExportError(
                 f"{self.path} takes {size:,} bytes of inputs, which are not made unasked: pass inputs of your own"
             )
-        if self._generation is not None:
-            return example(self._generation)
+        if self.generation:
+            return example(self.generation)
         generator = torch.Generator().manual_seed(0)
 
         def drawn(spec: TensorSpec) -> Tensor:
@@ -255,8 +259,6 @@ class RuntimeModel:
         elif signature is None:
             signature = _undescribed(self.path, method, self.timeout, self.data_path)
         self.signature, self.inputs, self.outputs = signature, signature.inputs, signature.outputs
-        told = {} if self.manifest is None else self.manifest
-        self._generation = told.get("generation") if method == "forward" else None
         self._count()
         loaded = self._ask("load")
         if self.manifest is not None:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_prune.deploy.program.feeds import Feeding
-from lightning_prune.deploy.program.signature import MethodSpec, describe
+from lightning_prune.deploy.program.signature import MethodSpec, describe, takes
 from lightning_prune.deploy.program.structure import flat_inputs
 from lightning_prune.errors import SessionError
 
@@ -61,12 +60,10 @@ class Session:
         """
         own = {place: one for place, one in enumerate(self._spec.inputs) if place not in self._feeding.sources}
         tensors = flat_inputs([one.name for one in own.values()], inputs, named)
-        given = [x for x in tensors if isinstance(x, Tensor)]
-        right = len(given) == len(tensors) == len(own)
-        if not right or not all(one.takes(x) for one, x in zip(own.values(), given, strict=True)):
+        if not takes(list(own.values()), tensors):
             wanted = ", ".join(map(str, own.values())) or "no input"
             raise ValueError(f"a step takes {wanted}; got {describe(tensors) or 'nothing'}")
-        prepared = [x.detach().cpu().contiguous() for x in given]
+        prepared = [x.detach().cpu().contiguous() for x in tensors]
         with self._alone():
             if self._is_lost:
                 raise SessionError(
@@ -108,16 +105,12 @@ class Session:
         places = {self._spec.inputs[place].name: place for place in self._feeding.sources}
         if unknown := [name for name in first if name not in places]:
             raise ValueError(f"there is no fed input {unknown[0]!r}; there is {', '.join(places) or 'none'}")
+        fed = self._feeding.firsts(self._spec.inputs)
         for name, x in first.items():
-            if not isinstance(x, Tensor) or not self._spec.inputs[places[name]].takes(x):
+            if not takes([self._spec.inputs[places[name]]], [x]):
                 raise ValueError(f"a state is {self._spec.inputs[places[name]]}; got {describe([x])}")
-        specs = {name: self._spec.inputs[place] for name, place in places.items()}
-        return {
-            place: first[name].detach().cpu().contiguous().clone()
-            if name in first
-            else torch.full(specs[name].shape, self._feeding.first[place]).to(specs[name].dtype)
-            for name, place in places.items()
-        }
+            fed[places[name]] = x.detach().cpu().contiguous().clone()
+        return fed
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
