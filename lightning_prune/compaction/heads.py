@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.compaction._equivalence import Arguments, Comparison
 from lightning_prune.compaction.resize import Undo
-from lightning_prune.compaction.rotation import set_values
+from lightning_prune.compaction.rotation import ExactChange, set_values
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.graph.heads import HeadPair, Slots
 from lightning_prune.model.masks import dense_names, locate
@@ -117,7 +116,7 @@ class HeadMoments:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadTurn:
+class HeadTurn(ExactChange):
     """Pairs of a model, and how they are turned.
 
     Args:
@@ -127,22 +126,6 @@ class HeadTurn:
 
     pairs: Sequence[HeadPair]
     turns: Sequence[Tensor]
-
-    def mask(self, model: nn.Module) -> None:
-        """Leave the model: nothing is masked before."""
-
-    def rebuild(self, model: nn.Module) -> nn.Module:
-        """Turn a copy, and return it."""
-        self.apply(model, [])
-        return model
-
-    def prove(self, model: nn.Module, inputs: Arguments, tolerance: float) -> float:
-        """Return the largest relative error between dense and turned copies, at float64 where the device has it.
-
-        Raises:
-            CompactionError: it is larger than the tolerance, or the model does not run.
-        """
-        return min(Comparison(model, self, inputs).errors(self, tolerance).values(), default=0.0)
 
     @torch.no_grad()
     def apply(self, model: nn.Module, undo: Undo) -> None:

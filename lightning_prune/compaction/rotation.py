@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -121,8 +122,34 @@ def turn_first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return args, {**kwargs, name: turn(kwargs[name])}
 
 
+class ExactChange(ABC):
+    """A change in place after which a model computes the same: nothing is masked before it."""
+
+    @abstractmethod
+    def apply(self, model: nn.Module, undo: Undo) -> None:
+        """Carry it out, and write down how it is taken back."""
+
+    def mask(self, model: nn.Module) -> nn.Module:
+        """Return the model as it is."""
+        return model
+
+    def rebuild(self, model: nn.Module) -> nn.Module:
+        """Carry it out, and return the model."""
+        self.apply(model, [])
+        return model
+
+    def prove(self, model: nn.Module, inputs: Arguments, tolerance: float) -> float:
+        """Return the largest relative error between copies before and after, at float64 where the device has it.
+
+        Raises:
+            CompactionError: it is larger than the tolerance, or the model does not run.
+        """
+        errors = Comparison(model, self, inputs).errors(self, tolerance)
+        return errors["float64" if "float64" in errors else "float32"]
+
+
 @dataclass(frozen=True, eq=False)
-class Turn:
+class Turn(ExactChange):
     """A stream of a model, and how it is turned.
 
     Args:
@@ -133,25 +160,13 @@ class Turn:
     stream: Stream
     directions: Tensor
 
-    def mask(self, model: nn.Module) -> None:
-        """Leave the model: nothing is masked before."""
-
-    def rebuild(self, model: nn.Module) -> nn.Module:
-        """Turn a copy, and return it."""
-        self.apply(model, [])
-        return model
-
-    def prove(self, model: nn.Module, inputs: Arguments, tolerance: float) -> dict[str, float]:
-        """Return the largest relative error between dense and rotated copies at float64.
-
-        Raises:
-            CompactionError: it is larger than the tolerance, or the model does not run.
-        """
+    def prove(self, model: nn.Module, inputs: Arguments, tolerance: float) -> float:
+        """Return the largest relative error; see :meth:`ExactChange.prove`."""
         dense = plain_copy(model).double()
         for path in self.stream.norms:
             if not isinstance(norm := dense.get_submodule(path), nn.LayerNorm | nn.RMSNorm):
                 _put(dense, norm, _Exact(Affine.of(norm, self.stream.size)), [])
-        return Comparison(dense, self, inputs).errors(self, tolerance)
+        return super().prove(dense, inputs, tolerance)
 
     @torch.no_grad()
     def apply(self, model: nn.Module, undo: Undo) -> None:

@@ -46,7 +46,7 @@ class HeadRotation:
     Args:
         heads: what was rotated.
         stayed: what was not -> why.
-        error: largest relative error between the dense and the rotated model.
+        error: largest relative error between the dense and the rotated model at float64.
     """
 
     heads: tuple[RotatedHeads, ...]
@@ -129,10 +129,9 @@ def rotate_heads(
         error = turn.prove(model, (example.args, example.kwargs), tolerance)
         turn.apply(model, undo)
     rotated = list[RotatedHeads]()
-    for key in dict.fromkeys((pair.place, pair.is_of_values) for pair in pairs):
-        own = [at for at, pair in enumerate(pairs) if (pair.place, pair.is_of_values) == key]
+    kinds = [(pair.place, pair.is_of_values, len(own)) for pair, own in zip(pairs, shares, strict=True)]
+    for kind in dict.fromkeys(kinds):
+        own = [at for at, other in enumerate(kinds) if other == kind]
         weights = (slots.weight for at in own for slots in (*pairs[at].left, *pairs[at].right))
-        for width in dict.fromkeys(len(shares[at]) for at in own):
-            of_width = torch.stack([shares[at] for at in own if len(shares[at]) == width])
-            rotated.append(RotatedHeads(*key, tuple(dict.fromkeys(weights)), of_width))
+        rotated.append(RotatedHeads(*kind[:2], tuple(dict.fromkeys(weights)), torch.stack([shares[at] for at in own])))
     return HeadRotation(tuple(rotated), stayed, error)

@@ -150,11 +150,10 @@ def rotate(
                 moments.stop()
             directions, shares = moments.directions()
             turn = Turn(stream, directions)
-            errors = turn.prove(model, (example.args, example.kwargs), tolerance)
+            error = turn.prove(model, (example.args, example.kwargs), tolerance)
             turn.apply(model, undo)
             writers = tuple(dict.fromkeys(name for name, _ in stream.writers))
             readers = tuple(dict.fromkeys(reader.weight[0] for reader in stream.readers))
-            error = max(errors.values(), default=0.0)
             rotated.append(RotatedStream(tuple(stream.norms), writers, readers, stream.entrance, shares, error))
         if example_of(model) is None:
             remember(model, example)

@@ -199,6 +199,31 @@ def test_the_last_slots_go_exactly_and_cost_least() -> None:
     assert errors[True] < 0.7 * errors[False]
 
 
+class TwoWidths(nn.Module):
+    """Heads of two widths, all in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.wide_out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.narrow, self.narrow_out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for heads, layer, out in ((2, self.wide, self.wide_out), (4, self.narrow, self.narrow_out)):
+            q, k, v = layer(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            x = x + out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x
+
+
+def test_heads_of_two_widths_are_told_each_with_its_own_weights() -> None:
+    heads = rotate_heads(TwoWidths(), [X]).heads
+    assert {(each.is_of_values, tuple(each.shares.shape), each.weights) for each in heads} == {
+        (False, (2, 8), ("wide.weight",)),
+        (True, (2, 8), ("wide.weight", "wide_out.weight")),
+        (False, (4, 4), ("narrow.weight",)),
+        (True, (4, 4), ("narrow.weight", "narrow_out.weight")),
+    }
+
+
 def test_what_stays_is_named() -> None:
     rotation = rotate_heads(Net("rotary"), [X])
     assert rotation.stayed["query and key of first"].startswith(
