@@ -10,7 +10,19 @@ from compaction_cases import everything
 from torch import Tensor, nn
 from trained_cases import batches
 
-from lightning_prune import Channel, MACs, Magnitude, NoRepair, OneShot, Params, Polynomial, Recipe, prune, prune_each
+from lightning_prune import (
+    Channel,
+    Global,
+    MACs,
+    Magnitude,
+    NoRepair,
+    OneShot,
+    Params,
+    Polynomial,
+    Recipe,
+    prune,
+    prune_each,
+)
 from lightning_prune.compaction import applied_plan
 from lightning_prune.errors import PruningError
 from lightning_prune.model.example import example_of
@@ -89,6 +101,21 @@ def test_what_a_larger_one_meets_already_is_the_same_network() -> None:
     assert macs[1] is not None
     assert macs[0] is not None
     assert macs[1] < macs[0]
+
+
+def test_the_smaller_ones_are_chosen_by_the_scales_of_the_dense_network() -> None:
+    """As the rounds of one run are: two needs are two rounds to the smaller one."""
+    recipe = replace(RECIPE, repair=NoRepair(), criterion=Magnitude(), allocation=Global())
+    schedule = Polynomial(begin_step=1, end_step=3, frequency=1)
+    # of a polynomial of power 3 half of the way takes seven eighths of what goes
+    final = 0.8
+    needs = Params(1 - 7 / 8 * final), Params(1 - final)
+    model = network()
+    with torch.no_grad():  # where the first round takes the small ones, the mean of the others is another
+        model.get_parameter("0.weight").mul_(torch.linspace(0.1, 3, 24)[:, None])
+    small = prune_each(model, replace(recipe, need=needs), batches(), progress=False)[1].model
+    prune(model, replace(recipe, need=needs[1], schedule=schedule), batches(), progress=False)
+    assert agree(small, model)
 
 
 def test_rounds_and_a_metric() -> None:
