@@ -1,8 +1,8 @@
 """Files of at most 30 MB that someone made to do harm: what they take, and whether each is refused by its name.
 
 Prints a row for each file with what was said of it, and the largest memory of this process and of the one that runs
-.pte files beyond what they had before (Linux); then how many of 22,858 mutated checkpoints, plans and manifests, drawn
-with a seed, were read or refused by name. Any other error ends it.
+.pte files beyond what they had before (Linux); then how many of 28,858 mutated checkpoints, plans, manifests, probes,
+their results and latency tables, drawn with a seed, were read or refused by name. Any other error ends it.
 
     python -m benchmarks.hostile
     python -m benchmarks.hostile --mutants 2000
@@ -27,8 +27,14 @@ from torch import nn
 from lightning_prune.checkpoints.state import KEY, VERSION
 from lightning_prune.checkpoints.summary import summarize_checkpoint
 from lightning_prune.compaction import Compaction
-from lightning_prune.deploy.artifact.manifest import load_manifest, to_text
+from lightning_prune.deploy import LatencyTable, Probe
+from lightning_prune.deploy.artifact.manifest import load_manifest, methods_of, to_text
+from lightning_prune.deploy.probe import ProbeInput, ProbeProgram, ProbeResults
+from lightning_prune.deploy.program.generation import example, texts
+from lightning_prune.deploy.runtime.session import Session
 from lightning_prune.errors import PruningError
+from lightning_prune.model.state import State
+from lightning_prune.selection.cells import Kernel
 
 PLAN = {
     "format": "lightning_prune.compaction",
@@ -57,8 +63,14 @@ MANIFEST = {
         "forward": {
             "inputs": [{"name": "x", "shape": [1, 3], "dtype": "float32", "dynamic": {"0": [1, 8]}}],
             "outputs": [{"name": "y", "shape": [1, 2], "dtype": "float32", "max_abs_error": 0.0}],
-        }
+        },
+        "step": {
+            "inputs": [{"name": "h", "shape": [1, 3], "dtype": "float32"}],
+            "outputs": [{"name": "next", "shape": [1, 3], "dtype": "float32"}],
+            "feeds": [{"input": "h", "output": "next", "first": 0.5}],
+        },
     },
+    "state": [{"name": "keys", "shape": [1, 3], "dtype": "float32", "first": "zeros", "methods": ["forward"]}],
     "labels": ["a", "b"],
     "backend": {"name": "xnnpack", "options": {}},
     "quantization": {"methods": ["forward"]},
@@ -69,11 +81,95 @@ MANIFEST = {
     "notes": [],
     "versions": {},
 }
+TEXT = {
+    "get_max_seq_len": 8,
+    "get_max_context_len": 8,
+    "get_vocab_size": 5,
+    "get_eos_ids": [2],
+    "get_bos_id": 1,
+    "use_kv_cache": True,
+}
+DECODER = MANIFEST | {
+    "methods": {
+        "forward": {
+            "inputs": [
+                {"name": "tokens", "shape": [1, 8], "dtype": "int64", "dynamic": {"1": [1, 8]}},
+                {"name": "position", "shape": [8], "dtype": "int64", "dynamic": {"0": [1, 8]}},
+            ],
+            "outputs": [{"name": "logits", "shape": [1, 1, 5], "dtype": "float32"}],
+        }
+    },
+    "generation": TEXT,
+}
+del DECODER["preprocessing"]
 PLAIN = [None, 3, -1, 2**70, 1e400, math.nan, "x", "\x1b[2J", "[" * 9999, [], {}, {"3": {}}, True, [[[]]], 0.5]
 ODD = [*PLAIN, b"", {3: {}}, torch.ones(2), torch.eye(2).to_sparse(), torch.ones(1).expand(2**40)]
 ODD += [torch.ones(2, device="meta"), torch.eye(2).to(torch.float8_e4m3fn), torch.nested.nested_tensor([torch.ones(2)])]
-COUNTS = {"values": 6000, "bytes": 6000, "pickles": 4000, "plans": 3429, "manifests": 3429}
-"""Kind of mutation -> how many; 22,858 in all."""
+COUNTS = {"values": 6000, "bytes": 6000, "pickles": 4000, "plans": 3429, "manifests": 3429} | {
+    "probes": 2000,
+    "results": 2000,
+    "tables": 2000,
+}
+"""Kind of mutation -> how many; 28,858 in all."""
+
+
+def probe() -> Probe:
+    """Return a plan of a probe with two cells."""
+    parts = [(size, "border", ((0, size),)) for size in (64, 512, 4096)]
+    parts += [(100 * into, "conv #1", ((out, into),)) for out, into in ((16, 8), (32, 8), (16, 32), (64, 64))]
+    parts += [(300, "dense", ()), (300, "narrow", ())]
+    programs = [
+        ProbeProgram(f"0.m{number}", "0.pte", f"m{number}", (ProbeInput((1, size), "float32", False),), cell, widths)
+        for number, (size, cell, widths) in enumerate(parts)
+    ]
+    return Probe(
+        runtime="executorch 1.4.1",
+        backend="xnnpack",
+        threads=1,
+        passes=2,
+        rounds=5,
+        files={"0.pte": "0" * 64},
+        programs=tuple(programs),
+        kernels={"conv #1": (Kernel("point", 100.0, 100.0, 100.0),)},
+        name="Two",
+        shapes={"first.weight": (64, 64), "second.weight": (64, 64)},
+        cells=(("conv #1", (("first.weight", 0, 1),)), ("conv #1", (("second.weight", 0, 1),))),
+        anchors=((((64, 64),), ((64, 64),)), (((8, 64),), ((64, 8),))),
+    )
+
+
+def measured_by(plan: Probe) -> ProbeResults:
+    """Return results of a plan: times that grow with the widths."""
+    times = {
+        each.name: (4000 + each.taken + {"dense": 10**6}.get(each.cell, 50 * each.taken),) * 10
+        for each in plan.programs
+    }
+    return ProbeResults(plan.digest, "a phone", plan.runtime, 1, "thread", 40, times)
+
+
+def probed(kind: str, drawn: random.Random) -> Callable[[], object]:
+    """Return a call that makes a latency table of a plan and results, one of them mutated, or prints such a table."""
+    plan = Probe.from_json(probe().to_json())
+    results = measured_by(plan)
+
+    def printed(table: LatencyTable) -> None:
+        text = f"{table}{table!r}{table.merged(table)}{table.compared(table)}"
+        assert "\x1b" not in text, text
+
+    if kind == "probes":
+        text = json.dumps(mutated(json.loads(plan.to_json()), drawn, PLAIN))
+
+        def made() -> None:
+            other = Probe.from_json(text)
+            printed(other.table(measured_by(other)))
+            assert "\x1b" not in str(other)
+
+        return made
+    if kind == "results":
+        text = json.dumps(mutated(json.loads(results.to_json()), drawn, PLAIN))
+        return lambda: printed(plan.table(ProbeResults.from_json(text)))
+    text = json.dumps(mutated(json.loads(plan.table(results).to_json()), drawn, PLAIN))
+    return lambda: printed(LatencyTable.from_json(text))
 
 
 def checkpoint() -> dict[Any, Any]:
@@ -109,6 +205,17 @@ def damaged(data: bytes, drawn: random.Random) -> bytes:
     return bytes(changed[: drawn.choice([len(data), drawn.randrange(len(data))])])
 
 
+def used(manifest: dict[str, Any]) -> None:
+    """Make of a manifest what a session and a comparison make of it."""
+    for spec in methods_of(manifest).values():
+        Session(lambda *inputs: inputs, spec)
+    if "generation" in manifest:
+        example(manifest["generation"])
+        texts(manifest["generation"])
+    for each in manifest.get("state", []):
+        str(State(each["name"], tuple(each["shape"]), each["dtype"], each["first"]))
+
+
 def readers(kind: str, drawn: random.Random, folder: Path) -> Iterator[Callable[[], object]]:
     """Yield calls that read a mutated file, without end."""
     path = folder / "last.ckpt"
@@ -120,14 +227,17 @@ def readers(kind: str, drawn: random.Random, folder: Path) -> Iterator[Callable[
         if kind == "plans":
             text = json.dumps(mutated(PLAN, drawn, PLAIN))
             yield lambda text=text: Compaction.from_json(text).shapes_after
+        elif kind in ("probes", "results", "tables"):
+            yield probed(kind, drawn)
         elif kind == "manifests":
+            good = drawn.choice([MANIFEST, DECODER])
             try:
-                text = to_text(mutated(MANIFEST, drawn, PLAIN))
+                text = to_text(mutated(good, drawn, PLAIN))
             except (KeyError, ValueError, UnicodeError):  # one that cannot be written, as with a NaN
-                text = json.dumps(mutated(MANIFEST, drawn, PLAIN))
+                text = json.dumps(mutated(good, drawn, PLAIN))
             raw = text.encode("utf-8", "replace")
             (folder / "m.json").write_bytes(raw if drawn.random() < 0.8 else damaged(raw, drawn))
-            yield lambda: load_manifest(folder / "m.json")
+            yield lambda: used(load_manifest(folder / "m.json"))
         else:
             if kind == "values":
                 torch.save(mutated(checkpoint(), drawn, ODD), path)
@@ -138,6 +248,10 @@ def readers(kind: str, drawn: random.Random, folder: Path) -> Iterator[Callable[
                     for name, record in records.items():
                         archive.writestr(name, damaged(record, drawn) if name.endswith("data.pkl") else record)
             yield lambda: str(summarize_checkpoint(path))
+
+
+NAMED = ("last.ckpt", "m.json", "m.pte", "plan", "channel group", "results", "table", "a phone")
+"""Words of an error that says which file or document it is."""
 
 
 def fuzz(kind: str, count: int, folder: Path, seed: int = 18) -> tuple[int, int]:
@@ -152,7 +266,7 @@ def fuzz(kind: str, count: int, folder: Path, seed: int = 18) -> tuple[int, int]
             reads()
             read += 1
         except (PruningError, ValueError, FileNotFoundError) as error:
-            if not any(name in str(error) for name in ("last.ckpt", "m.json", "m.pte", "plan", "channel group")):
+            if not any(name in str(error) for name in NAMED):
                 raise AssertionError(f"{kind} {number}: {type(error).__name__}: {error}") from error
             refused += 1
         except Exception as error:

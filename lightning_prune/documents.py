@@ -10,13 +10,15 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+Read = TypeVar("Read")
 
 TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?P<process>(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8})\.(?P<ending>tmp|new|old)"
@@ -121,6 +123,24 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} holds no text in UTF-8 ({error.reason}): name another file") from error
+
+
+def loaded(path: Path, made: Callable[[str], Read]) -> Read:
+    """Return what is made of the text of a file that someone else may have made.
+
+    Args:
+        path: of the file.
+        made: of its text, such as the ``from_json`` of a class.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no file, or nothing can be made of what it holds; the message names it.
+    """
+    text = text_of(path)
+    try:
+        return made(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 @contextmanager

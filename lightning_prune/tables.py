@@ -106,7 +106,7 @@ class Table:
 
     def __str__(self) -> str:
         text = aligned([self.head, *self.rows], self.words, self.remarks, has_total=self.has_total)
-        return f"{text}\n{self.note}" if self.note else text
+        return f"{text}\n{lines(self.note)}" if self.note else text
 
     def to_html(self) -> str:
         """Return it as an element of a page; every text is escaped, whatever it holds.

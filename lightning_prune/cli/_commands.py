@@ -109,7 +109,7 @@ def probe_here(arguments: argparse.Namespace) -> None:
 
     output: Path = arguments.output
     check_output(output)
-    results = run_probe(arguments.folder, progress=sys.stderr.isatty())
+    results = run_probe(arguments.folder, memory=arguments.memory, progress=sys.stderr.isatty())
     results.save(output)
     failed = f"; {len(results.failed)} failed" if results.failed else ""
     _say(f"{Probe.load(arguments.folder)}\nrun on {results.device}, {results.clock} clock{failed}: {output}")

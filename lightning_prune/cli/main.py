@@ -186,6 +186,7 @@ def _probe(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     parser.add_argument("folder", type=Path, help="that export_probe wrote")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON", help="path of the results to write")
+    _add_memory(parser)
 
 
 def _verify(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -263,7 +264,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
-    about = "that a file may take beyond the runtime (256 MiB, or eight times the file)"
+    about = "that a program may take beyond the runtime (256 MiB, or eight times the file)"
     parser.add_argument("--memory", type=int, metavar="BYTES", help=about)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from lightning_prune.deploy.clock import COARSEST, least_of
 from lightning_prune.deploy.designs import BORDER, Measured, border_of, with_points
+from lightning_prune.deploy.program.signature import DTYPES
 from lightning_prune.deploy.runtime.turns import interquartile_range
-from lightning_prune.documents import Form, typed, whole
+from lightning_prune.documents import Form, loaded, typed, whole
 from lightning_prune.selection.cells import Kernel
 from lightning_prune.selection.latency import Anchor, LatencyTable, Network, Place
+from lightning_prune.tables import escaped
 from lightning_prune.values import check_whole
 
 PLAN = "plan.json"
@@ -23,6 +25,7 @@ _PLAN = Form("lightning_prune.probe_plan", 1, "plan of a probe")
 _RESULTS = Form("lightning_prune.probe_results", 1, "results of a probe")
 _FEWEST = 10
 """Rounds: of fewer there is no lower tenth."""
+_MOST_ROUNDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,13 @@ class ProbeProgram:
     inputs: tuple[ProbeInput, ...]
     cell: str
     widths: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        for each in self.inputs:
+            if each.dtype not in DTYPES:
+                raise ValueError(f"{self.name} takes {each.dtype!r:.60}, and a program takes {', '.join(DTYPES)}")
+        for number in (*(size for each in self.inputs for size in each.shape), self.taken):
+            check_whole(f"a size of {self.name}", number, 0)
 
     @property
     def taken(self) -> int:
@@ -111,12 +121,21 @@ class Probe:
             raise ValueError(f"{strange[0]} is in a file that it does not name")
         if above := [name for name in self.files if "/" in name or "\\" in name]:
             raise ValueError(f"{above[0]} is no name of a file beside it")
-        for program in self.programs:
-            for size in (size for each in program.inputs for size in each.shape):
-                check_whole(f"a size of {program.name}", size, 0)
+        if self.passes * self.rounds > _MOST_ROUNDS:
+            raise ValueError(f"{self.passes:,} passes of {self.rounds:,} rounds are more than {_MOST_ROUNDS:,} rounds")
+        if len({program.name for program in self.programs}) < len(self.programs):
+            raise ValueError("two of its programs have one name")
+        for key, count in [(each.cell, len(each.widths)) for each in self.programs] + [
+            (key, len(places)) for key, places in self.cells
+        ]:
+            if key in self.kernels and count != len(self.kernels[key]):
+                raise ValueError(f"{key} has {len(self.kernels[key])} kernels, and {count} are told of")
+        # refused now and not when a device has measured for an hour; the milliseconds are none yet
+        dense, narrow = (Anchor(widths, 1.0, 0.0) for widths in self.anchors)
+        Network(self.name, self.shapes, self.cells, (dense, narrow))
 
     def __str__(self) -> str:
-        return (
+        return escaped(
             f"{len(self.programs)} programs in {len(self.files)} files for {self.name} on {self.backend},"
             f" {self.runtime}: {self.passes} passes of {self.rounds} rounds"
         )
@@ -146,7 +165,7 @@ class Probe:
             ValueError: it is none, or of another version.
         """
         path = Path(folder)
-        return cls.from_json((path / PLAN if path.is_dir() else path).read_text(encoding="utf-8"))
+        return loaded(path / PLAN if path.is_dir() else path, cls.from_json)
 
     def table(self, results: "ProbeResults | str | Path") -> LatencyTable:
         """Return the latency table of the device that found these results.
@@ -273,4 +292,4 @@ class ProbeResults:
             FileNotFoundError: no such file.
             ValueError: it holds no results.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        return loaded(Path(path), cls.from_json)

@@ -28,6 +28,7 @@ from lightning_prune.deploy.probe import DENSE, NARROW, PLAN, Probe, ProbeInput,
 from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
+from lightning_prune.deploy.runtime.model import room_of
 from lightning_prune.errors import ExportError
 from lightning_prune.selection.granularity import Channel
 from lightning_prune.selection.latency import LatencyTable
@@ -132,7 +133,7 @@ def export_probe(
                 tuple(pieces[1].widths for _, pieces in design.kinds),
             ),
         )
-        (place.building / PLAN).write_text(plan.to_json(), encoding="utf-8")
+        (place.building / PLAN).write_text(plan.to_json(), encoding="utf-8", newline="\n")
         place.publish()
     return Probe.load(Path(folder))
 
@@ -156,11 +157,13 @@ def _lowered(programs: Sequence[Program], backend: Backend, path: Path) -> list[
     return [(each["method"], tuple(ProbeInput(tuple(s), d, last) for s, d, last in each["inputs"])) for each in told]
 
 
-def run_probe(folder: str | Path, *, progress: bool = True) -> ProbeResults:
+def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool = True) -> ProbeResults:
     """Run a probe in the ExecuTorch runtime of this machine, as an app does on a phone.
 
     Args:
         folder: that :func:`export_probe` wrote.
+        memory: bytes that the programs of a file may take together beyond what the runtime takes (on Linux); None: 256
+            MiB for each, or eight times the file where that is more.
         progress: whether a bar shows on a terminal.
 
     Returns:
@@ -168,7 +171,7 @@ def run_probe(folder: str | Path, *, progress: bool = True) -> ProbeResults:
 
     Raises:
         FileNotFoundError: there is no plan.
-        ValueError: it is of another version.
+        ValueError: it is none or of another version, or there is no memory.
         ExportError: a file is missing or damaged, or ExecuTorch is of another version than the plan.
         ImportError: ExecuTorch is not installed.
 
@@ -177,6 +180,8 @@ def run_probe(folder: str | Path, *, progress: bool = True) -> ProbeResults:
     """
     require_executorch()
     check_bool("progress", progress)
+    if memory is not None:
+        check_whole("memory", memory, 1)
     folder = Path(folder).resolve()
     probe = Probe.load(folder)
     runtime = f"executorch {importlib.metadata.version('executorch')}"
@@ -208,6 +213,7 @@ def run_probe(folder: str | Path, *, progress: bool = True) -> ProbeResults:
                     threads=probe.threads,
                     rounds=probe.rounds,
                     seconds=_SECONDS,
+                    room=min(len(own), _TOGETHER) * room_of(folder / name) if memory is None else memory,
                 )
                 ticks.append(told["tick"])
                 failed |= {own[int(number)].name: why for number, why in told["failed"].items()}

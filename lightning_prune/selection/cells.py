@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lightning_prune.values import check_number
+from lightning_prune.values import check_number, check_whole
 
 Step = tuple[int, int]
 """Widths come in multiples of the first; beyond the second in multiples of that."""
@@ -23,6 +23,10 @@ Steps = Mapping[str, Step]
 
 STEPS: tuple[Step, ...] = ((1, 1), (4, 4), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32))
 """Those among which measurements choose: XNNPACK's kernels compute 4 to 32 channels at once."""
+KINDS = ("window", "point", "grouped")
+"""What a kernel may be."""
+_MOST = 1e15
+"""Of milliseconds and elements: squares and products of those above leave what a float can hold."""
 _SMALLEST_SHARE = 0.02
 """Of a cell's longest time: what is shorter does not weigh more."""
 
@@ -43,6 +47,12 @@ class Kernel:
     taken: float
     made: float
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Kernel.kind must be one of {', '.join(KINDS)}, got {self.kind!r:.60}")
+        for name in ("area", "taken", "made"):
+            check_number(f"Kernel.{name}", getattr(self, name), 0, _MOST)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -59,7 +69,10 @@ class Point:
     spread: float
 
     def __post_init__(self) -> None:
-        check_number("Point.milliseconds", self.milliseconds, above=0)
+        check_number("Point.milliseconds", self.milliseconds, most=_MOST, above=1 / _MOST)
+        check_number("Point.spread", self.spread, 0, _MOST)
+        for width in (width for pair in self.widths for width in pair):
+            check_whole("Point.widths", width, 0)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,10 @@ class Cell:
     label: str
     kernels: tuple[Kernel, ...]
     points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if any(len(point.widths) != len(self.kernels) for point in self.points):
+            raise ValueError(f"{self.label} has a point with widths for another number of kernels than its own")
 
     def features(self, widths: Sequence[tuple[int, int]], steps: Steps) -> np.ndarray:
         """Return 1, MACs, elements taken and elements made at these widths of the kernels, (4,)."""
@@ -127,7 +144,7 @@ def least_squares(columns: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, 
 
 def steps_of(cells: Iterable[Cell]) -> dict[str, Step]:
     """Return for each kind of kernel the step at which what was measured is fitted best; 1 where nothing tells."""
-    by_kind: dict[str, list[Cell]] = {"window": [], "point": [], "grouped": []}
+    by_kind: dict[str, list[Cell]] = {kind: [] for kind in KINDS}
     for cell in cells:
         kinds = {kernel.kind for kernel in cell.kernels}
         if len(kinds) == 1 and len(cell.points) > 1:

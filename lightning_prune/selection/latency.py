@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_prune.documents import Form, text_of, typed, whole
+from lightning_prune.documents import Form, loaded, typed, whole
 from lightning_prune.selection.budget import Terms
 from lightning_prune.selection.cells import Cell, Step, stepped, steps_of
 from lightning_prune.selection.channels import ChannelUnits
-from lightning_prune.tables import Table, Tabular
-from lightning_prune.values import check_number
+from lightning_prune.tables import Table, Tabular, escaped
+from lightning_prune.values import check_number, check_whole
 
 FORM = Form("lightning_prune.latency_table", 2, "table")
 
@@ -40,6 +40,9 @@ class Anchor:
 
     def __post_init__(self) -> None:
         check_number("Anchor.milliseconds", self.milliseconds, above=0)
+        check_number("Anchor.spread", self.spread, 0)
+        for width in (width for kernel in self.widths for pair in kernel for width in pair):
+            check_whole("Anchor.widths", width, 0)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ class Network:
     cells: tuple[tuple[str, tuple[Place, ...]], ...]
     anchors: tuple[Anchor, Anchor]
     inputs: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for size in (size for shape in (*self.shapes.values(), *self.inputs) for size in shape):
+            check_whole(f"a size of {self.name}", size, 0)
+        weights = [places for _, places in self.cells]
+        for name, *axes in (place for places in weights for place in places):
+            if not all(0 <= axis < len(self.shapes.get(name, ())) for axis in axes):
+                raise ValueError(f"{self.name} has no {name} with the axes {axes}")
+        for anchor in self.anchors:
+            if list(map(len, anchor.widths)) != list(map(len, weights)):
+                raise ValueError(f"the widths at which {self.name} was measured are not those of its cells")
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,12 +107,15 @@ class LatencyTable(Tabular):
 
     def __post_init__(self) -> None:
         for network in self.networks:
+            for key, places in network.cells:
+                if key in self.cells and len(places) != len(self.cells[key].kernels):
+                    raise ValueError(f"{network.name} has {len(places)} weights for the kernels of {key}")
             if lacking := sum(key not in self.cells or not self.cells[key].points for key, _ in network.cells):
                 raise ValueError(f"{network.name} has {lacking} cells without a point: measure it again")
 
     def __repr__(self) -> str:
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
-        return f"LatencyTable({self.backend}, {_threads(self.threads)}, {len(self.cells)} cells, {digest})"
+        return f"LatencyTable({escaped(self.backend)}, {_threads(self.threads)}, {len(self.cells)} cells, {digest})"
 
     def table(self) -> Table:
         """Return a row for each cell: its widths, and what it takes at the widest and at the narrowest."""
@@ -108,7 +125,7 @@ class LatencyTable(Tabular):
             narrow, wide = points[0], points[-1]
             worst = max(abs(self.predicted(cell, p.widths) / p.milliseconds - 1) for p in points)
             figures = (f"{narrow.milliseconds:.4f}", f"{wide.milliseconds:.4f}", f"{wide.spread:.4f}", f"{worst:.0%}")
-            rows.append((cell.label, str(len(points)), *figures))
+            rows.append((escaped(cell.label), str(len(points)), *figures))
         head = ("cell", "points", "least ms", "most ms", "spread ms", "furthest from the fit")
         dense = ", ".join(
             f"{each.name} at {_listed(each.inputs)} {each.anchors[0].milliseconds:.3f} ms" for each in self.networks
@@ -121,7 +138,7 @@ class LatencyTable(Tabular):
             f"{dense or 'no network'}; {self.device}, {self.runtime}, {self.backend}, {_threads(self.threads)},"
             f" {self.clock} clock, {self.rounds} rounds. Steps of the widths: {steps}"
         )
-        return Table(head, rows, note=note)
+        return Table(head, rows, note=escaped(note))
 
     @cached_property
     def steps(self) -> dict[str, Step]:
@@ -226,9 +243,9 @@ class LatencyTable(Tabular):
                 pairs = [(p.milliseconds, theirs[p.widths]) for p in cell.points if p.widths in theirs]
                 pairs = pairs or [(p.milliseconds, other.predicted(other.cells[key], p.widths)) for p in cell.points]
                 mine, others = (math.fsum(side) for side in zip(*pairs, strict=True))
-                rows.append((cell.label, f"{mine:.4f}", f"{others:.4f}", f"{others / mine:.2f}"))
+                rows.append((escaped(cell.label), f"{mine:.4f}", f"{others:.4f}", f"{others / mine:.2f}"))
         head = ("cell", f"{self.device or 'this'} ms", f"{other.device or 'other'} ms", "ratio")
-        return Table(head, rows)
+        return Table([escaped(each) for each in head], rows)
 
     def save(self, path: str | Path) -> None:
         """Write it to a file, whole or not at all."""
@@ -243,11 +260,7 @@ class LatencyTable(Tabular):
             FileNotFoundError: no such file.
             ValueError: it holds no table.
         """
-        text = text_of(Path(path))
-        try:
-            return cls.from_json(text)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return loaded(Path(path), cls.from_json)
 
     def to_json(self) -> str:
         """Return the table as JSON text."""

@@ -1,6 +1,8 @@
 """Plans of what a device measures, its results, and the table of both."""
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,10 +84,9 @@ class TestTable:
     def test_the_lower_tenth_counts(self, plan: Probe):
         own = results(plan)
         busy = {name: (*times, *(10 * time for time in times[:3])) for name, times in own.nanoseconds.items()}
-        assert plan.table(replace(own, nanoseconds=busy)).cells["conv #1"].points == tuple(
-            replace(point, spread=pytest.approx(point.spread, abs=1e3))
-            for point in plan.table(own).cells["conv #1"].points
-        )
+        quiet, loud = (plan.table(each).cells["conv #1"].points for each in (own, replace(own, nanoseconds=busy)))
+        assert [(p.widths, p.milliseconds) for p in loud] == [(p.widths, p.milliseconds) for p in quiet]
+        assert [p.spread for p in loud] == pytest.approx([p.spread for p in quiet], abs=1e3)
 
     @pytest.mark.parametrize(
         ("changes", "text"),
@@ -123,6 +124,18 @@ class TestDocuments:
             ('"cell": "narrow"', '"cell": "dense"', "it measures nothing for narrow"),
             ('"file": "1.pte"', '"file": "9.pte"', "is in a file that it does not name"),
             ('"passes"', '"ways"', "the plan of a probe is malformed: KeyError: 'passes'"),
+            ('"passes": 2', '"passes": 1000000000', "1,000,000,000 passes of 5 rounds are more than 1,000,000 rounds"),
+            ('"float32"', '"hub"', r"0\.m0 takes 'hub', and a program takes uint8"),
+            ("      1,\n", f"      {2**64},\n", r"a size of 0\.m0 must be below 2\*\*64"),
+            ('"name": "0.m1"', '"name": "0.m0"', "two of its programs have one name"),
+            ('"name": "Two"', '"name": 2', "2 is no str"),
+            ('"kind": "point"', '"kind": "round"', "Kernel.kind must be one of"),
+            ('"second.weight",', '"third.weight",', "Two has no third.weight with the axes"),
+            (
+                '"conv #1": [',
+                '"conv #1": [{"kind": "point", "area": 1, "taken": 1, "made": 1},',
+                "has 2 kernels, and 1",
+            ),
         ],
     )
     def test_plans_that_are_refused(self, old: str, new: str, text: str):
@@ -146,6 +159,24 @@ class TestDocuments:
         assert old in good
         with pytest.raises(ValueError, match=text):
             ProbeResults.from_json(good.replace(old, new, 1))
+
+    @pytest.mark.parametrize("read", [Probe.load, ProbeResults.load])
+    def test_what_is_no_document_is_refused_by_its_name(self, read: Callable[[Path], object], tmp_path: Path):
+        path = tmp_path / "plan.json"
+        for held in (b"\xff\xfe", b"{}", b"[" * 100_000, b""):
+            path.write_bytes(held)
+            with pytest.raises(ValueError, match=r"plan\.json"):
+                read(path)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFO")
+    @pytest.mark.parametrize("read", [Probe.load, ProbeResults.load])
+    def test_a_fifo_is_not_waited_for(self, read: Callable[[Path], object], tmp_path: Path):
+        os.mkfifo(tmp_path / "plan.json")
+        with pytest.raises(ValueError, match=r"plan\.json is no file"):
+            read(tmp_path / "plan.json")
+
+    def test_names_from_a_plan_move_no_cursor(self):
+        assert r"for T\nwo\x1b[2J on" in str(replace(probe(), name="T\nwo\x1b[2J"))
 
     def test_another_folder(self, tmp_path: Path):
         with pytest.raises(FileNotFoundError):

@@ -70,6 +70,12 @@ def test_what_cannot_be_run(folder: Path, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(ExportError, match=r"was written for executorch 0\.1, and here is executorch"):
         run_probe(tmp_path)
     (tmp_path / "plan.json").write_text(text)
+    large = json.loads(text)
+    large["programs"][0]["inputs"][0]["shape"] = [1, 2**28]
+    (tmp_path / "plan.json").write_text(json.dumps(large))
+    with pytest.raises(ExportError, match=r"0\.pte cannot be used: it may take 268,435,456 bytes .* pass memory="):
+        run_probe(tmp_path, memory=2**28)
+    (tmp_path / "plan.json").write_text(text)
     (tmp_path / "0.pte").write_bytes(b"damaged")
     with pytest.raises(ExportError, match=r"0\.pte is not the file that the plan names"):
         run_probe(tmp_path)

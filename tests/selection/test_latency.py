@@ -6,6 +6,7 @@ import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,8 +180,43 @@ class TestFile:
     def test_a_time_that_is_none(self):
         document = json.loads(TABLE.to_json())
         document["cells"]["linear"]["points"][0]["milliseconds"] = 0.0
-        with pytest.raises(ValueError, match=r"malformed: ValueError: Point\.milliseconds must be a number above 0"):
+        with pytest.raises(
+            ValueError, match=r"malformed: ValueError: Point\.milliseconds must be a number .*above 1e-15"
+        ):
             LatencyTable.from_json(json.dumps(document))
+
+    @pytest.mark.parametrize(
+        ("place", "value", "text"),
+        [
+            (("cells", "linear", "kernels", 0, "kind"), "round", "Kernel.kind must be one of window, point, grouped"),
+            (("cells", "linear", "kernels", 0, "area"), float("nan"), "Kernel.area must be"),
+            (("cells", "linear", "points", 0, "widths"), [], "a point with widths for another number of kernels"),
+            (("cells", "linear", "points", 0, "milliseconds"), 1e300, "Point.milliseconds must be"),
+            (("networks", 0, "shapes"), {}, "has no .* with the axes"),
+            (("networks", 0, "inputs"), [[-1, 2]], "a size of Sequential must be at least 0"),
+            (("networks", 0, "cells", 0, 1), [], "the widths at which Sequential was measured are not those"),
+            (("networks", 0, "anchors", 0, "widths"), [], "the widths at which Sequential was measured are not those"),
+            (("networks", 0, "anchors", 0, "spread"), -1, "Anchor.spread must be"),
+        ],
+    )
+    def test_parts_that_do_not_fit_each_other_are_refused_as_a_file_is_read(
+        self, place: tuple[str | int, ...], value: object, text: str
+    ):
+        document: Any = json.loads(TABLE.to_json())
+        part = document
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        with pytest.raises(ValueError, match=f"the table is malformed: ValueError: .*{text}"):
+            LatencyTable.from_json(json.dumps(document))
+
+    def test_names_from_a_file_forge_no_row(self):
+        forged = replace(TABLE, device="a\nphone\x1b[2J", backend="x\x1bn")
+        cells = {key: replace(cell, label="lin\near") for key, cell in forged.cells.items()}
+        texts = str(replace(forged, cells=cells)), repr(forged), str(replace(forged, cells=cells).compared(TABLE))
+        assert not any("\x1b" in text for text in texts)
+        assert len(texts[0].splitlines()) == len(str(TABLE).splitlines())
+        assert r"a\nphone\x1b[2J" in texts[0]
 
     def test_text(self):
         head, *_, note = str(TABLE).splitlines()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from lightning_prune._version import __version__
 from lightning_prune.deploy.artifact._recovery import complete
 from lightning_prune.deploy.program.arguments import given_path
+from lightning_prune.deploy.program.generation import check_constants
 from lightning_prune.deploy.program.picture import Picture
 from lightning_prune.deploy.program.preprocessing import Normalize
-from lightning_prune.deploy.program.signature import DTYPES, Feed, MethodSpec, TensorSpec, describe_shape
-from lightning_prune.documents import parsed
+from lightning_prune.deploy.program.signature import DTYPES, Feed, MethodSpec, TensorSpec, describe_shape, holds
+from lightning_prune.documents import parsed, typed
 from lightning_prune.errors import ExportError
+from lightning_prune.model.state import State
 from lightning_prune.values import check_number, check_whole
 
 FORMAT = 1
@@ -165,6 +168,10 @@ def methods_of(manifest: Mapping[str, Any]) -> dict[str, MethodSpec]:
             pair = [[one for one in inputs if one.name == feed.input], [x for x in outputs if x.name == feed.output]]
             if [len(side) for side in pair] != [1, 1] or len({(x.shape, x.dtype) for (x,) in pair}) != 1:
                 raise ValueError(f"output {feed.output!r:.60} cannot be input {feed.input!r:.60}")
+            if not holds(pair[0][0].dtype, feed.first):
+                raise ValueError(f"{feed.input!r:.60} cannot begin with {feed.first!r:.60}")
+        if len({feed.input for feed in feeds}) < len(feeds):
+            raise ValueError("an input is fed twice")
         methods[name] = MethodSpec(inputs, outputs, feeds)
     return methods
 
@@ -214,7 +221,15 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
             raise TypeError(f"{key} are no list of strings")
     if not manifest["methods"]:
         raise ValueError("no methods")
-    methods_of(manifest)
+    methods = methods_of(manifest)
+    if "generation" in manifest:
+        check_constants(manifest["generation"], methods["forward"])
+    for kept in _list(manifest.get("state", [])):
+        typed(State, {field.name: kept[field.name] for field in fields(State)})
+        for size in kept["shape"]:
+            check_whole("a size of a state", size, 0)
+        if not set(_list(kept["methods"])) <= set(methods):
+            raise ValueError(f"{kept['name']!r:.60} is kept by other methods than those that there are")
     _check_options(manifest)
     if "picture" in manifest:
         Picture.from_json(manifest["picture"])
@@ -223,11 +238,6 @@ def _check_keys(manifest: Mapping[str, Any]) -> None:
 def _check_options(manifest: Mapping[str, Any]) -> None:
     """Check what readers make numbers and modules of."""
     verification, quantized = manifest["verification"], manifest["quantization"] or {}
-    if (told := manifest.get("generation")) is not None:
-        for name, least in (("get_max_context_len", 2), ("get_vocab_size", 1)):
-            check_whole(name, told[name], least)
-        for token in _list(told["get_eos_ids"]):
-            check_whole("get_eos_ids", token, 0)
     for name in ("tolerance", "min_sqnr_db"):
         if verification.get(name) is not None:
             check_number(name, verification[name])

@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from lightning_prune.deploy.program.methods import EntryPoint, Method
 from lightning_prune.deploy.program.sequences import Call, Sequences
+from lightning_prune.deploy.program.signature import MethodSpec
 from lightning_prune.errors import ExportError
 from lightning_prune.values import check_whole
 
@@ -136,6 +137,27 @@ def check_generation(value: object) -> None:
             f"generation: got {value!r:.60}, must be a value such as Generation(max_length=128, eos=2): the places of"
             " the cache, and the tokens at which an app stops"
         )
+
+
+def check_constants(told: Mapping[str, Any], spec: MethodSpec) -> None:
+    """Check what a manifest says of a decoder against what ``forward`` takes and gives.
+
+    Args:
+        told: as in :func:`example`, by someone else.
+        spec: of ``forward``.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing, of another type, or does not fit.
+    """
+    for name, least in (("get_max_context_len", 2), ("get_vocab_size", 1)):
+        check_whole(name, told[name], least)
+    length, vocabulary = told["get_max_context_len"], told["get_vocab_size"]
+    Generation(length, list(told["get_eos_ids"]), told.get("get_bos_id"))
+    takes = [(each.shape, each.dtype) for each in spec.inputs]
+    if takes != [((1, length), torch.int64), ((length,), torch.int64)]:
+        raise ValueError(f"generation of up to {length} tokens does not fit {', '.join(map(str, spec.inputs)):.200}")
+    if len(spec.outputs) != 1 or spec.outputs[0].shape[-1:] != (vocabulary,):
+        raise ValueError(f"generation with {vocabulary} tokens does not fit {', '.join(map(str, spec.outputs)):.200}")
 
 
 def example(told: Mapping[str, Any]) -> Call:

@@ -74,6 +74,14 @@ class TensorSpec:
         return plain | ({"dynamic": dynamic} if dynamic else {})
 
 
+def holds(dtype: torch.dtype, number: float) -> bool:
+    """Whether a tensor of this type can hold a number, rounded where it is of floats."""
+    if dtype == torch.bool:
+        return number in (0, 1)
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    return limits.min <= number <= limits.max and (dtype.is_floating_point or number == int(number))
+
+
 @dataclass(frozen=True)
 class Feed:
     """An output that is an input of the next call.

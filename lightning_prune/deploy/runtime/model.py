@@ -184,7 +184,15 @@ class RuntimeModel:
         self.unload()
 
     def session(self) -> Session:
-        """Return calls in a row, from the first state; each session loads the program for itself."""
+        """Return calls in a row, from the first state; each session loads the program for itself.
+
+        Raises:
+            ExportError: what is fed is larger than what a file may have made here unasked.
+        """
+        fed = {feed.input for feed in self.signature.feeds}
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in self.inputs if x.name in fed)
+        if size > (room := room_of(self.path, self.data_path) if self.memory is None else self.memory):
+            raise ExportError(f"{self.path} takes {size:,} bytes from call to call, above {room:,}: pass memory=")
         own = self.other(self.method)
         state = [] if self.manifest is None else self.manifest.get("state", [])
         keeps = [each["name"] for each in state if self.method in each["methods"]]
@@ -276,7 +284,7 @@ class RuntimeModel:
             "method": method or self.method,
             "data": None if self.data_path is None else str(self.data_path.absolute()),
             "threads": CHILD.threads if self.threads is None else self.threads,
-            "room": _room(self.path, self.data_path) if self.memory is None else self.memory,
+            "room": room_of(self.path, self.data_path) if self.memory is None else self.memory,
         }
         try:
             return CHILD.ask(task, final(self.path), self.timeout, place=place, **arguments)
@@ -374,10 +382,10 @@ def read_contents(path: Path, timeout: float = TIMEOUT, constants: bool = True) 
     Raises:
         ExportError: it is none, or damaged.
     """
-    return CHILD.ask("contents", path, timeout, path=str(path.absolute()), constants=constants, room=_room(path))
+    return CHILD.ask("contents", path, timeout, path=str(path.absolute()), constants=constants, room=room_of(path))
 
 
-def _room(*files: Path | None) -> int:
+def room_of(*files: Path | None) -> int:
     """Return how many bytes the other process may take for files that someone else may have made."""
     return max(_ROOM, 8 * sum(file.stat().st_size for file in files if file is not None and file.is_file()))
 

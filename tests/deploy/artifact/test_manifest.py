@@ -129,6 +129,14 @@ def put(value: Any, *keys: str | int) -> Callable[[dict[str, Any]], None]:
 
 
 FORWARD = ("methods", "forward")
+KEPT = {"name": "keys", "shape": [1, 3], "dtype": "float32", "first": "zeros", "methods": ["forward"]}
+FED = {"name": "next", "shape": [1, 3, 8, 8], "dtype": "uint8"}
+FEED = {"input": "image", "output": "next", "first": 255.0}
+TEXT = {"get_max_context_len": 8, "get_vocab_size": 5, "get_eos_ids": [2]}
+DECODER = {
+    "inputs": [{"name": "tokens", "shape": [1, 8], "dtype": "int64"}, {"name": "at", "shape": [8], "dtype": "int64"}],
+    "outputs": [{"name": "logits", "shape": [1, 1, 5], "dtype": "float32"}],
+}
 MALFORMED = [
     *(without(key) for key in MANIFEST if key not in ("format", "digest", "labels")),
     *(put(value, key) for key in MANIFEST if key not in ("format", "digest") for value in (True, 3.5)),
@@ -147,6 +155,39 @@ MALFORMED = [
     put([1], "labels"),
     put([None], "notes"),
 ]
+
+
+def remembering(**changes: Any) -> dict[str, Any]:
+    """Return a manifest of a decoder and of a method that is fed; changes are of state, feeds and generation."""
+    held = {"state": [KEPT], "generation": TEXT, "feeds": [FEED]} | changes
+    step = {"inputs": [IMAGE], "outputs": [FED], "feeds": held.pop("feeds")}
+    return MANIFEST | {"methods": {"forward": DECODER, "step": step}} | held
+
+
+def test_what_a_program_remembers_comes_back(program: Path):
+    program.with_suffix(".json").write_text(to_text(remembering()), encoding="utf-8")
+    manifest = load_manifest(program)
+    assert (manifest["state"], manifest["generation"]) == ([KEPT], TEXT)
+    assert [feed.to_json() for feed in methods_of(manifest)["step"].feeds] == [FEED]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"state": value} for value in (None, 3, "x", {}, [3], [{}], [KEPT, None])),
+        *({"state": [KEPT | {name: value}]} for name in KEPT for value in (None, 3, {}, [[]], [-1], ["x"], [2**70])),
+        *({"generation": value} for value in (None, 3, "x", [], {})),
+        *({"generation": TEXT | {name: value}} for name in TEXT for value in (None, "x", 2**62, 2.0, [], [-1], True)),
+        {"generation": TEXT | {"get_bos_id": "x"}},
+        *({"feeds": value} for value in (None, 3, {}, [3], [[]], [{}], [FEED, FEED], [FEED | {"more": 1}])),
+        *({"feeds": [FEED | {"first": value}]} for value in (None, "0", True, -1, 256, 0.5, 1e300, 10**400)),
+        *({"feeds": [FEED | {name: value}]} for name in ("input", "output") for value in (None, [], 0, "other")),
+    ],
+)
+def test_odd_values_of_what_a_program_remembers_are_refused(program: Path, changes: dict[str, Any]):
+    program.with_suffix(".json").write_text(to_text(remembering(**changes)), encoding="utf-8")
+    with pytest.raises(ExportError, match=r"m.json is not a complete manifest of lightning_prune \("):
+        load_manifest(program)
 
 
 @pytest.mark.parametrize("change", MALFORMED)
@@ -189,9 +230,9 @@ def test_hash_of_a_file_of_several_pieces(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, of what it is given to read
-@pytest.mark.parametrize("kind", ["plans", "manifests", "values", "bytes", "pickles"])
+@pytest.mark.parametrize("kind", ["plans", "manifests", "values", "bytes", "pickles", "probes", "results", "tables"])
 def test_mutated_files_raise_no_bare_error(kind: str, tmp_path: Path):
-    """22,858 plans, manifests and checkpoints with a value replaced, left out, or bytes changed; seeded."""
+    """28,858 plans, manifests, checkpoints, probes, their results, latency tables: with a value or bytes changed."""
     from benchmarks import hostile
 
     read, refused = hostile.fuzz(kind, hostile.COUNTS[kind], tmp_path)

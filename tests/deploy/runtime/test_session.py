@@ -38,6 +38,16 @@ def test_it_carries_resets_and_goes_on_from_an_earlier_state():
 
 
 @pytest.mark.parametrize(
+    ("dtype", "first"), [(torch.uint8, 255.0), (torch.float64, 1e300), (torch.int64, 2.0**60), (torch.bool, 1.0)]
+)
+def test_it_begins_with_any_number_of_the_type(dtype: torch.dtype, first: float):
+    h, n = (TensorSpec(name, (2,), dtype) for name in "hn")
+    session = Session(lambda h: (h,), MethodSpec((h,), (n,), (Feed("h", "n", first),)))
+    assert session.state["h"].dtype == dtype
+    assert session.state["h"].tolist() == [first] * 2
+
+
+@pytest.mark.parametrize(
     ("inputs", "text"),
     [
         ((), r"a step takes x \(1, 2\) float32; got nothing"),

@@ -86,5 +86,7 @@ def _answer(
     except PermissionError as error:
         return {"error": f"{error.filename} cannot be read ({error.strerror}): allow reading it"}, []
     except Exception as error:  # a damaged file may raise anything
+        if room is not None and "allocate memory" in str(error):  # torch's own words, in a RuntimeError
+            return {"error": f"it may take {room:,} bytes beyond the runtime: pass memory= with more"}, []
         told = f"it is damaged ({type(error).__name__}: {error}): copy it again, or export the model again"
         return {"error": told}, []
