@@ -181,8 +181,8 @@ def set_class(module: nn.Module, kind: type[nn.Module]) -> None:
 
 def settled_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that the sizes of a module ask for: its own where its code can compute with them."""
-    if torchvisions_own(type(module)) is not None:
-        return settled(module)
+    if (own := torchvisions_own(type(module))) is not None:
+        return settled(module, own)
     if not isinstance(module, nn.MultiheadAttention) or why_rigid(module):
         return counting.settled(module)
     packed, width = module.in_proj_weight, module.embed_dim

@@ -31,11 +31,8 @@ def torchvisions_own(kind: type[nn.Module]) -> type[nn.Module] | None:
     return kind if _PROJECTIONS.get(kind.__name__, ("",))[0] == kind.__module__ else None
 
 
-def settled(module: nn.Module) -> type[nn.Module]:
-    """Return the class that the sizes of a module ask for: torchvision's own while all heads are there."""
-    own = torchvisions_own(type(module))
-    if own is None:
-        return type(module)
+def settled(module: nn.Module, own: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that the sizes of one of torchvision's attentions ask for: its own while all heads are there."""
     into, out = (module.get_parameter(f"{layer}.weight").shape for layer in _PROJECTIONS[own.__name__][1:])
     is_whole = into[0] == 3 * into[1] and out[0] == out[1]
     return own if is_whole else resizable(own)

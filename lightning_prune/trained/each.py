@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_prune.compaction.finalization import finalize
 from lightning_prune.data.losses import Loss
-from lightning_prune.data.metrics import MetricLike, check_metric
+from lightning_prune.data.metrics import MetricLike
 from lightning_prune.data.passes import own_random_state
 from lightning_prune.model.example import Inputs, example_of, remember
 from lightning_prune.model.plain_copy import plain_copy
@@ -22,7 +22,6 @@ from lightning_prune.selection.needs import Need, as_needs
 from lightning_prune.trained._whole import as_it_was
 from lightning_prune.trained.prune import REPAIR, STEPS, Known, check, completed
 from lightning_prune.trained.pruned import Pruned
-from lightning_prune.values import check_bool, check_whole
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def prune_each(
         a network for each need, in the order of the needs.
 
     Raises:
-        ValueError: the recipe has no need, the dense model meets one as it is, or one cannot be met.
+        ValueError: the recipe has no need, the dense model meets one as it is, one cannot be met, or measure_on is
+            named without a metric.
         TypeError, PruningError, NonFiniteError, CompactionError: as :func:`prune`.
 
     Example:
@@ -86,11 +86,7 @@ def prune_each(
         >>> net[0].out_features, large.model[0].out_features, small.model[0].out_features
         (16, 11, 6)
     """
-    check(model, recipe, loss)
-    check_whole("samples", samples, 1)
-    check_bool("progress", progress)
-    if metric is not None:
-        check_metric(metric)
+    check(model, recipe, loss, metric, measure_on, samples, progress=progress)
     needs = as_needs(recipe.need)
     if not needs:
         raise ValueError("prune_each makes a network for each need, and the recipe has none: Recipe(need=(…, …))")

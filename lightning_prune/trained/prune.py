@@ -115,13 +115,8 @@ def prune(
         >>> net[0].out_features, pruned.after.parameters
         (8, 108)
     """
-    check(model, recipe, loss)
-    check_whole("samples", samples, 1)
-    if metric is not None:
-        check_metric(metric)
+    check(model, recipe, loss, metric, measure_on, samples, progress=progress)
     guard = None
-    if measure_on is not None and metric is None:
-        raise ValueError("measure_on is data for a metric, and none is named: pass metric=, or leave measure_on out")
     if max_drop is not None:
         check_number("max_drop", max_drop, 0, why=": it is a drop of the metric, in its own unit")
         check_whole("trials", trials, 1, "networks")
@@ -283,8 +278,17 @@ class Known:
         return prune_step(pruner, model, sparsity, step=step, inputs=Call("", self.inputs)), criterion
 
 
-def check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
-    """Refuse what cannot be pruned, before the data are touched."""
+def check(
+    model: nn.Module,
+    recipe: Recipe,
+    loss: Loss | None,
+    metric: MetricLike | None,
+    measure_on: object,
+    samples: int,
+    *,
+    progress: bool,
+) -> None:
+    """Refuse what cannot be pruned, before the data are touched; arguments are those of :func:`prune`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"prune(model, recipe, data): model must be an nn.Module, got {model!r:.80}")
     if not isinstance(recipe, Recipe):
@@ -303,6 +307,12 @@ def check(model: nn.Module, recipe: Recipe, loss: Loss | None) -> None:
         raise PruningError(f"{name} carries masks of another run: call finalize(model) first")
     if loss is not None or isinstance(recipe.criterion, GradientCriterion):
         check_loss(model, loss)
+    check_whole("samples", samples, 1)
+    check_bool("progress", progress)
+    if metric is not None:
+        check_metric(metric)
+    elif measure_on is not None:
+        raise ValueError("measure_on is data for a metric, and none is named: pass metric=, or leave measure_on out")
 
 
 def _looked_at(model: nn.Module, batches: list[Any], samples: int, recipe: Recipe) -> Example:

@@ -147,6 +147,11 @@ def test_what_cannot_be_had(recipe: Recipe, kind: type[Exception], text: str) ->
     assert everything(model) == before
 
 
+def test_data_for_a_metric_that_is_not_named_are_refused() -> None:
+    with pytest.raises(ValueError, match="measure_on is data for a metric, and none is named"):
+        prune_each(network(), RECIPE, batches(), measure_on=batches(), progress=False)
+
+
 def test_a_masked_model_is_refused() -> None:
     from lightning_prune.model import masks
 
