@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from lightning_prune.graph.rules.families import COPIES, RESHAPES, base_name, is_pointwise
+from lightning_prune.graph.rules.families import COPIES, FILLS, JOINS, MOVES, RESHAPES, base_name, is_pointwise
 from lightning_prune.graph.trace import Trace
 
-SAME_ENTRIES = COPIES | RESHAPES | {"permute", "transpose", "t", "numpy_T", "swapaxes", "expand", "repeat", "flip"}
-
-PARTS = frozenset(("chunk", "split", "split_with_sizes"))
+_SAME = (COPIES - FILLS) | {"zeros_like", "zero"} | RESHAPES | MOVES
+_SPLITS = frozenset(("chunk", "split", "split_with_sizes"))
 
 NEVER_NEGATIVE = frozenset(("abs", "square", "relu", "sigmoid", "exp", "softplus", "var", "std", "linalg_vector_norm"))
 
@@ -82,13 +81,13 @@ class RemovedValue:
         if node.target is operator.getitem:
             return self._value(node.all_input_nodes[0], with_buffers)
         call = self._trace.calls.get(node)
-        if call is not None and call.operator in PARTS:
+        if call is not None and call.operator in _SPLITS:
             return self._value(node.all_input_nodes[0], with_buffers)
         if call is None or not isinstance(call.output, torch.Tensor):
             return None
         inputs = [(argument, self._value(argument, with_buffers)) for argument in node.all_input_nodes]
         name = base_name(call.operator)
-        if name in SAME_ENTRIES or name in ("cat", "stack"):
+        if name in _SAME | JOINS:
             values = {value for _, value in inputs}
             return values.pop() if len(values) == 1 else None
         if name in ("mv", "_weight_norm"):

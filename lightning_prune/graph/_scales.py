@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from lightning_prune.graph._vanishing import PARTS, SAME, WEIGHTED
-from lightning_prune.graph.rules.families import DEVIATIONS, base_name
+from lightning_prune.graph._vanishing import SAME, WEIGHTED
+from lightning_prune.graph.rules.families import DEVIATIONS, JOINS, base_name
 from lightning_prune.graph.trace import Call, Trace
 from lightning_prune.model.counting import MEAN
 
@@ -76,7 +76,7 @@ class Site:
 
 
 _DEGREE_ONE = "neg abs absolute relu leaky_relu positive mean sum amax amin linalg_vector_norm"
-_HOMOGENEOUS = frozenset(_DEGREE_ONE.split()) | SAME | PARTS
+_HOMOGENEOUS = frozenset(_DEGREE_ONE.split()) | SAME
 _POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 
@@ -186,9 +186,9 @@ class Scales:
             name, inputs = "" if call is None else base_name(call.operator), node.all_input_nodes
             if node in self._parameters and not self._parameters[node][1]:
                 makers.setdefault(self._parameters[node][0], set()).add(user)
-            elif node.target is operator.getitem or name in SAME | PARTS | {"neg"}:
+            elif node.target is operator.getitem or name in SAME | {"neg"}:
                 following.append((inputs[0], node))
-            elif name in ("cat", "concat", "stack", "add", "sub") and all(one in self._vanishing for one in inputs):
+            elif name in JOINS | {"add", "sub"} and all(one in self._vanishing for one in inputs):
                 following += [(one, node) for one in inputs]
             elif call is not None and (name in WEIGHTED or name == "rms_norm"):
                 nodes = [call.get(held) for held in ("weight", "bias") if isinstance(call.get(held), fx.Node)]
@@ -208,7 +208,7 @@ class Scales:
 
     def divisors(self, query: fx.Node, key: fx.Node, product: fx.Node) -> list[float]:
         """Return the numbers that multiply or divide query, key or their product."""
-        passed = SAME | PARTS | {"mul", "div", "add", "sub", "cat", "neg", "masked_fill"}
+        passed = SAME | {"mul", "div", "add", "sub", "cat", "neg", "masked_fill"}
         found: list[float] = []
         for is_before, following in ((True, [query, key]), (False, list(product.users))):
             seen = set(following)

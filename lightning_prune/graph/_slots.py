@@ -14,16 +14,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from lightning_prune.graph.rules.families import COPIES, RESHAPES, base_name
+from lightning_prune.graph.rules.families import COPIES, FILLS, JOINS, MOVES, PARTS, RESHAPES, base_name
 from lightning_prune.graph.trace import Call, Trace
 
-_MAKING = frozenset(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "zero", "fill"))
-_SAME = COPIES - _MAKING
-_LAYOUT = RESHAPES | {
-    *("transpose", "permute", "t", "mT", "numpy_T", "movedim", "moveaxis", "swapaxes", "expand", "expand_as", "repeat"),
-    *("broadcast_to", "repeat_interleave", "split", "split_with_sizes", "chunk", "unbind", "select", "slice", "narrow"),
-    *("roll", "flip", "cat", "concat", "stack"),
-}
+_SAME = COPIES - FILLS
+_LAYOUT = RESHAPES | MOVES | PARTS | JOINS | {"expand_as"}
 _PRODUCTS = {
     "linear": ("input", "weight", "bias"),
     "addmm": ("mat1", "mat2", "self"),
@@ -34,8 +29,9 @@ _PRODUCTS = {
     "einsum": (),
 }
 """What is multiplied and what is added, by the names of arguments."""
-_COPY = 1 << 32
-"""A label is a slot, plus this times the number of the head whose attention it has passed; 0 before."""
+_HEAD = 1 << 32
+"""A label is a slot, plus this times the number of the head whose attention it has passed; 0 before. No model
+has as many slots, and of the 64 bits 31 are left for heads."""
 
 
 @dataclass(eq=False)
@@ -44,8 +40,11 @@ class Use:
 
     Attributes:
         first: number of its first row among all slots; columns follow the rows.
+        name: of the weight, dense.
         rows: flat index of the first entry of each row, in all weights one after the other.
         columns: what is added for each column.
+        where: path of the module that multiplies with it first.
+        biases: flat indices of the entries that are added to the rows, of each bias that is.
     """
 
     first: int
@@ -65,6 +64,21 @@ class SlotWalk:
 
     Both are tensors of numbers of the same shape as the tensor in question, on which the graph's own layout operators
     run.
+
+    Attributes:
+        trace: of the model.
+        starts: by dense name the number of a weight's first entry among those of all weights.
+        slots: by node the labels of the slots that it holds.
+        entries: by node the entries of weights that it holds, where it is computed of these by layout alone.
+        lost: nodes made of slots that hold none -> why.
+        uses: weights that make slots or read them, in the order of their numbers.
+        why: by slot the number of the reason for which it cannot be turned; 0 for none.
+        reasons: in words.
+        tied: weights and biases that something else uses as well -> what.
+        block_of: by slot the head that it belongs to.
+        passed: heads of values that have been averaged -> path of the module that does it.
+        edges: pairs of heads whose slots are multiplied and summed over -> path of the module that does it.
+        stayed: queries, keys and values that come from no head of slots -> why.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -77,7 +91,7 @@ class SlotWalk:
         self.uses: list[Use] = []
         self.why = np.zeros(0, dtype=np.int64)
         self.reasons: list[str] = [""]
-        self.others: dict[str, str] = {}
+        self.tied: dict[str, str] = {}
         self.block_of: dict[int, Block] = {}
         self.passed: dict[Block, str] = {}
         self.edges: dict[tuple[Block, Block], str] = {}
@@ -139,7 +153,7 @@ class SlotWalk:
                 self.lost.setdefault(call.node, reason)
             elif (entries := self.entries_of(node)) is not None and isinstance(entries, Tensor) and entries.numel():
                 for at in {int(entries.min()), int(entries.max())}:
-                    self.others.setdefault(self.weight_at(at), call.place)
+                    self.tied.setdefault(self.weight_at(at), call.place)
         self.inherit(call.node)
 
     def block(self, node: fx.Node | Tensor | np.ndarray | None, reason: str) -> None:
@@ -148,8 +162,7 @@ class SlotWalk:
         for one in held if isinstance(held, list | tuple) else [held]:
             if one is None:
                 continue
-            slots = np.unique(np.asarray(one))
-            slots = np.unique(slots[slots >= 0] % _COPY)
+            slots = np.unique(np.asarray(one) % _HEAD)
             if reason not in self.reasons:
                 self.reasons.append(reason)
             free = slots[self.why[slots] == 0]
@@ -264,31 +277,25 @@ class SlotWalk:
         return None
 
     def with_weight(
-        self,
-        call: Call,
-        x: Tensor | None,
-        weight: Tensor,
-        bias: Any,  # noqa: ANN401
-        shape: Iterable[int],
+        self, call: Call, x: Tensor | None, weight: Tensor, bias: fx.Node | None, shape: Iterable[int]
     ) -> Tensor | None:
         """Note a product with a weight (in, out), which reads slots and makes others; return those."""
         rows, columns = weight[0].numpy(), (weight[:, 0] - weight[0, 0]).numpy()
         name, added = self.weight_at(int(weight.min())), self.entries_of(bias)
-        if self.weight_at(int(weight.max())) != name or bool(
-            (weight != weight[:1] + (weight[:, :1] - weight[0, 0])).any()
-        ):
+        is_grid = bool((weight == weight[:1] + (weight[:, :1] - weight[0, 0])).all())
+        if not is_grid or self.weight_at(int(weight.max())) != name:
             self.give_up(call, f"{call.place} multiplies with a weight that is put together of several")
             return None
         use = next((u for u in self.uses if np.array_equal(u.rows, rows) and np.array_equal(u.columns, columns)), None)
         if use is None:
             for other in (u for u in self.uses if u.name == name):
                 if not np.array_equal(other.columns, columns) or np.isin(rows, other.rows).any():
-                    self.others.setdefault(name, call.place)
+                    self.tied.setdefault(name, call.place)
             use = Use(len(self.why), name, rows, columns, call.where)
             self.why = np.concatenate([self.why, np.zeros(len(rows) + len(columns), dtype=np.int64)])
             self.uses.append(use)
         made = use.first + np.arange(len(rows))
-        if isinstance(bias, fx.Node) and (added is None or added.shape != rows.shape):
+        if bias is not None and (added is None or added.shape != rows.shape):
             self.block(made, f"{call.place} adds what is no vector of weights")
         elif added is not None and not any(np.array_equal(added, b) for b in use.biases):
             use.biases.append(added.numpy())
@@ -299,7 +306,7 @@ class SlotWalk:
     def read(self, call: Call, x: Tensor, use: Use) -> bool:
         """Note that a weight reads slots which an attention has put together; tell whether it is so."""
         rows = x.reshape(-1, x.shape[-1])
-        slots, heads = rows % _COPY, rows // _COPY
+        slots, heads = rows % _HEAD, rows // _HEAD
         first = slots[0].tolist()
         number = {int(head): at for at, head in reversed(list(enumerate(heads[0].tolist())))}
         leaders = torch.tensor([number[int(head)] for head in heads[0]])
@@ -348,7 +355,7 @@ class SlotWalk:
             for one in (a, b):
                 self.block(one, reason)
             return
-        if not (_is_spread(a, -2) and _is_spread(b, -1)) or bool((a >= _COPY).any() or (b >= _COPY).any()):
+        if not (_is_spread(a, -2) and _is_spread(b, -1)) or bool((a >= _HEAD).any() or (b >= _HEAD).any()):
             self.give_up(call, f"{call.place} multiplies what is no query and key")
             return
         one, other = torch.broadcast_tensors(a[..., 0, :], b[..., 0])
@@ -366,7 +373,7 @@ class SlotWalk:
             if value in self.lost:
                 self.stayed.setdefault(f"value of {call.where or 'the model itself'}", self.lost[value])
             return None
-        if not _is_spread(slots, -2) or bool((slots >= _COPY).any()) or bool((slots < 0).any()):
+        if not _is_spread(slots, -2) or bool((slots >= _HEAD).any()):
             self.give_up(call, f"{call.place} multiplies what is no value")
             return None
         for row in slots[..., 0, :].reshape(-1, slots.shape[-1]).unique(dim=0).tolist():
@@ -374,7 +381,7 @@ class SlotWalk:
             self.passed.setdefault(tuple(row), call.where)
         out = slots[..., :1, :].expand(tuple(shape) or call.node.meta["val"].shape)
         heads = torch.arange(1, out[..., 0, 0].numel() + 1).reshape(out[..., :1, :1].shape)
-        return out + heads * _COPY
+        return out + heads * _HEAD
 
     def declare(self, block: Block, call: Call) -> None:
         """Note slots as those of one head."""

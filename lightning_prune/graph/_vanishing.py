@@ -9,40 +9,29 @@ from typing import Any
 import torch
 from torch import fx
 
-from lightning_prune.graph._removed_value import SAME_ENTRIES, RemovedValue
-from lightning_prune.graph.rules.families import REDUCTIONS, SPATIAL, base_name, is_pointwise
+from lightning_prune.graph._removed_value import RemovedValue
+from lightning_prune.graph.rules.families import (
+    COPIES,
+    FILLS,
+    JOINS,
+    MOVES,
+    PARTS,
+    REDUCTIONS,
+    RESHAPES,
+    SPATIAL,
+    base_name,
+    is_pointwise,
+)
 from lightning_prune.graph.trace import Call, Trace
 
-_FILLS = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill"])
-"""They have the axes of their argument, not its entries."""
+SAME = (COPIES - FILLS) | RESHAPES | MOVES | PARTS
+SAME |= {"view_as_complex", "view_as_real", "index", "index_select", "gather"}
+"""Operators that move entries, leave them where they are, or take some of them."""
 
-_MOVES = frozenset(
-    ["mT", "movedim", "moveaxis", "broadcast_to", "tile", "repeat_interleave", "view_as_complex", "view_as_real"]
-)
-
-SAME = (SAME_ENTRIES | _MOVES) - _FILLS
-"""Operators that move entries, or leave them where they are."""
-
-PARTS = frozenset(
-    [
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "select",
-        "slice",
-        "narrow",
-        "index",
-        "index_select",
-        "gather",
-        "roll",
-    ]
-)
-
-_KEEP_ZEROS = SAME | PARTS | SPATIAL.keys() | (REDUCTIONS - {"logsumexp", "prod", "any", "all"}) | {"glu"}
+_KEEP_ZEROS = SAME | SPATIAL.keys() | (REDUCTIONS - {"logsumexp", "prod", "any", "all"}) | {"glu"}
 WEIGHTED = frozenset(f"{kind}{count}d" for kind in ("conv", "conv_transpose") for count in (1, 2, 3)) | {"linear"}
 _PRODUCTS = frozenset(["matmul", "bmm", "mm", "einsum", "_grouped_mm", "grouped_mm_fallback"])
-_OF_ALL = frozenset(["cat", "concat", "stack", "index_add", "index_copy", "index_put"])
+_OF_ALL = JOINS | {"index_add", "index_copy", "index_put"}
 _OF_ONE = {"rms_norm": "input", "scaled_dot_product_attention": "value"}
 _OF_PARAMETERS = {"addmm": ("mat2", "self"), "embedding": ("weight",)}
 _AFFINE = frozenset(["batch_norm", "instance_norm", "layer_norm", "group_norm"])
@@ -90,7 +79,7 @@ def _is_zero(call: Call, zero: set[fx.Node], removed_value: RemovedValue, kernel
         return isinstance(call.get("weight"), fx.Node) and is_masked("weight", "bias")
     if name in _OF_ONE:
         return call[_OF_ONE[name]] in zero
-    if name in ("zeros_like", "zeros", "new_zeros"):
+    if name in ("zeros_like", "zero", "zeros", "new_zeros"):
         return True
     if name in _PRODUCTS:
         return any(node in zero for node in inputs)

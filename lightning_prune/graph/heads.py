@@ -52,7 +52,7 @@ class Slots:
         biases = list[tuple[str, np.ndarray]]()
         for added in use.biases:
             name, *others = dict.fromkeys(walk.weight_at(int(entry)) for entry in added[places])
-            walk.others |= dict.fromkeys(others, use.where)  # a bias that is put together of several within a head
+            walk.tied |= dict.fromkeys(others, use.where)  # a bias that is put together of several within a head
             biases.append((name, added[places] - walk.starts[name]))
         return cls(use.name, use.rows[places] - start, use.columns, tuple(biases), use.where, places, False)
 
@@ -108,9 +108,9 @@ def head_pairs(model: nn.Module, example: Inputs) -> tuple[list[HeadPair], dict[
                 is_even &= side[other] != side[block]
         slots = [Slots.of(walk, block) for block in together]
         reasons = [walk.reasons[int(number)] for block in together for number in walk.why[list(block)] if number]
-        tied = (f"{walk.others[s.weight]} uses {s.weight} as well" for s in slots if s.weight in walk.others)
-        tied_biases = (f"{walk.others[b]} uses {b} as well" for s in slots for b, _ in s.biases if b in walk.others)
-        reasons += [*tied, *tied_biases, *([] if is_even else ["query and key come from one weight"])]
+        names = (*(s.weight for s in slots), *(bias for s in slots for bias, _ in s.biases))
+        reasons += [f"{walk.tied[name]} uses {name} as well" for name in names if name in walk.tied]
+        reasons += [] if is_even else ["query and key come from one weight"]
         kinds = {(side[block], s.is_read) for block, s in zip(together, slots, strict=True)}
         reasons += [] if len(kinds) == 2 else ["key and value come from one weight"]
         what = "value" if any(s.is_read for s in slots) else "query and key"

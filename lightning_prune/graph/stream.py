@@ -12,7 +12,7 @@ from torch import fx, nn
 from lightning_prune.errors import GraphError
 from lightning_prune.graph.axes import Fixed
 from lightning_prune.graph.flow import Flow
-from lightning_prune.graph.rules.families import COPIES, RESHAPES, base_name
+from lightning_prune.graph.rules.families import COPIES, FILLS, JOINS, MOVES, PARTS, RESHAPES, base_name
 from lightning_prune.graph.rules.table import rule_of
 from lightning_prune.graph.trace import Call, trace
 from lightning_prune.model.example import Inputs
@@ -20,10 +20,8 @@ from lightning_prune.model.example import Inputs
 Axis = tuple[str, int]
 """Dense name of a tensor, and one of its axes."""
 
-_LAYOUT = (COPIES | RESHAPES) - {"ones_like", "full_like", "rand_like", "randn_like", "fill"} | {
-    *("transpose", "permute", "t", "movedim", "expand", "expand_as", "repeat", "cat", "stack", "split", "chunk"),
-    *("slice", "select", "narrow", "unbind", "index_select", "roll", "flip", "split_with_sizes", "constant_pad_nd"),
-}
+_LAYOUT = (COPIES - FILLS) | {"zeros_like", "zero"} | RESHAPES | MOVES | PARTS | JOINS
+_LAYOUT |= {"expand_as", "index_select", "constant_pad_nd"}
 _NORMS = ("layer_norm", "rms_norm", "rsqrt", "linalg_vector_norm")
 _STREAM, _WEIGHT = "the stream", "a weight"
 

@@ -167,7 +167,8 @@ def _record(
     nodes = list(exported.graph.nodes)
     for node in nodes:
         if isinstance(value := node.meta.get("val"), Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape):
-            # a length that depends on values, such as the number of tokens of an expert, is equal to no other one
+            # a length that depends on values, such as the number of tokens of an expert, is equal to no other one:
+            # each symbol, u0, u1, …, gets an odd number above ten thousand, which is hardly the size of anything
             shape: Any = value.shape
             lengths = [n if isinstance(n, int) else n.node.expr for n in shape]
             unknown = {one for n in lengths if not isinstance(n, int) for one in n.free_symbols}

@@ -54,6 +54,16 @@ NORMS: dict[str, Wrap] = {
 }
 
 
+class PlusOnes(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + torch.ones_like(weight)
+
+
+def test_a_weight_that_is_one_where_its_parameter_is_zero_loses_no_inputs() -> None:
+    groups = channel_groups(net(lambda layer: parametrize.register_parametrization(layer, "weight", PlusOnes())), X)
+    assert {group.name: group.size for group in groups if group.prunable} == {"mid": 10}  # the head is plain
+
+
 @pytest.mark.parametrize("wrap", NORMS.values(), ids=NORMS)
 def test_normed_weights_lose_channels_exactly(wrap: Wrap) -> None:
     model = net(wrap)

@@ -19,6 +19,9 @@ COPIES = _words(
 )
 """Operators whose result has the axes of their first argument."""
 
+FILLS = _words("zeros_like ones_like full_like empty_like rand_like randn_like zero fill")
+"""Those of them that take its axes and leave its entries."""
+
 UNTAGGED = _words(
     "hardswish log_sigmoid true_divide square float_power __and__ __or__ __xor__ multiply subtract divide absolute "
     "negative clip greater greater_equal less less_equal not_equal polar complex conj real imag"
@@ -27,6 +30,18 @@ UNTAGGED = _words(
 
 RESHAPES = _words("view reshape _unsafe_view flatten squeeze unsqueeze unflatten view_as reshape_as _reshape_alias")
 """Operators that keep the order of the entries and change the shape."""
+
+MOVES = _words(
+    "permute transpose t mT numpy_T movedim moveaxis swapaxes expand broadcast_to repeat tile repeat_interleave flip "
+    "roll"
+)
+"""Operators that move the entries of one tensor, or repeat them, whatever they are."""
+
+PARTS = _words("split split_with_sizes chunk unbind select slice narrow")
+"""Operators that take stretches of one tensor."""
+
+JOINS = _words("cat concat stack")
+"""Operators that lay tensors side by side."""
 
 CREATIONS = _words(
     "arange zeros ones full empty scalar_tensor new_ones new_zeros new_full new_empty eye linspace rand randn tensor "
@@ -81,9 +96,6 @@ DEVIATIONS = _words("var std var_mean std_mean")
 
 ALONG = _words("softmax log_softmax _softmax _log_softmax cumsum cumprod sort topk argsort")
 """Operators that mix the entries along one axis ``dim`` and keep the number of axes."""
-
-CELLS = _words("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
-"""Recurrent cells."""
 
 
 def base_name(operator: str) -> str:

@@ -16,7 +16,6 @@ from lightning_prune.graph.rules import contraction, elementwise, layout, normal
 from lightning_prune.graph.rules.einsum import einsum
 from lightning_prune.graph.rules.families import (
     ALONG,
-    CELLS,
     COPIES,
     CREATIONS,
     LOSSES,
@@ -39,7 +38,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, normalisation.reduce),
     **dict.fromkeys(ALONG, normalisation.along),
     **dict.fromkeys(recurrent.GATES, recurrent.recurrent),
-    **dict.fromkeys(CELLS, recurrent.cell),
+    **{f"{kind}_cell": recurrent.cell for kind in recurrent.GATES},
     **dict.fromkeys(LOSSES, normalisation.keep_whole),
     "conv1d": contraction.conv,
     "conv2d": contraction.conv,
