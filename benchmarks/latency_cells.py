@@ -101,7 +101,7 @@ def compared(name: str, network: nn.Module, image: Tensor, points: int) -> None:
         programs.append(Program(copied, [(tuple(image.shape), image.dtype)], False))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         bench = Bench(XNNPACK(), 1, 60, Path(folder))
-        measured = [least_of(own) for own in bench.times(programs)]
+        measured = [least_of(own) for own in bench.timed(bench.lowered(programs), 60)]
     points_of = sum(len(cell.points) for cell in table.cells.values())
     print(f"{name}: {len(sizes)} groups, {points_of} points in {taken:.0f} s of processor time; steps {table.steps}")
     print(f"{'':14}{'ms':>9}{'of dense':>10}{'predicted / measured':>22}")

@@ -13,6 +13,8 @@ from lightning_prune.errors import ExportError
 
 _SECONDS = 20.0
 """For all rounds together; there are five at least."""
+FEWEST = 10
+"""Rounds: of fewer there is no lower tenth."""
 COARSEST = 1_000_000
 """Nanoseconds between two ticks of a clock that can tell layers apart."""
 

@@ -15,9 +15,11 @@ from torch.export import ExportedProgram
 
 from lightning_prune.compaction import Compaction, compact
 from lightning_prune.deploy.backends import Backend, Portable
+from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.clock import least_of
 from lightning_prune.deploy.executorch.lowering import graph_of, lower, save
 from lightning_prune.deploy.executorch.quick import quick
+from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.cells import Piece, cells_of
 from lightning_prune.deploy.program.eager import EagerModel, eager_outputs, example_tensors, folded_copy
 from lightning_prune.deploy.program.signature import dtype_name
@@ -34,6 +36,7 @@ from lightning_prune.selection.channels import ChannelUnits
 from lightning_prune.selection.granularity import Channel
 from lightning_prune.selection.latency import Anchor, LatencyTable, Network
 from lightning_prune.selection.targets import Targets
+from lightning_prune.values import check_whole
 
 BORDER = "border"
 """Key of the cell that does nothing: what a call takes, and the copy of its inputs."""
@@ -121,13 +124,27 @@ class Design:
     def network(self, times: Sequence[Sequence[float]]) -> Network:
         """Return the network, tied to the clock by the milliseconds of each round of its two programs."""
         dense, narrow = (
-            Anchor(tuple(pieces[i].widths for _, pieces in self.kinds), least_of(own), interquartile_range(list(own)))
+            Anchor(tuple(pieces[i].widths for _, pieces in self.kinds), least_of(own), interquartile_range(own))
             for i, own in enumerate(times)
         )
         cells = tuple((key, pieces[0].weights) for key, pieces in self.kinds)
         return Network(
             self.name, self.shapes, cells, (dense, narrow), tuple(shape for shape, _ in self.wholes[0].inputs)
         )
+
+
+def check_design(model: nn.Module, backend: Backend, points: int, granularity: Channel) -> None:
+    """Check the arguments of :func:`designed` that a caller gives.
+
+    Raises:
+        TypeError: one is of another type.
+        ValueError: there are too few points.
+    """
+    check_model(model)
+    check_backend(backend)
+    if not isinstance(granularity, Channel):
+        raise TypeError(f"granularity: got {granularity!r:.60}, must be a value such as Channel()")
+    check_whole("points", points, 3, why=": a cell has a constant, and changes with two widths")
 
 
 def designed(
@@ -225,8 +242,7 @@ def border_program(size: int) -> Program:
 def border_of(sizes: Sequence[int], times: Sequence[Sequence[float]]) -> Cell:
     """Return the cell that does nothing, by the milliseconds of each round at these numbers of elements."""
     points = [
-        Point(((0, size),), least_of(own), interquartile_range(list(own)))
-        for size, own in zip(sizes, times, strict=True)
+        Point(((0, size),), least_of(own), interquartile_range(own)) for size, own in zip(sizes, times, strict=True)
     ]
     return Cell("a call", (Kernel("point", 0.0, 1.0, 0.0),), tuple(points))
 
@@ -295,9 +311,7 @@ def with_points(cells: Mapping[str, Cell], measured: Iterable[Measured]) -> dict
     for each in measured:
         # the border moves what it takes in and out, a cell what it takes in
         call, whole = border[0] + border[2] / 2 * each.taken, least_of(each.milliseconds)
-        point = Point(
-            each.widths, max(whole - call, _SMALLEST_SHARE * whole), interquartile_range(list(each.milliseconds))
-        )
+        point = Point(each.widths, max(whole - call, _SMALLEST_SHARE * whole), interquartile_range(each.milliseconds))
         cell = cells.get(each.key) or Cell(each.key.partition(" #")[0], each.kernels, ())
         cells[each.key] = replace(cell, points=(*cell.points, point))
     return cells

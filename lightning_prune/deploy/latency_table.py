@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_prune.deploy.backends import XNNPACK, Backend
-from lightning_prune.deploy.backends.base import check_backend
-from lightning_prune.deploy.clock import in_turns
+from lightning_prune.deploy.clock import FEWEST, in_turns
 from lightning_prune.deploy.designs import (
     BORDER,
     Measured,
@@ -22,12 +21,12 @@ from lightning_prune.deploy.designs import (
     border_program,
     border_sizes,
     cell_program,
+    check_design,
     designed,
     with_points,
     written,
 )
 from lightning_prune.deploy.executorch.quiet import require_executorch
-from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.cells import Piece
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
@@ -91,25 +90,20 @@ def latency_table(
         >>> Recipe(..., need=Latency(ms=8.0, table=table))  # doctest: +SKIP
     """
     require_executorch()
-    check_model(model)
+    check_design(model, backend, points, granularity)
     check_whole("threads", threads, 1)
-    check_backend(backend)
-    if not isinstance(granularity, Channel):
-        raise TypeError(f"granularity: got {granularity!r:.60}, must be a value such as Channel()")
     check_bool("progress", progress)
-    check_whole("rounds", rounds, 10, why=": of fewer there is no lower tenth")
-    check_whole("points", points, 3, why=": a cell has a constant, and changes with two widths")
+    check_whole("rounds", rounds, FEWEST, why=": of fewer there is no lower tenth")
     if not backend.runs_here:
         raise ExportError(f"{backend} does not run on this machine, so nothing can be measured for it here")
+    file = None if path is None else Path(path)
     with isolated(), scratch() as folder, CHILD.releasing():
         bench = Bench(backend, threads, rounds, folder)
-        table = bench.table(None if path is None else Path(path))
+        table = bench.table(file)
         design = designed(model, example_inputs, backend, points, granularity)
         wanted = design.wanted(table, points)
         with tqdm(total=len(wanted) + 2, desc="cells", disable=None if progress else True) as bar:
-            table, wholes = bench.measured(
-                table, wanted, design.wholes, None if path is None else Path(path), bar.update
-            )
+            table, wholes = bench.measured(table, wanted, design.wholes, file, bar.update)
         network = design.network(wholes)
         cost = CellCost(table, network, design.units)
         saved = {
@@ -117,8 +111,8 @@ def latency_table(
             for name, size in design.units.sizes.items()
         }
     table = table.merged(replace(table, networks=(network,), channels=saved))
-    if path is not None:
-        table.save(path)
+    if file is not None:
+        table.save(file)
     return table
 
 
@@ -129,6 +123,11 @@ def device() -> str:
             if line.lower().startswith(("model name", "hardware")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def runtime() -> str:
+    """Return the name and version of the runtime of this machine."""
+    return f"executorch {importlib.metadata.version('executorch')}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class Bench:
         quantization = "" if backend.quantization is None else f" {type(backend.quantization).__name__}"
         new = LatencyTable(
             device=device(),
-            runtime=f"executorch {importlib.metadata.version('executorch')}",
+            runtime=runtime(),
             backend=f"{backend.name}{quantization}",
             threads=self.threads,
             clock="thread" if self.threads == 1 else "wall",
@@ -203,13 +202,17 @@ class Bench:
         return _grown(table, sizes, wanted, times[: -len(wholes)]), times[-len(wholes) :]
 
     def lowered(self, programs: Sequence[Program]) -> list[dict[str, Any]]:
-        """Lower programs into a file and run them; return what :func:`~lightning_prune.deploy.clock.in_turns` takes.
+        """Lower programs into a file and return what :func:`~lightning_prune.deploy.clock.in_turns` takes.
+
+        They are run once, if the backend runs here; those that fail with channels last go into another file without.
 
         Raises:
             ExportError: one cannot be traced, lowered or run, or the clock is too coarse.
         """
         path = self.folder / f"{len(list(self.folder.iterdir()))}.pte"
         asked = [{"path": str(path), **each} for each in written(programs, self.backend, path)]
+        if not self.backend.runs_here:
+            return asked
         _, failed = in_turns(path, asked, threads=self.threads, rounds=1)
         if failed:
             again = [replace(programs[number], is_last=False) for number in failed]
@@ -230,14 +233,6 @@ class Bench:
         if failed:
             raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
         return times
-
-    def times(self, programs: Sequence[Program]) -> list[list[float]]:
-        """Return the milliseconds of each round for each program.
-
-        Raises:
-            ExportError: one cannot be traced, lowered or run, or the clock is too coarse.
-        """
-        return self.timed(self.lowered(programs), self.rounds)
 
 
 def _grown(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from lightning_prune.deploy.clock import COARSEST, least_of
+from lightning_prune.deploy.clock import COARSEST, FEWEST, least_of
 from lightning_prune.deploy.designs import BORDER, Measured, border_of, with_points
 from lightning_prune.deploy.program.signature import DTYPES
 from lightning_prune.deploy.runtime.turns import interquartile_range
@@ -23,8 +23,6 @@ DENSE, NARROW = "dense", "narrow"
 
 _PLAN = Form("lightning_prune.probe_plan", 1, "plan of a probe")
 _RESULTS = Form("lightning_prune.probe_results", 1, "results of a probe")
-_FEWEST = 10
-"""Rounds: of fewer there is no lower tenth."""
 _MOST_ROUNDS = 1_000_000
 
 
@@ -199,9 +197,9 @@ class Probe:
                 f"the clock of {found.device} ticks every {found.tick / 1e6:.1f} ms, too coarse for layers: run the"
                 " plan with the clock of the wall"
             )
-        holes = [each.name for each in self.programs if len(found.nanoseconds.get(each.name, ())) < _FEWEST]
+        holes = [each.name for each in self.programs if len(found.nanoseconds.get(each.name, ())) < FEWEST]
         if holes:
-            told = f"{len(holes)} of {len(self.programs)} programs have fewer than {_FEWEST} rounds"
+            told = f"{len(holes)} of {len(self.programs)} programs have fewer than {FEWEST} rounds"
             raise ValueError(
                 f"the results of {found.device} have holes: {told}, {holes[0]} for one; run the plan again"
             )

@@ -1,8 +1,6 @@
 """What writes a probe, the programs that a latency table is measured of, and what runs it on this machine."""
 
-import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,21 +9,18 @@ from tqdm.auto import tqdm
 from lightning_prune.deploy.artifact.files import replaced
 from lightning_prune.deploy.artifact.manifest import sha256_of
 from lightning_prune.deploy.backends import XNNPACK, Backend
-from lightning_prune.deploy.backends.base import check_backend
-from lightning_prune.deploy.clock import in_turns
+from lightning_prune.deploy.clock import FEWEST
 from lightning_prune.deploy.designs import (
     BORDER,
-    Program,
     border_program,
     border_sizes,
     cell_program,
+    check_design,
     designed,
-    written,
 )
 from lightning_prune.deploy.executorch.quiet import require_executorch
-from lightning_prune.deploy.latency_table import Bench, device
+from lightning_prune.deploy.latency_table import Bench, device, runtime
 from lightning_prune.deploy.probe import DENSE, NARROW, PLAN, Probe, ProbeInput, ProbeProgram, ProbeResults
-from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.deploy.runtime.model import room_of
@@ -86,16 +81,15 @@ def export_probe(
         >>> table = Probe.load("probe").table("pixel.json")  # doctest: +SKIP
     """
     require_executorch()
-    check_model(model)
-    check_backend(backend)
-    if not isinstance(granularity, Channel):
-        raise TypeError(f"granularity: got {granularity!r:.60}, must be a value such as Channel()")
-    check_bool("progress", progress)
+    check_design(model, backend, points, granularity)
     check_whole("threads", threads, 1)
-    check_whole("points", points, 3, why=": a cell has a constant, and changes with two widths")
+    check_bool("progress", progress)
     check_whole("passes", passes, 1)
-    check_whole("rounds", rounds, -(-10 // passes), why=": of fewer than 10 in all passes there is no lower tenth")
+    why = f": of fewer than {FEWEST} in all passes there is no lower tenth"
+    check_whole("rounds", rounds, -(-FEWEST // passes), why=why)
     with isolated(), replaced(folder) as place, CHILD.releasing():
+        # on one thread: what runs here tells only that it runs
+        bench = Bench(backend, 1, passes * rounds, place.building.resolve())
         design = designed(model, example_inputs, backend, points, granularity)
         wanted = design.wanted(LatencyTable(), points)
         border = border_sizes([piece for _, piece in wanted])
@@ -104,18 +98,17 @@ def export_probe(
             *((key, piece.widths, cell_program(piece, backend)) for key, piece in wanted),
             *zip((DENSE, NARROW), ((), ()), design.wholes, strict=True),
         ]
-        programs, files = list[ProbeProgram](), dict[str, str]()
+        programs = list[ProbeProgram]()
         with tqdm(total=len(parts), desc="programs", disable=None if progress else True) as bar:
             for start in range(0, len(parts), _TOGETHER):
-                some, name = parts[start : start + _TOGETHER], f"{len(files)}.pte"
-                methods = _lowered([program for *_, program in some], backend, place.building / name)
-                for number, (key, widths, _) in enumerate(some):
-                    method, inputs = methods[number]
-                    own = f"{len(files)}.{method}"
-                    programs.append(ProbeProgram(own, name, method, inputs, key, widths))
-                files[name] = sha256_of(place.building / name)
+                some = parts[start : start + _TOGETHER]
+                for (key, widths, _), own in zip(some, bench.lowered([program for *_, program in some]), strict=True):
+                    file, method = Path(own["path"]), own["method"]
+                    inputs = tuple(ProbeInput(tuple(shape), dtype, is_last) for shape, dtype, is_last in own["inputs"])
+                    programs.append(ProbeProgram(f"{file.stem}.{method}", file.name, method, inputs, key, widths))
                 bar.update(len(some))
-        empty = Bench(backend, threads, passes * rounds, place.building).table(None)
+        files = {name: sha256_of(place.building / name) for name in dict.fromkeys(each.file for each in programs)}
+        empty = bench.table(None)
         plan = Probe(
             runtime=empty.runtime,
             backend=empty.backend,
@@ -136,25 +129,6 @@ def export_probe(
         (place.building / PLAN).write_text(plan.to_json(), encoding="utf-8", newline="\n")
         place.publish()
     return Probe.load(Path(folder))
-
-
-def _lowered(programs: Sequence[Program], backend: Backend, path: Path) -> list[tuple[str, tuple[ProbeInput, ...]]]:
-    """Write programs to a file, run what runs here, and return the method and inputs of each.
-
-    Raises:
-        ExportError: one cannot be traced, lowered or run.
-    """
-    told = written(programs, backend, path)
-    if backend.runs_here:
-        asked = [{"path": str(path.resolve()), **each} for each in told]
-        _, failed = in_turns(path, asked, threads=1, rounds=1)
-        if failed and not any(programs[number].is_last for number in failed):
-            raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
-        if failed:
-            # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
-            again = [replace(p, is_last=p.is_last and number not in failed) for number, p in enumerate(programs)]
-            return _lowered(again, backend, path)
-    return [(each["method"], tuple(ProbeInput(tuple(s), d, last) for s, d, last in each["inputs"])) for each in told]
 
 
 def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool = True) -> ProbeResults:
@@ -184,9 +158,8 @@ def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool =
         check_whole("memory", memory, 1)
     folder = Path(folder).resolve()
     probe = Probe.load(folder)
-    runtime = f"executorch {importlib.metadata.version('executorch')}"
-    if runtime != probe.runtime:
-        raise ExportError(f"{folder} was written for {probe.runtime}, and here is {runtime}: export it again")
+    if (here := runtime()) != probe.runtime:
+        raise ExportError(f"{folder} was written for {probe.runtime}, and here is {here}: export it again")
     for name, digest in probe.files.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise ExportError(f"{folder / name} is not the file that the plan names: copy the whole folder again")
@@ -223,7 +196,7 @@ def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool =
     return ProbeResults(
         plan=probe.digest,
         device=device(),
-        runtime=runtime,
+        runtime=here,
         threads=probe.threads,
         clock="thread" if probe.threads == 1 else "wall",
         tick=min(ticks),

@@ -181,3 +181,14 @@ class TestDocuments:
     def test_another_folder(self, tmp_path: Path):
         with pytest.raises(FileNotFoundError):
             Probe.load(tmp_path)
+
+    def test_another_file_is_refused_by_its_name(self, plan: Probe, tmp_path: Path):
+        path = tmp_path / "results.json"
+        path.write_bytes(b"\xff\xfe")
+        with pytest.raises(ValueError, match=r"results\.json holds no text"):
+            plan.table(path)
+        path.write_text(plan.to_json(), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"results\.json: the JSON text is no results of a probe"):
+            ProbeResults.load(path)
+        with pytest.raises(ValueError, match=r"is a folder: name the file"):
+            ProbeResults.load(tmp_path)

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,7 +34,7 @@ def in_turns(turns: Mapping[Key, Turn], rounds: int) -> tuple[dict[Key, list[flo
     return times, runs
 
 
-def interquartile_range(values: list[float]) -> float:
+def interquartile_range(values: Sequence[float]) -> float:
     """Return the distance between the first and the third quartile; 0 for a single value."""
     if len(values) < 2:
         return 0.0
@@ -42,7 +42,7 @@ def interquartile_range(values: list[float]) -> float:
     return high - low
 
 
-def standard_error(values: list[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
     """Return the standard error of the median of values."""
     # 1.2533 times that of a mean, with the standard deviation of a normal from its quartiles
     return 1.2533 * interquartile_range(values) / 1.349 / math.sqrt(len(values))

@@ -80,6 +80,9 @@ class TestGeneration:
             assert torch.cat([position for _, position in row]).tolist() == list(range(sum(len(p) for _, p in row)))
             for call in (*row, example(TOLD)):
                 check_call(TOLD, call)
+        longer = texts(Generation(64, eos=0).constants(10)).calls
+        assert [row[0][0].shape[1] for row in longer] == [1, 32, 56]
+        assert int(longer[-1][-1][1]) == 63
 
     @pytest.mark.parametrize(
         ("tokens", "position", "match"),
