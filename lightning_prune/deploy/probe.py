@@ -65,7 +65,8 @@ class ProbeProgram:
         for each in self.inputs:
             if each.dtype not in DTYPES:
                 raise ValueError(f"{self.name} takes {each.dtype!r:.60}, and a program takes {', '.join(DTYPES)}")
-        for number in (*(size for each in self.inputs for size in each.shape), self.taken):
+        sizes = [size for each in self.inputs for size in each.shape]
+        for number in (*sizes, self.taken, *(width for pair in self.widths for width in pair)):
             check_whole(f"a size of {self.name}", number, 0)
 
     @property

@@ -127,6 +127,11 @@ class TestDocuments:
             ('"passes": 2', '"passes": 1000000000', "1,000,000,000 passes of 5 rounds are more than 1,000,000 rounds"),
             ('"float32"', '"hub"', r"0\.m0 takes 'hub', and a program takes uint8"),
             ("      1,\n", f"      {2**64},\n", r"a size of 0\.m0 must be below 2\*\*64"),
+            (
+                '"conv #1",\n   "widths": [\n    [\n     16',
+                f'"conv #1",\n   "widths": [\n    [\n     {2**70}',
+                "below 2",
+            ),
             ('"name": "0.m1"', '"name": "0.m0"', "two of its programs have one name"),
             ('"name": "Two"', '"name": 2', "2 is no str"),
             ('"kind": "point"', '"kind": "round"', "Kernel.kind must be one of"),

@@ -136,6 +136,9 @@ def test_sessions_of_a_file_are_apart_and_no_reload_goes_unnoticed(tmp_path: Pat
     export(Both().eval(), tmp_path / "a.pte", example_inputs=(full(0), full(0)), feeds={"h": 1}, backend=Portable())
     model = RuntimeModel(tmp_path / "a.pte")
     one, other = model.session(), model.session()
+    model.memory = 4
+    with pytest.raises(ExportError, match=r"a\.pte takes 8 bytes from call to call, above 4: pass memory="):
+        model.session()
     told = [[float(y[0, 0]) for y in session.step(full(1))] for session in (one, one, other, one)]
     assert told == [[10, 1], [20, 2], [10, 1], [30, 3]]
     for threads in (1, 2):  # one of them is another number, for which all programs are loaded anew
