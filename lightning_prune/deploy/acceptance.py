@@ -159,8 +159,8 @@ def accepted(
             model = make(replace(need, ms=aim.asked))
             with isolated():
                 own = bench.lowered([Program(folded_copy(model), shapes, False)])
-                times = bench.timed([*beside, *own], rounds)
-            share = least_of(times[1]) / least_of(times[0])
+                (before,), (after,) = bench.timed([beside, own], rounds)
+            share = least_of(after) / least_of(before)
             told.append(Round(aim.asked, share * anchor, share))
             if told[-1].milliseconds <= need.ms and (not best or told[-1].milliseconds > told[best[0][0]].milliseconds):
                 best = [(number, model)]

@@ -1,14 +1,14 @@
-"""What is measured of a network: its cells at several widths, a call that does nothing, and two whole programs."""
+"""What is measured of a network: its cells at several widths, a call that does nothing, and some whole programs."""
 
 import hashlib
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -31,17 +31,18 @@ from lightning_prune.deploy.runtime.turns import interquartile_range
 from lightning_prune.errors import ExportError
 from lightning_prune.model.plain_copy import plain_copy
 from lightning_prune.run.binding import units_of
+from lightning_prune.selection.cell_cost import Anchor, Network, Place
 from lightning_prune.selection.cells import Cell, Kernel, Point
 from lightning_prune.selection.channels import ChannelUnits
 from lightning_prune.selection.granularity import Channel
-from lightning_prune.selection.latency import Anchor, LatencyTable, Network
+from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.selection.targets import Targets
 from lightning_prune.values import check_whole
 
 BORDER = "border"
 """Key of the cell that does nothing: what a call takes, and the copy of its inputs."""
-_NARROWEST = 8
-"""Divides all widths in the narrow network."""
+_WHOLES = (1.0, 1 / 8, 0.55, 0.8)
+"""Shares of all widths at which the whole network is measured too: some 100, 4, 30 and 65 % of its time."""
 _SMALLEST_SHARE = 0.05
 """Of what was measured, that is left at least when the border is taken off."""
 
@@ -81,56 +82,48 @@ class Program:
 
 @dataclass(frozen=True)
 class Design:
-    """What is measured of a network: its cells at several widths, and two programs of the whole of it.
+    """What is measured of a network: its cells at several widths, and some programs of the whole of it.
 
     Args:
         name: its class.
         shapes: dense name of the weights that compute -> shape.
         units: the channels that may go.
-        wholes: the network, dense and narrow.
-        kinds: for each of its cells the key of its kind, and the cell in each copy, dense first, narrow second.
+        wholes: the first of the copies as they are, dense first.
+        kinds: for each of its cells the key of its kind, and the cell in each copy.
     """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     units: ChannelUnits
-    wholes: tuple[Program, Program]
+    wholes: tuple[Program, ...]
     kinds: list[tuple[str, list[Piece]]]
 
-    def wanted(self, table: LatencyTable, points: int) -> list[tuple[str, Piece]]:
-        """Return the cells to be measured, with the key of their kind, without those that the table knows.
-
-        Of each kind they are the widest, the narrowest, and those that lie furthest from all others.
-        """
-        by_kind: dict[str, dict[tuple[tuple[int, int], ...], Piece]] = {}
-        for key, pieces in self.kinds:
-            for piece in pieces:
-                by_kind.setdefault(key, {}).setdefault(piece.widths, piece)
-        wanted = []
-        for key, own in by_kind.items():
-            places = {widths: np.log2(np.array(widths, float).flatten() + 1e-9) for widths in own}
-            known = table.cells[key].points if key in table.cells else ()
-            places |= {point.widths: np.log2(np.array(point.widths, float).flatten() + 1e-9) for point in known}
-            chosen = [point.widths for point in known]
-            for extreme in (max, min):
-                widths = extreme(own, key=lambda widths: places[widths].sum())
-                chosen += [widths] if widths not in chosen else []
-            while len(chosen) < points and (left := [widths for widths in own if widths not in chosen]):
-                distance = {w: min(np.linalg.norm(places[w] - places[other]) for other in chosen) for w in left}
-                chosen.append(max(left, key=distance.__getitem__))
-            wanted += [(key, own[widths]) for widths in chosen[len(known) :]]
-        return wanted
+    def turns(self, table: LatencyTable) -> list[list[tuple[str, Piece]]]:
+        """Return the cells of each copy that are to be measured, in their order, without those that the table knows."""
+        known = {key: {point.widths for point in cell.points} for key, cell in table.cells.items()}
+        return [
+            [(key, pieces[i]) for key, pieces in self.kinds if pieces[i].widths not in known.get(key, ())]
+            for i in range(len(self.kinds[0][1]))
+        ]
 
     def network(self, times: Sequence[Sequence[float]]) -> Network:
-        """Return the network, tied to the clock by the milliseconds of each round of its two programs."""
-        dense, narrow = (
-            Anchor(tuple(pieces[i].widths for _, pieces in self.kinds), least_of(own), interquartile_range(own))
-            for i, own in enumerate(times)
+        """Return the network, tied to the clock by the milliseconds of its whole programs."""
+        anchors = tuple(
+            Anchor(widths, least_of(own), interquartile_range(own))
+            for widths, own in zip(self.anchors, times, strict=True)
         )
-        cells = tuple((key, pieces[0].weights) for key, pieces in self.kinds)
-        return Network(
-            self.name, self.shapes, cells, (dense, narrow), tuple(shape for shape, _ in self.wholes[0].inputs)
-        )
+        inputs = tuple(shape for shape, _ in self.wholes[0].inputs)
+        return Network(self.name, self.shapes, self.cells, anchors, inputs)
+
+    @property
+    def cells(self) -> tuple[tuple[str, tuple[Place, ...]], ...]:
+        """The key of each cell, and where the weights of its kernels are."""
+        return tuple((key, pieces[0].weights) for key, pieces in self.kinds)
+
+    @property
+    def anchors(self) -> tuple[tuple[tuple[tuple[int, int], ...], ...], ...]:
+        """Of each whole program the widths of each kernel of each cell."""
+        return tuple(tuple(pieces[i].widths for _, pieces in self.kinds) for i in range(len(self.wholes)))
 
 
 def check_design(model: nn.Module, backend: Backend, points: int, granularity: Channel) -> None:
@@ -154,7 +147,7 @@ def designed(
     points: int,
     granularity: Channel,
 ) -> Design:
-    """Return what is measured of a model: copies at widths drawn at random, the same at each call, cut into cells.
+    """Return what is measured of a model: copies at several widths, the same at each call, cut into cells.
 
     Raises:
         ValueError: nothing can be pruned.
@@ -164,25 +157,49 @@ def designed(
     whole = folded_copy(model)
     eager_outputs(EagerModel(whole), inputs)
     units = cast(ChannelUnits, units_of(granularity, Targets(), whole, inputs))
-    least = {name: -(-size // _NARROWEST) for name, size in units.sizes.items()}
-    drawn = random.Random(0)
-    designs = [{}, least]  # dense, narrow
-    for _ in range(points - 2):
-        designs.append({name: drawn.randint(least[name], size) for name, size in units.sizes.items()})
-    copies = [plain_copy(whole) for _ in designs]
-    for copied, widths in zip(copies, designs, strict=True):
+    fold, copies, cut = not isinstance(backend, Portable), list[nn.Module](), list[list[Piece]]()
+    for widths in _widths(units, lambda: cut[0], points):
+        copies.append(plain_copy(whole))
         keep = {name: range(width) for name, width in widths.items()}
-        compact(copied, Compaction.from_keep(units.found, keep))
-    cut = [cells_of(copied, inputs, fold=not isinstance(backend, Portable)) for copied in copies]
+        compact(copies[-1], Compaction.from_keep(units.found, keep))
+        cut.append(cells_of(copies[-1], inputs, fold=fold))
     tensors, shapes = whole.state_dict(), [(tuple(x.shape), x.dtype) for x in inputs]
     quantize = None if backend.quantization is None else backend.quantization.quantize_for_time
     return Design(
         type(model).__name__,
         {name: tuple(tensors[name].shape) for piece in cut[0] for name, *_ in piece.weights},
         units,
-        (Program(copies[0], shapes, False, quantize), Program(copies[1], shapes, False, quantize)),
+        tuple(Program(copied, shapes, False, quantize) for copied in copies[: min(points, len(_WHOLES))]),
         _kinds(type(model).__name__, cut, backend),
     )
+
+
+def _widths(units: ChannelUnits, dense: Callable[[], Sequence[Piece]], points: int) -> Iterator[dict[str, int]]:
+    """Yield the widths of each copy: those of whole programs, then random ones, spread over all that there may be.
+
+    Channel groups with the same part in cells of one kind have the same width, so that few cells are new.
+
+    Args:
+        units: the channels that may go.
+        dense: returns the cells of the first copy.
+        points: number of copies.
+    """
+    for share in _WHOLES[:points]:
+        yield {name: math.ceil(share * size) for name, size in units.sizes.items()}
+    parts: dict[str, list[tuple[object, ...]]] = {name: [] for name in units.sizes}
+    for piece in dense():
+        for number, (weight, *_) in enumerate(piece.weights):
+            for group, axis, _ in units.shares.get(weight, ()):
+                parts[group].append((piece.tokens, number, axis))
+    drawn, strata, left = random.Random(0), dict[object, list[int]](), points - len(_WHOLES)
+    alike = {name: tuple(sorted(map(repr, own))) or name for name, own in parts.items()}
+    for number in range(left):
+        shares = dict[object, float]()
+        for part in alike.values():
+            if part not in shares:
+                own = strata.setdefault(part, drawn.sample(range(left), left))
+                shares[part] = min(_WHOLES) + (1 - min(_WHOLES)) * (own[number] + drawn.random()) / left
+        yield {name: math.ceil(shares[part] * units.sizes[name]) for name, part in alike.items()}
 
 
 def _kinds(name: str, cut: Sequence[Sequence[Piece]], backend: Backend) -> list[tuple[str, list[Piece]]]:
@@ -305,13 +322,21 @@ class Measured:
 
 
 def with_points(cells: Mapping[str, Cell], measured: Iterable[Measured]) -> dict[str, Cell]:
-    """Return cells, the border among them, with what was measured, less what a call of each takes by itself."""
+    """Return cells, the border among them, with what was measured, less what a call of each takes by itself.
+
+    What has its place several times counts by its mean.
+    """
     cells = dict(cells)
     border = cells[BORDER].fitted({"point": (1, 1)})[0]
+    alike: dict[tuple[str, tuple[tuple[int, int], ...]], list[Measured]] = {}
     for each in measured:
+        alike.setdefault((each.key, each.widths), []).append(each)
+    for (key, widths), same in alike.items():
+        least = fmean(least_of(each.milliseconds) for each in same)
         # the border moves what it takes in and out, a cell what it takes in
-        call, whole = border[0] + border[2] / 2 * each.taken, least_of(each.milliseconds)
-        point = Point(each.widths, max(whole - call, _SMALLEST_SHARE * whole), interquartile_range(each.milliseconds))
-        cell = cells.get(each.key) or Cell(each.key.partition(" #")[0], each.kernels, ())
-        cells[each.key] = replace(cell, points=(*cell.points, point))
+        call = border[0] + border[2] / 2 * same[0].taken
+        spread = fmean(interquartile_range(each.milliseconds) for each in same)
+        point = Point(widths, max(least - call, _SMALLEST_SHARE * least), spread)
+        cell = cells.get(key) or Cell(key.partition(" #")[0], same[0].kernels, ())
+        cells[key] = replace(cell, points=(*cell.points, point))
     return cells

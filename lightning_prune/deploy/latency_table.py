@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.clock import FEWEST, in_turns
 from lightning_prune.deploy.designs import (
     BORDER,
+    Design,
     Measured,
     Program,
     border_of,
@@ -33,14 +34,10 @@ from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.documents import scratch
 from lightning_prune.errors import ExportError
 from lightning_prune.selection.granularity import Channel
-from lightning_prune.selection.latency import CellCost, LatencyTable
+from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.values import check_bool, check_whole
 
 _DEFAULT_BACKEND = XNNPACK()
-_TOGETHER = 16
-"""Programs in a file: as many as are lost when the process is killed."""
-_FEW = 10
-"""Rounds for what is kept until all programs have their turns together."""
 
 
 def latency_table(
@@ -50,17 +47,17 @@ def latency_table(
     backend: Backend = _DEFAULT_BACKEND,
     path: str | Path | None = None,
     threads: int = 1,
-    rounds: int = 100,
-    points: int = 7,
+    rounds: int = 30,
+    points: int = 6,
     granularity: Channel = Channel(),  # noqa: B008 - frozen
     progress: bool = True,
 ) -> LatencyTable:
     """Measure what the cells of a model take in the ExecuTorch runtime on this machine, at several widths.
 
-    Copies of the model at widths drawn at random are traced and cut into cells, a kernel with what is fused to it;
-    cells of one kind that differ in widths alone share their points. They are lowered, many into one file, and then all
-    timed in turns, beside two whole programs, dense and narrow, which tie the sum of the cells to the clock. What a
-    call takes by itself is taken off.
+    Copies of the model at several widths are traced and cut into cells, a kernel with what is fused to it; cells of one
+    kind that differ in widths alone share their points. They are lowered, those of a copy into one file, and then all
+    timed in turns, those of a copy in their order, beside up to four whole programs, which tie the sum of the cells to
+    the clock. What a call takes by itself is taken off.
 
     Args:
         model: what will be pruned; left as it is. Weights do not matter, widths do.
@@ -69,8 +66,9 @@ def latency_table(
         path: of a file that the table is written to while it grows; what it holds already is not measured again, so
             that a call that was killed goes on, and the table of one model helps the next.
         threads: of the ExecuTorch runtime. On one the clock is the processor time of the thread, otherwise the wall's.
-        rounds: how many measurements each number is the lower tenth of, at least 10.
-        points: widths at which a cell is measured, at most.
+        rounds: of turns, of each of which some numbers come; the lower tenth of all of them counts. At least 10; fewer,
+            where they would take more than half a minute.
+        points: copies, and so widths at which a cell is measured; the first four are measured as a whole, too.
         granularity: the recipe's: which channel groups go.
         progress: whether a bar shows on a terminal.
 
@@ -101,11 +99,9 @@ def latency_table(
         bench = Bench(backend, threads, rounds, folder)
         table = bench.table(file)
         design = designed(model, example_inputs, backend, points, granularity)
-        wanted = design.wanted(table, points)
-        with tqdm(total=len(wanted) + 2, desc="cells", disable=None if progress else True) as bar:
-            table, wholes = bench.measured(table, wanted, design.wholes, file, bar.update)
+        table, wholes = bench.measured(table, design, file, progress)
         network = design.network(wholes)
-        cost = CellCost(table, network, design.units)
+        cost = table.cost_of(network, design.units)
         saved = {
             name: max(cost.total - cost.left({name: size // 2}), 1e-9 * cost.total) / (size // 2)
             for name, size in design.units.sizes.items()
@@ -166,40 +162,44 @@ class Bench:
             raise ValueError(f"{path}: {error}; name another file") from error
 
     def measured(
-        self,
-        table: LatencyTable,
-        wanted: Sequence[tuple[str, Piece]],
-        wholes: Sequence[Program],
-        path: Path | None,
-        tell: Callable[[int], object],
+        self, table: LatencyTable, design: Design, path: Path | None, progress: bool
     ) -> tuple[LatencyTable, list[list[float]]]:
         """Return the table with what cells take, less what a call takes by itself, and the times of whole programs.
 
-        All of them have their turns in one session: what a machine does at a time, and what lies in its caches beside
-        a program, change what layers take by a fifth, and of two sessions no ratio can be told.
+        All of them have their turns in one session: what a machine does at a time changes what layers take by a fifth,
+        and of two sessions no ratio can be told.
 
         Args:
             table: what is known.
-            wanted: cells that are not, with the keys of their kinds.
-            wholes: whole programs.
-            path: of the file; what cells take by themselves is kept in it until then, for a call that is killed.
-            tell: is called with a number of programs that have been lowered.
+            design: what is to be known.
+            path: of the file; what the cells of a copy take by themselves is kept in it until then, for a call that is
+                killed.
+            progress: whether a bar shows on a terminal.
         """
-        sizes = [] if BORDER in table.cells or not wanted else border_sizes([piece for _, piece in wanted])
-        asked, grown = self.lowered([border_program(size) for size in sizes]) if sizes else [], table
-        for start in range(0, len(wanted), _TOGETHER):
-            some = wanted[start : start + _TOGETHER]
-            asked += self.lowered([cell_program(piece, self.backend) for _, piece in some])
-            if path is not None:
-                early = asked[: len(sizes)] if start == 0 else []
-                times = self.timed([*early, *asked[-len(some) :]], _FEW)
-                grown = _grown(grown, sizes if start == 0 else [], some, times)
-                grown.save(path)
-            tell(len(some))
-        asked += self.lowered(wholes)
-        tell(len(wholes))
-        times = self.timed(asked, self.rounds)
-        return _grown(table, sizes, wanted, times[: -len(wholes)]), times[-len(wholes) :]
+        turns = design.turns(table)
+        sizes = [] if BORDER in table.cells else border_sizes([piece for own in turns for _, piece in own])
+        border = [[each] for each in self.lowered([border_program(size) for size in sizes])] if sizes else []
+        grown, asked, programs = table, list[list[dict[str, Any]]](), dict[object, dict[str, Any]]()
+        new = [dict.fromkeys((key, piece.widths) for key, piece in own) for own in turns]
+        total = len(set().union(*new)) + len(design.wholes)
+        with tqdm(total=total, desc="cells", disable=None if progress else True) as bar:
+            for own in turns:
+                wanted = {(key, piece.widths): piece for key, piece in own if (key, piece.widths) not in programs}
+                if wanted:
+                    lowered = self.lowered([cell_program(piece, self.backend) for piece in wanted.values()])
+                    programs |= dict(zip(wanted, lowered, strict=True))
+                asked.append([programs[key, piece.widths] for key, piece in own])
+                if path is not None and wanted:
+                    early = border if grown is table else []
+                    told = self.timed([*early, asked[-1]], FEWEST)
+                    grown = _grown(grown, sizes if early else [], [own], told)
+                    grown.save(path)
+                bar.update(len(wanted))
+            wholes = [self.lowered([whole]) for whole in design.wholes]
+            bar.update(len(wholes))
+        times = self.timed([*border, *asked, *wholes], self.rounds)
+        table = _grown(table, sizes, turns, times[: -len(wholes)])
+        return table, [own for (own,) in times[-len(wholes) :]]
 
     def lowered(self, programs: Sequence[Program]) -> list[dict[str, Any]]:
         """Lower programs into a file and return what :func:`~lightning_prune.deploy.clock.in_turns` takes.
@@ -213,32 +213,39 @@ class Bench:
         asked = [{"path": str(path), **each} for each in written(programs, self.backend, path)]
         if not self.backend.runs_here:
             return asked
-        _, failed = in_turns(path, asked, threads=self.threads, rounds=1)
+        _, failed = in_turns(path, [[each] for each in asked], threads=self.threads, rounds=0)
         if failed:
-            again = [replace(programs[number], is_last=False) for number in failed]
+            again = [replace(programs[number], is_last=False) for number, _ in failed]
             # portable kernels, such as that of a maximum, may not take channels last: the delegate turns them for it
-            if not any(programs[number].is_last for number in failed):
+            if not any(programs[number].is_last for number, _ in failed):
                 raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
-            for number, own in zip(failed, self.lowered(again), strict=True):
+            for (number, _), own in zip(failed, self.lowered(again), strict=True):
                 asked[number] = own
         return asked
 
-    def timed(self, asked: Sequence[Mapping[str, Any]], rounds: int) -> list[list[float]]:
-        """Return the milliseconds of each round for each program that was lowered.
+    def timed(self, turns: Sequence[Sequence[Mapping[str, Any]]], rounds: int) -> list[list[list[float]]]:
+        """Return milliseconds of each program of each turn, all of which were lowered.
 
         Raises:
             ExportError: one cannot be run.
         """
-        times, failed = in_turns(Path(asked[0]["path"]), asked, threads=self.threads, rounds=rounds)
+        times, failed = in_turns(Path(turns[0][0]["path"]), turns, threads=self.threads, rounds=rounds)
         if failed:
             raise ExportError(f"a cell fails in the ExecuTorch runtime: {next(iter(failed.values()))}")
         return times
 
 
 def _grown(
-    table: LatencyTable, sizes: Sequence[int], pieces: Sequence[tuple[str, Piece]], times: Sequence[Sequence[float]]
+    table: LatencyTable,
+    sizes: Sequence[int],
+    turns: Sequence[Sequence[tuple[str, Piece]]],
+    times: Sequence[Sequence[Sequence[float]]],
 ) -> LatencyTable:
-    """Return a table with times of programs that do nothing, of some sizes, and of cells after them."""
-    cells = {**table.cells, **({BORDER: border_of(sizes, times[: len(sizes)])} if sizes else {})}
-    own = zip(pieces, times[len(sizes) :], strict=True)
-    return replace(table, cells=with_points(cells, [Measured.of(key, piece, each) for (key, piece), each in own]))
+    """Return a table with times of programs that do nothing, of some sizes, and of the cells of some copies."""
+    border = {BORDER: border_of(sizes, [own for (own,) in times[: len(sizes)]])} if sizes else {}
+    measured = [
+        Measured.of(key, piece, told)
+        for own, each in zip(turns, times[len(sizes) :], strict=True)
+        for (key, piece), told in zip(own, each, strict=True)
+    ]
+    return replace(table, cells=with_points({**table.cells, **border}, measured))

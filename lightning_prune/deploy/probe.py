@@ -11,15 +11,16 @@ from lightning_prune.deploy.designs import BORDER, Measured, border_of, with_poi
 from lightning_prune.deploy.program.signature import DTYPES
 from lightning_prune.deploy.runtime.turns import interquartile_range
 from lightning_prune.documents import Form, loaded, typed, whole
+from lightning_prune.selection.cell_cost import Anchor, Network, Place
 from lightning_prune.selection.cells import Kernel
-from lightning_prune.selection.latency import Anchor, LatencyTable, Network, Place
+from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.tables import escaped
 from lightning_prune.values import check_whole
 
 PLAN = "plan.json"
 """Name of the plan in the folder of a probe."""
-DENSE, NARROW = "dense", "narrow"
-"""What the two whole programs are called where others have the key of a cell."""
+WHOLE = "whole"
+"""What whole programs are called where others have the key of a cell."""
 
 _PLAN = Form("lightning_prune.probe_plan", 1, "plan of a probe")
 _RESULTS = Form("lightning_prune.probe_results", 1, "results of a probe")
@@ -47,14 +48,16 @@ class ProbeProgram:
 
     Args:
         name: in the results.
+        turn: number of the turn in which it is run, with others of the same number in their order.
         file: beside the plan.
         method: in the file.
         inputs: that it takes.
-        cell: key of the kind of cell that it is at some widths; "border", "dense" or "narrow" for what is no cell.
+        cell: key of the kind of cell that it is at some widths; "border" or "whole" for what is no cell.
         widths: of each kernel, output and input channels.
     """
 
     name: str
+    turn: int
     file: str
     method: str
     inputs: tuple[ProbeInput, ...]
@@ -66,6 +69,7 @@ class ProbeProgram:
             if each.dtype not in DTYPES:
                 raise ValueError(f"{self.name} takes {each.dtype!r:.60}, and a program takes {', '.join(DTYPES)}")
         sizes = [size for each in self.inputs for size in each.shape]
+        check_whole(f"the turn of {self.name}", self.turn, 0)
         for number in (*sizes, self.taken, *(width for pair in self.widths for width in pair)):
             check_whole(f"a size of {self.name}", number, 0)
 
@@ -83,15 +87,15 @@ class Probe:
         runtime: for which the programs were written.
         backend: of the programs, with its quantization.
         threads: of the runtime.
-        passes: over all files; in each a file is loaded, its programs are run in turns, and it is let go.
-        rounds: of turns in each pass.
-        files: name -> sha256, in the order in which they are loaded.
-        programs: of all files.
+        passes: over all turns; in each the files of a turn are loaded, its programs are run, and they are let go.
+        rounds: of a turn in each pass.
+        files: name -> sha256.
+        programs: of all turns, in the order in which they are run.
         kernels: key of a kind of cell -> what computes in it.
         name: class of the network.
         shapes: dense name of its weights that compute -> shape.
         cells: the key of each of its cells, and where the weights of its kernels are.
-        anchors: of the dense and the narrow network, the widths of each kernel of each cell.
+        anchors: of each whole program, in their order, the widths of each kernel of each cell.
         digest: sha256 of the plan's file, by which results name it.
     """
 
@@ -106,14 +110,14 @@ class Probe:
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     cells: tuple[tuple[str, tuple[Place, ...]], ...]
-    anchors: tuple[tuple[tuple[tuple[int, int], ...], ...], tuple[tuple[tuple[int, int], ...], ...]]
+    anchors: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in ("threads", "passes", "rounds"):
             check_whole(name, getattr(self, name), 0 if name == "threads" else 1)
         measured = {program.cell for program in self.programs}
-        wanted = {BORDER, DENSE, NARROW, *self.kernels, *(key for key, _ in self.cells)}
+        wanted = {BORDER, WHOLE, *self.kernels, *(key for key, _ in self.cells)}
         if missing := sorted(wanted - measured) + sorted({key for key, _ in self.cells} - set(self.kernels)):
             raise ValueError(f"it measures nothing for {missing[0]}")
         if strange := [program.name for program in self.programs if program.file not in self.files]:
@@ -130,8 +134,9 @@ class Probe:
             if key in self.kernels and count != len(self.kernels[key]):
                 raise ValueError(f"{key} has {len(self.kernels[key])} kernels, and {count} are told of")
         # refused now and not when a device has measured for an hour; the milliseconds are none yet
-        dense, narrow = (Anchor(widths, 1.0, 0.0) for widths in self.anchors)
-        Network(self.name, self.shapes, self.cells, (dense, narrow))
+        Network(self.name, self.shapes, self.cells, tuple(Anchor(widths, 1.0, 0.0) for widths in self.anchors))
+        if (count := sum(each.cell == WHOLE for each in self.programs)) != len(self.anchors):
+            raise ValueError(f"it has {count} whole programs, and the widths of {len(self.anchors)}")
 
     def __str__(self) -> str:
         return escaped(
@@ -212,12 +217,11 @@ class Probe:
             for each in self.programs
             if each.cell in self.kernels
         ]
-        wholes = {each.cell: times[each.name] for each in self.programs}
-        anchors = [
-            Anchor(widths, least_of(wholes[which]), interquartile_range(wholes[which]))
-            for which, widths in zip((DENSE, NARROW), self.anchors, strict=True)
-        ]
-        inputs = next(tuple(x.shape for x in each.inputs) for each in self.programs if each.cell == DENSE)
+        wholes = [each for each in self.programs if each.cell == WHOLE]
+        anchors = tuple(
+            Anchor(widths, least_of(times[each.name]), interquartile_range(times[each.name]))
+            for each, widths in zip(wholes, self.anchors, strict=True)
+        )
         return LatencyTable(
             device=found.device,
             runtime=self.runtime,
@@ -226,7 +230,9 @@ class Probe:
             clock=found.clock,
             rounds=min(map(len, times.values())),
             cells=with_points(cells, measured),
-            networks=(Network(self.name, self.shapes, self.cells, (anchors[0], anchors[1]), inputs),),
+            networks=(
+                Network(self.name, self.shapes, self.cells, anchors, tuple(each.shape for each in wholes[0].inputs)),
+            ),
         )
 
 
@@ -241,7 +247,7 @@ class ProbeResults:
         threads: of the runtime; 0 for as many as it takes by itself.
         clock: "thread" for the processor time of the one thread, "wall" otherwise.
         tick: nanoseconds between two ticks of that clock.
-        nanoseconds: name of a program -> those of one run, in each round.
+        nanoseconds: name of a program -> those of one run, a few in each round.
         failed: name of a program that cannot be run -> why.
     """
 

@@ -20,7 +20,7 @@ from lightning_prune.deploy.designs import (
 )
 from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.latency_table import Bench, device, runtime
-from lightning_prune.deploy.probe import DENSE, NARROW, PLAN, Probe, ProbeInput, ProbeProgram, ProbeResults
+from lightning_prune.deploy.probe import PLAN, WHOLE, Probe, ProbeInput, ProbeProgram, ProbeResults
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.deploy.runtime.model import room_of
@@ -30,7 +30,6 @@ from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.values import check_bool, check_whole
 
 _DEFAULT_BACKEND = XNNPACK()
-_TOGETHER = 16
 """Programs in a file: a phone has one file in its memory at a time."""
 _SECONDS = 60.0
 """For the rounds of a file in a pass; there are five at least."""
@@ -61,9 +60,9 @@ def export_probe(
         example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
         backend: where the programs will run. What runs on this machine too is run here once.
         threads: of the device's runtime. On one the clock is the processor time of the thread, otherwise the wall's.
-        passes: over all files, so that what a device is busy with, or its heat, meets all of them.
-        rounds: of turns within a file in each pass; with the passes at least 10 measurements of each program.
-        points: widths at which a cell is measured, at most.
+        passes: over all turns, so that what a device is busy with, or its heat, meets all of them.
+        rounds: of a turn in each pass; with the passes at least 10.
+        points: copies, and so widths at which a cell is measured; the first four are measured as a whole, too.
         granularity: the recipe's: which channel groups go.
         progress: whether a bar shows on a terminal.
 
@@ -91,23 +90,22 @@ def export_probe(
         # on one thread: what runs here tells only that it runs
         bench = Bench(backend, 1, passes * rounds, place.building.resolve())
         design = designed(model, example_inputs, backend, points, granularity)
-        wanted = design.wanted(LatencyTable(), points)
-        border = border_sizes([piece for _, piece in wanted])
+        turns = design.turns(LatencyTable())
+        border = border_sizes([piece for own in turns for _, piece in own])
         parts = [
-            *((BORDER, ((0, size),), border_program(size)) for size in border),
-            *((key, piece.widths, cell_program(piece, backend)) for key, piece in wanted),
-            *zip((DENSE, NARROW), ((), ()), design.wholes, strict=True),
+            *([(BORDER, ((0, size),), border_program(size))] for size in border),
+            *([(key, piece.widths, cell_program(piece, backend)) for key, piece in own] for own in turns),
+            *([(WHOLE, (), whole)] for whole in design.wholes),
         ]
         programs = list[ProbeProgram]()
-        with tqdm(total=len(parts), desc="programs", disable=None if progress else True) as bar:
-            for start in range(0, len(parts), _TOGETHER):
-                some = parts[start : start + _TOGETHER]
-                for (key, widths, _), own in zip(some, bench.lowered([program for *_, program in some]), strict=True):
-                    file, method = Path(own["path"]), own["method"]
-                    inputs = tuple(ProbeInput(tuple(shape), dtype, is_last) for shape, dtype, is_last in own["inputs"])
-                    programs.append(ProbeProgram(f"{file.stem}.{method}", file.name, method, inputs, key, widths))
-                bar.update(len(some))
-        files = {name: sha256_of(place.building / name) for name in dict.fromkeys(each.file for each in programs)}
+        for number, own in enumerate(tqdm(parts, desc="turns", disable=None if progress else True)):
+            alike = {(key, widths): program for key, widths, program in own}
+            lowered = dict(zip(alike, bench.lowered(list(alike.values())), strict=True))
+            for at, (key, widths, _) in enumerate(own):
+                told = lowered[key, widths]
+                inputs = tuple(ProbeInput(tuple(shape), dtype, is_last) for shape, dtype, is_last in told["inputs"])
+                file = Path(told["path"]).name
+                programs.append(ProbeProgram(f"{number}.{at}", number, file, told["method"], inputs, key, widths))
         empty = bench.table(None)
         plan = Probe(
             runtime=empty.runtime,
@@ -115,16 +113,13 @@ def export_probe(
             threads=threads,
             passes=passes,
             rounds=rounds,
-            files=files,
+            files={name: sha256_of(place.building / name) for name in dict.fromkeys(each.file for each in programs)},
             programs=tuple(programs),
-            kernels={key: piece.kernels for key, piece in wanted},
+            kernels={key: pieces[0].kernels for key, pieces in design.kinds},
             name=design.name,
             shapes=design.shapes,
-            cells=tuple((key, pieces[0].weights) for key, pieces in design.kinds),
-            anchors=(
-                tuple(pieces[0].widths for _, pieces in design.kinds),
-                tuple(pieces[1].widths for _, pieces in design.kinds),
-            ),
+            cells=design.cells,
+            anchors=design.anchors,
         )
         (place.building / PLAN).write_text(plan.to_json(), encoding="utf-8", newline="\n")
         place.publish()
@@ -165,41 +160,46 @@ def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool =
             raise ExportError(f"{folder / name} is not the file that the plan names: copy the whole folder again")
     nanoseconds: dict[str, list[int]] = {program.name: [] for program in probe.programs}
     failed, ticks = dict[str, str](), list[int]()
+    turns: dict[int, list[ProbeProgram]] = {}
+    for program in probe.programs:
+        turns.setdefault(program.turn, []).append(program)
     with (
         CHILD.releasing(),
-        tqdm(total=probe.passes * len(probe.files), desc="files", disable=None if progress else True) as bar,
+        tqdm(total=probe.passes * len(turns), desc="turns", disable=None if progress else True) as bar,
     ):
-        for _ in range(probe.passes):
-            for name in probe.files:
-                own = [each for each in probe.programs if each.file == name and each.name not in failed]
-                told = CHILD.ask(
-                    "rounds",
-                    folder / name,
-                    programs=[
-                        {
-                            "path": str(folder / name),
-                            "method": each.method,
-                            "inputs": [[list(x.shape), x.dtype, x.channels_last] for x in each.inputs],
-                        }
-                        for each in own
-                    ],
-                    threads=probe.threads,
-                    rounds=probe.rounds,
-                    seconds=_SECONDS,
-                    room=min(len(own), _TOGETHER) * room_of(folder / name) if memory is None else memory,
-                )
-                ticks.append(told["tick"])
-                failed |= {own[int(number)].name: why for number, why in told["failed"].items()}
-                for each, times in zip(own, told["nanoseconds"], strict=True):
-                    nanoseconds[each.name] += [max(1, round(time)) for time in times]
-                bar.update(1)
+        for turn in probe.passes * list(turns.values()):
+            own = [each for each in turn if each.name not in failed]
+            bar.update(1)
+            if not own:
+                continue
+            told = CHILD.ask(
+                "rounds",
+                folder / own[0].file,
+                programs=[
+                    {
+                        "path": str(folder / each.file),
+                        "method": each.method,
+                        "inputs": [[list(x.shape), x.dtype, x.channels_last] for x in each.inputs],
+                        "turn": each.turn,
+                    }
+                    for each in own
+                ],
+                threads=probe.threads,
+                rounds=probe.rounds,
+                seconds=_SECONDS,
+                room=sum(room_of(folder / each.file) for each in own) if memory is None else memory,
+            )
+            ticks.append(told["tick"])
+            failed |= {own[int(number)].name: why for number, why in told["failed"].items()}
+            for each, times in zip(own, told["nanoseconds"], strict=True):
+                nanoseconds[each.name] += [max(1, round(time)) for time in times]
     return ProbeResults(
         plan=probe.digest,
         device=device(),
         runtime=here,
         threads=probe.threads,
         clock="thread" if probe.threads == 1 else "wall",
-        tick=min(ticks),
+        tick=min(ticks, default=1),
         nanoseconds={name: tuple(own) for name, own in nanoseconds.items() if name not in failed},
         failed=failed,
     )

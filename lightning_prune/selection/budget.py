@@ -40,11 +40,12 @@ class NetworkCost(Protocol):
         """Return what is left when so many channels of each group are gone."""
         ...
 
-    def terms(self, widths: Mapping[str, Sequence[int]]) -> tuple[float, Terms]:
+    def terms(self, widths: Mapping[str, Sequence[int]], limit: float) -> tuple[float, Terms]:
         """Return the cost as a constant and a sum of terms, each of a few channel groups.
 
         Args:
             widths: channel group -> the widths among which is chosen.
+            limit: what the cost must come down to; the sum has to be above it exactly where the cost is.
         """
         ...
 

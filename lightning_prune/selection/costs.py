@@ -38,7 +38,7 @@ class ParameterCost:
         """Return what is left when so many channels of each group are gone."""
         return self.budget.remaining(self.units.densities(removed))
 
-    def terms(self, widths: Mapping[str, Sequence[int]]) -> tuple[float, Terms]:
+    def terms(self, widths: Mapping[str, Sequence[int]], limit: float) -> tuple[float, Terms]:
         """Return the cost as a constant and a sum of terms of one or two channel groups.
 
         What is left of a parameter is the product over its axes of 1 less the shares that its groups have lost, which
@@ -151,7 +151,7 @@ def widths_within(
         ranked = np.sort(scores.flatten().double().numpy())[::-1]
         values[name] = np.concatenate([[0.0], np.cumsum(ranked[:most])])[allowed[name]]
     limits = [one.at(share) for one in bound]
-    counted = [one.cost.terms(allowed) for one in bound]
+    counted = [one.cost.terms(allowed, limit) for one, limit in zip(bound, limits, strict=True)]
     if len(bound) == 1:
         constant, terms = counted[0]
         found = Problem(values, terms).solve(limits[0] - constant)

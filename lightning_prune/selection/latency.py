@@ -3,76 +3,20 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from lightning_prune.documents import Form, loaded, typed, whole
-from lightning_prune.selection.budget import Terms
-from lightning_prune.selection.cells import Cell, Step, stepped, steps_of
+from lightning_prune.selection.cell_cost import CellCost, Network
+from lightning_prune.selection.cells import Cell, Step, steps_of
 from lightning_prune.selection.channels import ChannelUnits
 from lightning_prune.tables import Table, Tabular, escaped
-from lightning_prune.values import check_number, check_whole
 
 FORM = Form("lightning_prune.latency_table", 2, "table")
-
-Place = tuple[str, int, int]
-"""Dense name of a kernel's weight, its axis of outputs and its axis of inputs."""
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A whole network that was measured.
-
-    Args:
-        widths: of each kernel of each cell, output and input channels.
-        milliseconds: of a run.
-        spread: interquartile range over the rounds.
-    """
-
-    widths: tuple[tuple[tuple[int, int], ...], ...]
-    milliseconds: float
-    spread: float
-
-    def __post_init__(self) -> None:
-        check_number("Anchor.milliseconds", self.milliseconds, above=0)
-        check_number("Anchor.spread", self.spread, 0)
-        for width in (width for kernel in self.widths for pair in kernel for width in pair):
-            check_whole("Anchor.widths", width, 0)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network as cells, tied to the clock by whole programs.
-
-    Args:
-        name: its class.
-        shapes: dense name of the weights that compute -> shape.
-        cells: the key of each cell, and where the weights of its kernels are.
-        anchors: dense and narrow.
-        inputs: shapes of what it took when it was measured; none in files of before they were kept.
-    """
-
-    name: str
-    shapes: Mapping[str, tuple[int, ...]]
-    cells: tuple[tuple[str, tuple[Place, ...]], ...]
-    anchors: tuple[Anchor, Anchor]
-    inputs: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        for size in (size for shape in (*self.shapes.values(), *self.inputs) for size in shape):
-            check_whole(f"a size of {self.name}", size, 0)
-        weights = [places for _, places in self.cells]
-        for name, *axes in (place for places in weights for place in places):
-            if not all(0 <= axis < len(self.shapes.get(name, ())) for axis in axes):
-                raise ValueError(f"{self.name} has no {name} with the axes {axes}")
-        for anchor in self.anchors:
-            if list(map(len, anchor.widths)) != list(map(len, weights)):
-                raise ValueError(f"the widths at which {self.name} was measured are not those of its cells")
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,7 +24,7 @@ class LatencyTable(Tabular):
     """What the cells of networks take on one device, for ``need=Latency(ms=…, table=table)``.
 
     Made by :func:`lightning_prune.deploy.latency_table`. Points belong to the device, whatever network they come from;
-    a network is tied to them by two measurements of the whole of it.
+    a network is tied to them by a few measurements of the whole of it.
 
     Args:
         device: on which it was measured.
@@ -164,7 +108,15 @@ class LatencyTable(Tabular):
         Raises:
             ValueError: the table is of other models, or of this one at other inputs.
         """
-        return CellCost(self, self.network_of(sizes, inputs), units)
+        return self.cost_of(self.network_of(sizes, inputs), units)
+
+    def cost_of(self, network: Network, units: ChannelUnits) -> CellCost:
+        """Return the latency of a network of cells that the table has, at any widths of its channel groups.
+
+        Raises:
+            ValueError: the clock does not tell the dense network from the narrow one.
+        """
+        return CellCost(self.cells, self._fits, self.steps, network, units)
 
     def network_of(self, sizes: Mapping[str, int], inputs: Sequence[tuple[int, ...]]) -> Network:
         """Return the network with weights of these names and numbers of elements that was measured at such inputs.
@@ -283,122 +235,6 @@ class LatencyTable(Tabular):
                 }
                 return cls(backend=document["backend"], threads=int(document["threads"]), clock="wall", channels=saved)
             return typed(cls, {one.name: document[one.name] for one in fields(cls)})
-
-
-@dataclass(frozen=True)
-class _Width:
-    """A width as the channels that are left in it.
-
-    Args:
-        dense: of the network as it is.
-        parts: channel group -> entries that go with one of its channels.
-        step: up to which it counts.
-    """
-
-    dense: float
-    parts: Mapping[str, float]
-    step: Step = (1, 1)
-
-    def left(self, removed: Mapping[str, float]) -> float:
-        """Return it when so many channels are gone."""
-        return float(self._up(self.dense - sum(per * removed.get(group, 0.0) for group, per in self.parts.items())))
-
-    def tables(self, gone: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield parts of a sum: a channel group, or "" for none, and the part for each number that is gone."""
-        if len(self.parts) == 1:
-            ((group, per),) = self.parts.items()
-            yield group, self._up(self.dense - per * gone[group])
-        else:
-            yield "", np.asarray(self._up(self.dense))
-            yield from ((group, -per * gone[group]) for group, per in self.parts.items())
-
-    def _up(self, width: float | np.ndarray) -> np.ndarray:
-        # of several groups only their sum has a step, which would be a table over all of them
-        is_joint = len(self.parts) > 1
-        return np.asarray(width, float) if is_joint else stepped(np.maximum(width, 0.0), self.step)
-
-
-class CellCost:
-    """The latency of a network at widths of its channel groups: the sum of its cells, tied to two whole programs.
-
-    Args:
-        table: of the device.
-        network: one of its networks.
-        units: the channels that may go.
-    """
-
-    def __init__(self, table: LatencyTable, network: Network, units: ChannelUnits) -> None:
-        self._units = units
-        sums = [
-            sum(
-                float(table.cells[key].features(own, table.steps) @ table._fits[key])
-                for (key, _), own in zip(network.cells, anchor.widths, strict=True)
-            )
-            for anchor in network.anchors
-        ]
-        dense, narrow = (anchor.milliseconds for anchor in network.anchors)
-        if sums[0] <= sums[1] or dense <= narrow:
-            raise ValueError(
-                f"the latency table cannot tell {network.name} from the narrow one ({dense:.4f} and {narrow:.4f} ms,"
-                f" cells {sums[0]:.4f} and {sums[1]:.4f} ms): the clock is too coarse or the network too small; measure"
-                " with more rounds"
-            )
-        self.factor = (dense - narrow) / (sums[0] - sums[1])
-        self.constant = dense - self.factor * sums[0]
-        self._constant, self._products = self.constant, list[tuple[float, str, tuple[_Width, ...]]]()
-        for key, places in network.cells:
-            cell, fit = table.cells[key], self.factor * table._fits[key]
-            self._constant += fit[0]
-            for kernel, (name, out, into) in zip(cell.kernels, places, strict=True):
-                made = self._width(network, name, out, table.steps[kernel.kind])
-                taken = self._width(network, name, into)
-                entering = self._width(network, name, out) if kernel.kind == "grouped" else taken
-                terms = (
-                    (fit[1] * kernel.area, (taken, made)),
-                    (fit[2] * kernel.taken, (entering,)),
-                    (fit[3] * kernel.made, (made,)),
-                )
-                self._products += [(float(factor), name, widths) for factor, widths in terms if factor]
-        self.total = self.left({})
-
-    def _width(self, network: Network, name: str, axis: int, step: Step = (1, 1)) -> _Width:
-        size, parts = network.shapes[name][axis], dict[str, float]()
-        for group, place, share in self._units.shares.get(name, ()):
-            if place == axis:
-                parts[group] = parts.get(group, 0.0) + share * size
-        return _Width(size, parts, step)
-
-    def left(self, removed: Mapping[str, float]) -> float:
-        """Return the milliseconds that are left when so many channels of each group are gone."""
-        return self._constant + sum(
-            factor * math.prod(width.left(removed) for width in widths) for factor, _, widths in self._products
-        )
-
-    def terms(self, widths: Mapping[str, Sequence[int]]) -> tuple[float, Terms]:
-        """Return the milliseconds as a constant and a sum of terms of one or two channel groups."""
-        gone = {group: self._units.sizes[group] - np.array(own, float) for group, own in widths.items()}
-        constant, tables = self._constant, dict[tuple[str, ...], np.ndarray]()
-        for factor, _, axes in self._products:
-            for chosen in product(*(axis.tables(gone) for axis in axes)):
-                parts: dict[str, np.ndarray] = {}
-                for group, part in chosen:
-                    parts[group] = parts[group] * part if group in parts else part
-                joint = factor * float(parts.pop("", np.ones(()))) * np.ones(())
-                names = tuple(sorted(parts))
-                for name in names:
-                    joint = np.multiply.outer(joint, parts[name])
-                if names:
-                    tables[names] = tables[names] + joint if names in tables else joint
-                else:
-                    constant += float(joint)
-        return constant, list(tables.items())
-
-    def holders(self, removed: Mapping[str, float]) -> dict[str, float]:
-        """Return the layers that take most when so many channels are gone -> milliseconds, largest first."""
-        each: dict[str, float] = {}
-        for factor, name, widths in self._products:
-            each[name] = each.get(name, 0.0) + factor * math.prod(width.left(removed) for width in widths)
-        return dict(sorted(each.items(), key=lambda item: -item[1]))
 
 
 def _threads(count: int) -> str:

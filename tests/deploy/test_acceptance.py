@@ -13,8 +13,9 @@ from lightning_prune.deploy import accepted
 from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.errors import PruningError
+from lightning_prune.selection.cell_cost import Anchor, Network
 from lightning_prune.selection.cells import Cell, Kernel, Point
-from lightning_prune.selection.latency import Anchor, LatencyTable, Network
+from lightning_prune.selection.latency import LatencyTable
 
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
 
@@ -32,9 +33,9 @@ def need(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Latency:
     def lowered(self: Bench, programs: Sequence[Program]) -> list[dict[str, Any]]:
         return [{"width": next(each.module.parameters()).shape[0]} for each in programs]
 
-    def timed(self: Bench, asked: Sequence[dict[str, Any]], rounds: int) -> list[list[float]]:
+    def timed(self: Bench, turns: Sequence[Sequence[dict[str, Any]]], rounds: int) -> list[list[list[float]]]:
         # by now the machine is twice as fast
-        return [[0.5 * (0.5 + 0.0095 * each["width"])] * rounds for each in asked]
+        return [[[0.5 * (0.5 + 0.0095 * each["width"])] * rounds] for (each,) in turns]
 
     monkeypatch.setattr(Bench, "lowered", lowered)
     monkeypatch.setattr(Bench, "timed", timed)

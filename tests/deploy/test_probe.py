@@ -20,12 +20,12 @@ def probe() -> Probe:
     def program(number: int, elements: int, cell: str, widths: Any) -> ProbeProgram:
         inputs = (ProbeInput((1, elements), "float32", False),)
         return ProbeProgram(
-            f"{number // 4}.m{number % 4}", f"{number // 4}.pte", f"m{number % 4}", inputs, cell, widths
+            f"{number // 4}.m{number % 4}", number, f"{number // 4}.pte", f"m{number % 4}", inputs, cell, widths
         )
 
     parts = [(size, "border", ((0, size),)) for size in (64, 512, 4096)]
     parts += [(100 * into, "conv #1", ((out, into),)) for out, into in WIDTHS]
-    parts += [(300, "dense", ()), (300, "narrow", ())]
+    parts += [(300, "whole", ()), (300, "whole", ())]
     return Probe(
         runtime="executorch 1.4.1",
         backend="xnnpack",
@@ -44,8 +44,8 @@ def probe() -> Probe:
 
 def nanoseconds(program: ProbeProgram) -> int:
     """What a device takes that has 4 µs for a call, 2 ns an element moved, and 0.5 ns for a multiply-accumulate."""
-    if program.cell in ("dense", "narrow"):
-        return {"dense": 5_000_000, "narrow": 1_000_000}[program.cell]
+    if program.cell == "whole":
+        return {7: 5_000_000, 8: 1_000_000}[program.turn]
     call = 4_000 + (2 if program.cell == "border" else 1) * program.taken
     return call + sum(out * into * 100 // 2 for out, into in program.widths if program.cell == "conv #1")
 
@@ -121,7 +121,12 @@ class TestDocuments:
             ('"version": 1', '"version": 2', "the plan of a probe is of version 2, this package reads 1"),
             ("lightning_prune.probe_plan", "lightning_prune.latency_table", "is no plan of a probe"),
             ('"rounds": 5', '"rounds": "5"', "the plan of a probe is malformed"),
-            ('"cell": "narrow"', '"cell": "dense"', "it measures nothing for narrow"),
+            ('"cell": "whole"', '"cell": "border"', "it has 1 whole programs, and the widths of 2"),
+            (
+                '"name": "2.m0",\n   "turn": 8',
+                '"name": "2.m0",\n   "turn": -8',
+                r"the turn of 2\.m0 must be at least 0",
+            ),
             ('"file": "1.pte"', '"file": "9.pte"', "is in a file that it does not name"),
             ('"passes"', '"ways"', "the plan of a probe is malformed: KeyError: 'passes'"),
             ('"passes": 2', '"passes": 1000000000', "1,000,000,000 passes of 5 rounds are more than 1,000,000 rounds"),

@@ -15,6 +15,7 @@ from lightning_prune.cli.main import main
 from lightning_prune.deploy import CoreML, LatencyTable, Probe, export_probe, run_probe
 from lightning_prune.deploy.backends import XNNPACK
 from lightning_prune.deploy.designs import BORDER, designed
+from lightning_prune.deploy.probe import WHOLE
 from lightning_prune.errors import ExportError
 from lightning_prune.run.binding import bind
 
@@ -37,21 +38,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_measures_what_a_table_here_measures(folder: Path):
     probe, design = Probe.load(folder), designed(Wide().eval(), INPUT, XNNPACK(), 3, Channel())
-    wanted = [(key, piece.widths) for key, piece in design.wanted(LatencyTable(), 3)]
-    assert [(p.cell, p.widths) for p in probe.programs if p.cell in probe.kernels] == wanted
-    assert [p.cell for p in probe.programs if p.cell not in probe.kernels] == [BORDER] * 3 + ["dense", "narrow"]
+    turns: list[list[object]] = [[] for _ in range(3 + 3 + 3)]
+    for program in probe.programs:
+        turns[program.turn].append((program.cell, program.widths) if program.cell in probe.kernels else program.cell)
+    cells = [[(key, piece.widths) for key, piece in own] for own in design.turns(LatencyTable())]
+    assert turns == [*[[BORDER]] * 3, *cells, *[[WHOLE]] * 3]
     assert {p.name for p in folder.iterdir()} == {"plan.json", *probe.files, ".lightning_prune.json"}
 
 
 def test_the_command_runs_it_and_a_table_comes_of_what_it_writes(folder: Path, capsys: pytest.CaptureFixture[str]):
     results = folder.parent / "here.json"
     assert main(["probe", str(folder), "-o", str(results)]) == 0
-    assert "20 programs" in capsys.readouterr().out
+    assert "21 programs" in capsys.readouterr().out
     told = json.loads(results.read_text())
-    assert {len(times) for times in told["nanoseconds"].values()} == {10}
+    assert {len(times) for times in told["nanoseconds"].values()} == {40}
     table = Probe.load(folder).table(results)
     assert (table.threads, table.clock, table.backend) == (1, "thread", "xnnpack")
-    dense, narrow = (anchor.milliseconds for anchor in table.networks[0].anchors)
+    dense, narrow, _ = (anchor.milliseconds for anchor in table.networks[0].anchors)
     recipe = Recipe(granularity=Channel(), need=Latency((dense + narrow) / 2, table), schedule=OneShot())
     (bound,) = bind(recipe, Wide(), (INPUT,)).needs
     assert bound.cost.total == pytest.approx(dense, rel=1e-6)

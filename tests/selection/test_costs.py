@@ -49,7 +49,7 @@ def test_terms_and_what_is_left_are_those_of_the_compact_network(need: Need):
     units, (one,) = bound(need)
     random = np.random.default_rng(0)
     widths = {name: list(range(1, size + 1)) for name, size in units.sizes.items()}
-    constant, terms = one.cost.terms(widths)
+    constant, terms = one.cost.terms(widths, 100.0)
     for _ in range(5):
         kept = {name: int(random.integers(1, size + 1)) for name, size in units.sizes.items()}
         model = Residual()

@@ -15,8 +15,9 @@ from torch import nn
 
 from lightning_prune import Channel, Fisher, Global, Latency, OneShot, Params, Recipe, prune
 from lightning_prune.run.binding import bind
+from lightning_prune.selection.cell_cost import Anchor, Network
 from lightning_prune.selection.cells import Cell, Kernel, Point, stepped
-from lightning_prune.selection.latency import Anchor, LatencyTable, Network
+from lightning_prune.selection.latency import LatencyTable
 
 SIZES = ((24, 8), (40, 24), (4, 40))
 """Output and input widths of the layers."""
@@ -75,7 +76,7 @@ class TestCost:
     def test_terms_add_up_to_it(self):
         own = cost(Latency(0.1, TABLE))
         widths = {"0": (5, 12, 24), "2": (1, 17, 40)}
-        constant, terms = own.terms(widths)
+        constant, terms = own.terms(widths, 0.1)
         for i, first in enumerate(widths["0"]):
             for j, second in enumerate(widths["2"]):
                 places = {"0": i, "2": j}

@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ Place = Mapping[str, Any]
 ``threads`` (None: as many as the runtime takes by itself), ``room`` (bytes that it may take beyond the runtime)."""
 
 
+_SETTLING, _MEASURED = 8, 4
+"""Runs of a turn that do not count, and that do. On two cores that shared their cache with other machines a network of
+45 MB took 12.6 ms at its second run, 10.1 at its sixth, 8.6 to 9.7 from the tenth on; one of 13 MB 3.0, 2.7 and 2.7."""
 _TOO_LARGE = "it may take {:,}, or eight times its size: where that is too little, pass memory= with more bytes"
 
 
@@ -65,20 +69,24 @@ class Programs:
     def rounds(
         self, programs: Sequence[Mapping[str, Any]], threads: int, rounds: int, seconds: float
     ) -> dict[str, object]:
-        """Measure methods in turns: in each round every one, beginning one further than the round before.
+        """Measure methods in turns: in each round every turn, beginning one further than the round before.
 
-        Of two runs in a row the second counts, whose weights and code lie in the caches where they fit. On one thread
-        the clock is the processor time of that thread, which what else runs on the machine does not lengthen.
+        A turn is a program, or the cells of one in their order: then each meets caches that the others filled, as it
+        does inside of the whole, and takes what lies where the one before wrote. A turn is run until its time
+        settles, then measured; on one thread the clock is the processor time of that thread, which what else runs on
+        the machine does not lengthen.
 
         Args:
-            programs: for each its ``path``, ``method`` and ``inputs``: shape, dtype, whether channels come last.
+            programs: for each its ``path``, ``method``, ``inputs``: shape, dtype, whether channels come last, and the
+                number of its ``turn``; those of one turn run in order.
             threads: of the runtime.
-            rounds: how many; fewer, five at least, where they would take longer than the seconds.
+            rounds: how many; fewer, five at least, where they would take longer than the seconds. 0: each is run once,
+                to see whether it fails.
             seconds: see there.
 
         Returns:
-            ``nanoseconds``, a list over the rounds for each method, the ``tick`` of the clock, and the number of each
-            method that ``failed`` -> why; it has no times.
+            ``nanoseconds``, a list for each method, with a few numbers of each round, the ``tick`` of the clock, and
+            the number of each method that ``failed`` -> why; it has no times.
         """
         self._use(threads)
         clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
@@ -88,38 +96,34 @@ class Programs:
             while last == first:
                 last = clock()
             ticks.append(last - first)
-        methods = []
-        generator = torch.Generator().manual_seed(0)
-        for program in programs:
-            inputs = []
-            for shape, dtype, is_last in program["inputs"]:
-                kind = getattr(torch, dtype)
-                x = torch.randn(shape, generator=generator) if kind.is_floating_point else torch.zeros(shape)
-                inputs.append(x.to(kind).to(memory_format=torch.channels_last if is_last else torch.contiguous_format))
-            methods.append((native.load(program["path"], program["method"], None, clone=False).run, inputs))
-        counts, failed = dict[int, int](), dict[str, str]()
-        for number, (run, inputs) in enumerate(methods):
+        methods, failed, turns = list[Callable[[], object]](), dict[str, str](), dict[int, list[int]]()
+        for number, (program, inputs) in enumerate(zip(programs, _drawn(programs), strict=True)):
+            methods.append(partial(native.load(program["path"], program["method"], None, clone=False).run, inputs))
             try:
-                run(inputs)
+                methods[number]()
+                turns.setdefault(program["turn"], []).append(number)
             except RuntimeError as error:
                 failed[str(number)] = str(error)
-                continue
+        order, counts = list(turns.values()), [1] * len(methods)
+        for number in (number for own in order for number in own if rounds):
             begin = time.perf_counter_ns()
-            run(inputs)
+            methods[number]()
             counts[number] = max(1, math.ceil(20 * min(ticks) / max(1, time.perf_counter_ns() - begin)))
         times: list[list[float]] = [[] for _ in methods]
-        begin, order = time.perf_counter(), list(counts)
+        begin = time.perf_counter()
         for number in range(rounds if order else 0):
             if number >= 5 and time.perf_counter() - begin > seconds:
                 break
             first = number % len(order)
-            for place in (*order[first:], *order[:first]):
-                run, inputs = methods[place]
-                run(inputs)
-                start = clock()
-                for _ in range(counts[place]):
-                    run(inputs)
-                times[place].append((clock() - start) / counts[place])
+            for own in (*order[first:], *order[:first]):
+                for again in range(_SETTLING + _MEASURED):
+                    for place in own:
+                        run, count = methods[place], counts[place]
+                        start = clock()
+                        for _ in range(count):
+                            run()
+                        if again >= _SETTLING:
+                            times[place].append((clock() - start) / count)
         return {"nanoseconds": times, "tick": min(ticks), "failed": failed}
 
     def release(self, numbers: Collection[int]) -> None:
@@ -175,3 +179,23 @@ class Programs:
         if (got := native.threads()) != threads:
             raise RefusedError(f"ExecuTorch runs on {got} threads where {threads} were asked for: pass threads={got}")
         self._threads = threads
+
+
+def _drawn(programs: Sequence[Mapping[str, Any]]) -> Iterator[list[Tensor]]:
+    """Yield what each program takes, all of it in one place: inside of a network a layer takes what was just written.
+
+    Floats are random numbers, integers zeros.
+    """
+    told = [each for program in programs for each in program["inputs"]]
+    pool = torch.randn(
+        max((math.prod(shape) for shape, _, _ in told), default=1), generator=torch.Generator().manual_seed(0)
+    )
+    pools = {name: pool.to(getattr(torch, name)) for name in {name for _, name, _ in told}}
+    for own in (own for own in pools.values() if not own.dtype.is_floating_point):
+        own.zero_()
+    for program in programs:
+        taken = []
+        for shape, name, is_last in program["inputs"]:
+            own = pools[name][: math.prod(shape)]
+            taken.append(own.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1) if is_last else own.view(shape))
+        yield taken
