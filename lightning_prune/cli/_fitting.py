@@ -29,9 +29,9 @@ def fit_model(arguments: argparse.Namespace) -> None:
     from torchmetrics import Metric
 
     from lightning_prune.cli._backends import chosen_backend
-    from lightning_prune.cli._judging import Judge
+    from lightning_prune.cli._judging import Judge, exported, judged_by
     from lightning_prune.cli._models import example
-    from lightning_prune.cli._options import labels, measured_by, save
+    from lightning_prune.cli._options import labels, save
     from lightning_prune.data.batches import DataModule, loader_of
     from lightning_prune.deploy import export, export_android, export_ios
     from lightning_prune.deploy.executorch.quiet import require_executorch
@@ -40,11 +40,12 @@ def fit_model(arguments: argparse.Namespace) -> None:
 
     if arguments.int8 == "":  # without a loader of its own
         arguments.int8 = arguments.data
-    backend, metric, output = chosen_backend(arguments), measured_by(arguments.metric), arguments.output
+    backend, output = chosen_backend(arguments), arguments.output
     needs, app = _needs(arguments, backend), _app(arguments, backend)
     require_executorch()
     data = made(arguments.data, (Iterable, DataModule))
     judging = None if arguments.measure_on is None else made(arguments.measure_on, (Iterable, DataModule))
+    metric = judged_by(arguments, data if judging is None else judging, _tell)
     options = {
         "backend": backend,
         "example_inputs": example(arguments.example),
@@ -68,14 +69,12 @@ def fit_model(arguments: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     with scratch() as folder:
-        if arguments.latency_ms is not None:
-            _tell("measuring layers, and the dense network, on this machine")
-        judge = Judge(arguments, options, folder)
+        judge = Judge(arguments, options, folder, _tell)
         model, pruned = _pruned(arguments, needs, pruning, judge)
     save(model, output.with_suffix(".pt"))
     _tell(f"exporting to {backend.name} and running the file{f', for {app}' if app else ''}")
     write = {"": export, "android": export_android, "ios": export_ios}[app]
-    written = write(model, output, **options)
+    written = exported(write, model, output, options)
     if arguments.report is not None:
         artifact = written if app == "" else written.artifact
         models = {"before": pruned.before, "after": pruned.after}
@@ -161,21 +160,26 @@ def _pruned(
     towards = ", ".join([*arguments.need, *([] if watch is None else [f"{watch.limit:g} ms"])])
     for _ in range(_SEARCHES):
         model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
-        bound = "" if judge.drop is None else f", {arguments.metric} at most {judge.drop:.4g} worse"
+        bound = "" if judge.drop is None else f", {arguments.metric or 'accuracy'} at most {judge.drop:.4g} worse"
         _tell(f"pruning {type(model).__name__} towards {towards or 'fewest MACs'}{bound}")
         need = (*needs, *([] if watch is None else [watch.need])) or MACs(1)
         recipe = Recipe(granularity=Channel(), schedule=OneShot(), need=need, **recipe_parts(arguments))
         pruned = pruning(model, recipe, max_drop=judge.drop)
         tried = pruned.tried
+        unmet = ""
         if towards and tried is not None and tried.best is not None and tried.best.share < 1:
-            raise PruningError(
+            unmet = (
                 f"{towards} is not met within {judge.drop:.4g} of {pruned.metric}: ask for less, or allow more."
                 f" Tried:\n{tried}"
             )
+        if unmet and (needs or watch is None):
+            raise PruningError(unmet)
         if not judge.is_needed:
             return model, pruned
         _tell("exporting, to see what the file costs")
         problem = judge.problem(model, pruned)
+        if watch is not None and unmet and not watch.last.is_kept:  # the table may have asked for too much
+            raise PruningError(f"{unmet}\n{watch.table(pruned)}")
         if watch is not None:
             _tell(f"{watch.last.milliseconds:.3g} ms, {watch.last.reason}")
         if not problem:

@@ -2,19 +2,26 @@
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_prune.cli._models import loaded_model
+from lightning_prune.cli._options import measured_by
 from lightning_prune.cli.references import made
-from lightning_prune.data.batches import DataModule, arguments_of, loader_of
+from lightning_prune.data.batches import DataModule, arguments_of, first_batches, loader_of
+from lightning_prune.data.losses import trainless_copy
+from lightning_prune.data.metrics import MetricLike, check_droppable, evaluate
+from lightning_prune.data.passes import Passes, own_random_state, seed_all
 from lightning_prune.deploy import Artifact, export, latency_table
 from lightning_prune.deploy.acceptance import Aim
 from lightning_prune.deploy.clock import milliseconds
+from lightning_prune.errors import ExportError
 from lightning_prune.guard import Guard
 from lightning_prune.model.example import example_of, learnt, remember
 from lightning_prune.selection.needs import Latency
@@ -23,41 +30,108 @@ from lightning_prune.tables import Table
 from lightning_prune.trained import Pruned
 from lightning_prune.values import check_number, check_whole
 
+Written = TypeVar("Written")
+
+
+def judged_by(
+    arguments: argparse.Namespace, data: Iterable[Any] | DataModule, tell: Callable[[str], object]
+) -> MetricLike | None:
+    """Return the metric that is named; where there is a drop alone, the accuracy of a model that tells classes.
+
+    Args:
+        arguments: of the command.
+        data: for the metric.
+        tell: is called with what was taken.
+
+    Raises:
+        ValueError: a drop of nothing.
+        NonFiniteError: what the dense model comes to, where layers would have been measured before anyone looks.
+    """
+    metric = measured_by(arguments.metric)
+    if arguments.max_drop is None:
+        return metric
+    model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
+    passes = Passes(loader_of(data), model)
+    if metric is None:
+        with torch.no_grad(), own_random_state():
+            batch = first_batches(passes, 1)[0]
+            made_of = model(batch[0]) if isinstance(batch, tuple | list) and len(batch) == 2 else None
+        labels, outputs = (None, None) if made_of is None else (batch[1], made_of)
+        if not (
+            isinstance(labels, Tensor)
+            and isinstance(outputs, Tensor)
+            and (outputs.dim(), labels.dim()) == (2, 1)
+            and not (labels.is_floating_point() or labels.dtype == torch.bool)
+            and 0 <= int(labels.min()) <= int(labels.max()) < outputs.shape[1]
+        ):
+            raise ValueError(
+                f"--max-drop {arguments.max_drop:g} is a drop of a metric, and none is named: --metric net.py:accuracy."
+                " Only where a model gives scores (N, classes), and data pairs of inputs and labels that are whole"
+                " numbers, it is their accuracy"
+            )
+        tell(f"no --metric is named: it is the accuracy over {outputs.shape[1]} classes")
+        metric = MulticlassAccuracy(outputs.shape[1], average="micro")
+    if arguments.latency_ms is not None:
+        with own_random_state():
+            check_droppable(metric, evaluate(trainless_copy(model), passes, metric))
+    return metric
+
+
+def exported(write: Callable[..., Written], model: nn.Module, path: Path, options: Mapping[str, Any]) -> Written:
+    """Return what an export writes, calibrated on the same samples each time, also those of a loader that shuffles."""
+    with own_random_state():
+        seed_all(0)
+        return write(model, path, **options)
+
 
 class Stopwatch:
     """Times files in turns with that of the dense network, and says which predicted milliseconds to aim at.
 
-    A table predicts from widths what float programs take. What integers save, and what the prediction is off by, is a
-    factor that every measurement corrects.
+    The table is of programs as they will be shipped, with their integers. What a prediction is off by is a factor that
+    every measurement corrects.
 
     Args:
-        arguments: of the command: ``latency_ms``, ``table`` and ``threads``, and what names the model.
+        arguments: of the command: ``latency_ms``, ``table`` and ``threads``, and what names model and data.
         options: of the export.
         folder: for files that are only timed.
+        tell: is called with what is being done.
 
     Raises:
-        ValueError: the dense network is as fast as that.
+        ValueError: the dense network is as fast as that, or the table was measured otherwise.
         ExportError: nothing can be measured.
     """
 
-    def __init__(self, arguments: argparse.Namespace, options: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        options: Mapping[str, Any],
+        folder: Path,
+        tell: Callable[[str], object],
+    ) -> None:
         self.limit, self._threads = arguments.latency_ms, arguments.threads
         check_number("--latency-ms", self.limit, above=0)
         check_whole("--threads", self._threads, 1)
         backend, example = options["backend"], options["example_inputs"]
+        if not backend.runs_here:
+            raise ExportError(
+                f"--latency-ms {self.limit:g} is measured on this machine, and {backend.name} does not run here: ask"
+                " for --need macs=…, or for --backend xnnpack"
+            )
         model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
         if example is None and example_of(model) is None:
             batch = next(iter(loader_of(made(arguments.data, (Iterable, DataModule)))))
             remember(model, learnt(arguments_of(model, batch)))
-        in_float = backend if backend.quantization is None else replace(backend, quantization=None)
-        self._table = latency_table(model, example, backend=in_float, path=arguments.table, threads=self._threads)
-        self._dense = export(model, folder / "dense.pte", backend=backend, example_inputs=example)
+        tell("exporting the dense network and timing it")
+        self._dense = exported(export, model, folder / "dense.pte", options)
         self.dense_ms = milliseconds({"dense": self._dense}, threads=self._threads)["dense"]
         if self.dense_ms <= self.limit:
             raise ValueError(
                 f"--latency-ms {self.limit:g}: the network takes {self.dense_ms:.3g} ms as it is, and nothing has to be"
                 " pruned"
             )
+        kept = "--table FILE would keep them" if arguments.table is None else f"kept in {arguments.table}"
+        tell(f"{self.dense_ms:.3g} ms; measuring its layers at several widths, {kept}")
+        self._table = latency_table(model, example, backend=backend, path=arguments.table, threads=self._threads)
         self._predicted = self._table.networks[-1].anchors[0].milliseconds
         self._aim = Aim(self.limit, self._predicted, self._predicted / self.dense_ms)
         self._attempts: list[Attempt] = []
@@ -87,7 +161,8 @@ class Stopwatch:
         both = milliseconds({"dense": self._dense, "pruned": artifact}, threads=self._threads)
         taken = both["pruned"]
         share, asked = 1 - taken / both["dense"], 1 - self._aim.asked / self._predicted
-        value = math.nan if pruned.metric_after is None else pruned.metric_after
+        value = artifact.metrics.get("executorch", pruned.metric_after)
+        value = math.nan if value is None else value
         told = "within" if taken <= self.limit else f"{taken / self.limit - 1:.1%} too long"
         found = Attempt(share, asked, pruned.left, pruned.after.effective_macs, value, told == "within", told, taken)
         self._attempts.append(found)
@@ -95,16 +170,16 @@ class Stopwatch:
 
     def table(self, pruned: Pruned) -> Table:
         """Return a row for the dense network and for each that was timed."""
-        dense = ("dense", f"{self.dense_ms:.3g}", f"{pruned.before.parameters:,}", f"{pruned.before.macs or 0:,}")
-        rows: list[tuple[str, ...]] = [
-            (*dense, "" if pruned.metric_before is None else f"{pruned.metric_before:.4f}", "")
-        ]
+        measured = self._dense.metrics.get("executorch", pruned.metric_before)
+        sizes = f"{pruned.before.parameters:,}", f"{pruned.before.macs or 0:,}"
+        value = "" if measured is None else f"{measured:.4f}"
+        rows: list[tuple[str, ...]] = [("dense", f"{self.dense_ms:.3g}", "100%", *sizes, value, "")]
         for number, one in enumerate(self._attempts, 1):
             value = "" if math.isnan(one.metric) else f"{one.metric:.4f}"
-            cells = f"{one.milliseconds:.3g}", f"{one.parameters:,}", f"{one.macs or 0:,}", value
-            rows.append((str(number), *cells, one.reason))
-        note = f"{self.limit:g} ms are needed; measured on this machine, {self._table.device}"
-        return Table(("round", "ms", "parameters", "MACs", pruned.metric, ""), rows, remarks=1, note=note)
+            sizes = f"{one.parameters:,}", f"{one.macs or 0:,}"
+            rows.append((str(number), f"{one.milliseconds:.3g}", f"{1 - one.share:.1%}", *sizes, value, one.reason))
+        note = f"{self.limit:g} ms are needed; files measured on this machine, {self._table.device}"
+        return Table(("round", "ms", "of dense", "parameters", "MACs", pruned.metric, ""), rows, remarks=1, note=note)
 
     def tried(self, measured: Tried) -> Tried:
         """Return the networks that were timed, in place of those that were not."""
@@ -118,13 +193,20 @@ class Judge:
         arguments: of the command.
         options: of the export.
         folder: for files that are only judged.
+        tell: is called with what is being done.
     """
 
-    def __init__(self, arguments: argparse.Namespace, options: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        options: Mapping[str, Any],
+        folder: Path,
+        tell: Callable[[str], object],
+    ) -> None:
         self._options, self._folder, self._asked = options, folder, arguments.max_drop
         self.drop: float | None = arguments.max_drop
         self._has_integers = options["backend"].quantization is not None and "metric" in options
-        self.watch = None if arguments.latency_ms is None else Stopwatch(arguments, options, folder)
+        self.watch = None if arguments.latency_ms is None else Stopwatch(arguments, options, folder, tell)
 
     @property
     def is_needed(self) -> bool:
@@ -138,7 +220,7 @@ class Judge:
             the drop that is left to pruning, and the milliseconds that it aims at.
         """
         tried, problem = pruned.tried, ""
-        artifact = export(model, self._folder / "model.pte", **self._options)
+        artifact = exported(export, model, self._folder / "model.pte", self._options)
         if tried is not None and tried.best is not None and self._has_integers:
             guard = Guard(tried.metric, "max" if tried.higher_is_better else "min", self._asked)
             cost = artifact.metrics["eager"] - artifact.metrics["executorch"]

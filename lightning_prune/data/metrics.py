@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_prune.data.passes import Passes
+from lightning_prune.errors import NonFiniteError
 from lightning_prune.model.example import sample_count
 
 MetricLike = Metric | Callable[[nn.Module, Any], Any]
@@ -44,6 +45,15 @@ def named(metric: MetricLike) -> str:
 def spoken(name: str) -> str:
     """Return the name of a metric as it stands in a message."""
     return name if name == "metric" else f"metric {name}"
+
+
+def check_droppable(metric: MetricLike, measured: float) -> None:
+    """Raise NonFiniteError where the dense model's metric is nothing that a drop can be measured from."""
+    if not math.isfinite(measured):
+        raise NonFiniteError(
+            f"{spoken(named(metric))} of the dense model is {measured}, and no drop can be measured from that: look at"
+            " the metric, the weights and the data; nothing was pruned"
+        )
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """A trained model pruned in one call: no Trainer, no optimizer, the same recipe and the same corridor."""
 
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import Criterion, GradientCriterion, ObservingCriterion, scorable
 from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
-from lightning_prune.data.metrics import MetricLike, check_metric, evaluate, is_higher_better, named, spoken
+from lightning_prune.data.metrics import MetricLike, check_droppable, check_metric, evaluate, is_higher_better, named
 from lightning_prune.data.passes import Passes, own_random_state
-from lightning_prune.errors import NonFiniteError, PruningError, ScoringError
+from lightning_prune.errors import PruningError, ScoringError
 from lightning_prune.guard import Guard
 from lightning_prune.model import masks
 from lightning_prune.model.example import Example, Inputs, example_of, learnt, remember, sample_count
@@ -134,11 +133,8 @@ def prune(
     _rounds(schedule if recipe.need is None else timed(schedule).ending(0.5))
     with own_random_state():
         known = Known.of(model, recipe, data, loss, metric, measure_on, example_inputs, samples, progress=progress)
-        if guard is not None and (known.measured is None or not math.isfinite(known.measured)):
-            raise NonFiniteError(
-                f"{spoken(guard.monitor)} of the dense model is {known.measured}, and no drop can be measured from"
-                " that: look at the metric, the weights and the data; nothing was pruned"
-            )
+        if guard is not None and metric is not None and known.measured is not None:
+            check_droppable(metric, known.measured)
         with as_it_was(model) as whole:
             if guard is None or known.measured is None:
                 pruned = known.cut(recipe)

@@ -1,6 +1,7 @@
 """From a trained model to the program of an app in one command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from lightning_prune import MACs
 from lightning_prune.cli import main
 from lightning_prune.cli._models import loaded_model
+from lightning_prune.deploy import XNNPACK
+from lightning_prune.deploy.latency_table import Bench
 
 NET = """
 import torch
@@ -45,6 +48,9 @@ def share_wrong(model, batch):
 
 def nothing(model, batch):
     return float("nan")
+
+def unlabelled():
+    return [inputs for inputs, _ in data()]
 
 portable = deploy.Portable()
 """
@@ -159,12 +165,37 @@ def test_what_integers_cost_is_left_out_of_the_drop(
     assert not list(tmp_path.glob("other*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "threads", "text"),
+    [
+        ("xnnpack", 1, "another backend do not go together: 'xnnpack' and 'xnnpack Int8'"),
+        ("xnnpack Int8", 2, "2 and 1"),
+    ],
+)
+def test_a_table_of_other_programs_is_refused_and_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, backend: str, threads: int, text: str
+) -> None:
+    """The metric is the accuracy of the model's classes; the dense network is timed as integers."""
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    empty = Bench(XNNPACK(), threads, 100, tmp_path).table(None)
+    replace(empty, backend=backend).save(tmp_path / "table.json")
+    kept = (tmp_path / "table.json").read_bytes()
+    options = ("--latency-ms", 1e-5, "--max-drop", 0.3, "--int8", "--table", tmp_path / "table.json")
+    code, out, err = run(capsys, net, *options, "-o", tmp_path / "model")
+    assert (code, out, (tmp_path / "table.json").read_bytes()) == (2, "", kept)
+    assert "fit-to: no --metric is named: it is the accuracy over 4 classes" in err.splitlines()
+    assert text in err
+    assert "name another file" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine on which files take 8 ms times the share of their units that is left, and a fifth more when pruned.
 
-    The table says 10 ms of the dense network, and the same share of that. What comes back are the widths that
-    were timed.
+    The table is of the program that is shipped; it says 10 ms of the dense network, and the same share of that. What
+    comes back are the widths that were timed.
     """
     import lightning_prune.cli._judging as judging
     import lightning_prune.deploy as deploy
@@ -172,8 +203,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
     widths: list[int] = []
 
-    def export(model: Any, path: Path, **_: Any) -> Any:
+    shipped: list[Any] = []
+
+    def export(model: Any, path: Path, **options: Any) -> Any:
+        shipped.append(options["backend"])
         return SimpleNamespace(metrics={}, path=path, width=model[0].out_features)
+
+    def measured(*_: Any, backend: Any, **__: Any) -> Any:
+        assert backend is shipped[-1]
+        return table
 
     def milliseconds(artifacts: dict[str, Any], *, threads: int) -> dict[str, float]:
         assert threads == 1
@@ -187,7 +225,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(deploy, "export", export)
     monkeypatch.setattr(judging, "export", export)
     monkeypatch.setattr(judging, "milliseconds", milliseconds)
-    monkeypatch.setattr(judging, "latency_table", lambda *_, **__: table)
+    monkeypatch.setattr(judging, "latency_table", measured)
     monkeypatch.setattr(judging, "Latency", lambda ms, _: MACs(ms / 10.0))
     return widths
 
@@ -200,13 +238,14 @@ class TestMilliseconds:
         assert code == 0, err
         assert clock == [15, 13]
         assert [line.removeprefix("fit-to: ") for line in err.splitlines() if " ms" in line] == [
+            "8 ms; measuring its layers at several widths, --table FILE would keep them",
             "pruning Sequential towards 4 ms", "4.5 ms, 12.5% too long",
             "pruning Sequential towards 4 ms", "3.9 ms, within",
         ]  # fmt: skip
         rows = [line.split() for line in out.splitlines()[:6]]
-        assert rows[0] == ["round", "ms", "parameters", "MACs"]
-        assert rows[2][:2] == ["dense", "8"]
-        assert rows[3] == ["1", "4.5", "199", "180", "12.5%", "too", "long"]
+        assert rows[0] == ["round", "ms", "of", "dense", "parameters", "MACs"]
+        assert rows[2][:3] == ["dense", "8", "100%"]
+        assert rows[3] == ["1", "4.5", "56.2%", "199", "180", "12.5%", "too", "long"]
         assert rows[4][-1] == "within"
         assert loaded_model(f"{net}:make", tmp_path / "small.pt").get_parameter("0.weight").shape[0] == 13
 
@@ -248,7 +287,58 @@ class TestMilliseconds:
         code, out, err = run(capsys, net, *options, "-o", tmp_path / "other.pte")
         assert (code, out) == (2, "")
         assert "0.35 ms is not met within 0.2 of share_wrong" in err
+        assert err.splitlines()[-2].split()[:2] == ["1", "1.2"]
         assert not list(tmp_path.glob("other*"))
+
+    def test_what_the_table_asks_too_much_for_is_timed_all_the_same(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        net: Path,
+        tmp_path: Path,
+        clock: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """By the table 0.35 ms are out of reach within the drop; the file that is within it takes less."""
+        import lightning_prune.cli._judging as judging
+
+        def milliseconds(files: dict[str, Any], *, threads: int) -> dict[str, float]:
+            return {name: 8.0 if name == "dense" else 0.345 for name in files}
+
+        monkeypatch.setattr(judging, "milliseconds", milliseconds)
+        options = ("--latency-ms", 0.35, "--max-drop", 0.2, "--metric", "net.py:share_wrong", "--lower-is-better")
+        code, out, err = run(capsys, net, *options, "-o", tmp_path / "small.pte")
+        assert code == 0, err
+        assert "fit-to: 0.345 ms, within" in err.splitlines()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(judging, "Latency", lambda ms, _: MACs(ms / 10.0))
+            code, out, err = run(capsys, net, *options, "--need", "params=20", "-o", tmp_path / "other.pte")
+        assert (code, out) == (2, "")
+        assert "params=20, 0.35 ms is not met within 0.2" in err
+
+    def test_nothing_is_measured_for_what_can_be_refused_before(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        net: Path,
+        tmp_path: Path,
+        clock: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        import lightning_prune.cli._judging as judging
+
+        def measured(*_: Any, **__: Any) -> Any:
+            raise AssertionError("layers were measured")
+
+        monkeypatch.setattr(judging, "latency_table", measured)
+        for options, text in (
+            (("--latency-ms", 8), "the network takes 8 ms as it is"),
+            (("--max-drop", 0.1, "--metric", "net.py:nothing"), "metric nothing of the dense model is nan"),
+            (("--max-drop", 0.1, "--measure-on", "net.py:unlabelled"), "is a drop of a metric, and none is named"),
+            (("--backend", "vulkan"), "measured on this machine, and vulkan does not run here"),
+        ):
+            code, out, err = run(capsys, net, "--latency-ms", 4, *options, "-o", tmp_path / "small.pte")
+            assert (code, out) == (2, "")
+            assert text in err
+            assert not list(tmp_path.iterdir())
 
     def test_what_cannot_be_reached(
         self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, clock: list[int]
@@ -277,7 +367,7 @@ class TestMilliseconds:
         (("--need", "size=0.5"), "--need size=0.5: Size.bytes must be an int"),
         (("--need", "params=10"), "cannot be met: 17 parameters is the least that can be reached"),
         (("--need", "params=10000"), "as it is: nothing has to be pruned"),
-        (("--max-drop", 0.1), "max_drop=0.1 is a drop of a metric, and none is named"),
+        (("--max-drop", 0.1, "--measure-on", "net.py:unlabelled"), "0.1 is a drop of a metric, and none is named"),
         (("--need", "macs=0.5", "--measure-on", "net.py:data"), "measure_on is data for a metric, and none is named"),
         (("--max-drop", -1, "--metric", "net.py:accuracy"), "max_drop must be a number at least 0"),
         (("--max-drop", 0.1, "--metric", "net.py:nothing"), "metric nothing of the dense model is nan"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_prune import Latency
-from lightning_prune.deploy import accepted
+from lightning_prune.deploy import XNNPACK, Int8, accepted
 from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.errors import PruningError
@@ -20,6 +21,7 @@ from lightning_prune.selection.latency import LatencyTable
 pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
 
 INPUT = torch.zeros(1, 4)
+LOWERED = Bench.lowered
 
 
 def layer(width: int) -> nn.Sequential:
@@ -42,14 +44,8 @@ def need(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Latency:
     cell = Cell("linear", (Kernel("point", 1.0, 1.0, 1.0),), (Point(((1000, 4),), 10.0, 0.0),))
     anchors = Anchor((((1000, 4),),), 10.0, 0.0), Anchor((((10, 4),),), 1.0, 0.0)
     network = Network("Sequential", {"0.weight": (1000, 4)}, (("linear", (("0.weight", 0, 1),)),), anchors, ((1, 4),))
-    empty = Bench(backend=_backend(), threads=1, rounds=60, folder=tmp_path).table(None)
+    empty = Bench(backend=XNNPACK(), threads=1, rounds=60, folder=tmp_path).table(None)
     return Latency(5.0, replace(empty, cells={"linear": cell}, networks=(network,)))
-
-
-def _backend() -> Any:
-    from lightning_prune.deploy import XNNPACK
-
-    return XNNPACK()
 
 
 def test_it_asks_again_until_the_measured_time_is_close_below(need: Latency):
@@ -78,6 +74,31 @@ def test_of_several_that_are_not_close_the_closest_below_is_kept(need: Latency):
 def test_none_takes_as_little(need: Latency):
     with pytest.raises(PruningError, match=r"not met in 2 rounds: 8\.1 ms is the least that was measured"):
         accepted(lambda wished: layer(800), need, layer(1000), INPUT, tries=2)
+
+
+@pytest.mark.slow
+def test_what_is_timed_are_the_integers_that_are_shipped(
+    need: Latency, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """The files that are timed hold a byte for each weight; dense and narrow alike."""
+    sizes = []
+
+    def timed(self: Bench, asked: Sequence[dict[str, Any]], rounds: int) -> list[list[float]]:
+        sizes.extend(Path(each["path"]).stat().st_size for each in asked)
+        return [[10.0] * rounds, [4.9] * rounds]
+
+    assert isinstance(need.table, LatencyTable)
+    monkeypatch.setattr(Bench, "lowered", LOWERED)
+    monkeypatch.setattr(Bench, "timed", timed)
+    network = replace(need.table.networks[0], shapes={"0.weight": (1000, 256)}, inputs=((1, 256),))
+    backend = XNNPACK(quantization=Int8(calibration=[torch.randn(16, 256)]))
+    table = replace(need.table, backend="xnnpack Int8", networks=(network,))
+    accepted(lambda _: nn.Sequential(nn.Linear(256, 480)), Latency(5.0, table), nn.Sequential(nn.Linear(256, 1000)),
+             torch.zeros(1, 256), backend=backend)  # fmt: skip
+    for size, outputs in zip(sizes, (1000, 480), strict=True):
+        assert 256 * outputs < size < 2 * 256 * outputs
+    with pytest.raises(ValueError, match="another backend do not go together: 'xnnpack Int8' and 'xnnpack'"):
+        accepted(lambda _: layer(3), Latency(5.0, table), nn.Sequential(nn.Linear(256, 1000)), torch.zeros(1, 256))
 
 
 def test_another_network_or_device(need: Latency):
