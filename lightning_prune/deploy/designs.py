@@ -227,11 +227,11 @@ def written(programs: Sequence[Program], backend: Backend, path: Path) -> list[d
     Raises:
         ExportError: one cannot be traced or lowered.
     """
-    graphs = {
-        f"m{number}": graph_of(EagerModel(each.module), each.tensors, backend, quantize=each.quantize).program
-        for number, each in enumerate(programs)
-    }
-    with quick(graphs.values()):
+    with quick():
+        graphs = {
+            f"m{number}": graph_of(EagerModel(each.module), each.tensors, backend, quantize=each.quantize).program
+            for number, each in enumerate(programs)
+        }
         save(lower(graphs, backend), path)
     return [
         {

@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from lightning_prune.deploy.executorch.quick import quick_graphs
 from lightning_prune.deploy.executorch.quiet import quiet_lowering
 from lightning_prune.deploy.executorch.torchao import fold_batch_norms
 from lightning_prune.deploy.program.eager import EagerModel
@@ -121,7 +122,7 @@ def cells_of(model: nn.Module, inputs: Sequence[Tensor], fold: bool = True) -> l
         ExportError: the network cannot be traced, or nothing in it computes with weights.
     """
     try:
-        with quiet_lowering(), recordable():
+        with quiet_lowering(), recordable(), quick_graphs():
             network = torch.export.export(EagerModel(model), tuple(inputs)).module(check_guards=False)
             network = cast(fx.GraphModule, network)
             if fold:

@@ -1,7 +1,7 @@
 """Which tests cover what has no test module of its own here.
 
 lowering: tests/deploy/test_export.py
-quick: tests/deploy/test_latency_table.py
+_unchanged: tests/deploy/executorch/test_quick.py
 native: tests/deploy/runtime/test_model.py
 pte_file: tests/deploy/runtime/worker/test_doubling.py
 installation: tests/deploy/test_export.py
