@@ -117,9 +117,11 @@ def probe() -> Probe:
     """Return a plan of a probe with two cells."""
     parts = [(size, "border", ((0, size),)) for size in (64, 512, 4096)]
     parts += [(100 * into, "conv #1", ((out, into),)) for out, into in ((16, 8), (32, 8), (16, 32), (64, 64))]
-    parts += [(300, "dense", ()), (300, "narrow", ())]
+    parts += [(300, "whole", ()), (300, "whole", ())]
     programs = [
-        ProbeProgram(f"0.m{number}", "0.pte", f"m{number}", (ProbeInput((1, size), "float32", False),), cell, widths)
+        ProbeProgram(
+            f"0.m{number}", number, "0.pte", f"m{number}", (ProbeInput((1, size), "float32", False),), cell, widths
+        )
         for number, (size, cell, widths) in enumerate(parts)
     ]
     return Probe(

@@ -248,8 +248,13 @@ def typed(kind: Any, value: Any) -> Any:  # noqa: ANN401
     if origin is Mapping and isinstance(value, Mapping):
         return {parts[0](key): typed(parts[1], one) for key, one in value.items()}
     if is_dataclass(kind) and isinstance(value, Mapping):
-        hints = get_type_hints(kind)
-        return kind(**{name: typed(hints[name], one) for name, one in value.items()})  # type: ignore[operator]
+        hints, own = get_type_hints(kind), dict[str, Any]()
+        for name, one in value.items():
+            try:
+                own[name] = typed(hints[name], one)
+            except TypeError as error:
+                raise TypeError(f"{name}: {error}") from error
+        return kind(**own)  # type: ignore[operator]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     if kind is float and type(value) is int:

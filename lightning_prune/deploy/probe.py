@@ -24,7 +24,8 @@ WHOLE = "whole"
 
 _PLAN = Form("lightning_prune.probe_plan", 1, "plan of a probe")
 _RESULTS = Form("lightning_prune.probe_results", 1, "results of a probe")
-_MOST_ROUNDS = 1_000_000
+_MOST = 1_000_000
+"""Rounds of all passes, and the number of a turn; the readers of the phones have the same."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class ProbeProgram:
                 raise ValueError(f"{self.name} takes {each.dtype!r:.60}, and a program takes {', '.join(DTYPES)}")
         sizes = [size for each in self.inputs for size in each.shape]
         check_whole(f"the turn of {self.name}", self.turn, 0)
+        if self.turn > _MOST:
+            raise ValueError(f"the turn of {self.name} must be at most {_MOST:,}, got {self.turn:,}")
         for number in (*sizes, self.taken, *(width for pair in self.widths for width in pair)):
             check_whole(f"a size of {self.name}", number, 0)
 
@@ -124,8 +127,8 @@ class Probe:
             raise ValueError(f"{strange[0]} is in a file that it does not name")
         if above := [name for name in self.files if "/" in name or "\\" in name]:
             raise ValueError(f"{above[0]} is no name of a file beside it")
-        if self.passes * self.rounds > _MOST_ROUNDS:
-            raise ValueError(f"{self.passes:,} passes of {self.rounds:,} rounds are more than {_MOST_ROUNDS:,} rounds")
+        if self.passes * self.rounds > _MOST:
+            raise ValueError(f"{self.passes:,} passes of {self.rounds:,} rounds are more than {_MOST:,} rounds")
         if len({program.name for program in self.programs}) < len(self.programs):
             raise ValueError("two of its programs have one name")
         for key, count in [(each.cell, len(each.widths)) for each in self.programs] + [

@@ -30,9 +30,8 @@ from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.values import check_bool, check_whole
 
 _DEFAULT_BACKEND = XNNPACK()
-"""Programs in a file: a phone has one file in its memory at a time."""
 _SECONDS = 60.0
-"""For the rounds of a file in a pass; there are five at least."""
+"""For the rounds of a turn in a pass; there are five at least."""
 
 
 def export_probe(
@@ -51,7 +50,7 @@ def export_probe(
     """Write the programs that a device has to time for a latency table of it, and the plan by which it does.
 
     They are those that :func:`latency_table` measures here: cells of the model at several widths, a program that does
-    nothing, and the whole network, dense and narrow. The device writes raw nanoseconds; what follows from them,
+    nothing, and the whole network at some widths. The device writes raw nanoseconds; what follows from them,
     ``Probe.load(folder).table(results)`` works out.
 
     Args:

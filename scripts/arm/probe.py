@@ -26,22 +26,25 @@ def main(package: str, folder: Path, results: Path) -> None:
     plan: dict[str, Any] = json.loads(text)
     worker, failed, tick = Programs(), dict[str, str](), 2**62
     times: dict[str, list[int]] = {program["name"]: [] for program in plan["programs"]}
-    for _ in range(plan["passes"]):
-        for file in plan["files"]:
-            own = [each for each in plan["programs"] if each["file"] == file and each["name"] not in failed]
-            asked = [
-                {
-                    "path": str(folder / file),
-                    "method": each["method"],
-                    "inputs": [[x["shape"], x["dtype"], x["channels_last"]] for x in each["inputs"]],
-                }
-                for each in own
-            ]
-            told: Any = worker.rounds(asked, threads=plan["threads"], rounds=plan["rounds"], seconds=SECONDS)
-            tick = min(tick, told["tick"])
-            failed |= {own[int(number)]["name"]: why for number, why in told["failed"].items()}
-            for each, taken in zip(own, told["nanoseconds"], strict=True):
-                times[each["name"]] += [max(1, round(time)) for time in taken]
+    turns: dict[int, list[dict[str, Any]]] = {}
+    for program in plan["programs"]:
+        turns.setdefault(program["turn"], []).append(program)
+    for turn in plan["passes"] * list(turns.values()):
+        own = [each for each in turn if each["name"] not in failed]
+        asked = [
+            {
+                "path": str(folder / each["file"]),
+                "method": each["method"],
+                "inputs": [[x["shape"], x["dtype"], x["channels_last"]] for x in each["inputs"]],
+                "turn": each["turn"],
+            }
+            for each in own
+        ]
+        told: Any = worker.rounds(asked, threads=plan["threads"], rounds=plan["rounds"], seconds=SECONDS)
+        tick = min(tick, told["tick"])
+        failed |= {own[int(number)]["name"]: why for number, why in told["failed"].items()}
+        for each, taken in zip(own, told["nanoseconds"], strict=True):
+            times[each["name"]] += [max(1, round(time)) for time in taken]
     written = {
         "format": "lightning_prune.probe_results",
         "version": 1,

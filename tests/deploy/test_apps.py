@@ -59,16 +59,19 @@ def test_python_reads_what_the_phones_write() -> None:
     plan = Probe.from_json(vectors["probe_plans"][0]["text"])
     for run in vectors["probe_runs"]:
         results = ProbeResults.from_json(run["results"])
-        assert results.nanoseconds.keys() | set(run["failing"]) == {program.name for program in plan.programs}
-        if run["failing"]:
+        failed = {*run["missing"], *run["failing"]}
+        assert results.failed.keys() == failed
+        assert results.nanoseconds.keys() | failed == {program.name for program in plan.programs}
+        if failed:
             with pytest.raises(ValueError, match=r"programs failed on a \"phone\""):
                 plan.table(results)
         else:
             assert [a.milliseconds for a in plan.table(results).networks[0].anchors] == [0.09, 7e-6]
     for case in vectors["probe_plans"]:
         if "holds" not in case:
-            with pytest.raises(ValueError, match="plan of a probe"):
+            with pytest.raises(ValueError, match="plan of a probe") as raised:
                 Probe.from_json(case["text"])
+            assert case["tells"] in str(raised.value), case["name"]
 
 
 @pytest.mark.parametrize(("folder", "allowed"), [
@@ -242,11 +245,12 @@ class TestKotlin:
         assert "0.pte cannot be read: push the whole folder again" in told()[0]
         for name in plan.files:
             (tmp_path / name).write_bytes(PROGRAM)
-        text, progress = told()
+        text, progress, places = told()
         assert progress == "100 %"
+        assert places == "sizes [8, 36], in one place true"
         results = ProbeResults.from_json(text)
         assert (results.device, results.clock, results.failed) == ("a stand-in", "thread", {})
-        assert {len(times) for times in results.nanoseconds.values()} == {10}
+        assert {len(times) for times in results.nanoseconds.values()} == {24}
         assert Probe.load(tmp_path).table(results).device == "a stand-in"
         (tmp_path / "1.pte").write_bytes(PROGRAM[:-1])
         assert "1.pte is not the file that the manifest describes" in told()[0]

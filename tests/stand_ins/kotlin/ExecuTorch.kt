@@ -3,11 +3,19 @@ package org.pytorch.executorch
 
 import java.io.Closeable
 import java.io.File
+import java.nio.Buffer
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import java.nio.FloatBuffer
+import java.nio.LongBuffer
 
 enum class DType { UINT8, INT64, FLOAT }
 
 class Tensor private constructor(private val data: Any, private val type: DType) {
     val dataAsFloatArray: FloatArray get() = data as FloatArray
+
+    /** The buffer that it was made of, which it does not copy; null where it was made of an array. */
+    val buffer: Buffer? get() = data as? Buffer
 
     fun dtype(): DType = type
 
@@ -17,6 +25,20 @@ class Tensor private constructor(private val data: Any, private val type: DType)
         @JvmStatic fun fromBlob(data: LongArray, shape: LongArray): Tensor = Tensor(data, DType.INT64)
 
         @JvmStatic fun fromBlobUnsigned(data: ByteArray, shape: LongArray): Tensor = Tensor(data, DType.UINT8)
+
+        @JvmStatic fun fromBlob(data: FloatBuffer, shape: LongArray): Tensor = of(data, data.order(), shape, DType.FLOAT)
+
+        @JvmStatic fun fromBlob(data: LongBuffer, shape: LongArray): Tensor = of(data, data.order(), shape, DType.INT64)
+
+        @JvmStatic fun fromBlobUnsigned(data: ByteBuffer, shape: LongArray): Tensor =
+            of(data, data.order(), shape, DType.UINT8)
+
+        /** Refuses what the runtime refuses. */
+        private fun of(data: Buffer, order: ByteOrder, shape: LongArray, type: DType): Tensor {
+            require(data.isDirect && order == ByteOrder.nativeOrder())
+            require(data.capacity().toLong() == shape.fold(1L, Long::times))
+            return Tensor(data, type)
+        }
     }
 }
 
@@ -31,7 +53,10 @@ class EValue private constructor(private val tensor: Tensor) {
 }
 
 open class Module private constructor() : Closeable {
-    open fun execute(methodName: String, vararg inputs: EValue): Array<EValue> = arrayOf(*inputs)
+    open fun execute(methodName: String, vararg inputs: EValue): Array<EValue> {
+        for (input in inputs) taken.add(input.toTensor())
+        return arrayOf(*inputs)
+    }
 
     open fun loadMethod(methodName: String) = Unit
 
@@ -39,6 +64,9 @@ open class Module private constructor() : Closeable {
 
     companion object {
         const val LOAD_MODE_MMAP = 1
+
+        /** What was taken at some run. */
+        val taken = LinkedHashSet<Tensor>()
 
         /** Throws as the runtime does: what it is given has to be checked before. */
         @JvmStatic fun load(modelPath: String?, loadMode: Int = 0, numThreads: Int = 0): Module {

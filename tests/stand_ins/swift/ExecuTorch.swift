@@ -8,6 +8,7 @@ public protocol ValueConvertible {}
 
 public final class Tensor<T: Scalar>: ValueConvertible {
   public init(_ scalars: [T], shape: [Int]) {}
+  public init(bytesNoCopy pointer: UnsafeMutableRawPointer, shape: [Int]) {}
   public func scalars() -> [T] { [] }
 }
 

@@ -9,9 +9,11 @@ final class VectorTests: XCTestCase {
     vectors = try Vectors.load()
   }
 
-  private func assertRefused<T>(_ what: String, _ call: @autoclosure () throws -> T) {
+  private func assertRefused<T>(_ what: String, tells: String = "", _ call: @autoclosure () throws -> T) {
     XCTAssertThrowsError(try call(), what) { error in
-      XCTAssertFalse(((error as? ModelError)?.message ?? "").isEmpty, "\(what): \(error)")
+      let message = (error as? ModelError)?.message ?? ""
+      XCTAssertFalse(message.isEmpty, "\(what): \(error)")
+      XCTAssert(tells.isEmpty || message.contains(tells), "\(what): no word of \(tells) in \(message)")
     }
   }
 
@@ -296,7 +298,7 @@ final class VectorTests: XCTestCase {
     for test in vectors.probe_plans {
       let bytes = Data(test.text.utf8)
       guard let holds = test.holds else {
-        assertRefused(test.name, try ProbePlan(bytes))
+        assertRefused(test.name, tells: test.tells ?? "", try ProbePlan(bytes))
         continue
       }
       let plan = try ProbePlan(bytes)
@@ -304,6 +306,7 @@ final class VectorTests: XCTestCase {
       XCTAssertEqual(plan.name, holds.name)
       XCTAssertEqual([plan.threads, plan.passes, plan.rounds], [holds.threads, holds.passes, holds.rounds])
       XCTAssertEqual(plan.files, holds.files)
+      XCTAssertEqual(plan.turns.map { $0.map(\.name) }, holds.turns)
       let programs = plan.programs.map { program in
         ProbeProgramCase(
           name: program.name, file: program.file, method: program.method, shapes: program.inputs.map(\.shape),
@@ -317,18 +320,19 @@ final class VectorTests: XCTestCase {
     let plan = try ProbePlan(Data(vectors.probe_plans[0].text.utf8))
     for test in vectors.probe_runs {
       let record = Record(costs: test.costs, failing: test.failing)
-      var told = 0
+      var told = [0, 0]
       let results = try ProbeRun(plan, tick: test.tick, clock: { record.now }).results(
-        device: "a \"phone\"\t\u{1F642}", threads: 1, clockName: "thread", progress: { told = $0 }
-      ) { name in
-        record.calls.append("load \(name)")
-        return RecordedFile(name: name, record: record)
+        device: "a \"phone\"\t\u{1F642}", threads: 1, clockName: "thread", progress: { told = [$0, $1] }
+      ) { program in
+        record.calls.append("load \(program.name)")
+        if test.missing.contains(program.name) { throw ModelError("\(program.name) fails") }
+        return RecordedProgram(name: program.name, record: record)
       }
       let expected = zip(test.calls, test.counts).flatMap { Array(repeating: $0, count: $1) }
       XCTAssertEqual(record.calls, expected)
       XCTAssertEqual(try JSONDecoder().decode(ProbeResults.self, from: Data(test.results.utf8)), results)
       XCTAssertEqual(try JSONDecoder().decode(ProbeResults.self, from: results.json()), results)
-      XCTAssertEqual(told, plan.passes * plan.rounds * (plan.programs.count - test.failing.count))
+      XCTAssertEqual(told, [plan.passes * plan.turns.count, plan.passes * plan.turns.count])
     }
     var now: UInt64 = 0
     XCTAssertEqual(
@@ -339,7 +343,7 @@ final class VectorTests: XCTestCase {
   }
 }
 
-/// What a probe did to its files, and a clock that goes on by what a run takes.
+/// What a probe did to its programs, and a clock that goes on by what a run takes.
 private final class Record {
   let costs: [String: UInt64]
   let failing: [String]
@@ -352,14 +356,14 @@ private final class Record {
   }
 }
 
-private struct RecordedFile: ProbeFile {
+private struct RecordedProgram: LoadedProgram {
   let name: String
   let record: Record
 
-  func run(_ program: ProbeProgram) throws {
-    record.calls.append(program.name)
-    if record.failing.contains(program.name) { throw ModelError("\(program.name) fails") }
-    record.now += record.costs[program.name] ?? 0
+  func run() throws {
+    record.calls.append(name)
+    if record.failing.contains(name) { throw ModelError("\(name) fails") }
+    record.now += record.costs[name] ?? 0
   }
 
   func close() {

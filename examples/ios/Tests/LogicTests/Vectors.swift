@@ -235,6 +235,7 @@ func ranges(_ limits: [String: [Int]]) -> [Int: ClosedRange<Int>] {
 struct ProbePlanCase: Decodable {
   let name: String
   let text: String
+  let tells: String?
   let holds: ProbeHolds?
 }
 
@@ -245,6 +246,7 @@ struct ProbeHolds: Decodable {
   let passes: Int
   let rounds: Int
   let files: [String: String]
+  let turns: [[String]]
   let programs: [ProbeProgramCase]
 }
 
@@ -259,6 +261,7 @@ struct ProbeProgramCase: Decodable, Equatable {
 struct ProbeRunCase: Decodable {
   let tick: Int
   let costs: [String: UInt64]
+  let missing: [String]
   let failing: [String]
   let calls: [String]
   let counts: [Int]

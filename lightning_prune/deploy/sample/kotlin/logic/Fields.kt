@@ -31,6 +31,9 @@ internal class Fields(value: Any?, private val where: String) {
     fun list(key: String): List<Fields> =
         (values[key] as? List<*> ?: throw wrong(key)).map { Fields(it, "an entry of \"$key\" in $where") }
 
+    /** How many entries a list has. */
+    fun count(key: String): Int = (values[key] as? List<*> ?: throw wrong(key)).size
+
     fun texts(key: String): List<String> {
         val entries = if (has(key)) values[key] as? List<*> ?: throw wrong(key) else emptyList<Any?>()
         return entries.map { it as? String ?: throw wrong(key) }

@@ -2,8 +2,14 @@ package org.lightningprune.logic
 
 import java.io.Closeable
 
-/** A method of a file that is to be timed. */
-data class ProbeProgram(val name: String, val file: String, val method: String, val inputs: List<TensorSpec>)
+/** A method of a file that is to be timed in the turn of this number. */
+data class ProbeProgram(
+    val name: String,
+    val turn: Int,
+    val file: String,
+    val method: String,
+    val inputs: List<TensorSpec>
+)
 
 /**
  * What a phone is to time: the plan.json that lightning_prune's export_probe wrote. What follows from the times is worked
@@ -20,13 +26,14 @@ data class ProbePlan(
     val files: Map<String, String>,
     val programs: List<ProbeProgram>
 ) {
-    /** How often a program's turn comes, all in all. */
-    val turns: Int get() = passes * rounds * programs.size
+    /** The programs of each turn, in the order of the first of each. */
+    val turns: List<List<ProbeProgram>> get() = programs.groupBy { it.turn }.values.toList()
 
     companion object {
         const val FORMAT = "lightning_prune.probe_plan"
         const val VERSION = 1L
-        private const val MOST = 1 shl 20
+        private const val WHOLE = "whole"
+        private const val MOST = 1_000_000
 
         /** Read the bytes of a plan.json. Throws [ModelException] where it is malformed or newer. */
         fun parse(bytes: ByteArray): ProbePlan {
@@ -39,17 +46,32 @@ data class ProbePlan(
             val files = fields.inner("files").texts()
             val programs = fields.list("programs").map { program ->
                 val inputs = program.list("inputs").map { TensorSpec("input", it.sizes("shape"), it.text("dtype")) }
-                ProbeProgram(program.text("name"), program.text("file"), program.text("method"), inputs)
+                ProbeProgram(
+                    program.text("name"), program.within("turn", 0..MOST), program.text("file"), program.text("method"),
+                    inputs
+                )
             }
             for (file in files.keys + programs.map { it.file }) {
                 if (file !in files || '/' in file || '\\' in file) {
                     throw ModelException("the plan names a file \"$file\" that cannot be beside it")
                 }
             }
-            return ProbePlan(
+            if (programs.distinctBy { it.name }.size < programs.size) {
+                throw ModelException("two programs of the plan have one name")
+            }
+            val wholes = fields.list("programs").count { it.text("cell") == WHOLE }
+            val anchors = fields.count("anchors")
+            if (wholes != anchors || wholes < 2) {
+                throw ModelException("the plan has $wholes whole programs, two at least, and the widths of $anchors")
+            }
+            val plan = ProbePlan(
                 Manifest.sha256(bytes), fields.text("name"), fields.within("threads", 0..MOST),
                 fields.within("passes", 1..MOST), fields.within("rounds", 1..MOST), files, programs
             )
+            if (plan.passes.toLong() * plan.rounds > MOST) {
+                throw ModelException("${plan.passes} passes of ${plan.rounds} rounds are more than $MOST rounds")
+            }
+            return plan
         }
     }
 }
@@ -77,72 +99,89 @@ data class ProbeResults(
     }
 }
 
-/** A file of a probe in the memory of the phone. */
-interface ProbeFile : Closeable {
-    /** Run a program of it. Throws [ModelException] where it cannot be run. */
-    fun run(program: ProbeProgram)
+/** A program of a probe in the memory of the phone, with weights of its own. */
+interface LoadedProgram : Closeable {
+    /** Run it once. Throws [ModelException] where it cannot be run. */
+    fun run()
 }
 
 /**
- * Runs a plan in interleaved rounds: in each pass every file is loaded, its programs take turns, beginning one further
- * in each round, and it is let go. Of two runs in a row the second counts; a short one is repeated until it takes twenty
- * ticks of the clock. A program that fails has no times.
+ * Runs a plan: in each pass the programs of each turn are loaded, run in their order, and let go. In each round a turn is
+ * run eight times until its time settles, and four times that count, as in lightning_prune's worker; in a turn a short
+ * program is repeated until it takes twenty ticks of the clock. A program that cannot be loaded or run has no times.
  */
 class ProbeRun(private val plan: ProbePlan, private val tick: Long, private val clock: () -> Long) {
     private val nanoseconds = LinkedHashMap<String, ArrayList<Long>>()
     private val failed = LinkedHashMap<String, String>()
 
-    /** [progress] is told how many turns were taken. */
+    /** [progress] is told how many turns are over, of how many in all passes. */
     fun results(
         device: String,
         threads: Int,
         clockName: String,
-        progress: (Int) -> Unit = {},
-        load: (String) -> ProbeFile
+        progress: (Long, Long) -> Unit = { _, _ -> },
+        load: (ProbeProgram) -> LoadedProgram
     ): ProbeResults {
-        var turns = 0
-        repeat(plan.passes) {
-            for (name in plan.programs.map { it.file }.distinct()) {
-                load(name).use { file ->
-                    val repeats = started(file, plan.programs.filter { it.file == name && it.name !in failed })
-                    val order = repeats.keys.toList()
-                    for (round in 0 until plan.rounds) {
-                        for (place in order.indices) turn(file, order[(round + place) % order.size], repeats)
-                        turns += order.size
-                        progress(turns)
-                    }
+        val turns = plan.turns
+        for (pass in 0 until plan.passes) {
+            for ((place, turn) in turns.withIndex()) {
+                val loaded = ArrayList<LoadedProgram>()
+                try {
+                    measure(started(turn, loaded, load))
+                } finally {
+                    for (program in loaded) program.close()
                 }
+                progress(pass.toLong() * turns.size + place + 1, plan.passes.toLong() * turns.size)
             }
         }
         return ProbeResults(plan.digest, device, threads, clockName, tick, nanoseconds - failed.keys, failed)
     }
 
-    /** How often each program that can be run is repeated in its turn. */
-    private fun started(file: ProbeFile, programs: List<ProbeProgram>): Map<ProbeProgram, Long> {
-        val repeats = LinkedHashMap<ProbeProgram, Long>()
-        for (program in programs) {
+    /** Load what did not fail and run it once; return what can be run, by its name. */
+    private fun started(
+        turn: List<ProbeProgram>,
+        loaded: MutableList<LoadedProgram>,
+        load: (ProbeProgram) -> LoadedProgram
+    ): Map<String, LoadedProgram> {
+        val running = LinkedHashMap<String, LoadedProgram>()
+        for (program in turn) {
+            if (program.name in failed) continue
             try {
-                file.run(program)
-                val start = clock()
-                file.run(program)
-                val taken = maxOf(1L, clock() - start)
-                repeats[program] = (20 * tick + taken - 1) / taken
+                val own = load(program)
+                loaded.add(own)
+                own.run()
+                running[program.name] = own
             } catch (error: ModelException) {
                 failed[program.name] = error.message ?: "it fails"
             }
         }
-        return repeats
+        return running
     }
 
-    private fun turn(file: ProbeFile, program: ProbeProgram, repeats: Map<ProbeProgram, Long>) {
-        val count = repeats.getValue(program)
-        file.run(program)
-        val start = clock()
-        for (number in 0 until count) file.run(program)
-        nanoseconds.getOrPut(program.name) { ArrayList() }.add(maxOf(1L, (clock() - start) / count))
+    private fun measure(running: Map<String, LoadedProgram>) {
+        val counts = running.mapValues { (_, program) ->
+            val start = clock()
+            program.run()
+            val taken = maxOf(1L, clock() - start)
+            (20 * tick + taken - 1) / taken
+        }
+        repeat(plan.rounds) {
+            for (again in 0 until SETTLING + MEASURED) {
+                for ((name, program) in running) {
+                    val count = counts.getValue(name)
+                    val start = clock()
+                    for (number in 0 until count) program.run()
+                    val taken = maxOf(1L, (clock() - start) / count)
+                    if (again >= SETTLING) nanoseconds.getOrPut(name) { ArrayList() }.add(taken)
+                }
+            }
+        }
     }
 
     companion object {
+        private const val SETTLING = 8
+        private const val MEASURED = 4
+
         /** Nanoseconds between two ticks of a clock that goes on while this waits for it. */
         fun tick(clock: () -> Long): Long = (1..5).minOf {
             val first = clock()

@@ -9,14 +9,13 @@ import org.lightningprune.logic.Framing
 import org.lightningprune.logic.GrayImage
 import org.lightningprune.logic.ImageInput
 import org.lightningprune.logic.Json
+import org.lightningprune.logic.LoadedProgram
 import org.lightningprune.logic.Manifest
 import org.lightningprune.logic.MethodSpec
 import org.lightningprune.logic.ModelException
 import org.lightningprune.logic.PictureSpec
 import org.lightningprune.logic.Placement
-import org.lightningprune.logic.ProbeFile
 import org.lightningprune.logic.ProbePlan
-import org.lightningprune.logic.ProbeProgram
 import org.lightningprune.logic.ProbeRun
 import org.lightningprune.logic.Reading
 import org.lightningprune.logic.Scores
@@ -55,12 +54,13 @@ class VectorChecks(file: File) {
         }
     }
 
-    private fun refused(what: String, call: () -> Any?) {
+    private fun refused(what: String, tells: String = "", call: () -> Any?) {
         count++
         val result = try {
             call()
         } catch (error: ModelException) {
             if (error.message.isNullOrBlank()) throw AssertionError("$what: refused without a word")
+            if (tells !in error.message!!) throw AssertionError("$what: no word of $tells in ${error.message}")
             return
         }
         throw AssertionError("$what: to be refused, gave $result")
@@ -123,7 +123,7 @@ class VectorChecks(file: File) {
             val check = {
                 Manifest.checkFile(entry, bytes.inputStream()) { piece, size -> kept.addAll(piece.take(size)) }
             }
-            if (case["same"] as Boolean) check() else refused(case["name"] as String, check)
+            if (case["same"] as Boolean) check() else refused(case["name"] as String, call = check)
             same("${case["name"]}: bytes handed on", bytes.toList(), kept)
         }
     }
@@ -261,7 +261,7 @@ class VectorChecks(file: File) {
         var isFailing = false
         var other: (() -> Unit)? = null
         val session = Session(spec, (case["keeps"] as List<*>).map { it as String }, { restarts++ }) { inputs, _ ->
-            other?.let { call -> Thread { refused("another thread", call) }.apply { start() }.join() }
+            other?.let { call -> Thread { refused("another thread", call = call) }.apply { start() }.join() }
             if (isFailing) throw ModelException("no memory") else program(case, spec, inputs)
         }
         other = { session.reset() }
@@ -343,7 +343,7 @@ class VectorChecks(file: File) {
         val bytes = (it["text"] as String).toByteArray()
         val holds = it["holds"] as Case?
         if (holds == null) {
-            refused(name) { ProbePlan.parse(bytes) }
+            refused(name, it["tells"] as String) { ProbePlan.parse(bytes) }
         } else {
             val plan = ProbePlan.parse(bytes)
             same("$name: digest", holds["digest"], plan.digest)
@@ -352,6 +352,7 @@ class VectorChecks(file: File) {
             same("$name: passes", holds["passes"], plan.passes.toLong())
             same("$name: rounds", holds["rounds"], plan.rounds.toLong())
             same("$name: files", holds["files"], plan.files)
+            same("$name: turns", holds["turns"], plan.turns.map { turn -> turn.map { program -> program.name } })
             same("$name: programs", holds["programs"], plan.programs.map { program ->
                 val shapes = program.inputs.map { input -> input.shape.map { size -> size.toLong() } }
                 mapOf(
@@ -368,25 +369,27 @@ class VectorChecks(file: File) {
         val calls = ArrayList<String>()
         var now = 0L
         val run = ProbeRun(plan, case["tick"] as Long) { now }
-        var told = 0
-        val results = run.results("a \"phone\"\t\uD83D\uDE42", 1, "thread", { told = it }) { file ->
-            calls.add("load $file")
-            object : ProbeFile {
-                override fun run(program: ProbeProgram) {
+        var told = Pair(0L, 0L)
+        val progress = { done: Long, all: Long -> told = Pair(done, all) }
+        val results = run.results("a \"phone\"\t\uD83D\uDE42", 1, "thread", progress) { program ->
+            calls.add("load ${program.name}")
+            if (program.name in case["missing"] as List<*>) throw ModelException("${program.name} fails")
+            object : LoadedProgram {
+                override fun run() {
                     calls.add(program.name)
                     if (program.name in case["failing"] as List<*>) throw ModelException("${program.name} fails")
                     now += costs[program.name] as Long
                 }
 
                 override fun close() {
-                    calls.add("close $file")
+                    calls.add("close ${program.name}")
                 }
             }
         }
         val rows = (case["calls"] as List<*>).zip(case["counts"] as List<*>)
         same("calls", rows.flatMap { (call, count) -> List(whole(count)) { call } }, calls)
         same("results", Json.parse(case["results"] as String), Json.parse(results.toJson()))
-        same("turns", plan.passes * plan.rounds * (plan.programs.size - (case["failing"] as List<*>).size), told)
+        same("turns", (plan.passes * plan.turns.size).toLong().let { Pair(it, it) }, told)
         now = 0L
         same("tick", 3L, ProbeRun.tick { now++ / 3 * 3 })
     }

@@ -16,51 +16,94 @@ public enum ProbeRunner {
       throw ModelError("\(folder.path) has no plan.json: copy the folder of export_probe there")
     }
     let plan = try ProbePlan(bytes)
-    for name in plan.order {
+    for (name, sha256) in plan.files.sorted(by: { $0.key < $1.key }) {
       let file = folder.appendingPathComponent(name)
       let size = (try? file.resourceValues(forKeys: [.fileSizeKey]).fileSize) ?? 0
-      try ProgramRunner.check(FileEntry(name, plan.files[name] ?? "", size), file)
+      try ProgramRunner.check(FileEntry(name, sha256, size), file)
     }
     let clock = { DispatchTime.now().uptimeNanoseconds }
+    let pool = Pool(plan)
     return try ProbeRun(plan, tick: ProbeRun.tick(clock), clock: clock).results(
-      device: device, threads: 0, clockName: "wall", progress: { progress($0, plan.turns) }
-    ) { name in
-      Loaded(folder.appendingPathComponent(name))
+      device: device, threads: 0, clockName: "wall", progress: progress
+    ) { program in
+      try Loaded(folder.appendingPathComponent(program.file), program, pool)
     }
   }
 
-  private final class Loaded: ProbeFile {
+  /// A module for each program, even where two are the same method: alike layers of a network have weights of their own,
+  /// and the second must not find those of the first in a cache.
+  private final class Loaded: LoadedProgram {
+    private let program: ProbeProgram
+    private let pool: Pool
+    private let inputs: [ValueConvertible]
     private var module: Module?
-    private var inputs: [String: [ValueConvertible]] = [:]
 
-    init(_ file: URL) {
+    init(_ file: URL, _ program: ProbeProgram, _ pool: Pool) throws {
+      self.program = program
+      self.pool = pool
+      inputs = try program.inputs.map { try pool.tensor($0) }
       module = Module(filePath: file.path, dataFilePaths: [], loadMode: .mmap)
     }
 
-    func run(_ program: ProbeProgram) throws {
-      guard let module else { throw ModelError("\(program.file) is closed") }
+    func run() throws {
+      guard let module else { throw ModelError("\(program.name) is closed") }
       do {
-        if inputs[program.name] == nil {
-          try module.load(program.method)
-          inputs[program.name] = try program.inputs.map { try ProgramRunner.value($0, Loaded.drawn($0), $0.shape) }
-        }
-        _ = try module.execute(program.method, inputs[program.name] ?? [])
-      } catch let error as ModelError {
-        throw error
+        _ = try module.execute(program.method, inputs)
       } catch {
         throw ModelError("\(program.name) cannot be run: \(error.localizedDescription)")
       }
     }
 
     func close() {
-      inputs = [:]
       module = nil
     }
+  }
 
-    /// Floats at random; whole numbers are zeros. The layout of random numbers does not matter.
-    private static func drawn(_ spec: TensorSpec) -> [Float] {
-      let count = spec.shape.reduce(1, *)
-      return (0..<count).map { _ in spec.dtype == "float32" ? Float.random(in: -1...1) : 0 }
+  /// What programs take, all of it in one place for each type: inside of a network a layer takes what was just written.
+  /// Floats are random, whole numbers are zeros. The layout of random numbers does not matter. Tensors of it do not keep
+  /// it: who holds them holds the pool.
+  private final class Pool {
+    private let floats: UnsafeMutableBufferPointer<Float>
+    private let longs: UnsafeMutableBufferPointer<Int64>
+    private let bytes: UnsafeMutableBufferPointer<UInt8>
+
+    init(_ plan: ProbePlan) {
+      let inputs = plan.programs.flatMap(\.inputs)
+      func most(_ dtype: String) -> Int {
+        inputs.filter { $0.dtype == dtype }.map { $0.shape.reduce(1, *) }.max() ?? 0
+      }
+      floats = .allocate(capacity: most("float32"))
+      longs = .allocate(capacity: most("int64"))
+      bytes = .allocate(capacity: most("uint8"))
+      _ = floats.initialize(from: (0..<floats.count).lazy.map { _ in Float.random(in: -1...1) })
+      longs.initialize(repeating: 0)
+      bytes.initialize(repeating: 0)
+    }
+
+    deinit {
+      floats.deallocate()
+      longs.deallocate()
+      bytes.deallocate()
+    }
+
+    func tensor(_ spec: TensorSpec) throws -> ValueConvertible {
+      switch spec.dtype {
+      case "float32":
+        return try Tensor<Float>(bytesNoCopy: start(floats, spec), shape: spec.shape)
+      case "int64":
+        return try Tensor<Int64>(bytesNoCopy: start(longs, spec), shape: spec.shape)
+      case "uint8":
+        return try Tensor<UInt8>(bytesNoCopy: start(bytes, spec), shape: spec.shape)
+      default:
+        throw ModelError("input \(spec): this runner makes float32, uint8 and int64")
+      }
+    }
+
+    private func start<T>(_ values: UnsafeMutableBufferPointer<T>, _ spec: TensorSpec) throws -> UnsafeMutableRawPointer {
+      guard let start = values.baseAddress, !spec.shape.contains(0) else {
+        throw ModelError("input \(spec): got no values")
+      }
+      return UnsafeMutableRawPointer(start)
     }
   }
 }

@@ -1,8 +1,9 @@
 import Foundation
 
-/// A method of a file that is to be timed.
+/// A method of a file that is to be timed in the turn of this number.
 public struct ProbeProgram: Equatable, Sendable {
   public let name: String
+  public let turn: Int
   public let file: String
   public let method: String
   public let inputs: [TensorSpec]
@@ -13,7 +14,8 @@ public struct ProbeProgram: Equatable, Sendable {
 public struct ProbePlan: Equatable, Sendable {
   public static let format = "lightning_prune.probe_plan"
   public static let version = 1
-  private static let most = 1 << 20
+  private static let whole = "whole"
+  private static let most = 1_000_000
 
   /// The sha256 of the plan's bytes, by which results name it.
   public let digest: String
@@ -25,15 +27,20 @@ public struct ProbePlan: Equatable, Sendable {
   public let files: [String: String]
   public let programs: [ProbeProgram]
 
-  /// The files in the order in which they are loaded.
-  public var order: [String] {
-    var names: [String] = []
-    for program in programs where !names.contains(program.file) { names.append(program.file) }
-    return names
+  /// The programs of each turn, in the order of the first of each.
+  public var turns: [[ProbeProgram]] {
+    var places: [Int: Int] = [:]
+    var turns: [[ProbeProgram]] = []
+    for program in programs {
+      if let place = places[program.turn] {
+        turns[place].append(program)
+      } else {
+        places[program.turn] = turns.count
+        turns.append([program])
+      }
+    }
+    return turns
   }
-
-  /// How often a program's turn comes, all in all.
-  public var turns: Int { passes * rounds * programs.count }
 
   /// Reads the bytes of a plan.json.
   ///
@@ -51,16 +58,27 @@ public struct ProbePlan: Equatable, Sendable {
     name = file.name
     (threads, passes, rounds, files) = (file.threads, file.passes, file.rounds, file.files)
     programs = try file.programs.map { program in
+      guard let turn = program.turn.value, (0...ProbePlan.most).contains(turn) else {
+        throw ModelError("the plan is incomplete: \"turn\" of \(program.name) is no number up to \(ProbePlan.most)")
+      }
       let inputs = try program.inputs.map { try ProbePlan.spec($0, program.name) }
-      return ProbeProgram(name: program.name, file: program.file, method: program.method, inputs: inputs)
+      return ProbeProgram(
+        name: program.name, turn: turn, file: program.file, method: program.method, inputs: inputs)
     }
     guard (0...ProbePlan.most).contains(threads), (1...ProbePlan.most).contains(passes),
-      (1...ProbePlan.most).contains(rounds)
-    else { throw ModelError("the plan asks for \(threads) threads, \(passes) passes, \(rounds) rounds") }
+      (1...ProbePlan.most).contains(rounds), passes * rounds <= ProbePlan.most
+    else { throw ModelError("the plan asks for \(threads) threads, \(passes) passes of \(rounds) rounds") }
     for name in files.keys.sorted() + programs.map(\.file) {
       guard files[name] != nil, !name.contains("/"), !name.contains("\\") else {
         throw ModelError("the plan names a file \"\(name)\" that cannot be beside it")
       }
+    }
+    guard Set(programs.map(\.name)).count == programs.count else {
+      throw ModelError("two programs of the plan have one name")
+    }
+    let wholes = file.programs.filter { $0.cell == ProbePlan.whole }.count
+    guard wholes == file.anchors.count, wholes >= 2 else {
+      throw ModelError("the plan has \(wholes) whole programs, two at least, and the widths of \(file.anchors.count)")
     }
   }
 
@@ -105,18 +123,19 @@ public struct ProbeResults: Codable, Equatable, Sendable {
   }
 }
 
-/// A file of a probe in the memory of the device.
-public protocol ProbeFile {
-  /// Runs a program of it.
-  func run(_ program: ProbeProgram) throws
+/// A program of a probe in the memory of the device, with weights of its own.
+public protocol LoadedProgram {
+  /// Runs it once.
+  func run() throws
   /// Lets it go.
   func close()
 }
 
-/// Runs a plan in interleaved rounds: in each pass every file is loaded, its programs take turns, beginning one further
-/// in each round, and it is let go. Of two runs in a row the second counts; a short one is repeated until it takes twenty
-/// ticks of the clock. A program that fails has no times.
+/// Runs a plan: in each pass the programs of each turn are loaded, run in their order, and let go. In each round a turn is
+/// run eight times until its time settles, and four times that count, as in lightning_prune's worker; in a turn a short
+/// program is repeated until it takes twenty ticks of the clock. A program that cannot be loaded or run has no times.
 public struct ProbeRun {
+  private static let (settling, measured) = (8, 4)
   private let plan: ProbePlan
   private let tick: Int
   private let clock: () -> UInt64
@@ -133,42 +152,32 @@ public struct ProbeRun {
   /// - Parameters:
   ///   - threads: of the runtime; 0 for as many as it takes by itself.
   ///   - clockName: "thread" or "wall".
-  ///   - progress: is told how many turns were taken.
+  ///   - progress: is told how many turns are over, of how many in all passes.
   public func results(
-    device: String, threads: Int, clockName: String, progress: (Int) -> Void = { _ in },
-    load: (String) throws -> ProbeFile
+    device: String, threads: Int, clockName: String, progress: (Int, Int) -> Void = { _, _ in },
+    load: (ProbeProgram) throws -> LoadedProgram
   ) throws -> ProbeResults {
+    let turns = plan.turns
     var nanoseconds: [String: [Int]] = [:]
     var failed: [String: String] = [:]
-    var turns = 0
-    for _ in 0..<plan.passes {
-      for name in plan.order {
-        let file = try load(name)
-        defer { file.close() }
-        var order: [ProbeProgram] = []
-        var repeats: [Int] = []
-        for program in plan.programs where program.file == name && failed[program.name] == nil {
+    for pass in 0..<plan.passes {
+      for (place, turn) in turns.enumerated() {
+        var loaded: [LoadedProgram] = []
+        defer { for program in loaded { program.close() } }
+        var running: [(name: String, program: LoadedProgram)] = []
+        for program in turn where failed[program.name] == nil {
           do {
-            try file.run(program)
-            let start = clock()
-            try file.run(program)
-            let taken = max(1, Int(clock() - start))
-            order.append(program)
-            repeats.append((20 * tick + taken - 1) / taken)
+            let own = try load(program)
+            loaded.append(own)
+            try own.run()
+            running.append((program.name, own))
           } catch {
             failed[program.name] = error.localizedDescription
             nanoseconds[program.name] = nil
           }
         }
-        for round in 0..<plan.rounds {
-          for place in order.indices {
-            let number = (round + place) % order.count
-            let taken = try turn(file, order[number], repeats[number])
-            nanoseconds[order[number].name, default: []].append(taken)
-          }
-          turns += order.count
-          progress(turns)
-        }
+        try measure(running) { nanoseconds[$0, default: []].append($1) }
+        progress(pass * turns.count + place + 1, plan.passes * turns.count)
       }
     }
     return ProbeResults(
@@ -176,11 +185,23 @@ public struct ProbeRun {
       clock: clockName, tick: tick, nanoseconds: nanoseconds, failed: failed)
   }
 
-  private func turn(_ file: ProbeFile, _ program: ProbeProgram, _ count: Int) throws -> Int {
-    try file.run(program)
-    let start = clock()
-    for _ in 0..<count { try file.run(program) }
-    return max(1, Int(clock() - start) / count)
+  private func measure(_ running: [(name: String, program: LoadedProgram)], told: (String, Int) -> Void) throws {
+    let counts = try running.map { _, program in
+      let start = clock()
+      try program.run()
+      let taken = max(1, Int(clock() - start))
+      return (20 * tick + taken - 1) / taken
+    }
+    for _ in 0..<plan.rounds {
+      for again in 0..<(ProbeRun.settling + ProbeRun.measured) {
+        for (count, (name, program)) in zip(counts, running) {
+          let start = clock()
+          for _ in 0..<count { try program.run() }
+          let taken = max(1, Int(clock() - start) / count)
+          if again >= ProbeRun.settling { told(name, taken) }
+        }
+      }
+    }
   }
 
   /// Nanoseconds between two ticks of a clock that goes on while this waits for it.
@@ -209,12 +230,29 @@ private struct PlanFile: Decodable {
   let rounds: Int
   let files: [String: String]
   let programs: [ProgramFile]
+  let anchors: [Unread]
+}
+
+/// Refused where what holds it can be named: of a number that is no Int the decoder says only that the JSON is not valid.
+private struct Whole: Decodable {
+  let value: Int?
+
+  init(from decoder: Decoder) throws {
+    value = try? decoder.singleValueContainer().decode(Int.self)
+  }
+}
+
+/// What is counted alone.
+private struct Unread: Decodable {
+  init(from decoder: Decoder) throws {}
 }
 
 private struct ProgramFile: Decodable {
   let name: String
+  let turn: Whole
   let file: String
   let method: String
+  let cell: String
   let inputs: [InputFile]
 }
 
