@@ -80,7 +80,7 @@ class Programs:
             programs: for each its ``path``, ``method``, ``inputs``: shape, dtype, whether channels come last, and the
                 number of its ``turn``; those of one turn run in order.
             threads: of the runtime.
-            rounds: how many; fewer, five at least, where they would take longer than the seconds. 0: each is run once,
+            rounds: how many; fewer, two at least, where they would take longer than the seconds. 0: each is run once,
                 to see whether it fails.
             seconds: see there.
 
@@ -112,7 +112,7 @@ class Programs:
         times: list[list[float]] = [[] for _ in methods]
         begin = time.perf_counter()
         for number in range(rounds if order else 0):
-            if number >= 5 and time.perf_counter() - begin > seconds:
+            if number >= 2 and time.perf_counter() - begin > seconds:
                 break
             first = number % len(order)
             for own in (*order[first:], *order[:first]):
