@@ -176,7 +176,7 @@ class Bench:
                 killed.
             progress: whether a bar shows on a terminal.
         """
-        turns = design.turns(table)
+        turns = [own for own in design.turns(table) if own]
         sizes = [] if BORDER in table.cells else border_sizes([piece for own in turns for _, piece in own])
         border = [[each] for each in self.lowered([border_program(size) for size in sizes])] if sizes else []
         grown, asked, programs = table, list[list[dict[str, Any]]](), dict[object, dict[str, Any]]()

@@ -83,9 +83,9 @@ def test_what_is_timed_are_the_integers_that_are_shipped(
     """The files that are timed hold a byte for each weight; dense and narrow alike."""
     sizes = []
 
-    def timed(self: Bench, asked: Sequence[dict[str, Any]], rounds: int) -> list[list[float]]:
-        sizes.extend(Path(each["path"]).stat().st_size for each in asked)
-        return [[10.0] * rounds, [4.9] * rounds]
+    def timed(self: Bench, turns: Sequence[Sequence[dict[str, Any]]], rounds: int) -> list[list[list[float]]]:
+        sizes.extend(Path(each["path"]).stat().st_size for (each,) in turns)
+        return [[[10.0] * rounds], [[4.9] * rounds]]
 
     assert isinstance(need.table, LatencyTable)
     monkeypatch.setattr(Bench, "lowered", LOWERED)
