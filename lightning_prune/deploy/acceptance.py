@@ -28,7 +28,8 @@ _DEFAULT_BACKEND = XNNPACK()
 class Aim:
     """What to ask of a prediction next, by what came of what was asked.
 
-    Between a network that was fast enough and one that was too slow the milliseconds are interpolated; before there
+    Between a network that was fast enough and one that was too slow the milliseconds are interpolated, or halved where
+    what came of it lay on the same side as the one before: kernels step, and so does what networks take. Before there
     are both, they are rescaled.
 
     Args:
@@ -50,7 +51,9 @@ class Aim:
         if short is None or long is None or short[1] >= long[1]:
             asked = self.asked * target / taken
         else:
-            asked = short[1] + max((target - short[0]) / (long[0] - short[0]), 0.0) * (long[1] - short[1])
+            is_stuck = len({each > self.limit for each, _ in self._told[-2:]}) == 1
+            part = 0.5 if is_stuck else max((target - short[0]) / (long[0] - short[0]), 0.0)
+            asked = short[1] + part * (long[1] - short[1])
         self.asked = min(asked, self._most)
 
     def is_close(self, taken: float) -> bool:

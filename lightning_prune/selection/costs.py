@@ -10,7 +10,7 @@ import numpy as np
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.budget import Budget, Clock, NetworkCost, Terms
 from lightning_prune.selection.channels import ChannelUnits
-from lightning_prune.selection.knapsack import Problem
+from lightning_prune.selection.knapsack import Problem, Widths
 from lightning_prune.selection.needs import Bound
 
 _MOST_WIDTHS = 16
@@ -123,6 +123,8 @@ def widths_within(
 ) -> tuple[dict[str, int], float]:
     """Return how many channels of each group go so that most score is left within the needs.
 
+    Of groups with many widths some 16 are tried, and then those beside the chosen ones, closer and closer.
+
     Args:
         units: the channels that may go; none that is gone comes back.
         candidates: their scores, higher = keep.
@@ -130,8 +132,8 @@ def widths_within(
         share: of the way from the dense network to them.
 
     Returns:
-        channel group -> number of its channels that are gone then, and by which share another choice of these widths
-        could keep more at most; infinite where that is not known, as with several needs.
+        channel group -> number of its channels that are gone then, and by which share another choice of the widths
+        that were tried first could keep more at most; infinite where that is not known, as with several needs.
 
     Raises:
         ValueError: they cannot be met.
@@ -139,24 +141,51 @@ def widths_within(
     Source:
         :mod:`lightning_prune.selection.knapsack`; several needs by a price for each (Everett 1963).
     """
-    allowed, values = dict[str, list[int]](), dict[str, np.ndarray]()
+    every, steps, kept = dict[str, list[int]](), dict[str, int](), dict[str, np.ndarray]()
     for name, size in units.sizes.items():
         most = size - candidates.removed[name]
-        widths = [width for width in units.granularity.widths(size) if width <= most] or [most]
-        if len(widths) > _MOST_WIDTHS:  # some 16 of them, on steps of a power of two
-            step = 2 ** math.ceil(math.log2((widths[0] - widths[-1]) / (_MOST_WIDTHS - 2)))
-            widths = [width for width in widths if width in (widths[0], widths[-1]) or width % step == 0]
-        allowed[name] = sorted({*widths, most})
+        every[name] = sorted({most, *(width for width in units.granularity.widths(size) if width <= most)})
+        span = (every[name][-1] - every[name][0]) / (_MOST_WIDTHS - 2)
+        steps[name] = 2 ** math.ceil(math.log2(span)) if len(every[name]) > _MOST_WIDTHS else 1
         scores = candidates.scores[name] / candidates.scales.get(name, 1.0)
         ranked = np.sort(scores.flatten().double().numpy())[::-1]
-        values[name] = np.concatenate([[0.0], np.cumsum(ranked[:most])])[allowed[name]]
+        kept[name] = np.concatenate([[0.0], np.cumsum(ranked[:most])])
     limits = [one.at(share) for one in bound]
+    allowed = {
+        # kernels step at multiples of powers of two
+        name: [width for width in own if width in (own[0], own[-1]) or width % steps[name] == 0]
+        for name, own in every.items()
+    }
+    best = _chosen(units, allowed, kept, bound, limits)
+    value, highest = best.value, best.bound
+    while max(steps.values()) > 1:
+        left = {name: allowed[name][index] for name, index in best.index.items()}
+        for name in (name for name, step in steps.items() if step > 1):
+            width, near = left[name], range(left[name] - steps[name], left[name] + steps[name] + 1)
+            steps[name] = max(1, steps[name] // (_MOST_WIDTHS // 2))
+            allowed[name] = [w for w in every[name] if w == width or (w in near and w % steps[name] == 0)]
+        best = _chosen(units, allowed, kept, bound, limits)
+        if best.value < value:  # which is not exact in large networks: what was chosen is one of these choices
+            best = Widths({name: allowed[name].index(width) for name, width in left.items()}, value, highest)
+        value = best.value
+    gone = {name: units.sizes[name] - allowed[name][index] for name, index in best.index.items()}
+    return gone, Widths({}, value, max(value, highest)).gap
+
+
+def _chosen(
+    units: ChannelUnits,
+    allowed: Mapping[str, Sequence[int]],
+    kept: Mapping[str, np.ndarray],
+    bound: Sequence[Bound],
+    limits: Sequence[float],
+) -> Widths:
+    """Return which of the allowed widths keep most within the limits, where so many channels keep so much."""
+    values = {name: kept[name][own] for name, own in allowed.items()}
     counted = [one.cost.terms(allowed, limit) for one, limit in zip(bound, limits, strict=True)]
     if len(bound) == 1:
         constant, terms = counted[0]
-        found = Problem(values, terms).solve(limits[0] - constant)
-        return {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}, found.gap
-    weights, best = np.ones(len(bound)), None
+        return Problem(values, terms).solve(limits[0] - constant)
+    weights, best = np.ones(len(bound)), Widths({}, -math.inf, math.inf)
     slack = [0.0, 1.0]  # of what the needs allow together: too little, and not known to be
     for number in range(2 * _ROUNDS):
         # all needs as one, each in parts of what it allows, by a weight that rises while it is not met; where no
@@ -173,16 +202,17 @@ def widths_within(
         removed = {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}
         over = np.array([one.cost.left(removed) / limit for one, limit in zip(bound, limits, strict=True)])
         if over.max() <= 1 + 1e-9:
-            best = max(best or (-math.inf, {}), (found.value, removed), key=lambda one: one[0])
+            best = max(best, Widths(found.index, found.value, math.inf), key=lambda one: one.value)
         if number < _ROUNDS:
             weights = weights * over**4
-        elif best is None or over.max() > 1 + 1e-9:
+        elif not best.index or over.max() > 1 + 1e-9:
             slack[1] = allows
         else:
             slack[0] = allows
-    if best is None:
-        best = 0.0, {name: units.sizes[name] - widths[0] for name, widths in allowed.items()}
+    if not best.index:
+        best = Widths(dict.fromkeys(allowed, 0), sum(float(own[0]) for own in values.values()), math.inf)
+        removed = {name: units.sizes[name] - widths[0] for name, widths in allowed.items()}
         for one, limit in zip(bound, limits, strict=True):
-            if (least := one.cost.left(best[1])) > limit * (1 + 1e-9):
+            if (least := one.cost.left(removed)) > limit * (1 + 1e-9):
                 raise ValueError(f"cannot come down to {one.need.amount(limit)}: {one.need.amount(least)} is the least")
-    return best[1], math.inf
+    return best

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_prune import Latency
 from lightning_prune.deploy import XNNPACK, Int8, accepted
+from lightning_prune.deploy.acceptance import Aim
 from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.errors import PruningError
@@ -74,6 +75,15 @@ def test_of_several_that_are_not_close_the_closest_below_is_kept(need: Latency):
 def test_none_takes_as_little(need: Latency):
     with pytest.raises(PruningError, match=r"not met in 2 rounds: 8\.1 ms is the least that was measured"):
         accepted(lambda wished: layer(800), need, layer(1000), INPUT, tries=2)
+
+
+def test_where_kernels_step_what_is_asked_closes_in_on_the_step():
+    aim, places = Aim(limit=1.0, dense=2.0), list[float]()
+    for _ in range(9):
+        places.append(aim.asked)
+        aim.tell(0.9 if aim.asked < 1.17 else 1.7)  # no network takes what lies between
+    assert places[0] < 1.17 < max(places)
+    assert abs(places[-1] - 1.17) < 0.01
 
 
 @pytest.mark.slow

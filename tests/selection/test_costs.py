@@ -1,19 +1,20 @@
 """What a network costs at widths, and the widths that are chosen."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import Channel, MACs, OneShot, Params, Recipe, Size, compact, summarize
+from lightning_prune import Channel, Global, MACs, OneShot, Params, Recipe, Size, compact, summarize
 from lightning_prune.compaction import Compaction
 from lightning_prune.run.binding import bind
 from lightning_prune.selection import ChannelUnits
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.costs import widths_within
-from lightning_prune.selection.needs import Need
+from lightning_prune.selection.needs import Bound, Need
 
 
 class Residual(nn.Module):
@@ -87,6 +88,31 @@ def test_the_widths_keep_as_much_score_as_any_within_the_need(seed: int):
     best = max(kept(gone) for gone in all_of_them if needs[0].cost.left(gone) <= needs[0].limit)
     assert gap == 0
     assert kept(removed) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_wide_groups_keep_no_less_than_a_ranking_by_cost(seed: int, share: float):
+    wide = nn.Sequential(nn.Conv2d(3, 130, 3), nn.ReLU(), nn.Conv2d(130, 70, 3), nn.Flatten(), nn.Linear(70 * 4, 5))
+    recipe = Recipe(granularity=Channel(min_share=0.0), need=MACs(share), schedule=OneShot())
+    pruner = bind(recipe, wide, torch.zeros(1, 3, 6, 6))
+    units, (need,) = pruner.units, pruner.needs
+    assert isinstance(units, ChannelUnits)
+    made_up = candidates(units, seed)
+    own = replace(made_up, scores={name: score**8 for name, score in made_up.scores.items()})  # few channels matter
+    saved = {name: need.cost.total - need.cost.left({**dict.fromkeys(units.sizes, 0), name: 1}) for name in units.sizes}
+    cuts = [units.removed(Global(cost=saved)(cut / 200, own), own) for cut in range(200)]
+    ranked = next(gone for gone in cuts if need.cost.left(gone) <= need.limit)
+    equal = Bound(MACs(round(need.cost.left(ranked))), need.cost)
+    removed, _ = widths_within(units, own, [equal], 1.0)
+
+    def kept(gone: dict[str, int]) -> float:
+        return sum(
+            float(own.scores[n].sort(descending=True).values[: s - gone[n]].sum()) for n, s in units.sizes.items()
+        )
+
+    assert need.cost.left(removed) <= equal.limit * (1 + 1e-9)
+    assert kept(removed) >= kept(ranked) * (1 - 1e-9)
 
 
 def test_several_needs_hold_at_once():
