@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from lightning_prune.optimizer.policies import Mask, OptimizerPolicy, as_policie
 from lightning_prune.schedules import Schedule
 from lightning_prune.selection.allocation import Allocation
 from lightning_prune.selection.granularity import Channel, Element, Granularity
-from lightning_prune.selection.needs import Need, as_needs
+from lightning_prune.selection.needs import Each, Need, as_needs
 from lightning_prune.selection.targets import Targets
 from lightning_prune.values import check_whole
 
@@ -38,7 +38,8 @@ class Recipe:
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
             (weights of the targets; channels).
         need: what the pruned network has to come down to: ``MACs(0.3)``, ``Params(0.5)``, ``Size(bytes=2_000_000)``,
-            or several in a tuple. The schedule, without a ``final_sparsity`` of its own, then says how fast the run
+            several in a tuple for one network that meets them all, or ``Each((MACs(0.6), MACs(0.3)))`` for a network
+            of each in one fit. The schedule, without a ``final_sparsity`` of its own, then says how fast the run
             gets there from the dense network. For Channel; where gradients tell, as with Fisher(), and no allocation is
             named, those widths are chosen that keep most score (see :mod:`lightning_prune.selection.knapsack`).
         optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
@@ -59,7 +60,7 @@ class Recipe:
     allocation: Allocation | None = None
     targets: Targets = field(default_factory=Targets)
     count: Count | None = None
-    need: Need | Sequence[Need] | None = None
+    need: Need | Each | Sequence[Need] | None = None
     optimizer_policy: OptimizerPolicy | Sequence[OptimizerPolicy] = field(default_factory=Mask)
     repair: LeastSquares | NoRepair | None = None
 
@@ -171,6 +172,13 @@ class Recipe:
         """How many samples repair and a criterion look at, at an event; 0: none."""
         parts = (self.repairing, self.criterion)
         return max((part.samples for part in parts if isinstance(part, LeastSquares | SampleCriterion)), default=0)
+
+    def rehearsed(self) -> "Recipe":
+        """Return it as one event at its end after the first step: what ``fast_dev_run`` shows."""
+        final, need = schedules.timed(self.schedule).final_sparsity, as_needs(self.need) or None
+        policies = tuple(policy.rehearsed() for policy in as_policies(self.optimizer_policy))
+        shown = schedules.OneShot(final, begin_step=1)
+        return replace(self, schedule=shown, optimizer_policy=policies, need=need)
 
     def describe(self) -> dict[str, str]:
         """Return every field as text, which a checkpoint keeps; equal in every process for recipes that prune alike.

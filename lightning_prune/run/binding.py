@@ -27,7 +27,7 @@ from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.budget import smallest_share
 from lightning_prune.selection.costs import UnitCosts
 from lightning_prune.selection.granularity import Channel, Granularity
-from lightning_prune.selection.needs import as_needs, bound_to, final_sparsity
+from lightning_prune.selection.needs import Each, as_needs, bound_to, final_sparsity, next_stop
 from lightning_prune.selection.targets import Target, Targets, recurrent_weights
 from lightning_prune.tables import reasons
 
@@ -119,7 +119,21 @@ def _with_needs(pruner: Pruner, model: nn.Module, example_inputs: Inputs | None)
     inputs = tuple(tuple(x.shape) for x in tensors_in((example.args, dict(example.kwargs))))
     costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total, inputs)
     needs = bound_to(as_needs(pruner.recipe.need), costs)
-    return replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))
+    pruner = replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))
+    if isinstance(pruner.recipe.need, Each):
+        if met := [need for need in pruner.recipe.need.needs if not any(own.need == need for own in needs)]:
+            raise ValueError(f"the network meets {met[0]} as it is, and Each makes another for it: leave it out")
+        come, last = 0.0, pruner.schedule.final_step
+        for step in range(0 if last is None else last + 1):
+            asked = pruner.schedule.due(step - 1, step)
+            if asked is not None and asked > come:
+                come = min(asked, next_stop(pruner.recipe.need, needs, come))
+        if last is not None and come < pruner.schedule.final:
+            raise ValueError(
+                f"{pruner.recipe.schedule} has too few events to stop at each of {len(needs)} networks, and train it"
+                " until the next: more events, by a lower frequency, or over more steps"
+            )
+    return pruner
 
 
 def _with_floor(pruner: Pruner) -> Pruner:

@@ -42,7 +42,7 @@ from lightning_prune.selection.budget import Budget, smallest_share
 from lightning_prune.selection.costs import progress, widths_within
 from lightning_prune.selection.counts import means
 from lightning_prune.selection.granularity import Channel, Granularity
-from lightning_prune.selection.needs import Bound, final_sparsity
+from lightning_prune.selection.needs import Bound, aimed_at, final_sparsity
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,11 @@ class Pruner:
     def asked(self) -> float:
         """The sparsity of the last event."""
         return self.progress.asked
+
+    def at(self, sparsity: float) -> "Pruner":
+        """Return the pruner of an event to this sparsity: where each need has a network, it aims at the next."""
+        needs = aimed_at(self.recipe.need, self.needs, sparsity)
+        return replace(self, needs=needs, schedule=self.schedule.ending(final_sparsity(needs))) if needs else self
 
     @property
     def observed(self) -> Observations:
@@ -275,7 +280,7 @@ def prune_step(
         scores = bound.scores(criterion, weights, pruner.observed)
         scores.check()
         candidates = pruner.candidates(scores, bound.masks(), criterion if isinstance(criterion, Seen) else None)
-        removed = allocate(pruner, candidates, sparsity)
+        removed = allocate(pruner.at(sparsity), candidates, sparsity)
         ranks.check_same(removed, "number of removed units")
         bound.write(pruner.units.masks(candidates, removed, scores))
         if inputs is not None and repair is not None and wanted:
@@ -293,8 +298,7 @@ def prune_step(
         pruner.observed.start_anew()
     bottlenecks = thin(candidates, removed, sparsity, pruner.recipe.granularity)
     unrepaired = "" if pruner.recipe.repairing is None else unrepaired
-    done = describe(pruner, model, step)
-    return replace(done, repairs=tuple(repairs), thin=bottlenecks, unrepaired=unrepaired)
+    return replace(describe(pruner, model, step), repairs=tuple(repairs), thin=bottlenecks, unrepaired=unrepaired)
 
 
 def check_masked(pruner: Pruner, model: nn.Module) -> None:
@@ -313,15 +317,12 @@ def check_masked(pruner: Pruner, model: nn.Module) -> None:
             )
     spread = shards.spread_of(scorable(model, pruner.units.shapes, pruner.criterion))
     if spread.is_sharded:
-        if any(policy.keeps_weights for policy in as_policies(pruner.recipe.optimizer_policy)):
+        policy, looking = pruner.recipe.optimizer_policy, pruner.recipe.looking
+        is_kept = any(each.keeps_weights for each in as_policies(policy))
+        if is_kept or looking is not None:
             raise PruningError(
-                f"{pruner.recipe.optimizer_policy} keeps whole weights, and {next(iter(spread.rows))} is sharded over"
-                " several ranks: leave it out, or train with DDP"
-            )
-        if pruner.recipe.looking is not None:
-            raise PruningError(
-                f"{pruner.recipe.looking} looks at whole weights, and {next(iter(spread.rows))} is sharded over several"
-                " ranks: leave it out, or train with DDP"
+                f"{f'{policy} keeps' if is_kept else f'{looking} looks at'} whole weights, and"
+                f" {next(iter(spread.rows))} is sharded over several ranks: leave it out, or train with DDP"
             )
         pruner.units.check_spread(spread)
 
@@ -338,13 +339,10 @@ def allocate(pruner: Pruner, candidates: Candidates, sparsity: float) -> dict[st
 
     allocation = pruner.recipe.allocation or candidates.default
     if isinstance(pruner.recipe.granularity, Granularity) and pruner.budget is None:
-        share = sparsity / pruner.recipe.granularity.full_sparsity
-        if share > 1 + 1e-9:
-            raise PruningError(
-                f"{pruner.recipe.granularity} cannot reach sparsity {sparsity:g}; it ends at"
-                f" {pruner.recipe.granularity.full_sparsity:g}"
-            )
-        return spread(min(share, 1.0))
+        full = pruner.recipe.granularity.full_sparsity
+        if sparsity / full > 1 + 1e-9:
+            raise PruningError(f"{pruner.recipe.granularity} cannot reach sparsity {sparsity:g}; it ends at {full:g}")
+        return spread(min(sparsity / full, 1.0))
     units, limit = pruner.units, cost_limit(pruner, sparsity)
     try:
         is_open = pruner.recipe.allocation is None and isinstance(allocation, Global)
@@ -378,7 +376,7 @@ def cost_limit(pruner: Pruner, sparsity: float) -> float:
 
 def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     """Return the state of a masked model as the record of an event."""
-    first = masks.first_names(model)
+    pruner, first = pruner.at(pruner.asked), masks.first_names(model)
     live = BoundModel(model, pruner.base).masks()
     live = {name: mask for name, mask in live.items() if first[name] == name}
     gone = pruner.units.gone(live) if isinstance(pruner.units, ChannelUnits) and pruner.needs else {}

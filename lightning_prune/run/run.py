@@ -18,7 +18,6 @@ from lightning_prune.model.example import Inputs
 from lightning_prune.model.frame import Frame
 from lightning_prune.optimizer.carrying import PolicyRuntime
 from lightning_prune.optimizer.context import Scheduler
-from lightning_prune.optimizer.policies import as_policies
 from lightning_prune.optimizer.surgery import parameters_of
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.binding import bind, check_finite, last_inputs
@@ -28,6 +27,7 @@ from lightning_prune.run.event import Event
 from lightning_prune.run.pruner import Pruner, check_masked, describe, prune_step
 from lightning_prune.run.resuming import check_same, take_up
 from lightning_prune.selection import ChannelUnits
+from lightning_prune.selection.needs import next_stop
 
 
 class PruningRun:
@@ -120,8 +120,8 @@ class PruningRun:
         if self.step == 0 and total_steps not in (None, self._total_steps):
             self._total_steps = total_steps
             self.pruners = [
-                replace(pruner, schedule=schedules.resolve(pruner.recipe.schedule, total_steps))
-                for pruner in self.pruners
+                replace(p, schedule=p.schedule.with_steps(schedules.resolve(p.recipe.schedule, total_steps).steps))
+                for p in self.pruners
             ]
 
     def start(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Scheduler], model: nn.Module) -> None:
@@ -213,11 +213,17 @@ class PruningRun:
         """Return what the schedules ask for since the last event: index of the recipe -> sparsity; {} when nothing."""
         if self.step in (self._looked_at, self._waits_at):
             return {}
-        asked = {i: pruner.schedule.due(self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
-        due = {i: now for i, now in asked.items() if now is not None and now > self.pruners[i].asked}
+        due = self._due()
         if not due:
             self._looked_at = self.step
-        return due
+        return {
+            i: min(due[i], next_stop(p.recipe.need, p.needs, p.asked)) for i, p in enumerate(self.pruners) if i in due
+        }
+
+    def _due(self) -> dict[int, float]:
+        """Return what the schedules ask for, also beyond the next network."""
+        asked = {i: pruner.schedule.due(self._looked_at, self.step) for i, pruner in enumerate(self.pruners)}
+        return {i: now for i, now in asked.items() if now is not None and now > self.pruners[i].asked}
 
     def prune(self, model: nn.Module, asked: Mapping[int, float]) -> list[Event]:
         """Run one event: prune to these sparsities, by index of the recipe; return the records.
@@ -225,7 +231,7 @@ class PruningRun:
         Raises:
             NonFiniteError: a weight or score is NaN or infinite; nothing is pruned then.
         """
-        falls_short = any(asked.get(index, 0.0) < sparsity for index, sparsity in self.due().items())
+        falls_short = any(asked.get(index, 0.0) < sparsity for index, sparsity in self._due().items())
         if not (falls_short and (self.last_step is None or self.step >= self.last_step)):
             self._looked_at = self.step
         for index in asked:
@@ -359,13 +365,6 @@ class PruningRun:
     def ask_again(self) -> None:
         """Make what the schedules ask for by now due anew, after the next step."""
         self._looked_at, self._waits_at = -1, self.step
-
-
-def rehearsal(recipe: Recipe) -> Recipe:
-    """Return the recipe as one event at its final sparsity after the first step: what ``fast_dev_run`` shows."""
-    final = schedules.timed(recipe.schedule).final_sparsity
-    policies = tuple(policy.rehearsed() for policy in as_policies(recipe.optimizer_policy))
-    return replace(recipe, schedule=schedules.OneShot(final, begin_step=1), optimizer_policy=policies)
 
 
 def _check_disjoint(recipes: Iterable[Recipe], model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """What the pruned network has to come down to: a share of what the dense network costs, or a number.
 
 A need says in what it counts and how much may be left; the schedule says how fast a run gets there. Several hold at
-once.
+once, or each has a network of its own.
 """
 
 import math
@@ -207,6 +207,31 @@ class Latency(Need):
 
 
 @dataclass(frozen=True)
+class Each(Choice):
+    """A network for each of several needs, in one fit: the smaller are cut from the larger, and all share its training.
+
+    A tuple of needs asks for one network that meets all of them.
+
+    Args:
+        needs: in any order; on its way to the one that asks for most the fit stops at each of the others.
+
+    Example:
+        >>> Each((MACs(0.6), MACs(0.3))).needs[1]
+        MACs(left=0.3)
+    """
+
+    needs: tuple[Need, ...]
+
+    def __post_init__(self) -> None:
+        needs = self.needs
+        if not isinstance(needs, list | tuple) or not all(isinstance(need, Need) for need in needs):
+            raise TypeError(f"Each.needs must be several needs, as in Each((MACs(0.6), MACs(0.3))), got {needs!r:.80}")
+        if len(needs) < 2:
+            raise ValueError("Each makes a network for each of several needs: name two at least, or leave it out")
+        object.__setattr__(self, "needs", tuple(needs))  # YAML gives a list
+
+
+@dataclass(frozen=True)
 class Bound:
     """A need and the network that it is of.
 
@@ -246,9 +271,28 @@ def bound_to(needs: Sequence[Need], costs: Costs) -> tuple[Bound, ...]:
     return tuple(one for one in bound if one.share > 0)
 
 
-def as_needs(need: Need | Sequence[Need] | None) -> tuple[Need, ...]:
+Needed = Need | Each | Sequence[Need] | None
+"""What a recipe asks for: one need, several at once, or a network for each."""
+
+
+def as_needs(need: Needed) -> tuple[Need, ...]:
     """Return one need or several as a tuple."""
+    need = need.needs if isinstance(need, Each) else need
     return () if need is None else tuple(need) if isinstance(need, Sequence) else (need,)
+
+
+def aimed_at(need: Needed, bound: Sequence[Bound], sparsity: float) -> tuple[Bound, ...]:
+    """Return the needs that count at a sparsity: where each has its network, those of the next that is due."""
+    if isinstance(need, Each):
+        ahead = [one.share for one in bound if one.share >= sparsity]
+        share = min(ahead) if ahead else final_sparsity(bound)
+        bound = [one for one in bound if one.share == share] or bound
+    return tuple(bound)
+
+
+def next_stop(need: Needed, bound: Sequence[Bound], sparsity: float) -> float:
+    """Return how far the event after this sparsity may go: to where the next network is due, if each has its own."""
+    return min((one.share for one in bound if isinstance(need, Each) and one.share > sparsity), default=1.0)
 
 
 def final_sparsity(bound: Sequence[Bound]) -> float:
@@ -256,5 +300,5 @@ def final_sparsity(bound: Sequence[Bound]) -> float:
     return min(max(one.share for one in bound), math.nextafter(1.0, 0.0))
 
 
-BUILT_IN: tuple[type[Need], ...] = (MACs, Params, Size, Latency)
+BUILT_IN: tuple[type[Choice], ...] = (MACs, Params, Size, Latency, Each)
 """What a recipe names."""

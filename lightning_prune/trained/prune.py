@@ -31,6 +31,7 @@ from lightning_prune.run.lines import staying
 from lightning_prune.run.pruner import Pruner, prune_step
 from lightning_prune.schedules import Schedule, resolve, timed
 from lightning_prune.selection import ChannelUnits
+from lightning_prune.selection.needs import Each
 from lightning_prune.study.tried import Tried
 from lightning_prune.trained._search import furthest, smallest
 from lightning_prune.trained._whole import as_it_was
@@ -115,6 +116,8 @@ def prune(
         (8, 108)
     """
     check(model, recipe, loss, metric, measure_on, samples, progress=progress)
+    if isinstance(recipe.need, Each):
+        raise ValueError(f"prune makes one network, and {recipe.need} needs several: call prune_each")
     guard = None
     if max_drop is not None:
         check_number("max_drop", max_drop, 0, why=": it is a drop of the metric, in its own unit")

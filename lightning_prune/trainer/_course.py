@@ -10,6 +10,7 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.run.lines import Size
 from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
+from lightning_prune.trainer._networks import Networks
 from lightning_prune.trainer.guard import Guarding
 from lightning_prune.trainer.packages import LightningModule, Trainer
 from lightning_prune.trainer.teaching import Distilling
@@ -39,6 +40,7 @@ class Course:
         distilling: teaches the model; None: nobody does.
         dense: how large it was before the first event; None until a fit has begun to train it.
         stages: what had been removed from it before each removal; None: nothing had. States of these stages still load.
+        networks: what it was when it met each need, where each has a network.
     """
 
     model: LightningModule
@@ -48,6 +50,7 @@ class Course:
     distilling: Distilling | None = None
     dense: Size | None = None
     stages: list[Compaction | None] = field(default_factory=list)
+    networks: Networks = field(default_factory=Networks)
 
     @property
     def active(self) -> PruningRun | None:
@@ -63,5 +66,6 @@ class Course:
             entry["run"] |= {} if self.record.is_done else self.run.state_dict()
             entry["run"]["events"] = [asdict(event) for event in self.record.events]
             entry["run"]["dense"] = None if self.dense is None else asdict(self.dense)
+            entry["run"]["networks"] = self.networks.state_dict()
             entry["run"]["guard"] = None if self.guarding is None else self.guarding.state_dict(trainer)
         return entry

@@ -16,8 +16,10 @@ from lightning_prune.recipe import Recipe
 from lightning_prune.run.event import Event
 from lightning_prune.run.record import Record
 from lightning_prune.run.run import PruningRun
+from lightning_prune.selection.needs import Each
 from lightning_prune.trainer._course import Course
 from lightning_prune.trainer._files import CheckpointFiles
+from lightning_prune.trainer._networks import Networks
 from lightning_prune.trainer._resume import attended
 from lightning_prune.trainer.fit import Fit
 from lightning_prune.trainer.internals import count_epoch, intercept
@@ -115,6 +117,16 @@ class PruningCallback(AnyCallback):
         return self._record.is_done
 
     @property
+    def networks(self) -> tuple[LightningModule | None, ...]:
+        """A network for each need of an :class:`~lightning_prune.Each`, in their order: compact and in eval mode.
+
+        It is the model as it was when it met the need and had been trained until the next event, or the end of the fit,
+        made anew at each look. None where it has not come to that; () before the first fit, in a copy, and where the
+        recipes make one network.
+        """
+        return () if self._course is None else self._course.networks.made(self._course.model)
+
+    @property
     def run(self) -> PruningRun | None:
         """The run on the model that was fitted last; None before the first fit and in a copy."""
         return None if self._course is None else self._course.run
@@ -149,6 +161,10 @@ class PruningCallback(AnyCallback):
         check_strategy(trainer, pl_module)
         if self.compact_every_event:
             check_can_shrink(self.recipes, trainer)
+        if is_sharding(trainer) and any(isinstance(recipe.need, Each) for recipe in self.recipes):
+            raise PruningError(
+                "Each keeps whole networks, and weights are sharded: train with DDPStrategy or on one device"
+            )
         if self.distillation is not None and is_sharding(trainer):
             raise PruningError("Distillation does not work on sharded weights: train with DDPStrategy or on one device")
 
@@ -156,7 +172,7 @@ class PruningCallback(AnyCallback):
         """Return the fit of this model, which goes on where an earlier one of it has ended."""
         if self._course is None or self._course.model is not pl_module:
             self._record = Record()
-            self._course = Course(pl_module, self._record)
+            self._course = Course(pl_module, self._record, networks=Networks(self.recipes))
         return Fit(trainer, self._course, self, files)
 
     def _leave(self) -> None:
@@ -246,6 +262,8 @@ def _several(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     for recipe in several:
         if not isinstance(recipe, Recipe):
             raise TypeError(f"PruningCallback takes a Recipe or a list of them, got {recipe!r}")
+    if sum(isinstance(recipe.need, Each) for recipe in several) > 1:
+        raise ValueError("PruningCallback got several recipes that make a network for each need: let one of them do it")
     if not several:
         raise ValueError("PruningCallback got an empty list of recipes; pass at least one")
     return several

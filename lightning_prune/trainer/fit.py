@@ -27,7 +27,7 @@ from lightning_prune.run.event import Event
 from lightning_prune.run.lines import Size, event_line
 from lightning_prune.run.record import keep
 from lightning_prune.run.resuming import differences, without_guard
-from lightning_prune.run.run import PruningRun, rehearsal
+from lightning_prune.run.run import PruningRun
 from lightning_prune.trainer import _averages as averages
 from lightning_prune.trainer._course import Course, Settings
 from lightning_prune.trainer._files import CheckpointFiles
@@ -84,7 +84,7 @@ class Fit:
                 self._waiting = self._waiting or FirstForward(self.model, self._arrive)
                 return None
             self._stop_waiting()
-            recipes = [rehearsal(recipe) for recipe in recipes] if is_rehearsal(self.trainer) else recipes
+            recipes = [recipe.rehearsed() for recipe in recipes] if is_rehearsal(self.trainer) else recipes
             check_length(recipes, self.trainer)
             course.run = PruningRun(recipes, self.model, example_on_device(self.model), total_steps(self.trainer))
             guard = self.settings.guard
@@ -140,6 +140,7 @@ class Fit:
         if saved is not None and saved.get("dense") is not None:
             # checkpoints without events counted MACs of all samples of an example that was learnt: they count anew
             self.course.dense = typed(Size, saved["dense"] | ({} if "events" in saved else {"macs": None}))
+        self.course.networks.load_state_dict({} if saved is None else saved.get("networks", {}))
         self.record.is_done = saved is not None and self._is_done_in(saved)
         self._resumed = None if saved is None or saved["is_done"] else saved
         if self._resumed is None and not self.record.is_done:
@@ -262,6 +263,7 @@ class Fit:
         if guarding is not None and not guarding.begin(run, trainer, model):
             run.leave_out()
             return
+        self.course.networks.keep(run, model)
         events = run.prune(model, asked)
         if guarding is not None:
             guarding.watch.begin(run.step, before, asked)
@@ -284,9 +286,7 @@ class Fit:
 
     def _warn_of_frozen_statistics(self) -> None:
         """Say once which batch norms keep the statistics of the network before the cut while it trains."""
-        if self._has_warned or not self.model.training:
-            return
-        frozen = frozen_statistics(self.model)
+        frozen = [] if self._has_warned or not self.model.training else frozen_statistics(self.model)
         if frozen:
             self._has_warned = True
             more = f" and {len(frozen) - 5} more" if len(frozen) > 5 else ""
@@ -335,10 +335,9 @@ class Fit:
             log.log(logging.WARNING if run.unfinished else logging.INFO, guarding.summary(run, model))
         else:
             for pruner in run.unfinished:
-                asked = pruner.schedule.final
                 warnings.warn(
-                    f"pruning stopped short: asked for sparsity {asked:g}, kept {pruner.asked:g} at step {run.step};"
-                    " train longer or let the schedule end earlier",
+                    f"pruning stopped short: asked for sparsity {pruner.schedule.final:g}, kept {pruner.asked:g} at"
+                    f" step {run.step}; train longer or let the schedule end earlier",
                     stacklevel=3,
                 )
         return run
@@ -350,6 +349,7 @@ class Fit:
 
     def finish(self, run: PruningRun) -> None:
         """Make the model plain, where that is asked for, and tell what came of the run."""
+        self.course.networks.keep(run, self.model)
         ending = Ending(run, self.course, metrics_of(self.trainer, self.settings))
         if self.settings.finalize:
             self._finalize()

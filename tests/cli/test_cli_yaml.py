@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_prune import (
     Block,
     Channel,
+    Each,
     Exponential,
     FromSensitivity,
     Guard,
@@ -157,6 +158,9 @@ VALUES = WITH_ARGUMENTS + [(part, kind(0.5) if part == "schedule" else kind()) f
 
 
 def as_yaml(value: Any) -> str:
+    if isinstance(value, Each):
+        needs = ", ".join(as_yaml(need) for need in value.needs)
+        return f"{{class_path: lightning_prune.Each, init_args: {{needs: [{needs}]}}}}"
     arguments = ", ".join(
         f"{k}: {'null' if v is None else list(v) if isinstance(v, tuple) else v}" for k, v in vars(value).items()
     )
@@ -172,7 +176,10 @@ def test_every_built_in_part(tmp_path: Path, part: str, value: Any) -> None:
     assert type(getattr(recipe, part)) is type(value)
 
 
-@pytest.mark.parametrize("need", [MACs(0.5), Params(300), Size(2_000), Latency(8.0, "table.json")], ids=repr)
+NEEDS = [MACs(0.5), Params(300), Size(2_000), Latency(8.0, "table.json"), Each((MACs(0.6), Params(0.3)))]
+
+
+@pytest.mark.parametrize("need", NEEDS, ids=repr)
 def test_every_need(tmp_path: Path, need: Any) -> None:
     parts = {"need": as_yaml(need), "granularity": as_yaml(Channel())}
     schedule = "{class_path: lightning_prune.OneShot, init_args: {begin_step: 4}}"
@@ -185,7 +192,7 @@ def test_every_built_in_part_is_in_the_list() -> None:
     import lightning_prune
     from lightning_prune.checkpoints.state import VALUES as ALL
 
-    needs = {MACs, Params, Size, Latency}
+    needs = {type(need) for need in NEEDS}
     assert {type(value) for _, value in VALUES} | needs | {Recipe, Targets, Guard} == set(ALL)
     names = (getattr(lightning_prune, name) for name in lightning_prune.__all__)
     exported = {v for v in names if isinstance(v, type) and hasattr(v, "__dataclass_fields__")}

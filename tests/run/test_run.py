@@ -16,7 +16,7 @@ from lightning_prune.errors import NonFiniteError, PruningError
 from lightning_prune.model import masks
 from lightning_prune.optimizer.policies import LRRewind, Reset, Rewarm, RewindWeights
 from lightning_prune.recipe import Recipe
-from lightning_prune.run.run import PruningRun, rehearsal
+from lightning_prune.run.run import PruningRun
 from lightning_prune.schedules import Linear, OneShot
 from lightning_prune.selection.granularity import Channel, NOfM
 from lightning_prune.selection.targets import Targets
@@ -163,7 +163,7 @@ def test_a_rehearsal_is_one_event_at_the_final_sparsity() -> None:
     policies = (Reset(), LRRewind(7), RewindWeights(9), Rewarm(3))
     recipe = Recipe(schedule=RISE, criterion=Taylor(), optimizer_policy=policies)
     expected = (Reset(), LRRewind(0), RewindWeights(0), Rewarm(3))
-    assert rehearsal(recipe) == Recipe(
+    assert recipe.rehearsed() == Recipe(
         schedule=OneShot(0.75, begin_step=1), criterion=Taylor(), optimizer_policy=expected
     )
 

@@ -23,12 +23,14 @@ from torch.utils.data import TensorDataset
 from lightning_prune import (
     Block,
     Channel,
+    Each,
     Guard,
     Keep,
     LeastSquares,
     Linear,
     LRRewind,
     NOfM,
+    Params,
     Polynomial,
     PruningCallback,
     Random,
@@ -154,6 +156,13 @@ CASES: dict[str, Case] = {
         shuffled,
         {"max_epochs": 3},
     ),
+    "networks": Case(
+        lambda: Net(make_optimizer=adamw),
+        lambda: PruningCallback(
+            channels(schedule=Linear(begin_step=2, end_step=8, frequency=2), need=Each((Params(0.7), Params(0.3))))
+        ),
+        shuffled,
+    ),
     "guarded": Case(
         lambda: Brittle(make_optimizer=annealed),
         lambda: PruningCallback(channels(), guard=Guard("val_acc", "max", max_drop=0.01, patience=1, min_step=0.02)),
@@ -238,6 +247,9 @@ def train(name: str, folder: str, inside: str = "", at: int = 0) -> None:
     fit = trainer(Path(folder), kill, callback, saving, **case.options)
     fit.fit(model, case.data(), case.validation and case.validation(), ckpt_path=last, weights_only=bool(last))
     state = model.state_dict() | {f"mask of {n}": mask for n, mask in masks.read(model).items()}
+    for number, network in enumerate(callback.networks):
+        assert network is not None
+        state |= {f"{n} of network {number}": tensor for n, tensor in network.state_dict().items()}
     torch.save(state, f"{folder}/end.pt")
     Path(folder, "end.json").write_text(json.dumps({"calls": kill.calls, "events": [e.step for e in callback.events]}))
 
