@@ -123,6 +123,11 @@ def test_another_type_is_refused(kind: Any, value: Any) -> None:
         typed(kind, value)
 
 
+def test_the_field_of_another_type_is_named() -> None:
+    with pytest.raises(TypeError, match="parts: size: 'large' is no int"):
+        typed(Whole, {"parts": {"a": [{"size": "large", "share": 1}]}, "places": {}})
+
+
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
     with whole(path) as written:

@@ -130,7 +130,7 @@ def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool =
 
     Args:
         folder: that :func:`export_probe` wrote.
-        memory: bytes that the programs of a file may take together beyond what the runtime takes (on Linux); None: 256
+        memory: bytes that the programs of a turn may take together beyond what the runtime takes (on Linux); None: 256
             MiB for each, or eight times the file where that is more.
         progress: whether a bar shows on a terminal.
 

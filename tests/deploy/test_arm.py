@@ -132,6 +132,6 @@ def test_a_probe_runs_there_and_gives_a_table(tmp_path: Path) -> None:
         pytest.skip(result.stderr.strip().splitlines()[-1])
     assert result.returncode == 0, result.stderr
     table = probe.table(tmp_path / "arm.json")
-    assert (table.device, table.rounds, table.backend) == ("emulated Neoverse N1", 10, "xnnpack")
-    dense, narrow = (anchor.milliseconds for anchor in table.networks[0].anchors)
+    assert (table.device, table.rounds, table.backend) == ("emulated Neoverse N1", 40, "xnnpack")
+    dense, narrow, _ = (anchor.milliseconds for anchor in table.networks[0].anchors)
     assert dense > 2 * narrow

@@ -127,6 +127,8 @@ class TestDocuments:
                 '"name": "2.m0",\n   "turn": -8',
                 r"the turn of 2\.m0 must be at least 0",
             ),
+            ('"turn": 8', '"turn": 1000001', r"the turn of 2\.m0 must be at most 1,000,000, got 1,000,001"),
+            ('"turn": 8', '"turn": "8"', "programs: turn: '8' is no int"),
             ('"file": "1.pte"', '"file": "9.pte"', "is in a file that it does not name"),
             ('"passes"', '"ways"', "the plan of a probe is malformed: KeyError: 'passes'"),
             ('"passes": 2', '"passes": 1000000000', "1,000,000,000 passes of 5 rounds are more than 1,000,000 rounds"),

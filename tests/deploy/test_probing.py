@@ -65,6 +65,22 @@ def test_the_command_runs_it_and_a_table_comes_of_what_it_writes(folder: Path, c
         bind(recipe, torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3)), (INPUT,))
 
 
+def test_a_turn_may_span_files_and_a_program_that_fails_is_told_by_its_name(folder: Path, tmp_path: Path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    first, *_, last = plan["programs"]
+    last["turn"] = first["turn"]
+    plan["programs"][1]["method"] = "no_such_method"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    results = run_probe(tmp_path)
+    assert list(results.failed) == [plan["programs"][1]["name"]]
+    assert results.nanoseconds.keys() | results.failed == {program["name"] for program in plan["programs"]}
+    assert {len(times) for times in results.nanoseconds.values()} == {40}
+    with pytest.raises(ValueError, match="1 of 21 programs failed on"):
+        Probe.load(tmp_path).table(results)
+
+
 def test_what_cannot_be_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -13,7 +13,10 @@ final class ProbeModel: ObservableObject {
     isBusy = true
     Task {
       do {
-        told = try await ProbeModel.written()
+        told = try await ProbeModel.written { percent in
+          // what comes late must not take the place of the results
+          Task { @MainActor in if self.isBusy { self.told = "\(percent) %" } }
+        }
       } catch {
         told = error.localizedDescription
       }
@@ -21,11 +24,17 @@ final class ProbeModel: ObservableObject {
     }
   }
 
-  private nonisolated static func written() async throws -> String {
+  private nonisolated static func written(_ progress: @Sendable (Int) -> Void) async throws -> String {
     guard let documents = FileManager.default.urls(for: .documentDirectory, in: .userDomainMask).first else {
       throw ModelError("the app has no documents")
     }
-    let results = try ProbeRunner.run(documents.appendingPathComponent("probe"), device: machine())
+    var shown = -1
+    let results = try ProbeRunner.run(documents.appendingPathComponent("probe"), device: machine()) { done, all in
+      if 100 * done / all > shown {
+        shown = 100 * done / all
+        progress(shown)
+      }
+    }
     let target = documents.appendingPathComponent("probe.json")
     try results.json().write(to: target, options: .atomic)
     return "\(results.nanoseconds.count) programs timed, \(results.failed.count) failed\n\(target.lastPathComponent)"

@@ -96,20 +96,21 @@ class Programs:
             while last == first:
                 last = clock()
             ticks.append(last - first)
-        methods, failed, turns = list[Callable[[], object]](), dict[str, str](), dict[int, list[int]]()
+        methods, failed, turns = dict[int, Callable[[], object]](), dict[str, str](), dict[int, list[int]]()
         for number, (program, inputs) in enumerate(zip(programs, _drawn(programs), strict=True)):
-            methods.append(partial(native.load(program["path"], program["method"], None, clone=False).run, inputs))
             try:
+                loaded = native.load(program["path"], program["method"], None, clone=False)
+                methods[number] = partial(loaded.run, inputs)
                 methods[number]()
                 turns.setdefault(program["turn"], []).append(number)
             except RuntimeError as error:
                 failed[str(number)] = str(error)
-        order, counts = list(turns.values()), [1] * len(methods)
+        order, counts = list(turns.values()), [1] * len(programs)
         for number in (number for own in order for number in own if rounds):
             begin = time.perf_counter_ns()
             methods[number]()
             counts[number] = max(1, math.ceil(20 * min(ticks) / max(1, time.perf_counter_ns() - begin)))
-        times: list[list[float]] = [[] for _ in methods]
+        times: list[list[float]] = [[] for _ in programs]
         begin = time.perf_counter()
         for number in range(rounds if order else 0):
             if number >= 2 and time.perf_counter() - begin > seconds:

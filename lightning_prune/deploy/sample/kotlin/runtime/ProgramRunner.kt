@@ -190,7 +190,7 @@ class ProgramRunner private constructor(
             false
         }
 
-        internal fun tensor(spec: TensorSpec, values: FloatArray, shape: List<Int>): Tensor {
+        private fun tensor(spec: TensorSpec, values: FloatArray, shape: List<Int>): Tensor {
             spec.check(values.size, shape)
             val sizes = LongArray(shape.size) { shape[it].toLong() }
             return when (spec.dtype) {

@@ -158,7 +158,7 @@ public final class ProgramRunner {
     try entry.check { try handle.read(upToCount: 1 << 20) }
   }
 
-  static func value(_ spec: TensorSpec, _ values: [Float], _ shape: [Int]) throws -> ValueConvertible {
+  private static func value(_ spec: TensorSpec, _ values: [Float], _ shape: [Int]) throws -> ValueConvertible {
     try spec.check(values.count, shape)
     guard !values.isEmpty else { throw ModelError("input \(spec): got no values") }
     switch spec.dtype {
