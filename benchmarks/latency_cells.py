@@ -6,6 +6,7 @@ here. *Furthest* is the largest distance of predicted / measured from 1.
 
     python -m benchmarks.latency_cells
     python -m benchmarks.latency_cells --networks resnet --size 64 --points 5
+    python -m benchmarks.latency_cells --int8
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.removal_speed import NETWORKS
 from lightning_prune import Channel, Compaction, channel_groups, compact
-from lightning_prune.deploy import XNNPACK, latency_table
+from lightning_prune.deploy import XNNPACK, Int8, latency_table
 from lightning_prune.deploy.clock import least_of
 from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.latency_table import Bench
@@ -77,7 +78,7 @@ def spent() -> float:
     return seconds
 
 
-def compared(name: str, network: nn.Module, image: Tensor, points: int, keep: Path | None) -> None:
+def compared(name: str, network: nn.Module, image: Tensor, points: int, backend: XNNPACK, keep: Path | None) -> None:
     """Print how far the prediction is from what is measured in the same session, and what the table took."""
     model = folded_copy(network)
     units = units_of(Channel(), Targets(), model, image)
@@ -93,11 +94,12 @@ def compared(name: str, network: nn.Module, image: Tensor, points: int, keep: Pa
         }
     found, turns, told, timed = channel_groups(model, image), list[Any](), list[float](), Bench.timed
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        bench = Bench(XNNPACK(), 1, 0, Path(folder))
+        bench = Bench(backend, 1, 0, Path(folder))
+        quantize = None if backend.quantization is None else backend.quantization.quantize_for_time
         for widths in designs.values():
             copied = folded_copy(model)
             compact(copied, Compaction.from_keep(found, {key: range(width) for key, width in widths.items()}))
-            turns.append(bench.lowered([Program(copied, [(tuple(image.shape), image.dtype)], False)]))
+            turns.append(bench.lowered([Program(copied, [(tuple(image.shape), image.dtype)], False, quantize)]))
 
         def beside(own: Bench, asked: Any, rounds: int) -> Any:  # noqa: ANN401
             times = timed(own, [*asked, *turns], rounds)
@@ -106,7 +108,7 @@ def compared(name: str, network: nn.Module, image: Tensor, points: int, keep: Pa
 
         begin = spent()
         with mock.patch.object(Bench, "timed", beside):
-            table = latency_table(network, image, points=points)
+            table = latency_table(network, image, backend=backend, points=points)
         taken = spent() - begin
     if keep is not None:
         table.save(keep / f"{name}.json")
@@ -128,14 +130,16 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet", "mobilenet", "vit"])
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--points", type=int, default=6)
+    parser.add_argument("--int8", action="store_true", help="programs of 8-bit integers, calibrated on noise")
     parser.add_argument("--keep", type=Path, help="folder for the tables")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in args.networks:
         torch.manual_seed(0)
-        network = ViT() if name == "vit" else NETWORKS[name]()
-        compared(name, network.eval(), torch.zeros(1, 3, args.size, args.size), args.points, args.keep)
+        network, image = ViT() if name == "vit" else NETWORKS[name](), torch.randn(1, 3, args.size, args.size)
+        backend = XNNPACK(quantization=Int8(calibration=[image]) if args.int8 else None)
+        compared(name, network.eval(), image, args.points, backend, args.keep)
 
 
 if __name__ == "__main__":
