@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_prune.deploy.artifact.artifact import Artifact
 from lightning_prune.deploy.backends import XNNPACK, Backend
 from lightning_prune.deploy.clock import least_of
 from lightning_prune.deploy.designs import Program
+from lightning_prune.deploy.export import export
 from lightning_prune.deploy.latency_table import Bench
 from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
 from lightning_prune.deploy.runtime.child import CHILD
@@ -16,7 +20,7 @@ from lightning_prune.errors import PruningError
 from lightning_prune.selection.latency import LatencyTable
 from lightning_prune.selection.needs import Latency
 from lightning_prune.tables import Table, Tabular
-from lightning_prune.values import check_whole
+from lightning_prune.values import check_number, check_whole
 
 _CLOSE = 0.97
 """Of the need: a network that takes no less than this leaves nothing to be chosen again."""
@@ -112,6 +116,7 @@ def accepted(
     backend: Backend = _DEFAULT_BACKEND,
     tries: int = 3,
     rounds: int = 60,
+    measure: Callable[[Path], float] | None = None,
 ) -> Accepted:
     """Prune to a latency that is measured, not only predicted.
 
@@ -128,12 +133,16 @@ def accepted(
         backend: that of the table.
         tries: how many networks are made at most.
         rounds: of turns, in which both are timed.
+        measure: path of an exported .pte -> the milliseconds that a run of it takes on the table's device, a phone: by
+            its benchmark screen, by ``adb``, or typed in by whoever holds it. It is asked for the dense network once,
+            then for each that is made. None: they are timed here, and the table has to be of this machine.
 
     Returns:
         the network, and all rounds.
 
     Raises:
-        ValueError: the table does not know the dense network, or was measured for another backend.
+        ValueError: the table does not know the dense network, was measured for another backend, or the dense network
+            meets the need as it is measured.
         PruningError: none of the networks takes as little.
         ExportError: one cannot be lowered or run.
 
@@ -155,16 +164,29 @@ def accepted(
     told, best, aim = list[Round](), list[tuple[int, nn.Module]](), Aim(need.ms, anchor)
     with scratch() as folder, CHILD.releasing():
         bench = Bench(backend, table.threads, rounds, folder)
-        table.merged(bench.table(None))  # refused where it was measured otherwise
-        with isolated():
-            beside = bench.lowered([Program(whole, shapes, False)])
+        beside, took, here = list[dict[str, Any]](), anchor, bench.table(None)
+        if measure is None:
+            table.merged(here)  # refused where it was measured otherwise
+            with isolated():
+                beside = bench.lowered([Program(whole, shapes, False)])
+        elif table.backend != here.backend:
+            raise ValueError(f"the table was measured for {table.backend!r}, and the programs are for {here.backend!r}")
+        else:
+            took = _told(measure, export(dense, folder / "dense.pte", backend=backend, example_inputs=inputs))
+            if took <= need.ms:
+                raise ValueError(f"{took:.4g} ms are told of the dense network, which meets {need.ms:g} ms as it is")
+            aim = Aim(need.ms, anchor, anchor / took)
         for number in range(tries):
             model = make(replace(need, ms=aim.asked))
-            with isolated():
-                own = bench.lowered([Program(folded_copy(model), shapes, False)])
-                (before,), (after,) = bench.timed([beside, own], rounds)
-            share = least_of(after) / least_of(before)
-            told.append(Round(aim.asked, share * anchor, share))
+            if measure is None:
+                with isolated():
+                    own = bench.lowered([Program(folded_copy(model), shapes, False)])
+                    (before,), (after,) = bench.timed([beside, own], rounds)
+                taken = took * least_of(after) / least_of(before)
+            else:
+                artifact = export(model, folder / f"{number + 1}.pte", backend=backend, example_inputs=inputs)
+                taken = _told(measure, artifact)
+            told.append(Round(aim.asked, taken, taken / took))
             if told[-1].milliseconds <= need.ms and (not best or told[-1].milliseconds > told[best[0][0]].milliseconds):
                 best = [(number, model)]
             if aim.is_close(told[-1].milliseconds):
@@ -178,3 +200,9 @@ def accepted(
         )
     number, model = best[0]
     return Accepted(model, need, tuple(told), number)
+
+
+def _told(measure: Callable[[Path], float], artifact: Artifact) -> float:
+    milliseconds = measure(artifact.path)
+    check_number(f"what measure tells of {artifact.path.name}, in milliseconds,", milliseconds, above=0)
+    return float(milliseconds)

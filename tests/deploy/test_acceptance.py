@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_prune import Latency
-from lightning_prune.deploy import XNNPACK, Int8, accepted
+from lightning_prune.deploy import XNNPACK, Int8, Portable, accepted
 from lightning_prune.deploy.acceptance import Aim
 from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.latency_table import Bench
@@ -109,6 +109,41 @@ def test_what_is_timed_are_the_integers_that_are_shipped(
         assert 256 * outputs < size < 2 * 256 * outputs
     with pytest.raises(ValueError, match="another backend do not go together: 'xnnpack Int8' and 'xnnpack'"):
         accepted(lambda _: layer(3), Latency(5.0, table), nn.Sequential(nn.Linear(256, 1000)), torch.zeros(1, 256))
+
+
+@pytest.mark.slow
+def test_a_phone_tells_what_files_take(need: Latency, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On it a file takes 8 ms for what the dense one weighs; the table of the phone says 10, and no clock runs here."""
+    assert isinstance(need.table, LatencyTable)
+    monkeypatch.setattr(Bench, "timed", lambda *_: pytest.fail("timed here"))
+    wished = Latency(4.0, replace(need.table, device="a phone", runtime="", clock="wall", threads=0))
+    told: list[tuple[str, int]] = []
+
+    def measure(path: Path) -> float:
+        told.append((path.name, path.stat().st_size))
+        return 8.0 * told[-1][1] / told[0][1]
+
+    asked = []
+
+    def make(part: Latency) -> nn.Module:
+        asked.append(part.ms)
+        return layer(round(100 * part.ms * 1.2))
+
+    found = accepted(make, wished, layer(1000), INPUT, measure=measure)
+    assert [name for name, _ in told] == ["dense.pte", *(f"{number + 1}.pte" for number in range(len(found.rounds)))]
+    assert asked[0] == pytest.approx(0.985 * 4.0 * 10 / 8)
+    assert [each.milliseconds for each in found.rounds] == [8.0 * size / told[0][1] for _, size in told[1:]]
+    assert 0.97 <= found.rounds[found.chosen].milliseconds / 4.0 <= 1.0
+    with pytest.raises(ValueError, match=r"7 ms are told of the dense network, which meets 8 ms as it is"):
+        accepted(make, replace(wished, ms=8.0), layer(1000), INPUT, measure=lambda _: 7.0)
+    odds: tuple[Any, ...] = (float("nan"), -1.0, "3")
+    for odd in odds:
+        with pytest.raises(
+            (ValueError, TypeError), match=r"what measure tells of dense\.pte, in milliseconds, must be"
+        ):
+            accepted(make, wished, layer(1000), INPUT, measure=lambda _, odd=odd: odd)
+    with pytest.raises(ValueError, match="measured for 'xnnpack', and the programs are for 'portable'"):
+        accepted(make, wished, layer(1000), INPUT, backend=Portable(), measure=measure)
 
 
 def test_another_network_or_device(need: Latency):

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from trained_cases import batches
 from lightning_prune import (
     Channel,
     Global,
+    Latency,
     MACs,
     Magnitude,
     NoRepair,
@@ -75,6 +77,40 @@ def test_they_can_be_exported_as_they_are_and_frozen_ones_stay_frozen() -> None:
     for each in prune_each(network().requires_grad_(False), RECIPE, batches(), progress=False):
         assert example_of(each.model) is not None
         assert not any(parameter.requires_grad for parameter in each.model.parameters())
+
+
+@pytest.mark.slow
+def test_two_tables_that_differ_make_two_networks_whose_files_run(tmp_path: Path) -> None:
+    """The one was measured here; on the other device the slowest kind of layer takes three times as long as others."""
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    from lightning_prune.deploy import export, latency_table
+
+    torch.manual_seed(0)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), *head).eval()
+    image = torch.randn(1, 3, 48, 48)
+    here = latency_table(net, image, points=4, rounds=10)
+    most = {key: max(point.milliseconds for point in cell.points) for key, cell in here.cells.items()}
+
+    def slower(key: str, milliseconds: float) -> float:
+        return milliseconds * (9 if most[key] == max(most.values()) else 3)
+
+    cells = {
+        key: replace(cell, points=tuple(replace(p, milliseconds=slower(key, p.milliseconds)) for p in cell.points))
+        for key, cell in here.cells.items()
+    }
+    (network,) = here.networks
+    taken = tuple(replace(anchor, milliseconds=9 * anchor.milliseconds) for anchor in network.anchors)
+    old = replace(here, device="an old one", cells=cells, networks=(replace(network, anchors=taken),))
+    dense = network.anchors[0].milliseconds
+    need = Latency(0.4 * 9 * dense, old), Latency(0.7 * dense, here)
+    recipe = Recipe(granularity=Channel(), need=need, schedule=OneShot())
+    small, large = prune_each(net, recipe, [torch.randn(32, 3, 48, 48)], progress=False)
+    assert small.pruned.after.parameters < large.pruned.after.parameters < small.pruned.before.parameters
+    assert all(own <= gone(small.model)[name] for name, own in gone(large.model).items())
+    for name, made in (("small", small), ("large", large)):
+        artifact = export(made.model, tmp_path / f"{name}.pte", example_inputs=image)
+        assert artifact.parameters == made.pruned.after.parameters
 
 
 def test_without_repair_the_weights_are_shared_too() -> None:
