@@ -70,11 +70,11 @@ def resnet(width: int = 64) -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 1000))
 
 
-def mobilenet() -> nn.Module:
-    """Return MobileNetV2 for a thousand classes."""
+def mobilenet(depth: float = 1) -> nn.Module:
+    """Return MobileNetV2 for a thousand classes, its stages some times as long."""
     width, layers = 32, [*conv(3, 32, 3, 2), nn.ReLU6()]
     for grow, makes, count, stride in STAGES:
-        for number in range(count):
+        for number in range(round(depth * count)):
             layers.append(Inverted(width, makes, 1 if number else stride, grow))
             width = makes
     head = [*conv(width, 1280, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
