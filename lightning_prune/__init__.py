@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lightning_prune.schedules import Exponential, Iterative, Linear, OneCycle, OneShot, Polynomial
     from lightning_prune.selection.allocation import ERK, Candidates, FromSensitivity, Global, Uniform
     from lightning_prune.selection.granularity import Block, Channel, Element, Granularity, NOfM
-    from lightning_prune.selection.needs import Each, Latency, MACs, Params, Size
+    from lightning_prune.selection.needs import Each, Latency, MACs, Memory, Params, Size
     from lightning_prune.selection.targets import Targets
     from lightning_prune.study.advise import advise
     from lightning_prune.study.compare import compare
@@ -77,6 +77,7 @@ __all__ = [
     "MACs",
     "Magnitude",
     "Mask",
+    "Memory",
     "NOfM",
     "NoRepair",
     "OneCycle",
@@ -142,7 +143,7 @@ _HOMES = {
     "schedules": "Exponential Iterative Linear OneCycle OneShot Polynomial",
     "selection.allocation": "ERK Candidates FromSensitivity Global Uniform",
     "selection.granularity": "Block Channel Element Granularity NOfM",
-    "selection.needs": "Each Latency MACs Params Size",
+    "selection.needs": "Each Latency MACs Memory Params Size",
     "selection.targets": "Targets",
     "study.advise": "advise",
     "study.compare": "compare",

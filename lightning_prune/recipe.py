@@ -38,10 +38,11 @@ class Recipe:
             "macs": parameters and multiply-accumulates of the whole network. None: the units of the granularity
             (weights of the targets; channels).
         need: what the pruned network has to come down to: ``MACs(0.3)``, ``Params(0.5)``, ``Size(bytes=2_000_000)``,
-            several in a tuple for one network that meets them all, or ``Each((MACs(0.6), MACs(0.3)))`` for a network
-            of each in one fit. The schedule, without a ``final_sparsity`` of its own, then says how fast the run
-            gets there from the dense network. For Channel; where gradients tell, as with Fisher(), and no allocation is
-            named, those widths are chosen that keep most score (see :mod:`lightning_prune.selection.knapsack`).
+            ``Memory(bytes=8_000_000)``, several in a tuple for one network that meets them all, or
+            ``Each((MACs(0.6), MACs(0.3)))`` for a network of each in one fit. The schedule, without a
+            ``final_sparsity`` of its own, then says how fast the run gets there from the dense network. For Channel;
+            where gradients tell, as with Fisher(), and no allocation is named, those widths are chosen that keep most
+            score (see :mod:`lightning_prune.selection.knapsack`).
         optimizer_policy: what happens to optimizer, learning rate and weights after an event; several in a tuple.
         repair: how what is left takes over for what went, at each event. None: by least squares in
             :func:`~lightning_prune.prune`; in a fit so for channels, where the run can do it, otherwise without, and

@@ -87,14 +87,19 @@ def fit_model(arguments: argparse.Namespace) -> None:
 
 
 def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
-    """Return what each ``--need`` says: ``macs=0.3``, ``params=100000``, ``size=500000``.
+    """Return what each ``--need`` says: ``macs=0.3``, ``params=100000``, ``size=500000``, ``memory=2000000``.
 
     Raises:
         ValueError: it says nothing of the kind; or there is none, and no drop either.
     """
-    from lightning_prune.selection.needs import MACs, Params, Size
+    from lightning_prune.selection.needs import MACs, Memory, Params, Size
 
-    makes = {"macs": MACs, "params": Params, "size": lambda size: Size(size, backend.quantization)}
+    def memory(size: int) -> Memory:
+        if backend.name != "xnnpack" or backend.quantization is not None:
+            raise ValueError("it is known for --backend xnnpack in float32 alone; size=500000 is known for all")
+        return Memory(size)
+
+    makes = {"macs": MACs, "params": Params, "size": lambda size: Size(size, backend.quantization), "memory": memory}
     if not arguments.need and arguments.max_drop is None and arguments.latency_ms is None:
         raise ValueError(
             "say what it has to come down to, as in --need macs=0.3 or --latency-ms 8, or what it may cost, as in"
@@ -108,7 +113,8 @@ def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
             make = makes[name]
         except (KeyError, ValueError):
             raise ValueError(
-                f"--need: got {text!r:.80}, must be macs=0.3, params=100000 or size=500000: a share or a number"
+                f"--need: got {text!r:.80}, must be macs=0.3, params=100000, size=500000 or memory=2000000: a share or"
+                " a number"
             ) from None
         try:
             needs.append(make(number))

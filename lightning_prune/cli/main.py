@@ -117,7 +117,7 @@ def _fit_to(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
         action="append",
         default=[],
         metavar="WHAT",
-        help="macs=0.3, params=100000 or size=500000; more at once",
+        help="macs=0.3, params=100000, size=500000 or memory=2000000; more at once",
     )
     parser.add_argument("--latency-ms", type=float, metavar="MS", help="of a run on this machine; files are timed")
     parser.add_argument("--table", type=Path, metavar="FILE", help="latency table that is used, and grows")

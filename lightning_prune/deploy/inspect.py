@@ -67,7 +67,9 @@ class MethodContents:
         outputs: that it gives.
         delegates: in the order of the file.
         outside: operators that no backend runs -> number of calls.
-        planned_bytes: memory for what is computed, weights left out.
+        planned_bytes: memory that ExecuTorch sets aside for what is computed outside of delegates and at their borders.
+        memory_bytes: what the program takes of the memory while it runs: what is planned, and what XNNPACK holds, its
+            weights among it; those that stay in the mapped file do not count. None where a delegate does not tell.
         feeds: which outputs are inputs of the next call, as its manifest says.
     """
 
@@ -77,6 +79,7 @@ class MethodContents:
     delegates: tuple[Delegate, ...]
     outside: Mapping[str, int]
     planned_bytes: int
+    memory_bytes: int | None = None
     feeds: tuple[Feed, ...] = ()
 
     @property
@@ -97,13 +100,14 @@ class MethodContents:
             parts.append(f"{escaped(delegate.backend)}, {_calls(delegate.calls)} ({within})")
         share = self.delegated_share if self.delegates else None
         delegated = "; ".join(parts or (["none"] if self.outside else []))
+        taken = "" if self.memory_bytes is None else f"{self.memory_bytes:,} bytes while it runs, of which "
         rows = {
             "inputs": ", ".join(map(str, self.inputs)),
             "outputs": ", ".join(map(str, self.outputs)),
             "feeds": "; ".join(escaped(str(feed)) for feed in self.feeds),
             "delegates": delegated + (f" - {share:.0%} of the operators" if share is not None else ""),
             "outside": f"{_calls(sum(self.outside.values()))}: {_counted(self.outside)}" if self.outside else "",
-            "memory": f"{self.planned_bytes:,} bytes planned" if self.planned_bytes else "",
+            "memory": f"{taken}{self.planned_bytes:,} bytes planned" if self.planned_bytes else "",
         }
         return "\n".join([f"  {escaped(self.name)}", *(f"    {name:<12}{text}" for name, text in rows.items() if text)])
 
@@ -219,7 +223,8 @@ def inspect(path: str | Path, *, timeout: float = TIMEOUT) -> Inspection:
                     outputs=_values("output", method["outputs"], known.get("outputs", ())),
                     delegates=tuple(delegates),
                     outside=method["outside"],
-                    planned_bytes=sum(method["planned_bytes"]),
+                    planned_bytes=method["planned_bytes"],
+                    memory_bytes=method["memory_bytes"],
                     feeds=described[method["name"]].feeds if method["name"] in described else (),
                 )
             )

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,10 +18,11 @@ from lightning_prune.criteria import ActivationCriterion, ObservingCriterion, Sa
 from lightning_prune.distributed import shards
 from lightning_prune.errors import NonFiniteError
 from lightning_prune.graph import ChannelGroup, ChannelGroups, channel_groups
+from lightning_prune.graph.lowered import activations
 from lightning_prune.model import masks
 from lightning_prune.model.computed import sources
 from lightning_prune.model.example import Example, Inputs, tensors_in
-from lightning_prune.model.summary import measure_macs
+from lightning_prune.model.summary import measure_macs, single
 from lightning_prune.recipe import Recipe
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
@@ -117,7 +119,8 @@ def _with_needs(pruner: Pruner, model: nn.Module, example_inputs: Inputs | None)
     }
     computing = {name: float(own) for name, own in macs.of_parameters(units.shapes).items()}
     inputs = tuple(tuple(x.shape) for x in tensors_in((example.args, dict(example.kwargs))))
-    costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total, inputs)
+    running = partial(activations, model, single(model, example).on_device_of(model))
+    costs = UnitCosts(units, pruner.parameters, sizes, computing, macs.total, inputs, running)
     needs = bound_to(as_needs(pruner.recipe.need), costs)
     pruner = replace(pruner, needs=needs, schedule=pruner.schedule.ending(final_sparsity(needs)))
     if isinstance(pruner.recipe.need, Each):

@@ -96,6 +96,14 @@ class Costs(Protocol):
         """
         ...
 
+    def memory(self, is_mapped: bool) -> NetworkCost:
+        """Return the most bytes that a program holds at one time; those of a mapped file do not count.
+
+        Raises:
+            ValueError: the network has operators of which this is not known.
+        """
+        ...
+
 
 def smallest_share(cost: Callable[[float], float], limit: float, resolution: float) -> float:
     """Return a share in [0, 1] whose cost is at most ``limit``, at most ``resolution`` above the smallest such one.

@@ -1,16 +1,18 @@
 """What a network costs at given widths of its channel groups, and the widths that keep most within needs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
+from lightning_prune.graph.activations import Activations
 from lightning_prune.selection.allocation import Candidates
 from lightning_prune.selection.budget import Budget, Clock, NetworkCost, Terms
 from lightning_prune.selection.channels import ChannelUnits
 from lightning_prune.selection.knapsack import Problem, Widths
+from lightning_prune.selection.memory import MemoryCost
 from lightning_prune.selection.needs import Bound
 
 _MOST_WIDTHS = 16
@@ -80,6 +82,7 @@ class UnitCosts:
         computing: dense name of a parameter -> MACs that go with it: those of convolutions, Linear layers, attention.
         all_macs: of the whole network.
         inputs: shapes of its example input.
+        running: returns what it holds while it runs; called where that counts.
     """
 
     units: ChannelUnits
@@ -88,6 +91,7 @@ class UnitCosts:
     computing: Mapping[str, float]
     all_macs: float
     inputs: tuple[tuple[int, ...], ...]
+    running: Callable[[], Activations]
 
     @property
     def params(self) -> NetworkCost:
@@ -111,6 +115,10 @@ class UnitCosts:
     def time(self, table: Clock) -> NetworkCost:
         """Return the milliseconds of a run, as a table predicts them."""
         return table.cost(self.units, {name: size for name, (size, _) in self.sizes.items()}, self.inputs)
+
+    def memory(self, is_mapped: bool) -> NetworkCost:
+        """Return the most bytes that a program holds at one time."""
+        return MemoryCost(self.running(), self.bytes(32.0), self.units, is_mapped)
 
 
 def progress(bound: Sequence[Bound], removed: Mapping[str, float]) -> float:
@@ -164,7 +172,10 @@ def widths_within(
             width, near = left[name], range(left[name] - steps[name], left[name] + steps[name] + 1)
             steps[name] = max(1, steps[name] // (_MOST_WIDTHS // 2))
             allowed[name] = [w for w in every[name] if w == width or (w in near and w % steps[name] == 0)]
-        best = _chosen(units, allowed, kept, bound, limits)
+        try:
+            best = _chosen(units, allowed, kept, bound, limits)
+        except ValueError:  # of the memory, narrower tensors may lie in an order that takes more
+            best = Widths({}, -math.inf, math.inf)
         if best.value < value:  # which is not exact in large networks: what was chosen is one of these choices
             best = Widths({name: allowed[name].index(width) for name, width in left.items()}, value, highest)
         value = best.value
@@ -184,12 +195,15 @@ def _chosen(
     counted = [one.cost.terms(allowed, limit) for one, limit in zip(bound, limits, strict=True)]
     if len(bound) == 1:
         constant, terms = counted[0]
-        return Problem(values, terms).solve(limits[0] - constant)
+        found = Problem(values, terms).solve(limits[0] - constant)
+        removed = {name: units.sizes[name] - allowed[name][index] for name, index in found.index.items()}
+        if bound[0].cost.left(removed) <= limits[0] * (1 + 1e-9):
+            return found
     weights, best = np.ones(len(bound)), Widths({}, -math.inf, math.inf)
     slack = [0.0, 1.0]  # of what the needs allow together: too little, and not known to be
-    for number in range(2 * _ROUNDS):
+    for number in range(0 if len(bound) > 1 else _ROUNDS, 2 * _ROUNDS):
         # all needs as one, each in parts of what it allows, by a weight that rises while it is not met; where no
-        # weights meet all of them, less and less is allowed
+        # weights meet all of them, or a sum is less than the cost that it stands for, less and less is allowed
         allows = 1.0 if number < _ROUNDS else sum(slack) / 2
         parts = list(zip(weights / weights.sum(), limits, counted, strict=True))
         terms = [(key, weight / limit * table) for weight, limit, (_, own) in parts for key, table in own]

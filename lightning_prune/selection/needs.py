@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lightning_prune.selection.budget import Costs, NetworkCost
 from lightning_prune.selection.latency import LatencyTable
-from lightning_prune.values import Choice, check_number, check_whole
+from lightning_prune.values import Choice, check_bool, check_number, check_whole
 
 
 class Need(Choice, ABC):
@@ -207,6 +207,45 @@ class Latency(Need):
 
 
 @dataclass(frozen=True)
+class Memory(Need):
+    """At most so many bytes of a phone's memory at any time while XNNPACK runs the program in float32.
+
+    These are the weights as its kernels want them, the program's inputs and outputs, what XNNPACK sets aside for all
+    that is computed between, and addresses by which convolutions reach their inputs. The runtime and the app are not
+    among them. It is known for networks of convolutions and Linear layers; another operator is refused by name.
+
+    Args:
+        bytes: that may be taken.
+        is_mapped: whether the app maps the file, as the samples of ``export_android`` and ``export_ios`` do; False: it
+            reads it, as ExecuTorch's ``Module`` does where it is not told otherwise, so that weights lie in the memory
+            twice while it loads.
+    """
+
+    bytes: int
+    is_mapped: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("Memory.bytes", self.bytes, 1)
+        check_bool("Memory.is_mapped", self.is_mapped)
+
+    def cost(self, costs: Costs) -> NetworkCost:
+        """Return the most bytes at one time.
+
+        Raises:
+            ValueError: the network has operators of which this is not known.
+        """
+        return costs.memory(self.is_mapped)
+
+    def limit(self, dense: float) -> float:
+        """Return the bytes."""
+        return float(self.bytes)
+
+    def amount(self, cost: float) -> str:
+        """Return a cost in words."""
+        return f"{cost:,.0f} bytes of memory"
+
+
+@dataclass(frozen=True)
 class Each(Choice):
     """A network for each of several needs, in one fit: the smaller are cut from the larger, and all share its training.
 
@@ -300,5 +339,5 @@ def final_sparsity(bound: Sequence[Bound]) -> float:
     return min(max(one.share for one in bound), math.nextafter(1.0, 0.0))
 
 
-BUILT_IN: tuple[type[Choice], ...] = (MACs, Params, Size, Latency, Each)
+BUILT_IN: tuple[type[Choice], ...] = (MACs, Params, Size, Latency, Memory, Each)
 """What a recipe names."""

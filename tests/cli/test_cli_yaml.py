@@ -26,6 +26,7 @@ from lightning_prune import (
     LRRewind,
     MACs,
     Magnitude,
+    Memory,
     NOfM,
     OneCycle,
     OneShot,
@@ -176,7 +177,10 @@ def test_every_built_in_part(tmp_path: Path, part: str, value: Any) -> None:
     assert type(getattr(recipe, part)) is type(value)
 
 
-NEEDS = [MACs(0.5), Params(300), Size(2_000), Latency(8.0, "table.json"), Each((MACs(0.6), Params(0.3)))]
+NEEDS = [
+    *(MACs(0.5), Params(300), Size(2_000), Latency(8.0, "table.json"), Memory(9_000)),
+    Each((MACs(0.6), Params(0.3))),
+]
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=repr)

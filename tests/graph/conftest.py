@@ -12,6 +12,7 @@ flow: tests/graph/test_networks.py
 heads: tests/trained/test_rotate_heads.py
 stream: tests/trained/test_rotate.py
 trace: tests/graph/test_groups.py
+activations: tests/graph/test_lowered.py
 rules/contraction: tests/graph/test_rules.py
 rules/einsum: tests/graph/test_rules.py
 rules/elementwise: tests/graph/test_rules.py

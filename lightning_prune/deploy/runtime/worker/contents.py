@@ -55,12 +55,17 @@ def _method(plan: Any, file: PteFile, segments: Sequence[memoryview]) -> dict[st
         kinds.setdefault(type(call).__name__, []).append(call)
     names = [f"{operator.name}.{operator.overload}".rstrip(".") for operator in plan.operators]
     outside = Counter(names[call.op_index] for call in kinds.get("KernelCall", ()))
+    named = {entry.key: segments[entry.segment_index] for entry in file.program.named_data or ()}
     delegated = Counter(call.delegate_index for call in kinds.get("DelegateCall", ()))
-    delegates = []
+    delegates, planned = [], sum(plan.non_const_buffer_sizes[1:])
+    memory: int | None = planned
     for index, delegate in enumerate(plan.delegates):
         payload = _payload(delegate, file, segments)
         inside = xnnpack_graph.operators(payload) if delegate.id == _XNNPACK else None
         calls = delegated[index]
+        within = xnnpack_graph.held_bytes(payload) if delegate.id == _XNNPACK else None
+        packed = {one.identity: len(one.data) for one in xnnpack_graph.constants(payload, named)}
+        memory = None if memory is None or within is None else memory + within + sum(packed.values())
         delegates.append({"backend": delegate.id, "calls": calls, "bytes": len(payload), "operators": inside})
     return {
         "name": plan.name,
@@ -68,7 +73,8 @@ def _method(plan: Any, file: PteFile, segments: Sequence[memoryview]) -> dict[st
         "outputs": [_value(plan.values[index].val) for index in plan.outputs],
         "delegates": delegates,
         "outside": dict(outside.most_common()),
-        "planned_bytes": list(plan.non_const_buffer_sizes[1:]),
+        "planned_bytes": planned,
+        "memory_bytes": memory,
     }
 
 

@@ -1,4 +1,4 @@
-"""What stands in a delegate's payload for XNNPACK: its operators and its constants."""
+"""What stands in a delegate's payload for XNNPACK: its operators, its constants, and what they take of the memory."""
 
 import math
 import struct
@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flatbuffers import number_types
 from flatbuffers.table import Table
+
+from lightning_prune.model.workspace import RESIZED, Step, addresses, workspace
 
 # Fields are counted as in the schema of ExecuTorch 1.4.1, nodes in the order of its XNodeUnion; both are only appended
 # to: https://github.com/pytorch/executorch/blob/v1.4.1/backends/xnnpack/serialization/runtime_schema.fbs#L114
@@ -37,6 +40,32 @@ _MAGIC = slice(4, 8)
 _HEADER = struct.Struct("<IIIQ")
 _HEADER_AT = 10
 _NO_OFFSET = (1 << 64) - 1
+
+
+_UNARY = (
+    *("softmax", "sigmoid", "clamp", "floor", "convert", "sqrt", "ceil", "hardswish", "neg", "square", "abs", "rsqrt"),
+    *("log", "gelu", "tanh", "exp", "sin", "copy", "cos"),
+)
+_BINARY = ("add", "div", "minimum", "mul", "sub", "maximum", "prelu")
+_IN_PLACE = frozenset({*_UNARY, *_BINARY, "elu", "leaky_relu", "reshape"})
+"""Those that may write where they read."""
+_CLAMPED_APART = frozenset({"add", "div", "mul", "sub"})
+"""Those whose bounds XNNPACK makes an operator of its own of."""
+_READS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("linear", "global_avg_pool2d", *_UNARY), (0,)),
+    **dict.fromkeys(("batch_matmul", *_BINARY), (0, 1)),
+    **dict.fromkeys(("elu", "leaky_relu"), (1,)),
+    **dict.fromkeys(("transpose", "resize_bilinear2d", "reshape"), (2,)),
+    **dict.fromkeys(("pad", "slice"), (3,)),
+    **dict.fromkeys(("avg_pool2d", "max_pool2d"), (10,)),
+    **dict.fromkeys(("conv2d", "depthwise_conv2d"), (15,)),
+    "cat": (1, 2, 3, 4, 7),
+}
+"""Operator -> its fields that name what it reads, constants left out."""
+_MAKES = {"linear": 3, "conv2d": 18, "depthwise_conv2d": 18, "cat": 5}
+"""Operator -> its field that names what it makes, where that is not the one after the last that it reads."""
+_WINDOWS = frozenset({"conv2d", "depthwise_conv2d", "max_pool2d", "avg_pool2d"})
+"""Operators with padding, window, stride and dilation as their first ten fields."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +122,58 @@ def constants(payload: memoryview, named: Mapping[str, memoryview]) -> list[Stor
     return read
 
 
+def held_bytes(payload: memoryview) -> int | None:
+    """Return the bytes that XNNPACK sets aside for a run, weights left out; None where that is not known.
+
+    These are the block of all tensors inside, and the addresses by which convolutions, poolings and resizings reach
+    what they read.
+    """
+    graph = _graph(payload)
+    if graph is None:
+        return None
+    shapes, sizes = dict[int, tuple[int, ...]](), dict[int, float]()
+    for value in _tables(graph, 2):
+        tensor = _table(value, 1)
+        if tensor is not None and _number(value, 0, number_types.Uint8Flags) == _QUANTIZED_TENSOR:
+            tensor = _table(tensor, 0)
+        dtype = None if tensor is None else _DTYPES.get(_number(tensor, 0, number_types.Int16Flags))
+        if tensor is None or _field(tensor, 3):  # a constant
+            continue
+        if dtype is None or dtype == "int4":
+            return None
+        shape = tuple(tensor.Get(number_types.Uint32Flags, length) for length in _places(tensor, 2))
+        shapes[_field(tensor, 6)] = shape
+        if not _field(tensor, 5):  # neither an input nor an output
+            sizes[_field(tensor, 6)] = np.dtype(dtype).itemsize * math.prod(shape)
+    steps, pointers, late = list[Step](), 0, max(shapes, default=0)
+    for node in _tables(graph, 1):
+        number, operator = _number(node, 0, number_types.Uint8Flags), _table(node, 1)
+        kind = _NODES[number] if number < len(_NODES) else ""
+        if operator is None or kind not in _READS:
+            return None
+        fields = _READS[kind]
+        reads = tuple(x for x in (_field(operator, field) for field in fields) if x in shapes)
+        makes = _field(operator, _MAKES.get(kind, fields[-1] + 1))
+        if kind in _WINDOWS:
+            height, width, down, across, *dilation = (_field(operator, 4 + place) for place in range(6))
+            is_plain = kind == "conv2d" and (height, width, down, across) == (1, 1, 1, 1)
+            if not is_plain or any(_field(operator, side) for side in range(4)):  # padding
+                window = (height, width), (down, across), dilation
+                pointers += addresses(shapes[makes][1:3], *window, in_rows=kind != "conv2d")
+        elif kind == "resize_bilinear2d":
+            pointers += RESIZED * math.prod(shapes[makes][1:3])
+        late += 1
+        if kind == "batch_matmul":  # its second factor is packed at each run
+            sizes[late] = sizes.get(reads[-1], 0.0)
+            reads = (*reads, late)
+        is_apart = kind in _CLAMPED_APART and _table(node, 3) is not None
+        if is_apart:
+            sizes[late] = 4.0 * math.prod(shapes[makes])
+            steps.append(Step(reads, late, True))
+        steps.append(Step((late,) if is_apart else reads, makes, is_apart or kind in _IN_PLACE))
+    return workspace(steps, sizes)[0] + pointers
+
+
 def _graph(payload: memoryview) -> Table | None:
     if payload[_MAGIC] != b"XH00":
         return None
@@ -104,6 +185,10 @@ def _graph(payload: memoryview) -> Table | None:
 def _slot(field: int) -> int:
     """Return where a table's own table of offsets has a field; fields count from 0, a union takes two."""
     return 4 + 2 * field
+
+
+def _field(table: Table, field: int) -> int:
+    return _number(table, field, number_types.Uint32Flags)
 
 
 def _number(table: Table, field: int, kind: Any) -> int:  # noqa: ANN401
