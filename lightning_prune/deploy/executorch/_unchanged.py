@@ -40,13 +40,18 @@ class Known:
         return [(id(n), n.op, n.args, n.kwargs, id(n.meta.get("val"))) for n in nodes], [n.target for n in nodes]
 
 
-@functools.cache
-def _composite() -> frozenset[Any]:
-    """Return the operators that torch can keep whole where they are made of others."""
-    return frozenset(utils._collect_all_valid_cia_ops())
+@functools.lru_cache(maxsize=1)
+def decompositions(make: Callable[[], Any], registered: int) -> tuple[dict[Any, Any], frozenset[Any]]:
+    """Return the decompositions of a table, and the operators that torch can keep whole though they are made of others.
+
+    Args:
+        make: makes the table.
+        registered: how many such operators there are; both are made anew where a library has brought more.
+    """
+    return make().materialize(), frozenset(utils._collect_all_valid_cia_ops())
 
 
-def decomposing(known: Known) -> Callable[..., ExportedProgram]:
+def decomposing(known: Known, composite: frozenset[Any]) -> Callable[..., ExportedProgram]:
     """Return what decomposes a program as ``ExportedProgram.run_decompositions`` does, if there is something to do.
 
     With an empty table nothing is decomposed, but what changes a tensor in place is replaced; with another one a
@@ -72,8 +77,8 @@ def decomposing(known: Known) -> Callable[..., ExportedProgram]:
         changes = self.graph_signature.buffers_to_mutate or any(each._schema.is_mutable for each in operators)
         if is_same and not changes:
             return self
-        kept |= {each: utils._special_op_to_preserve_cia for each in _composite() - table.keys()}
-        others = {each: function for each, function in table.items() if each not in kept and each not in _composite()}
+        kept |= {each: utils._special_op_to_preserve_cia for each in composite - table.keys()}
+        others = {each: function for each, function in table.items() if each not in kept and each not in composite}
         program = exported_program._decompose_exported_program(
             self,
             cia_to_decomp=kept,

@@ -9,12 +9,13 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.fx import traceback
 from torch.fx.graph import _PyTreeCodeGen
 
-from lightning_prune.deploy.executorch._unchanged import Known, decomposing, passing
+from lightning_prune.deploy.executorch._unchanged import Known, decomposing, decompositions, passing
 from lightning_prune.deploy.executorch.quiet import imported
 
 
@@ -71,7 +72,8 @@ def quick() -> Iterator[None]:
     passes, managers = imported("executorch.exir.pass_base"), imported("executorch.exir.pass_manager")
     lowering = imported("executorch.exir.program._program")
     known = Known()
-    table = lowering._default_decomposition_table().materialize()
+    registered = len(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
+    table, composite = decompositions(lowering._default_decomposition_table, registered)
 
     def nothing(*_: Any) -> None:
         """Verify nothing."""
@@ -79,7 +81,7 @@ def quick() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(quick_graphs())
         for place, name, function in (
-            (ExportedProgram, "run_decompositions", decomposing(known)),
+            (ExportedProgram, "run_decompositions", decomposing(known, composite)),
             (lowering, "_default_decomposition_table", lambda: dict(table)),
             (passes._ExportPassBase, "call", passing(known, passes)),
             (managers.ExportedProgramPassManager, "check", nothing),
