@@ -125,7 +125,7 @@ def test_float_agrees_and_int8_is_identical(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_emulation
 def test_a_probe_runs_there_and_gives_a_table(tmp_path: Path) -> None:
-    image = torch.zeros(1, 3, 40, 40)
+    image = torch.zeros(1, 3, 20, 20)
     probe = export_probe(Wide().eval(), tmp_path / "probe", image, passes=1, rounds=10, points=3)
     result = verify(tmp_path / "probe", tmp_path / "arm.json", script=PROBE)
     if result.returncode == CANNOT_BE_SET_UP:
