@@ -100,6 +100,19 @@ def check_place(path: Path) -> None:
             raise OSError(f"{path} is {words}, which no file replaces: choose another path")
 
 
+def check_file(path: Path) -> None:
+    """Refuse a path at which :func:`whole` could write no file, before anything is computed for it.
+
+    Raises:
+        OSError: its folder is missing, or a folder, a FIFO, a device, a socket or a link to nothing stands there.
+    """
+    check_place(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}, in which {path.name} would lie: create it")
+
+
 def synced(path: Path) -> None:
     """Let what was written to a file or a folder reach the disk, so that a rename never outlives what it names."""
     with suppress(OSError):  # Windows opens no folder, and some file systems know no fsync
@@ -151,9 +164,10 @@ def whole(path: Path) -> Iterator[Path]:
     the other file, and the next call that writes to the folder removes it. Of two processes the later wins whole.
 
     Raises:
-        OSError: a FIFO, a device or a link to nothing stands there, or the folder cannot be written to.
+        OSError: a folder, a FIFO, a device or a link to nothing stands there, or its folder is missing or cannot be
+            written to.
     """
-    check_place(path)
+    check_file(path)
     sweep(path.parent)
     written = beside(path)
     try:

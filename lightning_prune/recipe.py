@@ -102,7 +102,7 @@ class Recipe:
             return
         for need in needs:
             if not isinstance(need, Need):
-                raise TypeError(f"Recipe.need must be one such as MACs(0.3) or several of them, got {need!r}")
+                raise TypeError(f"Recipe.need must be one such as MACs(0.3) or several of them, got {self.need!r:.80}")
         if not needs:
             raise ValueError("Recipe.need is empty: name one such as MACs(0.3), or leave it out")
         if not self.is_structured:

@@ -145,6 +145,15 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_where_no_file_can_be(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=f"^{tmp_path} is a folder: name a file"), whole(tmp_path):
+        pass
+    refused = pytest.raises(FileNotFoundError, match=r"no folder \S+gone, in which a\.json would lie")
+    with refused, whole(tmp_path / "gone" / "a.json"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_planted_link_is_followed(tmp_path: Path) -> None:
     """A predictable temporary name would be: whoever can write to the folder makes it a link to a file of ours."""
     (tmp_path / "mine").write_text("mine")

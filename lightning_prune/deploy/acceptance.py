@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from lightning_prune.deploy.artifact.artifact import Artifact
 from lightning_prune.deploy.backends import XNNPACK, Backend
+from lightning_prune.deploy.backends.base import check_backend
 from lightning_prune.deploy.clock import least_of
 from lightning_prune.deploy.designs import Program
 from lightning_prune.deploy.export import export
 from lightning_prune.deploy.latency_table import Bench
+from lightning_prune.deploy.program.arguments import check_model
 from lightning_prune.deploy.program.eager import example_tensors, folded_copy, isolated
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.documents import scratch
@@ -141,6 +143,7 @@ def accepted(
         the network, and all rounds.
 
     Raises:
+        TypeError: an argument is of another type, or ``make`` returns no module.
         ValueError: the table does not know the dense network, was measured for another backend, or the dense network
             meets the need as it is measured.
         PruningError: none of the networks takes as little.
@@ -155,6 +158,15 @@ def accepted(
     """
     check_whole("tries", tries, 1)
     check_whole("rounds", rounds, 10)
+    check_model(dense)
+    check_backend(backend)
+    if not isinstance(need, Latency):
+        raise TypeError(
+            f"need must be one such as Latency(8.0, table), got {need!r:.60}: prune meets the others exactly"
+        )
+    for name, call in {"make": make, "measure": measure}.items():
+        if not callable(call) and (name, call) != ("measure", None):
+            raise TypeError(f"{name} must be a function, got {call!r:.60}")
     table = need.table if isinstance(need.table, LatencyTable) else LatencyTable.load(need.table)
     inputs = example_tensors(dense, example_inputs)
     shapes = [(tuple(x.shape), x.dtype) for x in inputs]
@@ -167,6 +179,8 @@ def accepted(
         beside, took, here = list[dict[str, Any]](), anchor, bench.table(None)
         if measure is None:
             table.merged(here)  # refused where it was measured otherwise
+            if anchor <= need.ms:
+                raise ValueError(f"the dense network takes {anchor:.4g} ms, which meets {need.ms:g} ms as it is")
             with isolated():
                 beside = bench.lowered([Program(whole, shapes, False)])
         elif table.backend != here.backend:
@@ -178,6 +192,8 @@ def accepted(
             aim = Aim(need.ms, anchor, anchor / took)
         for number in range(tries):
             model = make(replace(need, ms=aim.asked))
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"make must return the pruned model, and returned {model!r:.60}: prune changes its own")
             if measure is None:
                 with isolated():
                     own = bench.lowered([Program(folded_copy(model), shapes, False)])

@@ -31,7 +31,7 @@ from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.program.cells import Piece
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
-from lightning_prune.documents import scratch
+from lightning_prune.documents import check_file, scratch
 from lightning_prune.errors import ExportError
 from lightning_prune.selection.granularity import Channel
 from lightning_prune.selection.latency import LatencyTable
@@ -80,6 +80,7 @@ def latency_table(
         ValueError: fewer than 10 rounds or 3 points, nothing to prune, or the file at ``path`` was measured otherwise.
         ExportError: the model or a cell cannot be run, traced or lowered, the backend does not run here, or the clock
             is too coarse.
+        OSError: no file can be written at ``path``.
         ImportError: ExecuTorch is not installed.
 
     Example:
@@ -92,6 +93,8 @@ def latency_table(
     check_whole("threads", threads, 1)
     check_bool("progress", progress)
     check_whole("rounds", rounds, FEWEST, why=": of fewer there is no lower tenth")
+    if path is not None and not isinstance(path, str | Path):
+        raise TypeError(f"path must name a file, got {path!r:.60}")
     if not backend.runs_here:
         raise ExportError(f"{backend} does not run on this machine, so nothing can be measured for it here")
     file = None if path is None else Path(path)
@@ -154,10 +157,13 @@ class Bench:
             clock="thread" if self.threads == 1 else "wall",
             rounds=self.rounds,
         )
+        if path is not None:
+            check_file(path)
         if path is None or not path.exists():
             return new
+        known = LatencyTable.load(path)
         try:
-            return replace(LatencyTable.load(path).merged(new), rounds=self.rounds)
+            return replace(known.merged(new), rounds=self.rounds)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; name another file") from error
 

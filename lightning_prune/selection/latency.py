@@ -168,8 +168,10 @@ class LatencyTable(Tabular):
         """Return a table with the points and networks of both; where both have one, that of the other.
 
         Raises:
+            TypeError: the other is no table.
             ValueError: they were not measured alike.
         """
+        _check_table(other)
         for name in ("device", "runtime", "backend", "threads", "clock"):
             if (own := getattr(self, name)) != (theirs := getattr(other, name)):
                 raise ValueError(f"tables of another {name} do not go together: {own!r} and {theirs!r}")
@@ -187,7 +189,12 @@ class LatencyTable(Tabular):
         )
 
     def compared(self, other: "LatencyTable") -> Table:
-        """Return a row for each cell that both have, with what the other takes of this one's time."""
+        """Return a row for each cell that both have, with what the other takes of this one's time.
+
+        Raises:
+            TypeError: the other is no table.
+        """
+        _check_table(other)
         rows = []
         for key, cell in self.cells.items():
             if key in other.cells:
@@ -235,6 +242,11 @@ class LatencyTable(Tabular):
                 }
                 return cls(backend=document["backend"], threads=int(document["threads"]), clock="wall", channels=saved)
             return typed(cls, {one.name: document[one.name] for one in fields(cls)})
+
+
+def _check_table(value: object) -> None:
+    if not isinstance(value, LatencyTable):
+        raise TypeError(f"the other must be a LatencyTable, as LatencyTable.load(path) returns it, got {value!r:.60}")
 
 
 def _threads(count: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prune import Latency
+from lightning_prune import Latency, MACs
 from lightning_prune.deploy import XNNPACK, Int8, Portable, accepted
 from lightning_prune.deploy.acceptance import Aim
 from lightning_prune.deploy.designs import Program
@@ -154,3 +154,25 @@ def test_another_network_or_device(need: Latency):
         other = replace(need.table, **{name: value})
         with pytest.raises(ValueError, match=f"tables of another {name} do not go together"):
             accepted(lambda wished: layer(3), Latency(5.0, other), layer(1000), INPUT)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"need": MACs(0.5)}, r"need must be one such as Latency\(8\.0, table\), got MACs"),
+        ({"make": "layer"}, "make must be a function, got 'layer'"),
+        ({"make": lambda wished: None}, "make must return the pruned model, and returned None"),
+        ({"measure": 8.0}, r"measure must be a function, got 8\.0"),
+        ({"dense": "layer"}, "model: got 'layer'"),
+        ({"backend": "xnnpack"}, r"backend: got 'xnnpack', must be a value such as XNNPACK\(\)"),
+    ],
+)
+def test_arguments_of_another_type(need: Latency, changed: dict[str, Any], text: str):
+    wanted: dict[str, Any] = {"make": lambda wished: layer(3), "need": need, "dense": layer(1000)}
+    with pytest.raises(TypeError, match=text):
+        accepted(example_inputs=INPUT, **{**wanted, **changed})
+
+
+def test_a_need_that_the_dense_network_meets(need: Latency):
+    with pytest.raises(ValueError, match="the dense network takes 10 ms, which meets 10 ms as it is"):
+        accepted(lambda wished: layer(3), replace(need, ms=10.0), layer(1000), INPUT)

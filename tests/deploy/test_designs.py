@@ -133,3 +133,17 @@ def test_cells_become_integers_but_for_skipped_ones_on_inputs_of_their_own():
     keys = [[key for key, _ in designed(model, image, each, 3, Channel()).kinds] for each in (plain, XNNPACK())]
     assert keys[0] == keys[1]
     assert [key == own for key, own in zip((key for key, _ in design.kinds), keys[0], strict=True)].count(False) == 1
+
+
+@pytest.mark.skipif(not find_spec("executorch"), reason="needs the extra 'mobile' (executorch)")
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_copy_whose_convolution_has_one_group_left_has_the_cells_of_the_others(window: int):
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, window, groups=4), nn.ReLU(), nn.Conv2d(16, 2, 1)
+    ).eval()
+    design = designed(model, torch.zeros(1, 3, 9, 9), XNNPACK(), 3, Channel())
+    grouped = [piece for key, pieces in design.kinds if len(pieces[0].weights) == 1 for piece in pieces]
+    kept = [layer.groups for whole in design.wholes for layer in whole.module.modules() if isinstance(layer, nn.Conv2d)]
+    assert min(kept[1::3]) == 1 < max(kept[1::3])
+    assert len(design.kinds) == 3
+    assert len(grouped) == 9

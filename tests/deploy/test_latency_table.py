@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -243,6 +243,24 @@ class Bare(nn.Module):
 def test_bad_arguments(model: nn.Module, example: Any, options: dict[str, Any], text: str):
     with pytest.raises(ValueError, match=text):
         latency_table(model, example, **options)
+
+
+@needs_executorch
+def test_a_place_where_no_file_can_be_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(Bench, "measured", None)
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file"):
+        latency_table(small(), EXAMPLE, path=tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder .*gone, in which table\.json would lie: create it"
+    ):
+        latency_table(small(), EXAMPLE, path=tmp_path / "gone" / "table.json")
+    with pytest.raises(TypeError, match="path must name a file, got 3"):
+        latency_table(small(), EXAMPLE, path=cast(Any, 3))
+    (tmp_path / "table.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"^\S+table\.json: the JSON text is no table"):
+        latency_table(small(), EXAMPLE, path=tmp_path / "table.json")
 
 
 @needs_executorch

@@ -169,7 +169,7 @@ class TestFile:
         [
             ({"version": 3}, "of version 3"),
             ({"cells": {}}, "Sequential has 3 cells without a point: measure it again"),
-            ({"cells": 3}, "the table is malformed: TypeError: 3 is no"),
+            ({"cells": 3}, "the table is malformed: TypeError: cells: 3 is no"),
             ({"threads": None}, "the table is malformed: TypeError"),
             ({"networks": [{"name": "x"}]}, "the table is malformed: TypeError.*shapes"),
         ],
@@ -241,6 +241,12 @@ class TestSeveral:
     def test_what_was_measured_otherwise(self, name: str):
         with pytest.raises(ValueError, match=f"tables of another {name} do not go together"):
             TABLE.merged(replace(TABLE, **{name: "3"}))
+
+    @pytest.mark.parametrize("other", [None, "table.json"])
+    def test_with_what_is_no_table(self, other: Any):
+        for call in (TABLE.merged, TABLE.compared):
+            with pytest.raises(TypeError, match=r"the other must be a LatencyTable, as LatencyTable\.load"):
+                call(other)
 
     def test_compared(self):
         cell = TABLE.cells["linear"]

@@ -76,7 +76,10 @@ class Piece:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
             elif node in own:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-                for leaf in pytree.tree_leaves((node.args, node.kwargs)):
+                # traced graphs leave out what is the default, as groups of which the narrow copy has one left
+                schema = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else ()
+                unsaid = [each.default_value for each in schema[len(node.args) :] if each.name not in node.kwargs]
+                for leaf in pytree.tree_leaves((node.args, unsaid, node.kwargs)):
                     if isinstance(leaf, fx.Node) and leaf.op == "get_attr":
                         weight = operator.attrgetter(str(leaf.target))(network)
                         tokens.extend(map(str, getattr(weight, "shape", ("constant",))))
