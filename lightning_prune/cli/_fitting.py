@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from lightning_prune.cli._commands import recipe_parts
 from lightning_prune.cli.references import load, made
-from lightning_prune.documents import scratch
+from lightning_prune.documents import check_file, scratch
 from lightning_prune.errors import PruningError
 from lightning_prune.tables import lines
+from lightning_prune.values import check_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,13 +127,27 @@ def _needs(arguments: argparse.Namespace, backend: "Backend") -> "list[Need]":
 def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
     """Return what the program is written for: "android", "ios", or "" for the file alone.
 
+    What cannot be written is refused here, before minutes go into it.
+
     Raises:
-        ValueError: it cannot be written there, or the system has no such backend.
+        ValueError: it cannot be written there, the system has no such backend, or an option lacks its other.
+        OSError: a file cannot be written there.
+        ExportError: what stands there is no export's.
     """
     from lightning_prune.cli._options import check_output
+    from lightning_prune.deploy.artifact.files import replaced, staged
 
     output, name = arguments.output, backend.name
     check_output(output)
+    if output.suffix == ".pt":
+        raise ValueError(f"--output: got {output}, the name of a checkpoint: write a folder, or {output}e")
+    with staged(output) if output.suffix == ".pte" else replaced(output):
+        for path in filter(None, (output.with_suffix(".pt"), arguments.report, arguments.table)):
+            check_file(path)
+    if arguments.table is not None and arguments.latency_ms is None:
+        raise ValueError(f"--table {arguments.table} says what takes how long: add --latency-ms, or leave it out")
+    if arguments.max_drop is not None:
+        check_number("--max-drop", arguments.max_drop, 0, why=": it is a drop of the metric, in its own unit")
     if output.suffix == ".pte":
         if arguments.app is not None:
             raise ValueError(

@@ -369,7 +369,13 @@ class TestMilliseconds:
         (("--need", "params=10000"), "as it is: nothing has to be pruned"),
         (("--max-drop", 0.1, "--measure-on", "net.py:unlabelled"), "0.1 is a drop of a metric, and none is named"),
         (("--need", "macs=0.5", "--measure-on", "net.py:data"), "measure_on is data for a metric, and none is named"),
-        (("--max-drop", -1, "--metric", "net.py:accuracy"), "max_drop must be a number at least 0"),
+        (("--max-drop", -1, "--metric", "net.py:accuracy"), "error: --max-drop must be a number at least 0"),
+        (("--max-drop", "nan", "--latency-ms", 1), "error: --max-drop must be a number at least 0, got nan"),
+        (("--need", "macs=0.1", "--table", "table.json"), "--table table.json says what takes how long"),
+        (("--latency-ms", 1, "--table", "."), "error: . is a folder: name a file"),
+        (("--need", "macs=0.1", "--report", "no/page.html"), "error: there is no folder no, in which page.html"),
+        (("--need", "macs=0.1", "-o", "model.pt"), "the name of a checkpoint: write a folder, or model.pte"),
+        (("--need", "macs=0.1", "-o", __file__), "is a file: choose the path of a folder"),
         (("--max-drop", 0.1, "--metric", "net.py:nothing"), "metric nothing of the dense model is nan"),
         (("--need", "macs=0.1", "--backend", "coreml", "--app", "android"), "a program of coreml does not run there"),
         (("--need", "macs=0.1", "--backend", "vulkan", "--app", "ios"), "a program of vulkan does not run there"),
@@ -390,6 +396,7 @@ def test_what_is_refused(
     assert (code, out) == (2, "")
     assert text in err
     assert "Traceback" not in err
+    assert "error: " not in text or "fit-to: pruning" not in err  # before anything is computed
     assert list(tmp_path.iterdir()) == []
 
 
