@@ -106,9 +106,11 @@ def probe_here(arguments: argparse.Namespace) -> None:
     """Run a probe on this machine and write what it found."""
     from lightning_prune.cli._options import check_output
     from lightning_prune.deploy import Probe, run_probe
+    from lightning_prune.documents import check_file
 
     output: Path = arguments.output
     check_output(output)
+    check_file(output)
     results = run_probe(arguments.folder, memory=arguments.memory, progress=sys.stderr.isatty())
     results.save(output)
     failed = f"; {len(results.failed)} failed" if results.failed else ""

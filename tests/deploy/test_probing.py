@@ -101,6 +101,8 @@ def test_what_cannot_be_run(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(["probe", str(tmp_path), "-o", str(tmp_path / "out.json")]) == 2
     assert "is not the file" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+    assert main(["probe", str(folder), "-o", str(tmp_path)]) == 2
+    assert "is a folder: name a file" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # coremltools leaves its folders
