@@ -3,23 +3,30 @@
 A network is trained, its latency table is measured, and `deploy.accepted` brings it down to shares of the dense time:
 by the widths that the table and Fisher's scores choose, and, as rivals, by `Global(cost="macs")` and by `Uniform()`, of
 which other MACs are asked until their time is as close. *Of the need* is the measured time over what was wished, in the
-session that accepted it; *score* what is kept of the sum of Fisher's scores of all channels; *repaired* the accuracy
-without training, *tuned* after some epochs.
+session that accepted it; *score* what is kept of the sum of Fisher's scores of all channels; *at equal time* the
+score at the very need, between the two tries that lie around it; *repaired* the accuracy without training, *tuned*
+after some epochs; *predicted* the table's milliseconds over the measured ones. mobilenet and resnet are networks of
+those shapes for digits of 48x48.
 
     python -m benchmarks.accepted characters
     python -m benchmarks.accepted digits --widths 32 64 --shares 0.5 --seeds 3 --tune 4
+    python -m benchmarks.accepted mobilenet --shares 0.3
 """
 
 import argparse
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from benchmarks.tasks import accuracy, fit, loss, quiet, seen, task
+from benchmarks.removal_speed import mobilenet, resnet
+from benchmarks.tasks import Task, accuracy, fit, loss, quiet, seen, task
 from lightning_prune import Channel, Fisher, Global, Latency, MACs, OneShot, Recipe, Uniform, prune
 from lightning_prune.deploy import accepted, latency_table
 from lightning_prune.errors import PruningError
@@ -29,33 +36,61 @@ from lightning_prune.selection.costs import widths_within
 from lightning_prune.selection.targets import Targets
 
 WAYS: dict[str, dict[str, Any]] = {
-    "by the table": {},
-    "Global(cost=macs)": {"allocation": Global(cost="macs")},
-    "Uniform": {"allocation": Uniform()},
+    "table": {},
+    "macs": {"allocation": Global(cost="macs")},
+    "uniform": {"allocation": Uniform()},
 }
+
+LARGE: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "mobilenet": (mobilenet, ()),
+    "resnet": (resnet, (32,)),
+}
+
+
+def named(name: str) -> Task:
+    """Return the task of this name, or digits of 48x48 in three equal colours for the network of this name."""
+    if name not in LARGE:
+        return task(name)
+    small, (make, widths) = task("digits"), LARGE[name]
+
+    def enlarged(data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return interpolate(data[0], (48, 48)).repeat(1, 3, 1, 1), data[1]
+
+    return replace(
+        small, name=name, train=enlarged(small.train), test=enlarged(small.test), make=make, widths=widths, adam=True,
+        rate=2e-3, smoothing=0.0, first=12,
+    )  # fmt: skip
 
 
 def main() -> None:
     """Print a row for each seed, share and way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("digits", "characters"))
+    parser.add_argument("task", choices=("digits", "characters", *LARGE))
     parser.add_argument("--widths", type=int, nargs="+", help="of the dense network; those of the task unless given")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="of the dense time")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=list(WAYS), help="table comes first: it tells scores"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, help="of the dense training; those of the task unless given")
     parser.add_argument("--tune", type=int, default=0, help="epochs from there on")
     parser.add_argument("--tries", type=int, default=5)
     args = parser.parse_args()
     quiet()
-    chosen = task(args.task)
+    chosen = named(args.task)
     table = None
-    print("seed share way                tries  of the need   score  repaired  tuned")
+    print("seed share way      tries  of the need   score  at equal time  repaired  tuned  predicted  widths")
     for seed in range(args.seeds):
         torch.manual_seed(1000 + seed)
         dense = fit(chosen.make(*(args.widths or chosen.widths)), chosen, args.epochs or chosen.first, seed).eval()
         table = table or latency_table(dense, chosen.example, points=5, progress=False)
         whole, data = table.networks[0].anchors[0].milliseconds, seen(chosen, 8, seed)
-        print(f"{seed:4}     1 dense, {whole:.4f} ms{'':33}{accuracy(dense, chosen):8.1f}", flush=True)
+        print(f"{seed:4}     1 dense, {whole:.4f} ms{'':48}{accuracy(dense, chosen):8.1f}", flush=True)
+        cost = table.cost(
+            units_of(Channel(), Targets(), dense, (chosen.example,)),  # type: ignore[arg-type]
+            {name: x.numel() for name, x in dense.state_dict().items()},
+            [tuple(chosen.example.shape)],
+        )
         values: dict[str, np.ndarray] = {}
 
         def noted(units: Any, candidates: Any, *rest: Any, values: Any = values) -> Any:  # noqa: ANN401
@@ -65,9 +100,15 @@ def main() -> None:
             return widths_within(units, candidates, *rest)
 
         for share in args.shares:
-            for way, options in WAYS.items():
+            for way in args.ways:
+                scores, widths = list[float](), list[dict[str, int]]()
 
-                def make(need: Latency, options: dict[str, Any] = options) -> nn.Module:
+                def make(
+                    need: Latency,
+                    options: dict[str, Any] = WAYS[way],
+                    scores: list[float] = scores,
+                    widths: list[dict[str, int]] = widths,
+                ) -> nn.Module:
                     net = copy.deepcopy(dense)  # noqa: B023 - called in this turn
                     wished = MACs(need.ms / whole) if options else need  # noqa: B023
                     recipe = Recipe(
@@ -75,20 +116,27 @@ def main() -> None:
                     )
                     with mock.patch.object(pruner, "widths_within", noted):
                         prune(net, recipe, data, loss=loss, progress=False)  # noqa: B023
+                    left = units_of(Channel(), Targets(), net, (chosen.example,)).sizes
+                    widths.append({name: left.get(name, 1) for name in values})  # noqa: B023
+                    kept = sum(own[: widths[-1][name]].sum() for name, own in values.items())  # noqa: B023
+                    scores.append(float(kept / sum(own.sum() for own in values.values())))  # noqa: B023
                     return net.eval()
 
                 try:
                     done = accepted(make, Latency(share * whole, table), dense, chosen.example, tries=args.tries)
                 except (PruningError, ValueError) as error:
-                    print(f"{seed:4} {share:5} {way:18} refused: {error}", flush=True)
+                    print(f"{seed:4} {share:5} {way:8} refused: {error}", flush=True)
                     continue
-                left = units_of(Channel(), Targets(), done.model, (chosen.example,)).sizes
-                kept = sum(own[: left.get(name, 1)].sum() for name, own in values.items())
-                score = kept / sum(own.sum() for own in values.values())
-                of_need = done.rounds[done.chosen].milliseconds / done.need.ms
-                told = f"{len(done.rounds):5} {of_need:12.3f} {score:7.1%} {accuracy(done.model, chosen):9.1f}"
+                of_need = [each.milliseconds / done.need.ms for each in done.rounds]
+                order = np.argsort(of_need)
+                equal = np.interp(1.0, np.take(of_need, order), np.take(scores, order), right=np.nan)
+                told = f"{len(of_need):5} {of_need[done.chosen]:12.3f} {scores[done.chosen]:7.1%} {equal:14.1%}"
+                told += f" {accuracy(done.model, chosen):9.1f}"
                 tuned = accuracy(fit(done.model, chosen, args.tune, seed, slower=2), chosen) if args.tune else np.nan
-                print(f"{seed:4} {share:5} {way:18} {told} {tuned:6.1f}", flush=True)
+                left = widths[done.chosen]
+                predicted = cost.left({name: len(own) - left[name] for name, own in values.items()})
+                ratio = predicted / done.rounds[done.chosen].milliseconds
+                print(f"{seed:4} {share:5} {way:8} {told} {tuned:6.1f} {ratio:9.3f}  {[*left.values()]}", flush=True)
 
 
 if __name__ == "__main__":
