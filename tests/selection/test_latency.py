@@ -85,6 +85,22 @@ class TestCost:
         assert own.total == pytest.approx(network_ms(24, 40))
         assert next(iter(own.holders({}))) == "2.weight"
 
+    def test_between_whole_programs_it_is_interpolated_and_terms_are_above_a_limit_where_it_is(self):
+        widths = [(first, second) for first in (3, 8, 12, 17, 24) for second in (5, 11, 25, 40)]
+        dense, narrow = TABLE.networks[0].anchors
+        # in the middle the network is faster than its cells tell
+        middle = Anchor((((12, 8),), ((20, 12),), ((4, 20),)), 0.6 * network_ms(12, 20), 0.001)
+        curved = replace(TABLE.networks[0], anchors=(dense, narrow, middle))
+        own = cost(Latency(0.1, replace(TABLE, networks=(curved,))))
+        for anchor, gone in ((dense, (0, 0)), (narrow, (21, 35)), (middle, (12, 20))):
+            assert own.left({"0": gone[0], "2": gone[1]}) == pytest.approx(anchor.milliseconds)
+        for limit in (0.03, middle.milliseconds, 0.08, 0.12):
+            constant, terms = own.terms({"0": range(1, 25), "2": range(1, 41)}, limit)
+            for first, second in widths:
+                places = {"0": first - 1, "2": second - 1}
+                total = constant + sum(float(table[tuple(places[n] for n in names)]) for names, table in terms)
+                assert (total > limit) == (own.left({"0": 24 - first, "2": 40 - second}) > limit)
+
     def test_a_network_comes_down_to_it_and_keeps_whole_steps(self):
         model, data = network(), [torch.randn(64, 8) for _ in range(2)]
         recipe = Recipe(granularity=Channel(), need=Latency(0.1, TABLE), schedule=OneShot(), criterion=Fisher())
