@@ -62,8 +62,8 @@ def named(name: str) -> Task:
     )  # fmt: skip
 
 
-def main() -> None:
-    """Print a row for each seed, share and way."""
+def asked() -> argparse.Namespace:
+    """Return the arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("digits", "characters", *LARGE))
     parser.add_argument("--widths", type=int, nargs="+", help="of the dense network; those of the task unless given")
@@ -75,7 +75,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the dense training; those of the task unless given")
     parser.add_argument("--tune", type=int, default=0, help="epochs from there on")
     parser.add_argument("--tries", type=int, default=5)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print a row for each seed, share and way."""
+    args = asked()
     quiet()
     chosen = named(args.task)
     table = None

@@ -30,7 +30,7 @@ def fit_model(arguments: argparse.Namespace) -> None:
     from torchmetrics import Metric
 
     from lightning_prune.cli._backends import chosen_backend
-    from lightning_prune.cli._judging import Judge, exported, judged_by
+    from lightning_prune.cli._judging import Judge, Stopwatch, exported, judged_by
     from lightning_prune.cli._models import example
     from lightning_prune.cli._options import labels, save
     from lightning_prune.data.batches import DataModule, loader_of
@@ -70,7 +70,8 @@ def fit_model(arguments: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     with scratch() as folder:
-        judge = Judge(arguments, options, folder, _tell)
+        watch = None if arguments.latency_ms is None else Stopwatch(arguments, options, folder, _tell)
+        judge = Judge(arguments, options, folder, watch)
         model, pruned = _pruned(arguments, needs, pruning, judge)
     save(model, output.with_suffix(".pt"))
     _tell(f"exporting to {backend.name} and running the file{f', for {app}' if app else ''}")

@@ -193,20 +193,15 @@ class Judge:
         arguments: of the command.
         options: of the export.
         folder: for files that are only judged.
-        tell: is called with what is being done.
+        watch: where milliseconds are asked for.
     """
 
     def __init__(
-        self,
-        arguments: argparse.Namespace,
-        options: Mapping[str, Any],
-        folder: Path,
-        tell: Callable[[str], object],
+        self, arguments: argparse.Namespace, options: Mapping[str, Any], folder: Path, watch: Stopwatch | None
     ) -> None:
-        self._options, self._folder, self._asked = options, folder, arguments.max_drop
-        self.drop: float | None = arguments.max_drop
+        self._options, self._folder, self.watch = options, folder, watch
+        self._asked = self.drop = arguments.max_drop
         self._has_integers = options["backend"].quantization is not None and "metric" in options
-        self.watch = None if arguments.latency_ms is None else Stopwatch(arguments, options, folder, tell)
 
     @property
     def is_needed(self) -> bool:

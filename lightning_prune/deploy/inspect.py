@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning_prune.deploy.artifact.manifest import methods_of, sha256_of
 from lightning_prune.deploy.program.arguments import check_seconds, program_path
-from lightning_prune.deploy.program.signature import Feed, describe_shape
+from lightning_prune.deploy.program.signature import Feed, check_methods_told, check_told, describe_shape
 from lightning_prune.deploy.runtime.child import TIMEOUT
-from lightning_prune.deploy.runtime.model import check_methods_told, check_told, checked_manifest, read_contents
+from lightning_prune.deploy.runtime.model import checked_manifest, read_contents
 from lightning_prune.errors import ExportError
 from lightning_prune.model.state import State
 from lightning_prune.tables import escaped

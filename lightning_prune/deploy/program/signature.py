@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from lightning_prune.deploy.program.structure import named_leaves
 from lightning_prune.errors import ExportError
+
+Sides = Sequence[Any]
+"""Largest shape, and name of the element type, of an input or an output."""
 
 DTYPES = {
     "uint8": torch.uint8,
@@ -189,4 +193,37 @@ def check_labels(labels: Sequence[str] | None, outputs: Sequence[TensorSpec]) ->
         wanted = f"give one label per class, {first.shape[1]} in all" if len(first.shape) == 2 else "give at least one"
         raise ValueError(
             f"labels: got {len(labels)} for output {first.name!r} of shape {describe_shape(first.shape)}; {wanted}"
+        )
+
+
+def check_methods_told(path: Path, told: Iterable[str], methods: Iterable[str]) -> None:
+    """Refuse a .pte whose methods that take something are others than those that are said of it."""
+    if set(told) != set(methods):
+        raise ExportError(
+            f"{path} has the methods {', '.join(methods) or 'none'}, which is not what is said of it"
+            f" ({', '.join(told)}): export the model again"
+        )
+
+
+def check_told(path: Path, spec: MethodSpec, inputs: Sequence[Sides], outputs: Sequence[Sides]) -> None:
+    """Refuse a .pte whose method takes or gives something else than is said of it.
+
+    Args:
+        path: of the file, for the error.
+        spec: what is said.
+        inputs: largest shape and dtype of each, as the file has them.
+        outputs: the same; where sizes vary they are bounds, and none of what is said may be above.
+    """
+    varies = any(one.dynamic for one in (*spec.inputs, *spec.outputs))
+    is_so = [len(side) for side in (inputs, outputs)] == [len(spec.inputs), len(spec.outputs)]
+    for told, found, is_bound in ((spec.inputs, inputs, False), (spec.outputs, outputs, varies)):
+        for one, (shape, dtype) in zip(told, found, strict=False):
+            largest = [one.range_of(dim)[1] for dim in range(len(one.shape))]
+            is_so &= (dtype_name(one.dtype), len(largest)) == (dtype, len(shape))
+            is_so &= all(n <= bound if is_bound else n == bound for n, bound in zip(largest, shape, strict=False))
+    if not is_so:
+        takes, gives = (", ".join(f"{describe_shape(s)} {dtype}" for s, dtype in each) for each in (inputs, outputs))
+        raise ExportError(
+            f"{path} takes {takes or 'no input'} and gives {gives or 'no output'}, which is not what is said of it"
+            f" ({', '.join(map(str, spec.inputs))}; {', '.join(map(str, spec.outputs))}): export the model again"
         )

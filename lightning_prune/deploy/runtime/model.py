@@ -3,7 +3,7 @@
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from lightning_prune.deploy.program.signature import (
     DTYPES,
     MethodSpec,
     TensorSpec,
+    check_methods_told,
+    check_told,
     describe,
-    describe_shape,
     dtype_name,
     takes,
 )
@@ -32,8 +33,6 @@ from lightning_prune.deploy.runtime.turns import Turn
 from lightning_prune.errors import ExportError
 from lightning_prune.values import check_whole
 
-Sides = Sequence[Any]
-"""Largest shape, and name of the element type, of an input or an output."""
 AS_MUCH_AS_THERE_IS = 2**62
 """Memory for files that this very process has made."""
 _ROOM = 2**28
@@ -324,39 +323,6 @@ def _undescribed(path: Path, method: str, timeout: float, data_path: Path | None
             sides_of.append(TensorSpec(name, shape, DTYPES[value["dtype"]], dynamic))
         sides.append(tuple(sides_of))
     return MethodSpec(*sides)
-
-
-def check_methods_told(path: Path, told: Iterable[str], methods: Iterable[str]) -> None:
-    """Refuse a .pte whose methods that take something are others than those that are said of it."""
-    if set(told) != set(methods):
-        raise ExportError(
-            f"{path} has the methods {', '.join(methods) or 'none'}, which is not what is said of it"
-            f" ({', '.join(told)}): export the model again"
-        )
-
-
-def check_told(path: Path, spec: MethodSpec, inputs: Sequence[Sides], outputs: Sequence[Sides]) -> None:
-    """Refuse a .pte whose method takes or gives something else than is said of it.
-
-    Args:
-        path: of the file, for the error.
-        spec: what is said.
-        inputs: largest shape and dtype of each, as the file has them.
-        outputs: the same; where sizes vary they are bounds, and none of what is said may be above.
-    """
-    varies = any(one.dynamic for one in (*spec.inputs, *spec.outputs))
-    is_so = [len(side) for side in (inputs, outputs)] == [len(spec.inputs), len(spec.outputs)]
-    for told, found, is_bound in ((spec.inputs, inputs, False), (spec.outputs, outputs, varies)):
-        for one, (shape, dtype) in zip(told, found, strict=False):
-            largest = [one.range_of(dim)[1] for dim in range(len(one.shape))]
-            is_so &= (dtype_name(one.dtype), len(largest)) == (dtype, len(shape))
-            is_so &= all(n <= bound if is_bound else n == bound for n, bound in zip(largest, shape, strict=False))
-    if not is_so:
-        takes, gives = (", ".join(f"{describe_shape(s)} {dtype}" for s, dtype in each) for each in (inputs, outputs))
-        raise ExportError(
-            f"{path} takes {takes or 'no input'} and gives {gives or 'no output'}, which is not what is said of it"
-            f" ({', '.join(map(str, spec.inputs))}; {', '.join(map(str, spec.outputs))}): export the model again"
-        )
 
 
 def checked_manifest(path: Path) -> dict[str, Any] | None:
