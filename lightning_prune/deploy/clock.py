@@ -13,7 +13,7 @@ from lightning_prune.errors import ExportError
 
 _PASSES = 4
 """Times that all programs are loaded anew. The places that memory gives to weights decide what they push out of the
-caches: of twelve copies of one program of 15 MB, in one session the fastest took 3.1 ms and the slowest 3.8."""
+caches: `python -m benchmarks.settling` found 8.0 to 9.5 ms for a program of 45 MB that was loaded twelve times."""
 _SECONDS = 30.0
 """For all rounds together; there are two at least in each pass."""
 FEWEST = 10

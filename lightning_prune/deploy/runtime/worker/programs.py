@@ -20,8 +20,8 @@ Place = Mapping[str, Any]
 
 
 _SETTLING, _MEASURED = 8, 4
-"""Runs of a turn that do not count, and that do. On two cores that shared their cache with other machines a network of
-45 MB took 12.6 ms at its second run, 10.1 at its sixth, 8.6 to 9.7 from the tenth on; one of 13 MB 3.0, 2.7 and 2.7."""
+"""Runs of a turn that do not count, and that do: `python -m benchmarks.settling` found 12.6, 11.7 and 10.6 ms at the
+first, second and sixth run of a network of 45 MB and 10.2 in the end; 4.9, 4.3, 2.8 and 2.7 ms of one of 15 MB."""
 _TOO_LARGE = "it may take {:,}, or eight times its size: where that is too little, pass memory= with more bytes"
 
 

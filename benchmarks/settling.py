@@ -1,0 +1,67 @@
+"""How many runs does a program take until its time settles, and how much does it change when it is loaded anew?
+
+Two networks like ResNet-18, dense and at .55 of all widths, are run one after the other, each many times in a row, on
+one thread by its processor time; a row for each tells the median of the runs over the rounds. Then each is loaded
+several times and timed when it has settled.
+
+    python -m benchmarks.settling
+"""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.removal_speed import NETWORKS
+from lightning_prune import Channel, Compaction, channel_groups, compact
+from lightning_prune.deploy import XNNPACK, export
+from lightning_prune.deploy.executorch import native
+from lightning_prune.deploy.program.eager import folded_copy
+from lightning_prune.run.binding import units_of
+from lightning_prune.selection.targets import Targets
+
+RUNS, ROUNDS, LOADS = 16, 12, 12
+
+
+def main() -> None:
+    """Print both tables."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    dense, image = folded_copy(NETWORKS["resnet"]().eval()), torch.zeros(1, 3, 96, 96)
+    narrow, sizes = folded_copy(dense), units_of(Channel(), Targets(), dense, image).sizes
+    keep = {name: range(math.ceil(0.55 * size)) for name, size in sizes.items()}
+    compact(narrow, Compaction.from_keep(channel_groups(dense, image), keep))
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for name, network in {"dense": dense, "narrow": narrow}.items():
+            export(network, Path(folder) / f"{name}.pte", backend=XNNPACK(), example_inputs=image)
+        native.set_threads(1)
+
+        def loaded(name: str) -> native.RuntimeMethod:
+            return native.load(f"{folder}/{name}.pte", "forward", None, clone=False)
+
+        def times(method: native.RuntimeMethod) -> list[float]:
+            marks = [time.thread_time_ns()]
+            for _ in range(RUNS):
+                method.run([image])
+                marks.append(time.thread_time_ns())
+            return list(np.diff(marks) / 1e6)
+
+        methods = {name: loaded(name) for name in ("dense", "narrow")}
+        told: dict[str, list[list[float]]] = {name: [] for name in methods}
+        for _ in range(ROUNDS):
+            for name, method in methods.items():
+                told[name].append(times(method))
+        for name, rounds in told.items():
+            print(f"{name:7} run by run, ms: {' '.join(f'{ms:.2f}' for ms in np.median(rounds, axis=0))}", flush=True)
+        for name in methods:
+            settled = [
+                float(np.quantile([times(own)[-4:] for _ in range(5)], 0.1)) for own in map(loaded, LOADS * [name])
+            ]
+            print(f"{name:7} loaded {LOADS} times, ms: {min(settled):.2f} to {max(settled):.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
