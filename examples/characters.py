@@ -40,7 +40,7 @@ def train(model: L.LightningModule, data: list[DataLoader], epochs: int, *callba
     L.Trainer(max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", **quiet).fit(model, *data[:2])
 
 
-def main(times: int = 8, epochs: int = 12, width: int = 16, folder: Path = Path()) -> Artifact:
+def main(times: int = 8, epochs: int = 12, width: int = 16, folder: Path = Path("out")) -> Artifact:
     """Train, cut, prune and export; return the verified file.
 
     Args:
@@ -49,14 +49,13 @@ def main(times: int = 8, epochs: int = 12, width: int = 16, folder: Path = Path(
         width: channels of the first layer.
         folder: of the file.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     sets = [glyphs(times), characters(5 * times, seed=1), characters(5 * times, TEST_FONTS, seed=2)]
     dense = Reader(width)
     train(dense, loaders(*sets), epochs)
 
     subset = lp.keep_classes(dense, classes=DIGITS, labels=LABELS, loader=loaders(*sets)[2])
-    print(
-        f"The head is cut from {len(LABELS)} classes to {len(DIGITS)}; right answers of the same network:\n{subset}\n"
-    )
+    print(f"Cut from {len(LABELS)} classes to {len(DIGITS)}; right answers of the same network:\n{subset}\n")
 
     guard = lp.Guard("val_acc", "max", max_drop=0.005)
     callback = lp.PruningCallback(RECIPE, guard=guard, distillation=lp.Distillation(temperature=4.0, weight=0.5))

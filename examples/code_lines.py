@@ -66,8 +66,9 @@ class Reader(PruningMixin, L.LightningModule):
         return float(right.float().mean())
 
 
-def main(epochs: int = 3, most: int = 1500, path: Path = Path("code_lines.pte")) -> dict[str, object]:
+def main(epochs: int = 3, most: int = 1500, path: Path = Path("out/code_lines.pte")) -> dict[str, object]:
     """Train, prune, export; return the accuracy before and after on lines of files that were not trained on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
     data, unseen = split(most)
     train = DataLoader(data, 128, shuffle=True)

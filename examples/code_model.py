@@ -47,8 +47,9 @@ class Writer(PruningMixin, L.LightningModule):
         return float(losses.mean() / torch.log(torch.tensor(2.0)))
 
 
-def main(texts: int = 4800, folder: Path = Path(), **sizes: int) -> dict[str, dict[str, float]]:
+def main(texts: int = 4800, folder: Path = Path("out"), **sizes: int) -> dict[str, dict[str, float]]:
     """Train, prune, export and complete; return what is printed, by decoder."""
+    folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
     train, test = split(texts)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}

@@ -1,6 +1,6 @@
 """Three recipes and the small dense network side by side on handwritten digits, with a report page.
 
-python examples/compare.py    # writes compare.html; about a minute on one core
+python examples/compare.py    # writes out/compare.html; about a minute on one core
 """
 
 from dataclasses import replace
@@ -58,8 +58,9 @@ class Net(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=5e-3)
 
 
-def main(epochs: int = 15, seeds: int = 3, width: int = 32, path: Path = Path("compare.html")) -> Path:
+def main(epochs: int = 15, seeds: int = 3, width: int = 32, path: Path = Path("out/compare.html")) -> Path:
     """Compare, train the first recipe once more under a guard, and write the page; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     images, labels = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(images).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels))
     rest, val = torch.utils.data.random_split(data, (0.8, 0.2), torch.Generator().manual_seed(0))

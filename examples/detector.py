@@ -4,7 +4,7 @@ It learns from random weights on shapes that numpy draws; a guard watches the me
 Dense, pruned, and pruned in 8 bits are exported and run in the ExecuTorch runtime, whose boxes are drawn on an image.
 
     pip install ultralytics pycocotools         # ultralytics is AGPL-3.0: see docs/detection.md before you ship it
-    python examples/detector.py                 # some eight minutes on one core; writes detector.png
+    python examples/detector.py                 # some eight minutes on one core; writes out/detector.png
 """
 
 import copy
@@ -28,7 +28,7 @@ RECIPE = lp.Recipe(
 HEAD = ("network.model.23:*", "network.model.23.dfl")
 
 
-def main(count: int = 384, epochs: int = 16, folder: Path = Path()) -> dict[str, float]:
+def main(count: int = 384, epochs: int = 16, folder: Path = Path("out")) -> dict[str, float]:
     """Train, prune, export and draw; return the mean average precision of what the runtime gives for each file.
 
     Args:
@@ -36,6 +36,7 @@ def main(count: int = 384, epochs: int = 16, folder: Path = Path()) -> dict[str,
         epochs: of the dense network, and as many of the pruned one.
         folder: of the files and the picture.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
     train, val, test = loader(count, 0, shuffle=True), loader(64, 10**6), loader(64, 2 * 10**6)
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_model_summary": False}

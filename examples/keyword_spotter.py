@@ -27,7 +27,7 @@ RECIPE = lp.Recipe(
 )
 
 
-def main(clips: int = 700, voices: int = 12, seconds: float = 180, epochs: int = 8, folder: Path = Path()) -> dict:
+def main(clips: int = 700, voices: int = 12, seconds: float = 180, epochs: int = 8, folder: Path = Path("out")) -> dict:
     """Train, prune, export and count; return what is printed for each file.
 
     Args:
@@ -37,6 +37,7 @@ def main(clips: int = 700, voices: int = 12, seconds: float = 180, epochs: int =
         epochs: of the dense network, and as many of the pruned one.
         folder: of the files.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
     learnt, guarded = streams(10**6, clips, 4), streams(10**5, clips // 6, 4)
     choosing, counting = streams(1000, voices, seconds), streams(2000, voices, seconds)

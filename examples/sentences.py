@@ -90,8 +90,9 @@ def exported(model: Encoder, path: Path, seen: Tensor, is_small: bool) -> Runtim
     return RuntimeModel(path, threads=1)
 
 
-def main(train: int = 8000, test: int = 400, epochs: int = 1, folder: Path = Path()) -> dict[str, dict[str, float]]:
+def main(train: int = 8000, test: int = 400, epochs: int = 1, folder: Path = Path("out")) -> dict[str, dict]:
     """Prune, distil, export, search; return what the table shows, by encoder."""
+    folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
     dense = Encoder()
     texts, others = sentences()

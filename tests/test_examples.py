@@ -1,5 +1,6 @@
 """The examples and the code blocks of the documentation run."""
 
+import ast
 import doctest
 import json
 import os
@@ -104,6 +105,16 @@ class TestExamples:
         rows = re.findall(r"^ *(dense|channels|elements) .* (\d+\.\d\d)x$", capsys.readouterr().out, re.MULTILINE)
         assert [name for name, _ in rows] == ["dense", "channels", "elements"]
         assert rows[0] == ("dense", "1.00")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_what_an_example_writes_lies_where_git_does_not_look(path: Path) -> None:
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"/out/", "/examples/*/model/"} <= set(ignored)
+    mains = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    for default in (default for node in mains if node.name == "main" for default in node.args.defaults):
+        where = ast.unparse(default)
+        assert not where.startswith("Path(") or where.startswith(("Path('out')", "Path('out/")), f"{where} of {path}"
 
 
 NOTEBOOKS = sorted(path.name for path in (ROOT / "examples").glob("*.ipynb"))
