@@ -54,8 +54,55 @@ tagger = Tagger().eval()
 """
 
 
+REPEATING = """
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+from lightning_prune import deploy
+
+def make():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():  # a quarter of the units, four times
+        for layer, axis in ((net[0].weight, 0), (net[0].bias, 0), (net[2].weight, 1)):
+            layer.copy_(torch.cat([layer.narrow(axis, 0, 8)] * 4, axis))
+    return net.eval()
+
+def data():
+    torch.manual_seed(1)
+    inputs = torch.randn(128, 8)
+    with torch.no_grad():
+        labels = make()(inputs).argmax(1)
+    return [(inputs[:64], labels[:64]), (inputs[64:], labels[64:])]
+
+def others():  # half of whose labels are wrong
+    (inputs, labels), _ = data()
+    return [(inputs, (labels + torch.arange(64) % 2) % 4)]
+
+def accuracy():
+    return MulticlassAccuracy(4, average="micro")
+
+def share_wrong(model, batch):
+    return float((model(batch[0]).argmax(1) != batch[1]).float().mean())
+
+def nothing(model, batch):
+    return float("nan")
+
+def unlabelled():
+    return [inputs for inputs, _ in data()]
+
+portable = deploy.Portable()
+"""
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """Return the exit code, and what went to both outputs."""
     code = main([str(argument) for argument in arguments])
     said = capsys.readouterr()
     return code, said.out, said.err
+
+
+def fit_to(capsys: pytest.CaptureFixture[str], net: Path, *options: object) -> tuple[int, str, str]:
+    """Return the same of ``fit-to`` on a file that holds :data:`REPEATING`; options call it net.py."""
+    named = ("--model", f"{net}:make", "--data", f"{net}:data")
+    return run(capsys, "fit-to", *named, *(str(option).replace("net.py", str(net)) for option in options))

@@ -3,7 +3,7 @@
 _backends: tests/cli/test_cli.py
 _commands: tests/cli/test_cli.py
 _fitting: tests/cli/test_fitting.py
-_judging: tests/cli/test_fitting.py
+_judging: tests/cli/test_judging.py
 _models: tests/cli/test_cli.py
 _options: tests/cli/test_cli.py
 main: tests/cli/test_cli.py
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_cases import DATA
+from cli_cases import DATA, REPEATING
 from support import Net, loader, trainer
 
 from lightning_prune import Channel, OneShot, PruningCallback, Recipe
@@ -31,3 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit.fit(Net(), loader())
     fit.save_checkpoint(folder / "last.ckpt")
     return folder
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("fitting") / "net.py"
+    file.write_text(REPEATING)
+    return file
