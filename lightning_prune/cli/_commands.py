@@ -26,7 +26,7 @@ ALLOCATIONS = {name.lower(): name for name in ("Global", "Uniform", "ERK")}
 def prune_model(arguments: argparse.Namespace) -> None:
     """Prune a trained model, write it as a checkpoint and print what was done."""
     from lightning_prune.cli._models import example, loaded_model
-    from lightning_prune.cli._options import check_output, measured_by, save
+    from lightning_prune.cli._options import check_output, check_together, measured_by, save
     from lightning_prune.data.batches import DataModule
     from lightning_prune.recipe import Recipe
     from lightning_prune.schedules import OneShot
@@ -38,6 +38,7 @@ def prune_model(arguments: argparse.Namespace) -> None:
     if not 0 < kept < 1:
         raise ValueError(f"--keep-{what}: got {kept:g}, must be a share between 0 and 1")
     check_output(output)
+    check_together(arguments)
     parts: dict[str, Any] = recipe_parts(arguments) | {"granularity": Element() if what == "weights" else Channel()}
     if what in ("macs", "params"):
         parts["count"] = what

@@ -32,7 +32,7 @@ def fit_model(arguments: argparse.Namespace) -> None:
     from lightning_prune.cli._backends import chosen_backend
     from lightning_prune.cli._judging import Judge, Stopwatch, exported, judged_by
     from lightning_prune.cli._models import example
-    from lightning_prune.cli._options import labels, save
+    from lightning_prune.cli._options import check_together, labels, save
     from lightning_prune.data.batches import DataModule, loader_of
     from lightning_prune.deploy import export, export_android, export_ios
     from lightning_prune.deploy.executorch.quiet import require_executorch
@@ -43,6 +43,7 @@ def fit_model(arguments: argparse.Namespace) -> None:
         arguments.int8 = arguments.data
     backend, output = chosen_backend(arguments), arguments.output
     needs, app = _needs(arguments, backend), _app(arguments, backend)
+    check_together(arguments)
     require_executorch()
     data = made(arguments.data, (Iterable, DataModule))
     judging = None if arguments.measure_on is None else made(arguments.measure_on, (Iterable, DataModule))
@@ -147,6 +148,8 @@ def _app(arguments: argparse.Namespace, backend: "Backend") -> str:
             check_file(path)
     if arguments.table is not None and arguments.latency_ms is None:
         raise ValueError(f"--table {arguments.table} says what takes how long: add --latency-ms, or leave it out")
+    if arguments.threads is not None and arguments.latency_ms is None:
+        raise ValueError(f"--threads {arguments.threads} is how files are timed: add --latency-ms, or leave it out")
     if arguments.max_drop is not None:
         check_number("--max-drop", arguments.max_drop, 0, why=": it is a drop of the metric, in its own unit")
     if output.suffix == ".pte":

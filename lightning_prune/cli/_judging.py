@@ -108,7 +108,7 @@ class Stopwatch:
         folder: Path,
         tell: Callable[[str], object],
     ) -> None:
-        self.limit, self._threads = arguments.latency_ms, arguments.threads
+        self.limit, self._threads = arguments.latency_ms, 1 if arguments.threads is None else arguments.threads
         check_number("--latency-ms", self.limit, above=0)
         check_whole("--threads", self._threads, 1)
         backend, example = options["backend"], options["example_inputs"]

@@ -46,6 +46,23 @@ def labels(text: str | None) -> list[str] | None:
     return None if text is None else [label.strip() for label in text.split(",")]
 
 
+def check_together(arguments: argparse.Namespace) -> None:
+    """Refuse what would do nothing beside the other options of ``prune`` and ``fit-to``.
+
+    Raises:
+        ValueError: a loss that the criterion does not look at, or a direction where nothing is measured against it.
+    """
+    criterion = arguments.criterion
+    if arguments.loss is not None and criterion not in (None, "taylor", "fisher"):
+        raise ValueError(
+            f"--loss {arguments.loss} is for --criterion taylor or fisher, and {criterion} looks at no loss: choose one"
+            " of them, or leave --loss out"
+        )
+    if arguments.lower_is_better and (arguments.metric is None or arguments.max_drop is None):
+        lacking = "--metric net.py:error" if arguments.metric is None else "--max-drop 0.01"
+        raise ValueError(f"--lower-is-better says what a drop of a metric is: add {lacking}, or leave it out")
+
+
 def check_output(path: Path) -> None:
     """Refuse an output that could not be written, before anything is computed for it.
 

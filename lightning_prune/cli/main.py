@@ -121,7 +121,7 @@ def _fit_to(found: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     )
     parser.add_argument("--latency-ms", type=float, metavar="MS", help="of a run on this machine; files are timed")
     parser.add_argument("--table", type=Path, metavar="FILE", help="latency table that is used, and grows")
-    parser.add_argument("--threads", type=int, default=1, help="of the ExecuTorch runtime, for --latency-ms (1)")
+    parser.add_argument("--threads", type=int, help="of the ExecuTorch runtime, for --latency-ms (1)")
     _add_pruning(parser)
     _add_backend(parser, nargs="?", const="")
     parser.add_argument("--app", choices=("android", "ios"), help="for which the module is (coreml: ios, else android)")

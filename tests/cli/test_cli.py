@@ -173,6 +173,14 @@ class TestPrune:
             (("--keep-macs", 0.5, "--data", "{}:number"), "a loader or another iterable of batches is needed"),
             (("--keep-macs", 0.5, "--samples", 4), "LeastSquares.samples"),
             (("--keep-macs", 0.5, "--metric", "{}:loss_"), "has no 'loss_'"),
+            (
+                ("--keep-macs", 0.5, "--loss", "{}:loss", "--criterion", "magnitude"),
+                "magnitude looks at no loss: choose",
+            ),
+            (
+                ("--keep-macs", 0.5, "--metric", "{}:share_right", "--lower-is-better"),
+                "a metric is: add --max-drop 0.01",
+            ),
             (("--keep-macs", 0.5, "-o", "no/where/small.pt"), "/no/where; create it: mkdir -p no/where"),
         ],
     )
