@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_prune.deploy.clock import COARSEST, FEWEST, least_of
 from lightning_prune.deploy.designs import BORDER, Measured, border_of, with_points
+from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.deploy.program.signature import DTYPES
 from lightning_prune.deploy.runtime.turns import interquartile_range
 from lightning_prune.documents import Form, loaded, typed, whole
@@ -168,10 +169,11 @@ class Probe:
         """Return the plan in a folder that :func:`export_probe` wrote, or of its file.
 
         Raises:
+            TypeError: the folder is no path.
             FileNotFoundError: no plan is there.
             ValueError: it is none, or of another version.
         """
-        path = Path(folder)
+        path = given_path(folder, "folder", "probe")
         return loaded(path / PLAN if path.is_dir() else path, cls.from_json)
 
     def table(self, results: "ProbeResults | str | Path") -> LatencyTable:
@@ -181,10 +183,13 @@ class Probe:
             results: of this plan, or the path of their file.
 
         Raises:
+            TypeError: they are neither.
             FileNotFoundError: no such file.
             ValueError: they are of another plan or runtime, holes are in them, or the clock of the device is too
                 coarse.
         """
+        if not isinstance(results, ProbeResults | str | Path):
+            raise TypeError(f"results: got {results!r:.60}, must be what run_probe returns, or the path of its file")
         found = results if isinstance(results, ProbeResults) else ProbeResults.load(results)
         if found.plan != self.digest:
             raise ValueError(
@@ -288,8 +293,12 @@ class ProbeResults:
             return typed(cls, {one.name: document[one.name] for one in fields(cls)})
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file, whole or not at all."""
-        with whole(Path(path)) as written:
+        """Write them to a file, whole or not at all.
+
+        Raises:
+            TypeError: it is no path.
+        """
+        with whole(given_path(path, example="results.json")) as written:
             written.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
@@ -297,7 +306,8 @@ class ProbeResults:
         """Return what a device wrote.
 
         Raises:
+            TypeError: it is no path.
             FileNotFoundError: no such file.
             ValueError: it holds no results.
         """
-        return loaded(Path(path), cls.from_json)
+        return loaded(given_path(path, example="results.json"), cls.from_json)

@@ -21,6 +21,7 @@ from lightning_prune.deploy.designs import (
 from lightning_prune.deploy.executorch.quiet import require_executorch
 from lightning_prune.deploy.latency_table import Bench, device, runtime
 from lightning_prune.deploy.probe import PLAN, WHOLE, Probe, ProbeInput, ProbeProgram, ProbeResults
+from lightning_prune.deploy.program.arguments import given_path
 from lightning_prune.deploy.program.eager import isolated
 from lightning_prune.deploy.runtime.child import CHILD
 from lightning_prune.deploy.runtime.model import room_of
@@ -138,6 +139,7 @@ def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool =
         raw nanoseconds; ``results.save(path)`` writes them.
 
     Raises:
+        TypeError: the folder is no path, or another argument is of another type.
         FileNotFoundError: there is no plan.
         ValueError: it is none or of another version, or there is no memory.
         ExportError: a file is missing or damaged, or ExecuTorch is of another version than the plan.
@@ -150,7 +152,7 @@ def run_probe(folder: str | Path, *, memory: int | None = None, progress: bool =
     check_bool("progress", progress)
     if memory is not None:
         check_whole("memory", memory, 1)
-    folder = Path(folder).resolve()
+    folder = given_path(folder, "folder", "probe").resolve()
     probe = Probe.load(folder)
     if (here := runtime()) != probe.runtime:
         raise ExportError(f"{folder} was written for {probe.runtime}, and here is {here}: export it again")

@@ -190,6 +190,16 @@ class TestDocuments:
     def test_names_from_a_plan_move_no_cursor(self):
         assert r"for T\nwo\x1b[2J on" in str(replace(probe(), name="T\nwo\x1b[2J"))
 
+    @pytest.mark.parametrize("value", [None, 3, b"probe"])
+    def test_what_is_no_path_is_refused_by_the_argument(self, plan: Probe, value: Any):
+        with pytest.raises(TypeError, match=r"folder: got .*, must be a path, as in folder='probe'"):
+            Probe.load(value)
+        for call in (ProbeResults.load, results(plan).save):
+            with pytest.raises(TypeError, match=r"path: got .*, must be a path, as in path='results\.json'"):
+                call(value)
+        with pytest.raises(TypeError, match=r"results: got .*, must be what run_probe returns, or the path of"):
+            plan.table(value)
+
     def test_another_folder(self, tmp_path: Path):
         with pytest.raises(FileNotFoundError):
             Probe.load(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,12 @@ def test_a_turn_may_span_files_and_a_program_that_fails_is_told_by_its_name(fold
     assert {len(times) for times in results.nanoseconds.values()} == {40}
     with pytest.raises(ValueError, match="1 of 21 programs failed on"):
         Probe.load(tmp_path).table(results)
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_what_is_no_path_is_refused_by_the_argument(value: Any):
+    with pytest.raises(TypeError, match=r"folder: got .*, must be a path, as in folder='probe'"):
+        run_probe(value)
 
 
 def test_what_cannot_be_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
