@@ -252,7 +252,7 @@ class Each(Choice):
     A tuple of needs asks for one network that meets all of them.
 
     Args:
-        needs: in any order; on its way to the one that asks for most the fit stops at each of the others.
+        needs: no two alike, in any order; on its way to the one that asks for most the fit stops at each of the others.
 
     Example:
         >>> Each((MACs(0.6), MACs(0.3))).needs[1]
@@ -267,6 +267,8 @@ class Each(Choice):
             raise TypeError(f"Each.needs must be several needs, as in Each((MACs(0.6), MACs(0.3))), got {needs!r:.80}")
         if len(needs) < 2:
             raise ValueError("Each makes a network for each of several needs: name two at least, or leave it out")
+        if twice := [need for number, need in enumerate(needs) if need in needs[:number]]:
+            raise ValueError(f"Each.needs names {twice[0]} twice, and one network meets both: name each need once")
         object.__setattr__(self, "needs", tuple(needs))  # YAML gives a list
 
 

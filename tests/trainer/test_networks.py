@@ -199,6 +199,9 @@ def test_several_recipes_with_networks_and_odd_values() -> None:
     assert PruningCallback(recipe()).networks == ()
     with pytest.raises(ValueError, match="Each makes a network for each of several needs"):
         Each((Params(0.5),))
+    with pytest.raises(ValueError, match=r"Each\.needs names Params\(left=0\.5\) twice"):
+        Each([Params(0.5), MACs(0.5), Params(0.5)])  # type: ignore[arg-type]
+    assert len(Each((Params(0.5), Params(50))).needs) == 2  # which may come to the same, by the network
     for odd in (Params(0.5), "ab", (Params(0.5), 3)):
         with pytest.raises(TypeError, match=r"Each\.needs must be several needs"):
             Each(odd)  # type: ignore[arg-type]
