@@ -73,9 +73,13 @@ def probe_plans() -> list[dict[str, Any]]:
         "widths of one whole": (one, "whole programs"), "widths of three wholes": (three, "2 whole programs"),
         "no widths": (good.replace('"anchors"', '"widths"'), "anchors"),
         **{f"turn {n}": (good.replace('"turn": 2', f'"turn": {n}', 1), "turn")
-           for n in ("-1", "1000001", "9223372036854775807", "1e300", "1.5", '"2"', "true", "null", "[2]")},
+           for n in ("-1", "1000001", str(2**63 - 1), "1e300", "1.5", "2.0", "2e0", '"2"', "true", "null", "[2]")},
         # Kotlin's reader of JSON refuses the number before anything is known of it
         "a turn of 65 bits": (good.replace('"turn": 2', f'"turn": {2**64}', 1), ""),
+        "a version of 1.0": (good.replace('"version": 1', '"version": 1.0'), "version"),
+        "threads of 1.0": (good.replace('"threads": 1', '"threads": 1.0'), "threads"),
+        "rounds of 3.0": (good.replace('"rounds": 3', '"rounds": 3.0'), "rounds"),
+        "a size of 8.0": (good.replace("[1, 8]", "[1, 8.0]"), "shape"),
         "no turn": (good.replace('"turn": 2,', "", 1), "turn"),
     }  # fmt: skip
     if good in [damaged for damaged, _ in refused.values()]:

@@ -16,6 +16,8 @@ public struct ProbePlan: Equatable, Sendable {
   public static let version = 1
   private static let whole = "whole"
   private static let most = 1_000_000
+  /// Keys of whole numbers.
+  private static let counted: Set<String> = ["version", "threads", "passes", "rounds", "turn", "shape"]
 
   /// The sha256 of the plan's bytes, by which results name it.
   public let digest: String
@@ -48,6 +50,7 @@ public struct ProbePlan: Equatable, Sendable {
   public init(_ bytes: Data) throws {
     let head = try ProbePlan.decode(HeadFile.self, bytes)
     guard head.format == ProbePlan.format else { throw ModelError("this is no plan of a probe: copy the folder again") }
+    try ProbePlan.checkWhole(bytes)
     guard head.version == ProbePlan.version else {
       throw ModelError("the plan is of version \(head.version), and this app reads \(ProbePlan.version): update the app")
     }
@@ -87,6 +90,32 @@ public struct ProbePlan: Equatable, Sendable {
       return try JSONDecoder().decode(type, from: bytes)
     } catch {
       throw ModelError("no plan of a probe, or an incomplete one: \(error)")
+    }
+  }
+
+  /// Refuses 2.0 where 2 is meant: Foundation's decoder takes it for an Int, the readers in Kotlin and Python refuse it.
+  ///
+  /// The bytes are JSON, so that a point or an "e" outside of texts is part of a number, or of true and false.
+  private static func checkWhole(_ bytes: Data) throws {
+    var key = ""
+    var text: [UInt8] = []
+    var isQuoted = false
+    var isEscaped = false
+    for byte in bytes {
+      if isQuoted {
+        isQuoted = isEscaped || byte != UInt8(ascii: "\"")
+        isEscaped = !isEscaped && byte == UInt8(ascii: "\\")
+        text.append(byte)
+      } else if byte == UInt8(ascii: "\"") {
+        isQuoted = true
+        text = []
+      } else if byte == UInt8(ascii: ":") {
+        key = String(decoding: text.dropLast(), as: UTF8.self)
+      } else if byte == UInt8(ascii: ".") || byte == UInt8(ascii: "e") || byte == UInt8(ascii: "E") {
+        guard !counted.contains(key) else {
+          throw ModelError("the plan is incomplete: \"\(key)\" is no whole number")
+        }
+      }
     }
   }
 
