@@ -46,7 +46,11 @@ def copies_in(model: nn.Module, pruned: Collection[str], reached: Collection[str
         for path in paths if originals else ():
             is_part = any(_is_under(outer, path) for outer in copies)
             if not is_part and unreached.issuperset(inside[path]):
-                distances = {original: _distance(model, path, original) for original in originals}
+                own = list(model.get_submodule(path).parameters())
+                distances = {}
+                for original in originals:
+                    pairs = zip(own, model.get_submodule(original).parameters(), strict=True)
+                    distances[original] = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
                 copies[path] = min(originals, key=distances.__getitem__)
     return copies
 
@@ -54,11 +58,6 @@ def copies_in(model: nn.Module, pruned: Collection[str], reached: Collection[str
 def _is_under(path: str, name: str) -> bool:
     """Say whether a name lies inside the module of a path; nothing does in the whole model's, which is no copy."""
     return bool(path) and name.startswith(f"{path}.")
-
-
-def _distance(model: nn.Module, path: str, original: str) -> float:
-    pairs = zip(model.get_submodule(path).parameters(), model.get_submodule(original).parameters(), strict=True)
-    return sum(float((a.detach() - b.detach()).double().square().sum()) for a, b in pairs)
 
 
 def with_copies(

@@ -61,7 +61,9 @@ def kept_state(model: nn.Module) -> Iterator[Callable[[], tuple[str, ...]]]:
     ]
 
     def is_changed(now: Tensor | None, buffer: Tensor, value: Tensor, mark: tuple[int, int]) -> bool:
-        return now is not buffer or _mark(buffer) != mark or not _same(buffer, value)
+        if now is not buffer or _mark(buffer) != mark or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            return True
+        return not buffer.is_meta and not bool(((buffer == value) | (buffer != buffer)).all())  # NaN stays NaN
 
     def changed() -> tuple[str, ...]:
         return tuple(
@@ -120,10 +122,3 @@ def outside_buffers(model: nn.Module) -> dict[str, tuple[Tensor, tuple[int, int]
 def _mark(buffer: Tensor) -> tuple[int, int]:
     """Return what changes where a buffer is written, or is given other memory."""
     return 0 if buffer.is_inference() else buffer._version, 0 if buffer.is_meta else buffer.data_ptr()
-
-
-def _same(tensor: Tensor, value: Tensor) -> bool:
-    """Whether two tensors are alike, NaN included."""
-    if tensor.shape != value.shape or tensor.dtype != value.dtype:
-        return False
-    return tensor.is_meta or bool(((tensor == value) | (tensor != tensor)).all())

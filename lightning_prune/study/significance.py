@@ -89,17 +89,16 @@ class Significance(Tabular, Mapping[str, Tensor]):
     def table(self) -> Table:
         """Return a row for each target or channel group, with the range of each criterion's scores."""
         head = ["", "units", *(f"{name}: lowest, median, highest" for name in self.tables)]
-        rows = [[name, f"{self[name].numel():,}", *(_spread(t[name]) for t in self.tables.values())] for name in self]
+        rows = list[list[str]]()
+        for name in self:
+            rows.append([name, f"{self[name].numel():,}"])
+            for scores in (own[name] for own in self.tables.values()):
+                there = scores[scores > -torch.inf].double()
+                span = (there.min(), there.median(), there.max()) if there.numel() else ()
+                rows[-1].append("  ".join(f"{float(score):.2e}" for score in span) or "all removed")
         deletion = () if self.deletion is None else (str(self.deletion),)
         note = "\n".join((*(f"left out: {why}" for why in self.left_out.values()), *deletion))
         return Table(head, rows, note=note)
-
-
-def _spread(scores: Tensor) -> str:
-    there = scores[scores > -torch.inf].double()
-    if not there.numel():
-        return "all removed"
-    return f"{float(there.min()):.2e}  {float(there.median()):.2e}  {float(there.max()):.2e}"
 
 
 def significance(

@@ -119,7 +119,10 @@ def _quiet_output() -> Iterator[None]:
 
 @contextmanager
 def _known_lines() -> Iterator[None]:
-    filters = [(logging.getLogger(name), _without(pattern)) for name, pattern in _LOGGED.items()]
+    filters: list[tuple[logging.Logger, Callable[[logging.LogRecord], bool]]] = [
+        (logging.getLogger(name), lambda record, pattern=pattern: pattern.match(record.getMessage()) is None)
+        for name, pattern in _LOGGED.items()
+    ]
     filters += [(logging.getLogger(name), _below_warning) for name in _INFORMING]
     for logger, known in filters:
         logger.addFilter(known)
@@ -144,10 +147,6 @@ def _same_handlers() -> Iterator[None]:
         root.setLevel(level)
         for handler in [h for h in root.handlers if h not in before]:
             root.removeHandler(handler)
-
-
-def _without(pattern: re.Pattern[str]) -> Callable[[logging.LogRecord], bool]:
-    return lambda record: pattern.match(record.getMessage()) is None
 
 
 @contextmanager

@@ -104,19 +104,17 @@ def by_operator(rules: Mapping[Any, Rule]) -> Rewrite:
         for node in list(program.graph_module.graph.nodes):
             rule = rules.get(node.target) if node.op == "call_function" and node.users else None
             new = rule(editor.at(node), node) if rule is not None else None
-            if new is not None and new is not node and not _is_output_twice(node, new):
+            if new is None or new is node:
+                continue
+            # an input, or what is an output already, is no output in the node's place
+            is_taken = new.op == "placeholder" or any(user.op == "output" for user in new.users)
+            if not (is_taken and any(user.op == "output" for user in node.users)):
                 editor.replace(node, new)
                 changed += 1
         editor.finish()
         return changed
 
     return rewrite
-
-
-def _is_output_twice(node: Node, new: Node) -> bool:
-    """Whether an input, or what is an output already, would become an output in the node's place."""
-    into_output = any(user.op == "output" for user in node.users)
-    return into_output and (new.op == "placeholder" or any(user.op == "output" for user in new.users))
 
 
 def shape_of(node: Node) -> list[Any]:

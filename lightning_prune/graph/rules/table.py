@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from lightning_prune.graph.flow import Flow, Rule
+from lightning_prune.graph.flow import Rule
 from lightning_prune.graph.rules import contraction, elementwise, layout, normalisation, parts, recurrent, writing
 from lightning_prune.graph.rules.einsum import einsum
 from lightning_prune.graph.rules.families import (
@@ -148,13 +148,9 @@ def rule_of(call: Call) -> Rule | None:
     if not isinstance(call.node.target, torch._ops.OpOverload):
         return None
     if call.operator.startswith(("_assert", "sym_", "_guard")):
-        return _nothing
+        return lambda call, flow: None  # checks return no tensor
     name = base_name(call.operator)
     is_other_overload = name in REDUCTIONS and isinstance(call.get("other"), fx.Node)
     if name in RULES and not is_other_overload:
         return RULES[name]
     return elementwise.pointwise if is_pointwise(call) else None
-
-
-def _nothing(call: Call, flow: Flow) -> None:
-    """Checks return no tensor."""
