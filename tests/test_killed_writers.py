@@ -78,7 +78,7 @@ def writes_again(folder: Path) -> None:
 
 def stand_in(folder: Path, text: str) -> None:
     """Put a program and weights in place as an export does."""
-    from benchmarks.hostile import MANIFEST  # it makes a nested tensor, of which torch warns
+    from benchmarks.mutated import MANIFEST  # it makes a nested tensor, of which torch warns
 
     with staged(folder / "m.pte", external_weights=True) as place:
         assert place.data is not None

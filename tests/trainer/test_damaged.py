@@ -142,7 +142,7 @@ def test_by_name(content: dict[str, Any], folder: Path, change: Callable[[dict[s
 
 @pytest.mark.slow
 def test_one_value_of_a_checkpoint_changed(content: dict[str, Any], folder: Path) -> None:
-    from benchmarks.hostile import ODD, mutated  # it makes a nested tensor, of which torch warns
+    from benchmarks.mutated import ODD, mutated  # it makes a nested tensor, of which torch warns
 
     # Lightning copies the states of callbacks before these get them, which torch cannot with nested tensors
     copied = [value for value in ODD if not (isinstance(value, torch.Tensor) and value.is_nested)]
