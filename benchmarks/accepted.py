@@ -74,7 +74,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, help="of the dense training; those of the task unless given")
     parser.add_argument("--tune", type=int, default=0, help="epochs from there on")
-    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--tries", type=int, default=6)
     return parser.parse_args()
 
 

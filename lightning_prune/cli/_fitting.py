@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_prune.selection.needs import Need
     from lightning_prune.trained import Pruned
 
-_SEARCHES = 3
+_SEARCHES = 5
 """At most, where files are judged too: each goes by what the file of the one before cost and took."""
 
 
@@ -181,7 +181,8 @@ def _pruned(
     from lightning_prune.selection.granularity import Channel
     from lightning_prune.selection.needs import MACs
 
-    watch, best, problem = judge.watch, [], ""
+    watch = judge.watch
+    made: list[tuple[nn.Module, Pruned, str]] = []
     towards = ", ".join([*arguments.need, *([] if watch is None else [f"{watch.limit:g} ms"])])
     for _ in range(_SEARCHES):
         model = loaded_model(arguments.model, arguments.checkpoint, is_trusted=arguments.trust)
@@ -203,19 +204,22 @@ def _pruned(
             return model, pruned
         _tell("exporting, to see what the file costs")
         problem = judge.problem(model, pruned)
-        if watch is not None and unmet and not watch.last.is_kept:  # the table may have asked for too much
-            raise PruningError(f"{unmet}\n{watch.table(pruned)}")
+        made.append((model, pruned, problem))
         if watch is not None:
-            _tell(f"{watch.last.milliseconds:.3g} ms, {watch.last.reason}")
-        if not problem:
-            best = [(model, pruned)] if not best or watch is None or watch.is_best else best
-            if watch is None or watch.is_close:
-                break
-        elif judge.drop is not None and judge.drop < 0:
+            if unmet and not watch.attempts[-1].is_kept:  # the table may have asked for too much
+                raise PruningError(f"{unmet}\n{watch.table(pruned)}")
+            _tell(f"{watch.attempts[-1].milliseconds:.3g} ms, {watch.attempts[-1].reason}")
+        if judge.drop is not None and judge.drop < 0:
             break
-    if not best:
-        raise PruningError(problem)
-    return best[0]
+        if not problem and (watch is None or watch.is_over):
+            break
+    fast = range(len(made)) if watch is None else [n for n, each in enumerate(watch.attempts) if each.is_kept]
+    fits = [number for number in fast if not made[number][2]]
+    if not fits:
+        slow = "" if watch is None else f"{watch.limit:g} ms are not reached. Tried:\n{watch.table(made[-1][1])}"
+        raise PruningError(made[-1][2] or slow)
+    model, pruned, _ = made[max(fits, key=lambda number: 0.0 if watch is None else watch.attempts[number].cost)]
+    return model, pruned
 
 
 def _tell(text: str) -> None:

@@ -123,7 +123,8 @@ class Stopwatch:
             remember(model, learnt(arguments_of(model, batch)))
         tell("exporting the dense network and timing it")
         self._dense = exported(export, model, folder / "dense.pte", options)
-        self.dense_ms = milliseconds({"dense": self._dense}, threads=self._threads)["dense"]
+        self._files = {"dense": self._dense}
+        self.dense_ms = milliseconds(self._files, threads=self._threads)["dense"]
         if self.dense_ms <= self.limit:
             raise ValueError(
                 f"--latency-ms {self.limit:g}: the network takes {self.dense_ms:.3g} ms as it is, and nothing has to be"
@@ -134,7 +135,8 @@ class Stopwatch:
         self._table = latency_table(model, example, backend=backend, path=arguments.table, threads=self._threads)
         self._predicted = self._table.networks[-1].anchors[0].milliseconds
         self._aim = Aim(self.limit, self._predicted, self._predicted / self.dense_ms)
-        self._attempts: list[Attempt] = []
+        self.attempts: list[Attempt] = []
+        """The files, in their order; each is timed again beside those after it."""
 
     @property
     def need(self) -> Latency:
@@ -142,30 +144,23 @@ class Stopwatch:
         return Latency(self._aim.asked, self._table)
 
     @property
-    def last(self) -> Attempt:
-        """The file that was timed last."""
-        return self._attempts[-1]
-
-    @property
-    def is_close(self) -> bool:
-        """Whether the last file takes hardly less than it may."""
-        return self._aim.is_close(self.last.milliseconds or 0.0)
-
-    @property
-    def is_best(self) -> bool:
-        """Whether no other file that is fast enough takes longer than the last, so that it is the largest of them."""
-        return self.last is max((one for one in self._attempts if one.is_kept), key=lambda one: one.cost, default=None)
+    def is_over(self) -> bool:
+        """Whether a file takes hardly less than it may, or none is chosen between it and the next."""
+        return self._aim.is_over
 
     def time(self, artifact: Artifact, pruned: Pruned) -> None:
-        """Time a file, and aim anew."""
-        both = milliseconds({"dense": self._dense, "pruned": artifact}, threads=self._threads)
-        taken = both["pruned"]
-        share, asked = 1 - taken / both["dense"], 1 - self._aim.asked / self._predicted
+        """Time a file in turns with the dense one and those before it, and aim anew."""
+        asked = 1 - self._aim.asked / self._predicted
         value = artifact.metrics.get("executorch", pruned.metric_after)
         value = math.nan if value is None else value
-        told = "within" if taken <= self.limit else f"{taken / self.limit - 1:.1%} too long"
-        found = Attempt(share, asked, pruned.left, pruned.after.effective_macs, value, told == "within", told, taken)
-        self._attempts.append(found)
+        self.attempts.append(Attempt(0.0, asked, pruned.left, pruned.after.effective_macs, value, False, ""))
+        self._files[str(len(self.attempts))] = artifact
+        dense, *taken = milliseconds(self._files, threads=self._threads).values()
+        for number, (attempt, each) in enumerate(zip(self.attempts, taken, strict=True)):
+            is_kept = each <= self.limit
+            told = "within" if is_kept else f"{each / self.limit - 1:.1%} too long"
+            timed = replace(attempt, share=1 - each / dense, is_kept=is_kept, reason=told, milliseconds=each)
+            self.attempts[number] = timed
         self._aim.tell(taken)
 
     def table(self, pruned: Pruned) -> Table:
@@ -174,7 +169,7 @@ class Stopwatch:
         sizes = f"{pruned.before.parameters:,}", f"{pruned.before.macs or 0:,}"
         value = "" if measured is None else f"{measured:.4f}"
         rows: list[tuple[str, ...]] = [("dense", f"{self.dense_ms:.3g}", "100%", *sizes, value, "")]
-        for number, one in enumerate(self._attempts, 1):
+        for number, one in enumerate(self.attempts, 1):
             value = "" if math.isnan(one.metric) else f"{one.metric:.4f}"
             sizes = f"{one.parameters:,}", f"{one.macs or 0:,}"
             rows.append((str(number), f"{one.milliseconds:.3g}", f"{1 - one.share:.1%}", *sizes, value, one.reason))
@@ -183,7 +178,7 @@ class Stopwatch:
 
     def tried(self, measured: Tried) -> Tried:
         """Return the networks that were timed, in place of those that were not."""
-        return replace(measured, counted="time", milliseconds=self.dense_ms, attempts=tuple(self._attempts))
+        return replace(measured, counted="time", milliseconds=self.dense_ms, attempts=tuple(self.attempts))
 
 
 class Judge:
@@ -201,6 +196,7 @@ class Judge:
     ) -> None:
         self._options, self._folder, self.watch = options, folder, watch
         self._asked = self.drop = arguments.max_drop
+        self._count = 0
         self._has_integers = options["backend"].quantization is not None and "metric" in options
 
     @property
@@ -209,13 +205,14 @@ class Judge:
         return self.watch is not None or (self._has_integers and self.drop is not None)
 
     def problem(self, model: nn.Module, pruned: Pruned) -> str:
-        """Export a model and say what is wrong with the file; "" where nothing is.
+        """Export a model, time the file, and say what its integers cost too much; "" where they do not.
 
         Changes:
             the drop that is left to pruning, and the milliseconds that it aims at.
         """
         tried, problem = pruned.tried, ""
-        artifact = exported(export, model, self._folder / "model.pte", self._options)
+        self._count += 1
+        artifact = exported(export, model, self._folder / f"{self._count}.pte", self._options)
         if tried is not None and tried.best is not None and self._has_integers:
             guard = Guard(tried.metric, "max" if tried.higher_is_better else "min", self._asked)
             cost = artifact.metrics["eager"] - artifact.metrics["executorch"]
@@ -228,6 +225,4 @@ class Judge:
                 )
         if self.watch is not None:
             self.watch.time(artifact, pruned)
-            if not self.watch.last.is_kept:
-                problem = problem or f"{self.watch.limit:g} ms are not reached. Tried:\n{self.watch.table(pruned)}"
         return problem

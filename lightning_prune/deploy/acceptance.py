@@ -28,15 +28,17 @@ _CLOSE = 0.97
 """Of the need: a network that takes no less than this leaves nothing to be chosen again."""
 _AIM = 0.985
 """Of the need: in the middle of what is close."""
+_SAME = 1.005
+"""Milliseconds that are asked for are as good as the same below this ratio."""
 _DEFAULT_BACKEND = XNNPACK()
 
 
 class Aim:
     """What to ask of a prediction next, by what came of what was asked.
 
-    Between a network that was fast enough and one that was too slow the milliseconds are interpolated, or halved where
-    what came of it lay on the same side as the one before: kernels step, and so does what networks take. Before there
-    are both, they are rescaled.
+    Between the largest request whose network was fast enough and the next one whose was too slow the milliseconds are
+    interpolated, or halved where what came of it lay on the same side as the one before: kernels step, and so does what
+    networks take. Before there are both, they are rescaled.
 
     Args:
         limit: milliseconds that may be taken.
@@ -46,25 +48,44 @@ class Aim:
 
     def __init__(self, limit: float, dense: float, scale: float = 1.0) -> None:
         self.limit, self.asked, self._most = limit, _AIM * limit * scale, 0.99 * dense
-        self._told: list[tuple[float, float]] = []
+        self._asked, self._taken = list[float](), list[float]()
 
-    def tell(self, taken: float) -> None:
-        """Take up what the network takes that was asked for, in milliseconds, and aim anew."""
-        self._told.append((taken, self.asked))
-        short = max((each for each in self._told if each[0] <= self.limit), default=None)
-        long = min((each for each in self._told if each[0] > self.limit), default=None)
+    def tell(self, taken: Sequence[float]) -> None:
+        """Take up what all networks take that were asked for, in their order, in milliseconds, and aim anew."""
+        self._asked.append(self.asked)
+        self._taken = list(taken)
+        short, long = self._around
         target = _AIM * self.limit
-        if short is None or long is None or short[1] >= long[1]:
-            asked = self.asked * target / taken
+        if short is None or long is None:
+            asked, took = max(filter(None, (short, long)))
+            asked *= target / took
         else:
-            is_stuck = len({each > self.limit for each, _ in self._told[-2:]}) == 1
-            part = 0.5 if is_stuck else max((target - short[0]) / (long[0] - short[0]), 0.0)
-            asked = short[1] + part * (long[1] - short[1])
+            is_stuck = len({each > self.limit for each in taken[-2:]}) == 1
+            part = 0.5 if is_stuck else min(max((target - short[1]) / (long[1] - short[1]), 0.1), 0.9)
+            asked = short[0] + part * (long[0] - short[0])
         self.asked = min(asked, self._most)
 
-    def is_close(self, taken: float) -> bool:
-        """Say whether a network takes hardly less than it may."""
-        return _CLOSE <= taken / self.limit <= 1
+    @property
+    def chosen(self) -> int | None:
+        """Number of the network that takes longest of those that are fast enough; None where none is."""
+        fits = [number for number, each in enumerate(self._taken) if each <= self.limit]
+        return max(fits, key=lambda number: self._taken[number], default=None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a network that takes hardly less than it may, or none is chosen between it and the next."""
+        short, long = self._around
+        if self.chosen is not None and self._taken[self.chosen] >= _CLOSE * self.limit:
+            return True
+        return short is not None and long is not None and long[0] < _SAME * short[0]
+
+    @property
+    def _around(self) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+        """What was asked and taken: the most that was fast enough, and the least above it that was too slow."""
+        told = list(zip(self._asked, self._taken, strict=True))
+        short = max((each for each in told if each[1] <= self.limit), default=None)
+        slow = [each for each in told if each[1] > self.limit and (short is None or each[0] > short[0])]
+        return short, min(slow, default=None)
 
 
 @dataclass(frozen=True)
@@ -73,8 +94,8 @@ class Round:
 
     Args:
         asked: milliseconds that the prediction was to come down to.
-        milliseconds: that it takes, in those of the table: its share of the dense network's time beside it, times what
-            the dense one took when the table was measured.
+        milliseconds: that it takes, in those of the table: its share of the dense network's time beside it, in the last
+            session, times what the dense one took when the table was measured.
         share: of the dense network's time beside it.
     """
 
@@ -106,7 +127,12 @@ class Accepted(Tabular):
             of_need = f"{each.milliseconds / self.need.ms:.3f}"
             rows.append((str(number), f"{each.asked:.4g}", f"{each.milliseconds:.4g}", of_need, f"{each.share:.3f}"))
         head = ("round", "asked ms", "measured ms", "of the need", "of dense")
-        return Table(head, rows, note=f"round {self.chosen + 1} is kept")
+        kept, note = self.rounds[self.chosen], f"round {self.chosen + 1} is kept"
+        larger = [each for each in self.rounds if each.milliseconds > self.need.ms and each.asked > kept.asked]
+        if kept.milliseconds < _CLOSE * self.need.ms and larger:
+            least = min(larger, key=lambda each: each.asked)
+            note += f"; the next larger one that was tried takes {least.milliseconds / self.need.ms:.3f} of the need"
+        return Table(head, rows, note=note)
 
 
 def accepted(
@@ -116,16 +142,16 @@ def accepted(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     backend: Backend = _DEFAULT_BACKEND,
-    tries: int = 3,
+    tries: int = 6,
     rounds: int = 60,
     measure: Callable[[Path], float] | None = None,
 ) -> Accepted:
     """Prune to a latency that is measured, not only predicted.
 
     The need is asked for as the table predicts it. What comes of it is lowered whole and timed in turns with the dense
-    network; the need is rescaled by what was measured, interpolated once there are
-    networks on both sides, and asked for again, until the network takes between 0.97 and
-    1.00 of it. Kept is the one closest below.
+    network and those that were tried before; the need is rescaled by what was measured, interpolated once there are
+    networks on both sides, and asked for again, until one takes between 0.97 and 1.00 of it. Kept is the one closest
+    below.
 
     Args:
         make: need -> a network pruned to it, a new one at each call.
@@ -134,7 +160,7 @@ def accepted(
         example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
         backend: that of the table.
         tries: how many networks are made at most.
-        rounds: of turns, in which both are timed.
+        rounds: of turns, in which all are timed; more where they take less than half a second.
         measure: path of an exported .pte -> the milliseconds that a run of it takes on the table's device, a phone: by
             its benchmark screen, by ``adb``, or typed in by whoever holds it. It is asked for the dense network once,
             then for each that is made. None: they are timed here, and the table has to be of this machine.
@@ -173,16 +199,16 @@ def accepted(
     whole = folded_copy(dense)
     sizes = {name: x.numel() for name, x in whole.state_dict().items()}
     anchor = table.network_of(sizes, [shape for shape, _ in shapes]).anchors[0].milliseconds
-    told, best, aim = list[Round](), list[tuple[int, nn.Module]](), Aim(need.ms, anchor)
+    models, asked, taken, aim = list[nn.Module](), list[float](), list[float](), Aim(need.ms, anchor)
     with scratch() as folder, CHILD.releasing():
         bench = Bench(backend, table.threads, rounds, folder)
-        beside, took, here = list[dict[str, Any]](), anchor, bench.table(None)
+        turns, took, here = list[list[dict[str, Any]]](), anchor, bench.table(None)
         if measure is None:
             table.merged(here)  # refused where it was measured otherwise
             if anchor <= need.ms:
                 raise ValueError(f"the dense network takes {anchor:.4g} ms, which meets {need.ms:g} ms as it is")
             with isolated():
-                beside = bench.lowered([Program(whole, shapes, False)])
+                turns.append(bench.lowered([Program(whole, shapes, False)]))
         elif table.backend != here.backend:
             raise ValueError(f"the table was measured for {table.backend!r}, and the programs are for {here.backend!r}")
         else:
@@ -190,32 +216,30 @@ def accepted(
             if took <= need.ms:
                 raise ValueError(f"{took:.4g} ms are told of the dense network, which meets {need.ms:g} ms as it is")
             aim = Aim(need.ms, anchor, anchor / took)
-        for number in range(tries):
+        while len(models) < tries:
             model = make(replace(need, ms=aim.asked))
             if not isinstance(model, nn.Module):
                 raise TypeError(f"make must return the pruned model, and returned {model!r:.60}: prune changes its own")
+            models.append(model)
+            asked.append(aim.asked)
             if measure is None:
                 with isolated():
-                    own = bench.lowered([Program(folded_copy(model), shapes, False)])
-                    (before,), (after,) = bench.timed([beside, own], rounds)
-                taken = took * least_of(after) / least_of(before)
+                    turns.append(bench.lowered([Program(folded_copy(model), shapes, False)]))
+                    beside, *own = (least_of(each) for (each,) in bench.timed(turns, rounds))
+                taken = [took * each / beside for each in own]
             else:
-                artifact = export(model, folder / f"{number + 1}.pte", backend=backend, example_inputs=inputs)
-                taken = _told(measure, artifact)
-            told.append(Round(aim.asked, taken, taken / took))
-            if told[-1].milliseconds <= need.ms and (not best or told[-1].milliseconds > told[best[0][0]].milliseconds):
-                best = [(number, model)]
-            if aim.is_close(told[-1].milliseconds):
+                artifact = export(model, folder / f"{len(models)}.pte", backend=backend, example_inputs=inputs)
+                taken.append(_told(measure, artifact))
+            aim.tell(taken)
+            if aim.is_over:
                 break
-            aim.tell(told[-1].milliseconds)
-    if not best:
-        least = min(each.milliseconds for each in told)
+    if (number := aim.chosen) is None:
         raise PruningError(
-            f"Latency(ms={need.ms:g}) is not met in {len(told)} rounds: {least:.4g} ms is the least that was measured;"
-            " allow more milliseconds or more tries"
+            f"Latency(ms={need.ms:g}) is not met in {len(taken)} rounds: {min(taken):.4g} ms is the least that was"
+            " measured; allow more milliseconds or more tries"
         )
-    number, model = best[0]
-    return Accepted(model, need, tuple(told), number)
+    told = tuple(Round(*each, each[1] / took) for each in zip(asked, taken, strict=True))
+    return Accepted(models[number], need, told, number)
 
 
 def _told(measure: Callable[[Path], float], artifact: Artifact) -> float:

@@ -34,7 +34,7 @@ def test_what_integers_cost_is_left_out_of_the_drop(
     options = ("--max-drop", 0.2, "--metric", "net.py:accuracy", "--int8", "-o", tmp_path / "small.pte")
     code, _, err = fit_to(capsys, net, *options)
     assert code == 0, err
-    assert [path.name for path, _ in written] == ["model.pte", "model.pte", "small.pte"]
+    assert [path.name for path, _ in written] == ["1.pte", "2.pte", "small.pte"]
     assert not written[0][0].exists()
     assert [line for line in err.splitlines() if "worse" in line] == [
         f"fit-to: pruning Sequential towards fewest MACs, {net}:accuracy at most {drop} worse"
@@ -98,10 +98,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def milliseconds(artifacts: dict[str, Any], *, threads: int) -> dict[str, float]:
         assert threads == 1
-        if "pruned" not in artifacts:
-            return {"dense": 8.0}
-        widths.append(artifacts["pruned"].width)
-        return {"dense": 8.0, "pruned": 1.2 * 8.0 * widths[-1] / 32}
+        pruned = [name for name in artifacts if name != "dense"]
+        widths[:] = [artifacts[name].width for name in pruned]
+        return {"dense": 8.0, **{name: 1.2 * 8.0 * artifacts[name].width / 32 for name in pruned}}
 
     dense = SimpleNamespace(anchors=(SimpleNamespace(milliseconds=10.0),))
     table = SimpleNamespace(networks=(dense,), device="a machine")
@@ -140,22 +139,18 @@ class TestMilliseconds:
         clock: list[int],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Between what was too short and what was too long the third is interpolated; it comes out shorter still."""
+        """Between what was too short and what was too long the others are interpolated; they come out shorter still."""
         import lightning_prune.cli._judging as judging
 
-        taken = iter([3.0, 5.0, 2.0])
-        monkeypatch.setattr(
-            judging,
-            "milliseconds",
-            lambda files, threads: (
-                clock.append(files["pruned"].width) or {"dense": 8.0, "pruned": next(taken)}
-                if "pruned" in files
-                else {"dense": 8.0}
-            ),
-        )
+        def milliseconds(files: dict[str, Any], *, threads: int) -> dict[str, float]:
+            clock[:] = [file.width for name, file in files.items() if name != "dense"]
+            slow = dict(zip(clock, (3.0, 5.0), strict=False))
+            return {name: 8.0 if name == "dense" else slow.get(file.width, 2.0) for name, file in files.items()}
+
+        monkeypatch.setattr(judging, "milliseconds", milliseconds)
         code, out, err = fit_to(capsys, net, "--latency-ms", 4, "-o", tmp_path / "small.pte")
         assert code == 0, err
-        assert clock == [15, 20, 18]
+        assert clock[:3] == [15, 20, 18]
         assert [line.split()[1] for line in out.splitlines()[3:6]] == ["3", "5", "2"]
         assert loaded_model(f"{net}:make", tmp_path / "small.pt").get_parameter("0.weight").shape[0] == 15
 

@@ -1,5 +1,6 @@
 """Loaded programs: run, timed, kept until they are released."""
 
+import itertools
 import math
 import os
 import time
@@ -67,7 +68,7 @@ class Programs:
         return seconds
 
     def rounds(
-        self, programs: Sequence[Mapping[str, Any]], threads: int, rounds: int, seconds: float
+        self, programs: Sequence[Mapping[str, Any]], threads: int, rounds: int, seconds: float, least: float = 0.0
     ) -> dict[str, object]:
         """Measure methods in turns: in each round every turn, beginning one further than the round before.
 
@@ -83,6 +84,7 @@ class Programs:
             rounds: how many; fewer, two at least, where they would take longer than the seconds. 0: each is run once,
                 to see whether it fails.
             seconds: see there.
+            least: seconds that they go on for, whatever their number.
 
         Returns:
             ``nanoseconds``, a list for each method, with a few numbers of each round, the ``tick`` of the clock, and
@@ -112,8 +114,9 @@ class Programs:
             counts[number] = max(1, math.ceil(20 * min(ticks) / max(1, time.perf_counter_ns() - begin)))
         times: list[list[float]] = [[] for _ in programs]
         begin = time.perf_counter()
-        for number in range(rounds if order else 0):
-            if number >= 2 and time.perf_counter() - begin > seconds:
+        for number in itertools.count() if order and rounds else ():
+            spent = time.perf_counter() - begin
+            if number >= (2 if spent > seconds else rounds) and spent >= least:
                 break
             first = number % len(order)
             for own in (*order[first:], *order[:first]):
