@@ -76,6 +76,22 @@ class Squeezed(nn.Module):
         return self.out(x * F.hardsigmoid(self.more(F.relu(self.less(F.adaptive_avg_pool2d(x, 1))))))
 
 
+class Apart(nn.Module):
+    """Two parts for XNNPACK, and between them what it has no kernel for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, width, 3, padding=1), nn.ReLU(),
+                          nn.Conv2d(width, 3, 3, padding=1))
+            for width in (32, 16)
+        )  # fmt: skip
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return another image."""
+        return self.second(torch.cumsum(self.first(image), 1))
+
+
 def perceptron() -> nn.Module:
     """Return large weights and hardly an activation."""
     layers = [nn.Linear(256, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)]
@@ -105,6 +121,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "squeezed": (squeezed, (1, 3, 128, 128)),
     "unet": (UNet, (1, 3, 128, 128)),
     "vit": (ViT, (1, 3, 96, 96)),
+    "apart": (Apart, (1, 3, 224, 224)),
 }
 
 

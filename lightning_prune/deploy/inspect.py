@@ -69,7 +69,8 @@ class MethodContents:
         outside: operators that no backend runs -> number of calls.
         planned_bytes: memory that ExecuTorch sets aside for what is computed outside of delegates and at their borders.
         memory_bytes: what the program takes of the memory while it runs: what is planned, and what XNNPACK holds, its
-            weights among it; those that stay in the mapped file do not count. None where a delegate does not tell.
+            weights among it; those that stay in the mapped file do not count, and of the blocks in which its parts
+            compute the largest does, which they share. None where a delegate does not tell.
         feeds: which outputs are inputs of the next call, as its manifest says.
     """
 

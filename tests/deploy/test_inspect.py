@@ -6,6 +6,7 @@ import torch
 from deploy_models import EXAMPLE, Small, exported, small
 from torch import Tensor, nn
 
+from benchmarks.memory import Apart
 from lightning_prune import Compaction, channel_groups, compact
 from lightning_prune.deploy import Artifact, Inspection, export, inspect
 from lightning_prune.deploy.backends import Portable
@@ -51,6 +52,19 @@ def test_facts_are_those_of_the_artifact(artifact: Artifact):
     assert forward.delegated_share == 1
     assert forward.outside == {}
     assert forward.planned_bytes > 0
+
+
+@pytest.mark.slow
+def test_of_two_parts_the_larger_block_counts(tmp_path: Path):
+    model, image = Apart().eval(), torch.zeros(1, 3, 24, 24)
+    held = []
+    for parts, made in enumerate((model.first, model), 1):
+        export(made, tmp_path / f"{parts}.pte", example_inputs=image)
+        forward = inspect(tmp_path / f"{parts}.pte")["forward"]
+        assert len(forward.delegates) == parts
+        assert forward.memory_bytes is not None
+        held.append(forward.memory_bytes - forward.planned_bytes - 4 * sum(p.numel() for p in made.parameters()))
+    assert held[1] - held[0] == 3 * 8 * 9 * 24 * 24  # addresses of three convolutions; the second block is smaller
 
 
 def test_operators_inside_and_outside(outside: Inspection):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import computed, images, measured
+from benchmarks.memory import Apart, computed, images, measured
 from lightning_prune import (
     Channel,
     Compaction,
@@ -171,3 +171,17 @@ def test_the_runtime_takes_no_more_than_the_need(tmp_path: Path) -> None:
     running, _ = measured(tmp_path / "a.pte", x)
     assert running <= 1.05 * need.bytes
     assert running == pytest.approx(told, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured by /proc")
+def test_parts_of_a_program_share_what_they_compute_in(tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
+    from lightning_prune.deploy import export, inspect
+
+    model, x = Apart().eval(), torch.randn(1, 3, 224, 224)
+    export(model, tmp_path / "a.pte", example_inputs=x)
+    told = inspect(tmp_path / "a.pte")["forward"]
+    assert len(told.delegates) == 2
+    running, _ = measured(tmp_path / "a.pte", x)
+    assert running == pytest.approx(told.memory_bytes, rel=0.02)  # a block of 13 MB for each would be 36 % more

@@ -59,13 +59,16 @@ def _method(plan: Any, file: PteFile, segments: Sequence[memoryview]) -> dict[st
     delegated = Counter(call.delegate_index for call in kinds.get("DelegateCall", ()))
     delegates, planned = [], sum(plan.non_const_buffer_sizes[1:])
     memory: int | None = planned
+    largest = 0  # block of tensors inside of XNNPACK; its parts run one after the other in the same one
     for index, delegate in enumerate(plan.delegates):
         payload = _payload(delegate, file, segments)
         inside = xnnpack_graph.operators(payload) if delegate.id == _XNNPACK else None
         calls = delegated[index]
         within = xnnpack_graph.held_bytes(payload) if delegate.id == _XNNPACK else None
         packed = {one.identity: len(one.data) for one in xnnpack_graph.constants(payload, named)}
-        memory = None if memory is None or within is None else memory + within + sum(packed.values())
+        block, addresses = within or (0, 0)
+        memory = None if memory is None or within is None else memory + addresses + sum(packed.values())
+        largest = max(largest, block)
         delegates.append({"backend": delegate.id, "calls": calls, "bytes": len(payload), "operators": inside})
     return {
         "name": plan.name,
@@ -74,7 +77,7 @@ def _method(plan: Any, file: PteFile, segments: Sequence[memoryview]) -> dict[st
         "delegates": delegates,
         "outside": dict(outside.most_common()),
         "planned_bytes": planned,
-        "memory_bytes": memory,
+        "memory_bytes": None if memory is None else memory + largest,
     }
 
 

@@ -122,11 +122,14 @@ def constants(payload: memoryview, named: Mapping[str, memoryview]) -> list[Stor
     return read
 
 
-def held_bytes(payload: memoryview) -> int | None:
+def held_bytes(payload: memoryview) -> tuple[int, int] | None:
     """Return the bytes that XNNPACK sets aside for a run, weights left out; None where that is not known.
 
-    These are the block of all tensors inside, and the addresses by which convolutions, poolings and resizings reach
-    what they read.
+    These are the block of all tensors inside, which the parts of all programs share, and the addresses by which
+    convolutions, poolings and resizings reach what they read, of each part its own.
+
+    Source:
+        https://github.com/pytorch/executorch/blob/v1.4.1/backends/xnnpack/runtime/XNNWorkspaceManager.cpp
     """
     graph = _graph(payload)
     if graph is None:
@@ -171,7 +174,7 @@ def held_bytes(payload: memoryview) -> int | None:
             sizes[late] = 4.0 * math.prod(shapes[makes])
             steps.append(Step(reads, late, True))
         steps.append(Step((late,) if is_apart else reads, makes, is_apart or kind in _IN_PLACE))
-    return workspace(steps, sizes)[0] + pointers
+    return workspace(steps, sizes)[0], pointers
 
 
 def _graph(payload: memoryview) -> Table | None:
