@@ -55,7 +55,8 @@ def main(times: int = 8, epochs: int = 12, width: int = 16, folder: Path = Path(
     train(dense, loaders(*sets), epochs)
 
     subset = lp.keep_classes(dense, classes=DIGITS, labels=LABELS, loader=loaders(*sets)[2])
-    print(f"Cut from {len(LABELS)} classes to {len(DIGITS)}; right answers of the same network:\n{subset}\n")
+    kept = f"from {len(LABELS)} classes to {len(DIGITS)}"
+    print(f"The head is cut {kept}; right answers of the same network:\n{subset}\n")
 
     guard = lp.Guard("val_acc", "max", max_drop=0.005)
     callback = lp.PruningCallback(RECIPE, guard=guard, distillation=lp.Distillation(temperature=4.0, weight=0.5))
