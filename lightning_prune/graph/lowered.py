@@ -68,10 +68,16 @@ def copy(call: Call, run: Running) -> None:
 
 
 def batch_norm(call: Call, run: Running) -> bool:
-    """Nothing after a convolution that has no other reader: it is folded."""
-    is_folded = run.is_alone(call["input"], ("conv2d",))
-    copy(call, run)
-    return is_folded
+    """Nothing after a convolution that has no other reader: it is folded. Of other images a depthwise convolution."""
+    (read,) = run.reads(call)
+    if run.is_alone(call["input"], ("conv2d",)):
+        copy(call, run)
+        return True
+    if call.output.dim() != 4:
+        return False
+    run.pointers += addresses(call.output.shape[2:], (1, 1), (1, 1), (1, 1), in_rows=True)
+    run.of[call.node] = run.step(call, "conv2d", [run.turned(read, True)], run.elements[read], True, False)
+    return True
 
 
 def convolution(call: Call, run: Running) -> None:
@@ -103,6 +109,20 @@ def unary(call: Call, run: Running) -> None:
     """One kernel, in place where it can."""
     (read,) = run.reads(call)
     run.put(call, [read], run.elements[read], run.is_last[read], in_place=True)
+
+
+def prelu(call: Call, run: Running) -> bool:
+    """One kernel, in place where it can; of images alone, whose channels come last."""
+    read = run.turned(run.reads(call)[0], True)
+    run.put(call, [read], run.elements[read], is_last=True, in_place=True)
+    return call.output.dim() == 4
+
+
+def pad(call: Call, run: Running) -> bool:
+    """One kernel; of constants, and where nothing is cut off."""
+    (read,) = run.reads(call)
+    run.put(call, [read], run.scaled(read, call.output.numel()), run.is_last[read])
+    return call.get("mode", "constant") == "constant" and min(call["pad"]) >= 0
 
 
 def silu(call: Call, run: Running) -> None:
@@ -194,6 +214,9 @@ KERNELS: dict[str, Callable[[Call, Running], bool | None]] = {
     "conv2d": convolution,
     "linear": linear,
     "batch_norm": batch_norm,
+    "prelu": prelu,
+    "pad": pad,
+    "constant_pad_nd": pad,
     "silu": silu,
     "hardsigmoid": hardsigmoid,
     "max_pool2d": pool,

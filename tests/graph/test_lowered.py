@@ -34,11 +34,34 @@ class Each(nn.Module):
         return self.head(torch.cat([flat, torch.sigmoid(x).mean((2, 3))], 1))
 
 
+class Apart(nn.Module):
+    """Norms that no convolution can take up, paddings of their own, and slopes that are learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.slope = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.PReLU(8)
+        self.second, self.identity, self.last_norm = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.shared, self.last = nn.PReLU(), nn.Conv2d(16, 4, 1)
+        for norm in (self.norm, self.identity, self.last_norm):
+            norm.running_mean = torch.randn(norm.num_features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.first(F.pad(image, (0, 1, 0, 1)))
+        y = self.second(F.pad(self.slope(self.norm(self.shared(x))), (1, 1, 1, 1)))
+        return self.last(F.relu(self.last_norm(torch.cat([F.relu(self.identity(x) + y), x], 1))))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape"),
-    [(Each, (1, 3, 16, 16)), (squeezed, (1, 3, 32, 32)), (UNet, (2, 3, 32, 32)), NETWORKS["perceptron"]],
-    ids=["each", "squeezed", "unet", "perceptron"],
+    [
+        (Each, (1, 3, 16, 16)),
+        (Apart, (2, 3, 32, 32)),
+        (squeezed, (1, 3, 32, 32)),
+        (UNet, (2, 3, 32, 32)),
+        NETWORKS["perceptron"],
+    ],
+    ids=["each", "apart", "squeezed", "unet", "perceptron"],
 )
 def test_it_is_what_stands_in_the_file(tmp_path: Path, make: type[nn.Module], shape: tuple[int, ...]) -> None:
     pytest.importorskip("executorch", reason="needs the extra 'mobile' (executorch)")
@@ -81,9 +104,12 @@ class Normed(nn.Module):
         (nn.GroupNorm(2, 4), "group_norm at last"),
         (nn.Upsample(scale_factor=2), "upsample_nearest2d at last"),
         (nn.AdaptiveAvgPool2d(2), "adaptive_avg_pool2d at last"),
-        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), "batch_norm at last.1"),
+        (nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(4)), "batch_norm at last.1"),
+        (nn.Sequential(nn.Flatten(2), nn.PReLU(4)), "prelu at last.1"),
+        (nn.ReflectionPad2d(1), "pad at last"),
+        (nn.ZeroPad2d(-1), "pad at last"),
     ],
-    ids=lambda given: "" if isinstance(given, nn.Module) else given.split()[0],
+    ids=lambda given: type(given).__name__ if isinstance(given, nn.Module) else given.split()[0],
 )
 def test_what_is_not_known_is_refused_by_name(last: nn.Module, told: str) -> None:
     with pytest.raises(ValueError, match=f"not known: {told} is none of"):
