@@ -385,7 +385,7 @@ def describe(pruner: Pruner, model: nn.Module, step: int) -> Event:
     densities = {name: left[name] / max(mask.numel(), 1) for name, mask in live.items()}
     macs = pruner.budgets["macs"].remaining(densities) if pruner.macs else None
     if pruner.needs:
-        sparsity = 1 - cost_left(pruner, {name: int(own.sum()) for name, own in gone.items()})
+        sparsity = float(1 - cost_left(pruner, {name: int(own.sum()) for name, own in gone.items()}))
     elif pruner.budget is not None:
         sparsity = 1 - pruner.budget.remaining(densities) / pruner.budget.total
     return Event(

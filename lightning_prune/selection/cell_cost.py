@@ -157,7 +157,7 @@ class CellCost:
         self._constant, self._products = 0.0, list[tuple[float, str, tuple[_Width, ...]]]()
         for key, places in network.cells:
             cell, fit = cells[key], fits[key]
-            self._constant += fit[0]
+            self._constant += float(fit[0])
             for kernel, (name, out, into) in zip(cell.kernels, places, strict=True):
                 made = self._width(network, name, out, steps[kernel.kind])
                 taken = self._width(network, name, into)

@@ -292,7 +292,8 @@ class Bound:
     @property
     def share(self) -> float:
         """The share of the cost that goes; 0 where the dense network meets the need."""
-        return max(0.0, 1 - self.limit / self.cost.total) if self.cost.total else 0.0
+        # NumPy's numbers, of which a need may be made, would lie in checkpoints that are then not read without code
+        return float(max(0.0, 1 - self.limit / self.cost.total)) if self.cost.total else 0.0
 
     def at(self, progress: float) -> float:
         """Return what may be left this share of the way from the dense network to the need."""

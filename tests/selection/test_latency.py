@@ -1,10 +1,11 @@
 """Latency tables as values, and what a network takes by them."""
 
 import copy
+import io
 import json
 import math
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ class TestCost:
         first, second = (p.shape[0] for name, p in model.named_parameters() if name in ("0.weight", "2.weight"))
         assert 0.085 < network_ms(first, second) <= 0.1
         assert first % 8 == second % 8 == 0
+
+    def test_a_checkpoint_of_it_is_read_without_code(self):
+        need = Latency(np.float64(0.1), TABLE)
+        own = cost(need)
+        assert type(own.total) is type(own.left({"0": 3})) is float
+        recipe, data = Recipe(granularity=Channel(), need=need, schedule=OneShot()), [torch.randn(64, 8)]
+        (event,) = prune(network(), recipe, data).events
+        torch.save(asdict(event), held := io.BytesIO())
+        held.seek(0)
+        assert torch.load(held, weights_only=True)["asked"] == event.asked
 
     def test_with_other_needs(self):
         model, data = network(), [torch.randn(64, 8) for _ in range(2)]
