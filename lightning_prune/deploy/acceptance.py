@@ -38,7 +38,8 @@ class Aim:
 
     Between the largest request whose network was fast enough and the next one whose was too slow the milliseconds are
     interpolated, or halved where what came of it lay on the same side as the one before: kernels step, and so does what
-    networks take. Before there are both, they are rescaled.
+    networks take. Before there are both, they are rescaled; from the second on by the line through the last two, since
+    what a call takes by itself does not shrink with what is asked.
 
     Args:
         limit: milliseconds that may be taken.
@@ -54,11 +55,16 @@ class Aim:
         """Take up what all networks take that were asked for, in their order, in milliseconds, and aim anew."""
         self._asked.append(self.asked)
         self._taken = list(taken)
+        told = list(zip(self._asked, self._taken, strict=True))
         short, long = self._around
         target = _AIM * self.limit
         if short is None or long is None:
             asked, took = max(filter(None, (short, long)))
-            asked *= target / took
+            (before, then), (last, now) = ((0.0, 0.0), *told)[-2:]
+            rise = (now - then) / (last - before) if last != before else 0.0
+            asked = (
+                min(max(asked + (target - took) / rise, asked / 2), 2 * asked) if rise > 0 else asked * target / took
+            )
         else:
             is_stuck = len({each > self.limit for each in taken[-2:]}) == 1
             part = 0.5 if is_stuck else min(max((target - short[1]) / (long[1] - short[1]), 0.1), 0.9)

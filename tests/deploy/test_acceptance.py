@@ -92,6 +92,15 @@ def test_where_kernels_step_what_is_asked_closes_in_on_the_step():
     assert taken[aim.chosen] == 0.9
 
 
+def test_a_part_that_does_not_shrink_is_told_from_two_networks():
+    aim, taken = Aim(limit=0.7, dense=2.0), list[float]()
+    while not aim.is_over:
+        taken.append(0.6 + 0.4 * aim.asked)
+        aim.tell(taken)
+    assert len(taken) <= 4
+    assert 0.97 * 0.7 <= taken[-1] <= 0.7
+
+
 def test_what_a_later_session_measures_counts():
     """The first was slow in one session: beside those after it, it is fast enough and close."""
     aim = Aim(limit=1.0, dense=2.0)
