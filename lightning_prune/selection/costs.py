@@ -17,6 +17,10 @@ from lightning_prune.selection.needs import Bound
 
 _MOST_WIDTHS = 16
 _ROUNDS = 12
+_TOGETHER = 3.0
+"""How much more the scores that a group loses weigh than one by one, when all are lost. Channels that go from one layer
+do not go independently, and what is left has to take over for all of them. Chosen on digits and letters, where it keeps
+half a point of accuracy in the mean: `python -m benchmarks.together`."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def widths_within(
 ) -> tuple[dict[str, int], float]:
     """Return how many channels of each group go so that most score is left within the needs.
 
-    Of groups with many widths some 16 are tried, and then those beside the chosen ones, closer and closer.
+    What a group loses counts the more, the more of its score it is. Of groups with many widths some 16 are tried, and
+    then those beside the chosen ones, closer and closer.
 
     Args:
         units: the channels that may go; none that is gone comes back.
@@ -157,7 +162,7 @@ def widths_within(
         steps[name] = 2 ** math.ceil(math.log2(span)) if len(every[name]) > _MOST_WIDTHS else 1
         scores = candidates.scores[name] / candidates.scales.get(name, 1.0)
         ranked = np.sort(scores.flatten().double().numpy())[::-1]
-        kept[name] = np.concatenate([[0.0], np.cumsum(ranked[:most])])
+        kept[name] = _worth(np.concatenate([[0.0], np.cumsum(ranked[:most])]))
     limits = [one.at(share) for one in bound]
     allowed = {
         # kernels step at multiples of powers of two
@@ -181,6 +186,15 @@ def widths_within(
         value = best.value
     gone = {name: units.sizes[name] - allowed[name][index] for name, index in best.index.items()}
     return gone, Widths({}, value, max(value, highest)).gap
+
+
+def _worth(kept: np.ndarray) -> np.ndarray:
+    """Return what the kept scores of a group are worth: all of them what they are, none nothing.
+
+    all - (lost + a · lost² / all) / (1 + a),    lost = all - kept
+    """
+    lost, total = kept[-1] - kept, kept[-1]
+    return kept if total <= 0 else total - (lost + _TOGETHER * lost**2 / total) / (1 + _TOGETHER)
 
 
 def _chosen(
