@@ -69,6 +69,9 @@ class Network:
                 raise ValueError(f"the widths at which {self.name} was measured are not those of its cells")
 
 
+_ANY_WIDTH = "what layers take at any width"
+
+
 @dataclass(frozen=True)
 class _Width:
     """A width as the channels that are left in it.
@@ -217,9 +220,14 @@ class CellCost:
         return constant, list(tables.items())
 
     def holders(self, removed: Mapping[str, float]) -> dict[str, float]:
-        """Return the layers that take most when so many channels are gone -> milliseconds, largest first."""
+        """Return what takes most when so many channels are gone -> milliseconds, largest first.
+
+        Of the layers it is what grows with a width of theirs; what all of them take besides stands under a name of its
+        own, so that it all adds up to what is left.
+        """
         each: dict[str, float] = {}
         for factor, name, widths in self._products:
             each[name] = each.get(name, 0.0) + factor * math.prod(width.left(removed) for width in widths)
-        scale = self._line(1, self.left(removed))[0]
-        return dict(sorted(((name, scale * own) for name, own in each.items()), key=lambda item: -item[1]))
+        scale, constant = self._line(1, self.left(removed))
+        each = {name: scale * own for name, own in each.items()} | {_ANY_WIDTH: constant + scale * self._constant}
+        return dict(sorted(each.items(), key=lambda item: -item[1]))

@@ -130,8 +130,11 @@ class TestCost:
         assert sum(p.numel() for p in model.parameters()) <= 500
 
     def test_too_little_is_refused_with_the_least_and_what_holds_it(self):
-        with pytest.raises(ValueError, match=r"0\.0\d+ ms is the least that can be reached .*held by \d\.weight"):
+        least = r"0\.0\d+ ms is the least that can be reached .*held by"
+        with pytest.raises(ValueError, match=least + r" what layers take at any width \(0\.056 ms\), \d\.weight"):
             cost(Latency(0.03, TABLE))
+        own, gone = cost(Latency(0.1, TABLE)), {"0": 20, "2": 30}
+        assert math.fsum(own.holders(gone).values()) == pytest.approx(own.left(gone))
 
     def test_a_table_of_another_model(self):
         shapes = {**TABLE.networks[0].shapes, "0.weight": (25, 8)}
