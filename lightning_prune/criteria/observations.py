@@ -66,7 +66,8 @@ class Observations:
         if name not in self.sums:
             raise PruningError(
                 f"{name} has had no {what} yet, so a criterion that watches {what}s cannot score it; let begin_step be"
-                " at least 1, or exclude this parameter"
+                " at least 1, or exclude this parameter, which a loss may not reach, as the pooler of a text encoder:"
+                f" Targets(exclude=({name!r},))"
             )
         return self.sums[name], self.steps[name]
 

@@ -112,7 +112,8 @@ def cells_of(model: nn.Module, inputs: Sequence[Tensor], fold: bool = True) -> l
     """Cut a network into cells, in the order in which they run.
 
     A border lies before a kernel, where fewest tensors cross it since the kernel before, at most two: those that go
-    past a cell unused do not count. A tuple of tensors never crosses one, nor a tensor that is changed in place after
+    past a cell unused do not count, nor what no weight takes part in, as masks and rotations that all layers share. A
+    tuple of tensors never crosses one, nor a tensor that is changed in place after
     it. So a convolution has its norm and its activation with it, a LayerNorm stands with what reads it, and query, key
     and value are in one cell.
 
@@ -146,7 +147,7 @@ def _borders(network: fx.GraphModule, calls: Sequence[fx.Node]) -> Iterator[int]
     values = [node for node in network.graph.nodes if node.op not in ("get_attr", "output") and node.users]
     made = {node: place.get(node, -1) for node in values}
     used = {node: sorted(place.get(user, len(calls)) for user in node.users) for node in values}
-    barred: set[int] = set()
+    barred, weighted = set[int](), _weighted(network)
     for node in calls:
         schema = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else ()
         for argument, value in zip(schema, node.args, strict=False):
@@ -166,12 +167,22 @@ def _borders(network: fx.GraphModule, calls: Sequence[fx.Node]) -> Iterator[int]
                     and (made[value] >= start or any(start <= at < border for at in used[value]))
                 ]
                 is_open = border not in barred and all(isinstance(v.meta.get("val"), Tensor) for v in crossing)
-                if is_open and len(crossing) <= fewest:
-                    best, fewest = border, len(crossing)
+                if is_open and len(weighted & set(crossing)) <= fewest:
+                    best, fewest = border, len(weighted & set(crossing))
             if best is not None:
                 yield best
                 start = best
         kernel = number
+
+
+def _weighted(network: fx.GraphModule) -> set[fx.Node]:
+    """Return the values in which weights take part."""
+    weighted = set[fx.Node]()
+    for node in network.graph.nodes:
+        is_weight = node.op == "get_attr" and isinstance(operator.attrgetter(str(node.target))(network), nn.Parameter)
+        if is_weight or any(_kernels(network, node)) or not weighted.isdisjoint(node.all_input_nodes):
+            weighted.add(node)
+    return weighted
 
 
 def _kernels(network: fx.GraphModule, node: fx.Node) -> Iterator[tuple[Kernel, tuple[str, int, int], tuple[int, int]]]:

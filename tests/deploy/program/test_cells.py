@@ -47,6 +47,31 @@ class Attention(nn.Module):
         return x + self.down(self.up(x).relu())
 
 
+class Masked(nn.Module):
+    """Layers that share a mask and a rotation, both computed of what says which places count, and a mean over these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norms = nn.Embedding(10, 8), nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.queries, self.values, self.outs, self.hidden = (
+            nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(4)
+        )
+
+    def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        mask = counts[:, None, :].bool()
+        turn = counts.cumsum(-1)[:, :, None].float().cos()
+        for norm, query, value, out, hidden in zip(
+            self.norms, self.queries, self.values, self.outs, self.hidden, strict=True
+        ):
+            y = norm(x)
+            turned = query(y) * turn
+            weights = (turned @ turned.transpose(1, 2)).masked_fill(~mask, -9.0).softmax(-1)
+            x = x + out(weights @ value(y))
+            x = x + hidden(x).relu()
+        return (x * counts[:, :, None]).sum(1)
+
+
 class Splitting(nn.Module):
     """Tuples and views cross every border that could be drawn through it."""
 
@@ -85,6 +110,7 @@ def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
         (small().eval(), (EXAMPLE,)),
         (trained(Residual()), (torch.randn(1, 3, 8, 8),)),
         (trained(Attention()), (torch.randn(1, 6, 8),)),
+        (trained(Masked()), (torch.randint(0, 10, (2, 6)), torch.ones(2, 6))),
         (trained(Splitting()), (torch.randn(2, 6),)),
     ],
     ids=lambda value: type(value).__name__,
@@ -118,13 +144,20 @@ class TestBorders:
         assert [len(piece.inputs) for piece in pieces] == [1, 1, 1, 2, 1]
 
     def test_query_key_and_value_are_in_one_cell_with_their_norm(self):
-        names = kinds(Attention(), torch.randn(1, 6, 8))
+        names = kinds(nn.Sequential(nn.Linear(8, 8), Attention()), torch.randn(1, 6, 8))
         assert names == [
-            ["query.weight", "key.weight", "value.weight"],
-            ["out.weight"],
-            ["up.weight"],
-            ["down.weight"],
+            ["0.weight"],
+            ["1.query.weight", "1.key.weight", "1.value.weight"],
+            ["1.out.weight"],
+            ["1.up.weight"],
+            ["1.down.weight"],
         ]
+
+    def test_what_all_layers_share_of_the_input_holds_no_border_up(self):
+        pieces = cells_of(Masked().eval(), (torch.zeros(1, 6, dtype=torch.long), torch.ones(1, 6)))
+        names = [[name for name, *_ in piece.weights] for piece in pieces]
+        layers = [[[f"queries.{n}.weight", f"values.{n}.weight"], [f"outs.{n}.weight"]] for n in range(3)]
+        assert names == [each for n, own in enumerate(layers) for each in (*own, [f"hidden.{n}.weight"])]
 
     @torch.no_grad()
     def test_tuples_stay_with_who_makes_them(self):
