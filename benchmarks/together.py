@@ -6,7 +6,7 @@ their MACs by `Fisher()`, repaired, and not trained: a row for each share has th
 of all scores that is kept, as means over the seeds. *MACs* ranks by score per MAC, *uniform* takes from all alike.
 
     python -m benchmarks.together digits letters
-    python -m benchmarks.together characters --factors 0 3 --shares 0.5 0.3
+    python -m benchmarks.together characters --factors 0 1 3 --shares 0.5 0.3
 """
 
 import argparse

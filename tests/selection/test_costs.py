@@ -72,10 +72,10 @@ def candidates(units: ChannelUnits, seed: int = 0) -> Candidates:
 
 
 def worth(scores: torch.Tensor, left: int) -> float:
-    """Return what so many of the best scores of a group are worth: lost parts count by l + 3 l²."""
+    """Return what so many of the best scores of a group are worth: lost parts count by l + l²."""
     ranked = scores.sort(descending=True).values
     part = float(ranked[left:].sum() / ranked.sum())
-    return float(ranked.sum()) * (1 - (part + 3 * part**2) / 4)
+    return float(ranked.sum()) * (1 - (part + part**2) / 2)
 
 
 @pytest.mark.parametrize("seed", range(3))
