@@ -24,6 +24,7 @@ from lightning_prune.model.computed import sources
 from lightning_prune.model.example import Example, Inputs, tensors_in
 from lightning_prune.model.summary import measure_macs, single
 from lightning_prune.recipe import Recipe
+from lightning_prune.run.lines import stay_line, staying
 from lightning_prune.run.pruner import Pruner, cost_left, cost_limit
 from lightning_prune.selection import ChannelUnits, ElementUnits, Units
 from lightning_prune.selection.budget import smallest_share
@@ -81,13 +82,12 @@ def bind(recipe: Recipe, model: nn.Module, example_inputs: Inputs | None, total_
                 least, asked, dense = bound.cost.left(most_removed), bound.limit, bound.cost.total
                 holders = list(bound.cost.holders(most_removed).items())[:3]
                 held = ", ".join(f"{name} ({bound.need.amount(cost)})" for name, cost in holders)
-                stay = pruner.units.stay if isinstance(pruner.units, ChannelUnits) else {}
-                why = "".join(f"; {name} stays: {reason}" for name, reason in list(stay.items())[:3])
+                stay = stay_line(staying([pruner.units], {}, None)) if isinstance(pruner.units, ChannelUnits) else ""
                 raise ValueError(
                     f"{bound.need} cannot be met: {bound.need.amount(least)} is the least that can be reached (asked"
                     f" {bound.need.amount(asked)}, dense {bound.need.amount(dense)}). Most of it is held by"
-                    f" {held}{why}. Let more be left, lower min_channels, min_share or round_to where they are set, or"
-                    " widen the targets"
+                    f" {held}. Let more be left, lower min_channels, min_share or round_to where they are set, or widen"
+                    f" the targets{stay and '. '}{stay}"
                 )
             most = 1 - left / cost_left(pruner, dict.fromkeys(most_removed, 0))
             raise ValueError(

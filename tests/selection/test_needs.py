@@ -130,6 +130,13 @@ def test_what_cannot_be_met_is_refused_with_the_least_and_what_holds_it():
         bind(recipe, network(), torch.zeros(1, 8))
 
 
+def test_and_with_the_channel_groups_that_stay():
+    model = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+    recipe = Recipe(granularity=Channel(), need=Params(100), schedule=OneShot())
+    with pytest.raises(ValueError, match=r"1 channel group stays: layer_norm at 1 normalises it \(0\)$"):
+        bind(recipe, model, torch.zeros(1, 8))
+
+
 def test_a_network_that_meets_the_need_as_it_is_is_refused():
     recipe = Recipe(granularity=Channel(), need=Params(10**6), schedule=OneShot())
     with pytest.raises(ValueError, match=r"meets .* as it is: nothing has to be pruned"):
