@@ -95,6 +95,7 @@ def prune_each(
     copied, networks = plain_copy(model), dict[int, Nested]()
     with own_random_state(), as_it_was(copied):
         known = Known.of(copied, recipes[0], data, loss, metric, measure_on, example_inputs, samples, progress=progress)
+        known.doubt()
         pruners = [bind(completed(each), copied, known.example, STEPS) for each in recipes]
         order = sorted(range(len(needs)), key=lambda number: pruners[number].schedule.final)
         pruners[order[0]].attach(copied)

@@ -1,5 +1,6 @@
 """A trained model pruned in one call: no Trainer, no optimizer, the same recipe and the same corridor."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +17,15 @@ from lightning_prune.compensation.least_squares import MIN_SAMPLES
 from lightning_prune.criteria import Criterion, GradientCriterion, ObservingCriterion, scorable
 from lightning_prune.data.batches import arguments_of, first_batches, loader_of
 from lightning_prune.data.losses import Loss, check_loss, differentiable, loss_of, trainless_copy
-from lightning_prune.data.metrics import MetricLike, check_droppable, check_metric, evaluate, is_higher_better, named
+from lightning_prune.data.metrics import (
+    MetricLike,
+    check_droppable,
+    check_metric,
+    evaluate,
+    is_higher_better,
+    named,
+    spoken,
+)
 from lightning_prune.data.passes import Passes, own_random_state
 from lightning_prune.errors import PruningError, ScoringError
 from lightning_prune.guard import Guard
@@ -136,7 +145,9 @@ def prune(
     _rounds(schedule if recipe.need is None else timed(schedule).ending(0.5))
     with own_random_state():
         known = Known.of(model, recipe, data, loss, metric, measure_on, example_inputs, samples, progress=progress)
-        if guard is not None and metric is not None and known.measured is not None:
+        if guard is None:
+            known.doubt()
+        elif metric is not None and known.measured is not None:
             check_droppable(metric, known.measured)
         with as_it_was(model) as whole:
             if guard is None or known.measured is None:
@@ -145,7 +156,7 @@ def prune(
                 measured, before = known.measured, known.before
                 counts = guard.max_drop, guard.mode == "max", before.parameters, before.macs
                 dense = Tried(recipe.counted, guard.monitor, measured, *counts)
-                far = furthest(recipe, model, known.example, STEPS)
+                far = furthest(completed(recipe), model, known.example, STEPS)
                 pruned = smallest(recipe, known.cut, model, whole, far, guard, dense, trials, progress=progress)
             for text in (text for event in pruned.events for text in event.thin):
                 warnings.warn(text, stacklevel=2)
@@ -214,6 +225,15 @@ class Known:
             ) from error
         measured = None if metric is None else evaluate(trainless_copy(model), measuring, metric)
         return cls(model, measuring, batches, inputs, example, before, loss, metric, measured, progress)
+
+    def doubt(self) -> None:
+        """Warn of a metric that says nothing of the dense model, and so nothing of what pruning costs."""
+        if self.metric is not None and self.measured is not None and not math.isfinite(self.measured):
+            warnings.warn(
+                f"{spoken(named(self.metric))} of the dense model is {self.measured}, so it cannot say what pruning"
+                " costs: look at the metric, the weights and the data",
+                stacklevel=3,
+            )
 
     def cut(self, recipe: Recipe) -> Pruned:
         """Prune the model by a recipe, in eval mode; where it is left open, by the criterion that can score."""

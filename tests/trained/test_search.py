@@ -17,6 +17,7 @@ from lightning_prune import (
     Block,
     Channel,
     Element,
+    Fisher,
     Linear,
     MACs,
     NOfM,
@@ -26,6 +27,7 @@ from lightning_prune import (
     PruningError,
     Recipe,
     Size,
+    Taylor,
     prune,
 )
 from lightning_prune.errors import NonFiniteError
@@ -115,6 +117,26 @@ def test_a_need_within_the_drop_is_met_at_once() -> None:
     net, data = redundant(), batches()
     pruned = prune(net, replace(FAR, need=Params(0.7)), data, metric=likeness(net), max_drop=0.5)
     assert len(tried_of(pruned)[0].attempts) == 1
+    assert pruned.after.parameters <= 0.7 * pruned.before.parameters
+
+
+@pytest.mark.parametrize("criterion", [Fisher(), Taylor()], ids=repr)
+def test_a_need_by_gradients_within_a_drop(criterion: Fisher | Taylor) -> None:
+    """The schedule begins before the first step, which criteria that watch cannot: it is put off by one."""
+    net, data = redundant(), [(x, torch.zeros(len(x), dtype=torch.long)) for x, *_ in batches()]
+    recipe = replace(FAR, need=Params(0.7), criterion=criterion)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    pruned = prune(net, recipe, data, loss=loss, metric=lambda *_: 1.0, max_drop=0.5, progress=False)
+    assert pruned.after.parameters <= 0.7 * pruned.before.parameters
+
+
+def test_a_metric_that_says_nothing_is_told_where_nothing_is_bounded_by_it() -> None:
+    net, data = redundant(), batches()
+    with pytest.warns(UserWarning, match="of the dense model is nan, so it cannot say what pruning costs"):
+        pruned = prune(net, replace(FAR, need=Params(0.7)), data, metric=lambda *_: float("nan"), progress=False)
     assert pruned.after.parameters <= 0.7 * pruned.before.parameters
 
 
