@@ -265,6 +265,6 @@ def _spec(described: Mapping[str, Any]) -> TensorSpec:
 
 
 def _size(value: object) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 2**63:  # that of a tensor is a 64-bit integer
         raise TypeError(f"size {value!r:.60}")
     return value

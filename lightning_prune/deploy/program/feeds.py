@@ -39,7 +39,10 @@ class Feeding:
 
     def firsts(self, inputs: Sequence[TensorSpec]) -> dict[int, Tensor]:
         """Return what these inputs hold at the first call, by number, where they are fed."""
-        return {i: torch.full(inputs[i].shape, value, dtype=inputs[i].dtype) for i, value in self.first.items()}
+        kinds = {
+            i: float if inputs[i].dtype.is_floating_point else int for i in self.first
+        }  # no integer of over 64 bits
+        return {i: torch.full(inputs[i].shape, kinds[i](x), dtype=inputs[i].dtype) for i, x in self.first.items()}
 
     def begun(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the inputs of a first call."""

@@ -141,7 +141,7 @@ MALFORMED = [
     *(without(key) for key in MANIFEST if key not in ("format", "digest", "labels")),
     *(put(value, key) for key in MANIFEST if key not in ("format", "digest") for value in (True, 3.5)),
     *(put(value, *FORWARD, "inputs") for value in (None, {}, 3, "text", [3], [[]], [{}])),
-    *(put(value, *FORWARD, "inputs", 0, "shape") for value in (None, 3, ["1"], [-1], [True], [1.0], {"a": 1})),
+    *(put(value, *FORWARD, "inputs", 0, "shape") for value in (None, 3, ["1"], [-1], [2**70], [True], [1.0], {"a": 1})),
     *(put(value, *FORWARD, "inputs", 0, "dtype") for value in (None, "float31", [], 3)),
     *(put(value, *FORWARD, "inputs", 0, "name") for value in (None, [], 3)),
     *(

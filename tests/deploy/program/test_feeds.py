@@ -211,3 +211,9 @@ def test_a_further_method_has_its_own(tmp_path: Path):
     artifact = export(model, tmp_path / "a.pte", example_inputs=example, methods={"step": step}, backend=Portable())
     assert not artifact.methods["forward"].feeds
     assert artifact.methods["step"].feeds == (Feed("h", "output_1"),)
+
+
+def test_a_first_value_of_more_than_64_bits_is_held_by_floats():
+    """A manifest may say so, since JSON knows no types: 2**70 is a number that float32 has."""
+    feeding = Feeding.of(MethodSpec((H,), OUT[1:2], (Feed("s.0", "output_1.0", 2**70),)))
+    assert torch.equal(feeding.firsts((H,))[0], torch.full((1, 8), 2.0**70))
