@@ -166,7 +166,7 @@ def accepted(
         example_inputs: a tensor or a tuple of tensors; None: the model's ``example_input_array``.
         backend: that of the table.
         tries: how many networks are made at most.
-        rounds: of turns, in which all are timed; more where they take less than half a second.
+        rounds: of turns, in which all are timed; more where they take less than a second and a half.
         measure: path of an exported .pte -> the milliseconds that a run of it takes on the table's device, a phone: by
             its benchmark screen, by ``adb``, or typed in by whoever holds it. It is asked for the dense network once,
             then for each that is made. None: they are timed here, and the table has to be of this machine.
