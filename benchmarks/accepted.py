@@ -18,7 +18,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -26,13 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from benchmarks.removal_speed import mobilenet, resnet
+from benchmarks.scores import Scores
 from benchmarks.tasks import Task, accuracy, fit, loss, quiet, seen, task
 from lightning_prune import Channel, Fisher, Global, Latency, MACs, OneShot, Recipe, Uniform, prune
 from lightning_prune.deploy import accepted, latency_table
 from lightning_prune.errors import PruningError
-from lightning_prune.run import pruner
 from lightning_prune.run.binding import units_of
-from lightning_prune.selection.costs import widths_within
 from lightning_prune.selection.targets import Targets
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -96,14 +94,7 @@ def main() -> None:
             {name: x.numel() for name, x in dense.state_dict().items()},
             [tuple(chosen.example.shape)],
         )
-        values: dict[str, np.ndarray] = {}
-
-        def noted(units: Any, candidates: Any, *rest: Any, values: Any = values) -> Any:  # noqa: ANN401
-            for name in units.sizes:
-                scores = candidates.scores[name] / candidates.scales.get(name, 1.0)
-                values.setdefault(name, np.sort(scores.flatten().double().numpy())[::-1])
-            return widths_within(units, candidates, *rest)
-
+        dense_scores = Scores(chosen.example)
         for share in args.shares:
             for way in args.ways:
                 scores, widths = list[float](), list[dict[str, int]]()
@@ -119,12 +110,10 @@ def main() -> None:
                     recipe = Recipe(
                         granularity=Channel(), criterion=Fisher(), need=wished, schedule=OneShot(), **options
                     )
-                    with mock.patch.object(pruner, "widths_within", noted):
+                    with dense_scores.noted():  # noqa: B023
                         prune(net, recipe, data, loss=loss, progress=False)  # noqa: B023
-                    left = units_of(Channel(), Targets(), net, (chosen.example,)).sizes
-                    widths.append({name: left.get(name, 1) for name in values})  # noqa: B023
-                    kept = sum(own[: widths[-1][name]].sum() for name, own in values.items())  # noqa: B023
-                    scores.append(float(kept / sum(own.sum() for own in values.values())))  # noqa: B023
+                    widths.append(dense_scores.widths(net))  # noqa: B023
+                    scores.append(dense_scores.kept(widths[-1]))  # noqa: B023
                     return net.eval()
 
                 try:
@@ -139,7 +128,7 @@ def main() -> None:
                 told += f" {accuracy(done.model, chosen):9.1f}"
                 tuned = accuracy(fit(done.model, chosen, args.tune, seed, slower=2), chosen) if args.tune else np.nan
                 left = widths[done.chosen]
-                predicted = cost.left({name: len(own) - left[name] for name, own in values.items()})
+                predicted = cost.left({name: len(own) - left[name] for name, own in dense_scores.values.items()})
                 ratio = predicted / done.rounds[done.chosen].milliseconds
                 print(f"{seed:4} {share:5} {way:8} {told} {tuned:6.1f} {ratio:9.3f}  {[*left.values()]}", flush=True)
 

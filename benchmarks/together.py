@@ -18,13 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.scores import Scores
 from benchmarks.tasks import Task, accuracy, fit, loss, quiet, seen, task
 from lightning_prune import Channel, Fisher, Global, MACs, OneShot, Recipe, Uniform, prune
-from lightning_prune.run import pruner
-from lightning_prune.run.binding import units_of
 from lightning_prune.selection import costs
-from lightning_prune.selection.costs import widths_within
-from lightning_prune.selection.targets import Targets
 
 RIVALS: dict[str, dict[str, Any]] = {
     "MACs": {"allocation": Global(cost="macs")},
@@ -32,38 +29,22 @@ RIVALS: dict[str, dict[str, Any]] = {
 }
 
 
-def sizes(net: nn.Module, chosen: Task) -> dict[str, int]:
-    """Return the width of each channel group."""
-    return dict(units_of(Channel(), Targets(), net, (chosen.example,)).sizes)
-
-
-def pruned(
-    dense: nn.Module, chosen: Task, share: float, way: str, values: dict[str, np.ndarray]
-) -> tuple[float, float]:
-    """Return the accuracy of a copy at a share of its MACs, and the share of scores that is kept.
+def pruned(dense: nn.Module, chosen: Task, share: float, way: str, scores: Scores) -> tuple[float, float]:
+    """Return the accuracy of a copy at a share of its MACs, and the percent of scores that are kept.
 
     Args:
         dense: trained.
         chosen: its task.
         share: of the MACs that is left.
         way: a rival, or the factor.
-        values: channel group -> its scores, highest first; filled by the first call that chooses widths.
+        scores: of the dense network.
     """
-
-    def noted(units: Any, candidates: Any, *rest: Any) -> Any:  # noqa: ANN401
-        for name in units.sizes:
-            scores = candidates.scores[name] / candidates.scales.get(name, 1.0)
-            values.setdefault(name, np.sort(scores.flatten().double().numpy())[::-1])
-        return widths_within(units, candidates, *rest)
-
     net, options = copy.deepcopy(dense), RIVALS.get(way, {})
     recipe = Recipe(granularity=Channel(), criterion=Fisher(), need=MACs(share), schedule=OneShot(), **options)
     factor = costs._TOGETHER if options else float(way)
-    with mock.patch.object(pruner, "widths_within", noted), mock.patch.object(costs, "_TOGETHER", factor):
+    with scores.noted(), mock.patch.object(costs, "_TOGETHER", factor):
         prune(net, recipe, seen(chosen, 8, 0), loss=loss, progress=False)
-    left = sizes(net, chosen)
-    kept = sum(own[: left.get(name, 1)].sum() for name, own in values.items())
-    return accuracy(net.eval(), chosen), 100 * float(kept / sum(own.sum() for own in values.values()))
+    return accuracy(net.eval(), chosen), 100 * scores.kept(scores.widths(net))
 
 
 def main() -> None:
@@ -85,9 +66,9 @@ def main() -> None:
             torch.manual_seed(1000 + seed)
             net = fit(chosen.make(*chosen.widths), chosen, chosen.first, seed).eval()
             dense.append(accuracy(net, chosen))
-            values: dict[str, np.ndarray] = {}
+            scores = Scores(chosen.example)
             for share, way in ((share, way) for share in args.shares for way in ways):
-                told.setdefault((share, way), []).append(pruned(net, chosen, share, way, values))
+                told.setdefault((share, way), []).append(pruned(net, chosen, share, way, scores))
         print(f"{name}, dense {np.mean(dense):.1f}, {args.seeds} seeds\n{'':6}" + "".join(f"{way:>14}" for way in ways))
         for share in args.shares:
             cells = [np.mean(told[share, way], axis=0) for way in ways]

@@ -196,7 +196,6 @@ class Judge:
     ) -> None:
         self._options, self._folder, self.watch = options, folder, watch
         self._asked = self.drop = arguments.max_drop
-        self._count = 0
         self._has_integers = options["backend"].quantization is not None and "metric" in options
 
     @property
@@ -211,8 +210,8 @@ class Judge:
             the drop that is left to pruning, and the milliseconds that it aims at.
         """
         tried, problem = pruned.tried, ""
-        self._count += 1
-        artifact = exported(export, model, self._folder / f"{self._count}.pte", self._options)
+        number = 0 if self.watch is None else len(self.watch.attempts)  # those before are timed again
+        artifact = exported(export, model, self._folder / f"{number}.pte", self._options)
         if tried is not None and tried.best is not None and self._has_integers:
             guard = Guard(tried.metric, "max" if tried.higher_is_better else "min", self._asked)
             cost = artifact.metrics["eager"] - artifact.metrics["executorch"]

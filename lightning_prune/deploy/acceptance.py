@@ -49,48 +49,45 @@ class Aim:
 
     def __init__(self, limit: float, dense: float, scale: float = 1.0) -> None:
         self.limit, self.asked, self._most = limit, _AIM * limit * scale, 0.99 * dense
-        self._asked, self._taken = list[float](), list[float]()
+        self.told: list[tuple[float, float]] = []
+        """What was asked for, and what came of it, in order; in milliseconds."""
 
     def tell(self, taken: Sequence[float]) -> None:
         """Take up what all networks take that were asked for, in their order, in milliseconds, and aim anew."""
-        self._asked.append(self.asked)
-        self._taken = list(taken)
-        told = list(zip(self._asked, self._taken, strict=True))
+        asked = [*(before for before, _ in self.told), self.asked]
+        self.told = list(zip(asked, taken, strict=True))
         short, long = self._around
         target = _AIM * self.limit
         if short is None or long is None:
-            asked, took = max(filter(None, (short, long)))
-            (before, then), (last, now) = ((0.0, 0.0), *told)[-2:]
+            near, took = max(filter(None, (short, long)))
+            (before, then), (last, now) = ((0.0, 0.0), *self.told)[-2:]
             rise = (now - then) / (last - before) if last != before else 0.0
-            asked = (
-                min(max(asked + (target - took) / rise, asked / 2), 2 * asked) if rise > 0 else asked * target / took
-            )
+            wished = min(max(near + (target - took) / rise, near / 2), 2 * near) if rise > 0 else near * target / took
         else:
             is_stuck = len({each > self.limit for each in taken[-2:]}) == 1
             part = 0.5 if is_stuck else min(max((target - short[1]) / (long[1] - short[1]), 0.1), 0.9)
-            asked = short[0] + part * (long[0] - short[0])
-        self.asked = min(asked, self._most)
+            wished = short[0] + part * (long[0] - short[0])
+        self.asked = min(wished, self._most)
 
     @property
     def chosen(self) -> int | None:
         """Number of the network that takes longest of those that are fast enough; None where none is."""
-        fits = [number for number, each in enumerate(self._taken) if each <= self.limit]
-        return max(fits, key=lambda number: self._taken[number], default=None)
+        fits = [number for number, (_, taken) in enumerate(self.told) if taken <= self.limit]
+        return max(fits, key=lambda number: self.told[number][1], default=None)
 
     @property
     def is_over(self) -> bool:
         """Whether there is a network that takes hardly less than it may, or none is chosen between it and the next."""
         short, long = self._around
-        if self.chosen is not None and self._taken[self.chosen] >= _CLOSE * self.limit:
+        if self.chosen is not None and self.told[self.chosen][1] >= _CLOSE * self.limit:
             return True
         return short is not None and long is not None and long[0] < _SAME * short[0]
 
     @property
     def _around(self) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
         """What was asked and taken: the most that was fast enough, and the least above it that was too slow."""
-        told = list(zip(self._asked, self._taken, strict=True))
-        short = max((each for each in told if each[1] <= self.limit), default=None)
-        slow = [each for each in told if each[1] > self.limit and (short is None or each[0] > short[0])]
+        short = max((each for each in self.told if each[1] <= self.limit), default=None)
+        slow = [each for each in self.told if each[1] > self.limit and (short is None or each[0] > short[0])]
         return short, min(slow, default=None)
 
 
@@ -205,7 +202,7 @@ def accepted(
     whole = folded_copy(dense)
     sizes = {name: x.numel() for name, x in whole.state_dict().items()}
     anchor = table.network_of(sizes, [shape for shape, _ in shapes]).anchors[0].milliseconds
-    models, asked, taken, aim = list[nn.Module](), list[float](), list[float](), Aim(need.ms, anchor)
+    models, taken, aim = list[nn.Module](), list[float](), Aim(need.ms, anchor)
     with scratch() as folder, CHILD.releasing():
         bench = Bench(backend, table.threads, rounds, folder)
         turns, took, here = list[list[dict[str, Any]]](), anchor, bench.table(None)
@@ -227,7 +224,6 @@ def accepted(
             if not isinstance(model, nn.Module):
                 raise TypeError(f"make must return the pruned model, and returned {model!r:.60}: prune changes its own")
             models.append(model)
-            asked.append(aim.asked)
             if measure is None:
                 with isolated():
                     turns.append(bench.lowered([Program(folded_copy(model), shapes, False)]))
@@ -244,7 +240,7 @@ def accepted(
             f"Latency(ms={need.ms:g}) is not met in {len(taken)} rounds: {min(taken):.4g} ms is the least that was"
             " measured; allow more milliseconds or more tries"
         )
-    told = tuple(Round(*each, each[1] / took) for each in zip(asked, taken, strict=True))
+    told = tuple(Round(asked, each, each / took) for asked, each in aim.told)
     return Accepted(models[number], need, told, number)
 
 

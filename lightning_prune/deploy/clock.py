@@ -17,8 +17,8 @@ caches: `python -m benchmarks.settling` found 8.0 to 9.5 ms for a program of 45 
 _SECONDS = 30.0
 """For all rounds together; there are two at least in each pass."""
 _LEAST_SECONDS = 1.5
-"""For all rounds together. What else a machine begins to do can fill a tenth of a second: shares of a network of 0.05
-ms were up to 12 % apart in such sessions, and 0.5 % in those of this length (`python -m benchmarks.settling`)."""
+"""For all rounds together: what else a machine begins to do can fill a tenth of a second. From session to session of
+this length the share of a network of 0.05 ms changed by 0.4 % (`python -m benchmarks.settling`)."""
 FEWEST = 10
 """Rounds: of fewer there is no lower tenth."""
 COARSEST = 1_000_000

@@ -20,7 +20,7 @@ _ROUNDS = 12
 _TOGETHER = 1.0
 """How much more the scores that a group loses weigh than one by one, when all are lost. Channels that go from one layer
 do not go independently, and what is left has to take over for all of them. Chosen on digits and letters
-(`python -m benchmarks.together`): 3 is as accurate, and keeps less score than a ranking by MACs does."""
+(`python -m benchmarks.together`): larger factors are hardly more accurate, and keep less score."""
 
 
 @dataclass(frozen=True)

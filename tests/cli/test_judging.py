@@ -34,7 +34,7 @@ def test_what_integers_cost_is_left_out_of_the_drop(
     options = ("--max-drop", 0.2, "--metric", "net.py:accuracy", "--int8", "-o", tmp_path / "small.pte")
     code, _, err = fit_to(capsys, net, *options)
     assert code == 0, err
-    assert [path.name for path, _ in written] == ["1.pte", "2.pte", "small.pte"]
+    assert [path.name for path, _ in written] == ["0.pte", "0.pte", "small.pte"]
     assert not written[0][0].exists()
     assert [line for line in err.splitlines() if "worse" in line] == [
         f"fit-to: pruning Sequential towards fewest MACs, {net}:accuracy at most {drop} worse"
@@ -153,6 +153,16 @@ class TestMilliseconds:
         assert clock[:3] == [15, 20, 18]
         assert [line.split()[1] for line in out.splitlines()[3:6]] == ["3", "5", "2"]
         assert loaded_model(f"{net}:make", tmp_path / "small.pt").get_parameter("0.weight").shape[0] == 15
+
+    def test_where_another_need_holds_the_network_it_is_not_tried_again(
+        self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, clock: list[int]
+    ) -> None:
+        """60 parameters take less than the milliseconds that are allowed, however many of these are asked for."""
+        code, _, err = fit_to(capsys, net, "--latency-ms", 4, "--need", "params=60", "-o", tmp_path / "small.pte")
+        assert code == 0, err
+        assert len(clock) == 2
+        assert clock[0] == clock[1] < 13
+        assert loaded_model(f"{net}:make", tmp_path / "small.pt").get_parameter("0.weight").shape[0] == clock[0]
 
     def test_with_a_drop_the_report_has_the_milliseconds(
         self, capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path, clock: list[int]

@@ -35,8 +35,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 STEPS = 7
-# without any state of ours the schedule begins where an ordinary fit was stopped, and what is left is too short for it
-NAMED = re.compile(r".* is malformed|the schedule ends at step 7, but this run has only 3 ")
+# without any state of ours, or with an earlier step, the schedule begins too late for what is left of the fit
+NAMED = re.compile(r".* is malformed|the schedule ends at step 7, but this run has only [0-6] ")
 
 
 class SaveAt(Callback):
@@ -151,7 +151,7 @@ def test_one_value_of_a_checkpoint_changed(content: dict[str, Any], folder: Path
     drawn, ends = random.Random(0), Counter[str]()
     ours = [KEY, *content["callbacks"]]
     bare = []
-    for number in range(120):
+    for number in range(180):
         name = ours[0] if number % 2 else drawn.choice(ours[1:])
         changed = dict(content)
         if name == KEY:
@@ -165,4 +165,4 @@ def test_one_value_of_a_checkpoint_changed(content: dict[str, Any], folder: Path
         if error is not None and not isinstance(error, PruningError) and not NAMED.match(str(error)):
             bare.append((number, name, f"{error!r:.200}", *traceback.extract_tb(error.__traceback__)[-2:]))
     assert not bare, "\n".join(map(str, bare))
-    assert min(ends["goes on"], ends["refused"]) > 10, ends
+    assert min(ends["goes on"], ends["refused"]) > 20, ends

@@ -39,10 +39,12 @@ class Feeding:
 
     def firsts(self, inputs: Sequence[TensorSpec]) -> dict[int, Tensor]:
         """Return what these inputs hold at the first call, by number, where they are fed."""
-        kinds = {
-            i: float if inputs[i].dtype.is_floating_point else int for i in self.first
-        }  # no integer of over 64 bits
-        return {i: torch.full(inputs[i].shape, kinds[i](x), dtype=inputs[i].dtype) for i, x in self.first.items()}
+        firsts = dict[int, Tensor]()
+        for i, value in self.first.items():
+            shape, dtype = inputs[i].shape, inputs[i].dtype
+            # torch takes no int of more than 64 bits, also where floats hold it
+            firsts[i] = torch.full(shape, float(value) if dtype.is_floating_point else value, dtype=dtype)
+        return firsts
 
     def begun(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the inputs of a first call."""
